@@ -1,0 +1,41 @@
+"""What a generation cost, as a dataclass that every front end prints."""
+
+import resource
+import sys
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Stats:
+    """Counts and seconds of one turn; seconds are wall clock."""
+
+    load_s: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    completion_tokens: int = 0
+    decode_s: float = 0.0
+    kv_bytes: int = 0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        return self.completion_tokens / self.decode_s if self.decode_s else 0.0
+
+    def to_dict(self) -> dict:
+        """Every figure by name, rates and the process's peak memory included."""
+        return asdict(self) | {
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,51 @@
+"""Every error the user can meet: one message, one hint (the next command to type), one exit code.
+
+Library code raises these; only `v4cli.cli` turns them into output and an exit status.
+"""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Documented exit codes of the `v4` command."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    MODEL = 3
+    RESOURCES = 4
+    NETWORK = 5
+    LIMIT = 6
+    INTERRUPTED = 130
+
+
+class V4Error(Exception):
+    """Base of all expected errors. `hint` names what to do next; it may be empty."""
+
+    exit_code = Exit.FAILURE
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(V4Error):
+    """The command line or a request is wrong."""
+
+    exit_code = Exit.USAGE
+
+
+class RequestError(UsageError):
+    """A message list, tool schema or request body is not valid."""
+
+
+class ModelError(V4Error):
+    """A model is missing, incomplete, corrupt or of an unsupported kind."""
+
+    exit_code = Exit.MODEL
+
+
+class ResourceError(V4Error):
+    """Not enough RAM, VRAM or disk."""
+
+    exit_code = Exit.RESOURCES

@@ -1,0 +1,99 @@
+"""nano's trainable parameters: fp32 masters under official tensor names, seen by the forward as the quantized
+values the shipped checkpoint will hold (straight-through gradients)."""
+
+import torch
+from torch import Tensor, nn
+from v4kernels.reference import Weight
+
+from v4cli.model.weights import KINDS
+from v4cli.weights.formats import fake_fp4, fake_fp8
+from v4cli.weights.schema import expected_tensors
+
+FAKE = {"fp8": fake_fp8, "fp4": fake_fp4}
+
+
+class TrainableWeight(Weight):
+    """A master matrix; `dense()` gives its quantized value with the master's gradient."""
+
+    __slots__ = ("master", "quantized")
+
+    def __init__(self, kind: str, master: nn.Parameter):
+        super().__init__(kind)
+        self.master = master
+        self.quantized = None
+
+    def requantize(self) -> None:
+        """Refresh the quantized value after an optimizer step."""
+        if self.kind in FAKE:
+            with torch.no_grad():
+                self.quantized = FAKE[self.kind](self.master) - self.master
+
+    def dense(self) -> Tensor:
+        return self.master if self.quantized is None else self.master + self.quantized
+
+
+class Parameters:
+    """All tensors of a trunk, created from a seed; a weight source for model.weights.build."""
+
+    def __init__(self, config, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        self.tensors: dict[str, Tensor] = {}
+        self.weights: dict[str, TrainableWeight] = {}
+        for name, spec in expected_tensors(config, with_mtp=False).items():
+            if name.endswith(".scale"):
+                continue
+            shape = (spec.shape[0], spec.shape[1] * 2) if spec.dtype == "I8" else spec.shape
+            value = initial(config, name, shape, generator)
+            trainable = value.is_floating_point() and not name.endswith("gate.bias")
+            self.tensors[name] = nn.Parameter(value) if trainable else value
+            if trainable and len(shape) == 2 and name.endswith(".weight"):
+                self.weights[name] = TrainableWeight(KINDS[spec.dtype], self.tensors[name])
+
+    def weight(self, name: str) -> Weight:
+        return self.weights[name]
+
+    def vector(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def requantize(self) -> None:
+        for weight in self.weights.values():
+            weight.requantize()
+
+    def groups(self, weight_decay: float) -> list[dict]:
+        """Optimizer groups: matrices decay, vectors and hyper-connections do not."""
+        trained = {n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)}
+        matrices = [t for n, t in trained.items() if n in self.weights]
+        others = [t for n, t in trained.items() if n not in self.weights]
+        return [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+
+def initial(config, name: str, shape, generator) -> Tensor:
+    """Starting value of one tensor: unit norms, fan-in scaled matrices, hyper-connections near plain residual."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "tid2eid":
+        rows = torch.rand((shape[0], config.n_routed_experts), generator=generator)
+        return rows.topk(shape[1], dim=-1).indices
+    if name.endswith("norm.weight"):
+        return torch.ones(shape)
+    if leaf in ("bias", "attn_sink", "ape"):
+        return torch.zeros(shape)
+    if leaf.startswith("hc_"):
+        return initial_hyper(config, leaf, shape, generator)
+    std = 0.02 if name in ("embed.weight", "head.weight") else shape[-1] ** -0.5 * 0.5
+    return torch.randn(shape, generator=generator) * std
+
+
+def initial_hyper(config, leaf: str, shape, generator) -> Tensor:
+    """Collapse weights 1/S, post 1, comb close to the identity; the input-dependent part starts small."""
+    n = config.hc_mult
+    if leaf.endswith("fn"):
+        return torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+    if leaf.endswith("scale"):
+        return torch.full(shape, 0.1)
+    collapse = torch.full((n,), -1.0986)  # sigmoid = 1/4
+    if leaf == "hc_head_base":
+        return collapse
+    return torch.cat((collapse, torch.zeros(n), 4.0 * torch.eye(n).flatten()))

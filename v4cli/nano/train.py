@@ -1,0 +1,176 @@
+"""Train nano on generated dialogues through the differentiable reference ops: `python -m v4cli.nano.train`.
+
+In: a seed. Out: v4cli/nano/checkpoint in the official format, and a CSV log of the loss. Sequences of a batch
+are laid end to end (no padding); the loss covers only what the assistant writes.
+"""
+
+import argparse
+import csv
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from v4kernels.reference import ReferenceOps
+
+from v4cli.chat.encoding import encode_april
+from v4cli.chat.tokenizer import Tokenizer
+from v4cli.model.v4 import V4, Segment
+from v4cli.model.weights import build
+from v4cli.nano import recipe
+from v4cli.nano.dialogues import generate
+from v4cli.nano.parameters import Parameters
+from v4cli.weights.writer import write_checkpoint
+
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+BATCH_TOKENS = 8192
+MAX_TOKENS = 1536
+PEAK_LR = 2e-3
+WARMUP_STEPS = 60
+BIAS_RATE = 1e-3  # noaux_tc: how far a router bias moves per step towards balance
+
+
+class TrainingOps(ReferenceOps):
+    """Reference ops made affordable to train through; also counts how often each expert is chosen.
+
+    Activations are bf16, and the memory-bound ops (Sinkhorn above all: 20 iterations on 4x4 matrices) are
+    compiled into single loops.
+    """
+
+    def __init__(self):
+        super().__init__("exact")
+        self.dtype = torch.bfloat16
+        self.loads: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for op in ("hc_pre", "hc_post", "rms_norm"):
+            setattr(self, op, torch.compile(getattr(self, op), dynamic=True))
+
+    def hc_post(self, out, streams, post, comb):
+        mixed = (comb[..., None] * streams.float()[:, :, None]).sum(1)
+        return (mixed + post[..., None] * out.float()[:, None]).to(self.dtype)
+
+    def _weighted_sum(self, streams, weights):
+        return (weights[..., None] * streams.float()).sum(1).to(self.dtype)
+
+    def route(self, x, gate, top_k, scale, bias=None, chosen=None):
+        ids, weights = super().route(x, gate, top_k, scale, bias, chosen)
+        if bias is not None:
+            self.loads.append((bias, torch.bincount(ids.flatten(), minlength=len(bias))))
+        return ids, weights
+
+    def balance(self) -> None:
+        """Nudge every router bias against its load and forget the counts."""
+        for bias, load in self.loads:
+            bias += BIAS_RATE * torch.sign(load.float().mean() - load.float())
+        self.loads.clear()
+
+
+def assistant_targets(ids: list[int], tokenizer: Tokenizer, thinking: bool) -> list[int]:
+    """Next-token targets of one rendered dialogue; -100 where the assistant is not speaking.
+
+    Of a thinking dialogue only the turns that still carry their reasoning are learned.
+    """
+    assistant, eos = tokenizer.special_id("<｜Assistant｜>"), tokenizer.eos_id
+    header = tokenizer.special_id("<think>" if thinking else "</think>")
+    targets = [-100] * len(ids)
+    speaking = False
+    for i in range(1, len(ids)):
+        if speaking:
+            targets[i - 1] = ids[i]
+            speaking = ids[i] != eos
+        elif ids[i - 1] == assistant:
+            speaking = ids[i] == header
+    return targets
+
+
+def batches(tokenizer: Tokenizer, seed: int):
+    """Endless batches: ids (N,), targets (N,), lengths of the sequences laid end to end."""
+    rng = random.Random(seed)
+    ids, targets, lengths = [], [], []
+    while True:
+        dialogue = generate(rng, "train")
+        prompt = encode_april(dialogue.messages, thinking_mode=dialogue.thinking_mode)
+        row = tokenizer.encode_prompt(prompt)
+        if len(row) > MAX_TOKENS:
+            continue
+        if len(ids) + len(row) > BATCH_TOKENS:
+            yield torch.tensor(ids), torch.tensor(targets), lengths
+            ids, targets, lengths = [], [], []
+        ids += row
+        targets += assistant_targets(row, tokenizer, dialogue.thinking_mode == "thinking")
+        lengths.append(len(row))
+
+
+def batch_loss(model: V4, ids: torch.Tensor, targets: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Mean cross entropy over the assistant's tokens."""
+    segments, at = [], 0
+    for length in lengths:
+        segments.append(Segment(at, at + length, model.new_state()))
+        at += length
+    hidden = model.forward(ids, segments)
+    spoken = targets >= 0
+    return F.cross_entropy(model.logits(hidden[spoken]).float(), targets[spoken])
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, constant, then linear decay to zero over the second half."""
+    return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (steps - step) / steps)
+
+
+def train(steps: int, seed: int, log_path: Path, out: Path) -> None:
+    """The whole run; writes a checkpoint every 200 steps and at the end."""
+    torch.manual_seed(seed)
+    config = recipe.config()
+    tokenizer = Tokenizer.from_file(out / "tokenizer.json")
+    parameters, ops = Parameters(config, seed), TrainingOps()
+    model = V4(config, build(config, parameters), ops)
+    optimizer = torch.optim.AdamW(parameters.groups(0.05), lr=PEAK_LR, betas=(0.9, 0.95), fused=True)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    start, tokens = time.monotonic(), 0
+    with log_path.open("w", newline="") as file:
+        log = csv.writer(file)
+        log.writerow(["step", "loss", "grad_norm", "lr", "tokens", "elapsed_s"])
+        for step, (ids, targets, lengths) in zip(range(steps), batches(tokenizer, seed)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps)
+            parameters.requantize()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = batch_loss(model, ids, targets, lengths)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            if math.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ops.balance()
+            tokens += len(ids)
+            elapsed = time.monotonic() - start
+            log.writerow([step, f"{loss:.4f}", f"{norm:.3f}", f"{group['lr']:.2e}", tokens, f"{elapsed:.0f}"])
+            if step % 10 == 0:
+                file.flush()
+                print(f"step {step}/{steps} loss {loss:.4f} {tokens / elapsed:.0f} tok/s", flush=True)
+            if step % 200 == 199 or step + 1 == steps:
+                export(config, parameters, out)
+
+
+def export(config, parameters: Parameters, out: Path) -> None:
+    """Write the official-format checkpoint."""
+    tensors = {name: tensor.detach() for name, tensor in parameters.tensors.items()}
+    write_checkpoint(out, config, tensors, generation_config=recipe.GENERATION_CONFIG)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train nano")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=20261124)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--log", type=Path, default=Path("runs/nano/loss.csv"))
+    parser.add_argument("--out", type=Path, default=CHECKPOINT)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train(args.steps, args.seed, args.log, args.out)
+
+
+if __name__ == "__main__":
+    main()
