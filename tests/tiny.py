@@ -1,0 +1,78 @@
+"""Random official-format checkpoints for tests, and the golden tiny one made openable."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from v4cli.model.config import V4Config
+from v4cli.nano import recipe
+from v4cli.weights.schema import expected_tensors
+from v4cli.weights.writer import write_checkpoint
+
+SMALL = recipe.CONFIG | {
+    "vocab_size": 512,
+    "head_dim": 512,
+    "index_n_heads": 8,
+    "index_topk": 16,
+    "moe_intermediate_size": 128,
+    "initializer_range": 0.02,
+}
+FLASH_LIKE = SMALL | {"compress_ratios": [0, 0, 4, 128, 4, 128], "num_hash_layers": 2}
+PRO_LIKE = SMALL | {
+    "compress_ratios": [128, 128, 4, 128, 4],
+    "num_hidden_layers": 5,
+    "num_hash_layers": 3,
+    "num_attention_heads": 8,
+    "o_groups": 4,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "index_topk": 24,
+}
+
+
+def config(values: dict) -> V4Config:
+    return V4Config.from_dict(values)
+
+
+def random_checkpoint(path: Path, values: dict, seed: int = 0, shards: int = 2) -> Path:
+    """Write random weights whose logits are O(1) and whose routing, gates and sinks vary."""
+    cfg = config(values)
+    g = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, spec in expected_tensors(cfg, with_mtp=False).items():
+        if name.endswith(".scale"):
+            continue
+        shape = (spec.shape[0], 2 * spec.shape[1]) if spec.dtype == "I8" else spec.shape
+        if spec.dtype == "I64":
+            tensors[name] = torch.rand((shape[0], cfg.n_routed_experts), generator=g).topk(shape[1]).indices
+        elif name.endswith("norm.weight"):
+            tensors[name] = 1 + 0.1 * torch.randn(shape, generator=g)
+        elif "hc_" in name and name.endswith("_scale"):
+            tensors[name] = 0.5 + torch.rand(shape, generator=g)
+        else:
+            spread = 1.0 if len(shape) == 1 or "embed" in name else shape[-1] ** -0.5
+            tensors[name] = torch.randn(shape, generator=g) * spread
+    write_checkpoint(path, cfg, tensors, recipe.GENERATION_CONFIG, shards)
+    return path
+
+
+def golden_tiny(golden: Path, out: Path) -> Path:
+    """The golden tiny checkpoint as a folder with an official config.json."""
+    short = json.loads((golden / "tiny" / "config.json").read_text())["config"]
+    names = {
+        "vocab_size": "vocab_size", "dim": "hidden_size", "moe_inter_dim": "moe_intermediate_size",
+        "n_layers": "num_hidden_layers", "n_hash_layers": "num_hash_layers", "n_heads": "num_attention_heads",
+        "n_routed_experts": "n_routed_experts", "n_activated_experts": "num_experts_per_tok",
+        "route_scale": "routed_scaling_factor", "q_lora_rank": "q_lora_rank", "head_dim": "head_dim",
+        "rope_head_dim": "qk_rope_head_dim", "o_groups": "o_groups", "o_lora_rank": "o_lora_rank",
+        "index_n_heads": "index_n_heads", "index_head_dim": "index_head_dim", "index_topk": "index_topk",
+        "compress_ratios_main": "compress_ratios",
+    }  # fmt: skip
+    values = recipe.CONFIG | {official: short[key] for key, official in names.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(values))
+    shutil.copyfile(golden / "tiny" / "main.safetensors", out / "model.safetensors")
+    return out
