@@ -91,18 +91,18 @@ class ReferenceOps:
         flat = streams.flatten(1).float()
         return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
 
-    def hc_pre(self, streams: Tensor, hc, norm_eps: float, iters: int, eps: float):
+    def hc_pre(self, streams: Tensor, fn, base, scale, norm_eps: float, iters: int, eps: float):
         """Collapse streams (N, S, D) to the sublayer input y (N, D), with post (N, S) and comb (N, S, S).
 
-        `hc` has fn (2S+S*S, S*D), scale (3,), base (2S+S*S,), all fp32.
+        fn (2S+S*S, S*D), base (2S+S*S,), scale (3,), all fp32.
         """
         n_streams = streams.shape[1]
-        mixes = self.hc_mixes(streams, hc.fn, norm_eps).float()
+        mixes = self.hc_mixes(streams, fn, norm_eps).float()
         pre, post, comb = mixes.split((n_streams, n_streams, n_streams**2), dim=-1)
-        base_pre, base_post, base_comb = hc.base.split((n_streams, n_streams, n_streams**2))
-        pre = torch.sigmoid(pre * hc.scale[0] + base_pre) + eps
-        post = 2 * torch.sigmoid(post * hc.scale[1] + base_post)
-        comb = sinkhorn((comb * hc.scale[2] + base_comb).unflatten(-1, (n_streams, n_streams)), iters, eps)
+        base_pre, base_post, base_comb = base.split((n_streams, n_streams, n_streams**2))
+        pre = torch.sigmoid(pre * scale[0] + base_pre) + eps
+        post = 2 * torch.sigmoid(post * scale[1] + base_post)
+        comb = sinkhorn((comb * scale[2] + base_comb).unflatten(-1, (n_streams, n_streams)), iters, eps)
         return self._weighted_sum(streams, pre), post, comb
 
     def hc_post(self, out: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class ReferenceOps:
         mixed = torch.matmul(comb.transpose(1, 2), streams.float())
         return (mixed + post[..., None] * out.float()[:, None]).to(self.dtype)
 
-    def hc_head(self, streams: Tensor, hc, norm_eps: float, eps: float) -> Tensor:
-        """Final collapse of streams (N, S, D) -> (N, D); hc.fn (S, S*D), scale (1,), base (S,)."""
-        pre = torch.sigmoid(self.hc_mixes(streams, hc.fn, norm_eps).float() * hc.scale + hc.base) + eps
+    def hc_head(self, streams: Tensor, fn, base, scale, norm_eps: float, eps: float) -> Tensor:
+        """Final collapse of streams (N, S, D) -> (N, D); fn (S, S*D), base (S,), scale (1,)."""
+        pre = torch.sigmoid(self.hc_mixes(streams, fn, norm_eps).float() * scale + base) + eps
         return self._weighted_sum(streams, pre)
 
     def _weighted_sum(self, streams: Tensor, weights: Tensor) -> Tensor:

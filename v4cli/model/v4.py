@@ -50,22 +50,19 @@ class V4:
         turns = {ratio: cis(freqs, positions) for ratio, freqs in self.freqs.items()}
         embedded = ops.embed(ids, w.embed)  # (N, D)
         streams = embedded[:, None].expand(-1, cfg.hc_mult, -1)  # (N, S, D)
+        hyper = cfg.rms_norm_eps, cfg.hc_sinkhorn_iters, cfg.hc_eps
         for i, layer in enumerate(w.layers):
-            x, post, comb = ops.hc_pre(
-                streams, layer.hc_attn, cfg.rms_norm_eps, cfg.hc_sinkhorn_iters, cfg.hc_eps
-            )
+            x, post, comb = ops.hc_pre(streams, *layer.hc_attn, *hyper)
             x = ops.rms_norm(x, layer.attn_norm, cfg.rms_norm_eps)
             x = self.attention(i, x, turns[self.ratios[i]], segments)  # (N, D)
             streams = ops.hc_post(x, streams, post, comb)  # (N, S, D)
-            x, post, comb = ops.hc_pre(
-                streams, layer.hc_ffn, cfg.rms_norm_eps, cfg.hc_sinkhorn_iters, cfg.hc_eps
-            )
+            x, post, comb = ops.hc_pre(streams, *layer.hc_ffn, *hyper)
             x = ops.rms_norm(x, layer.ffn_norm, cfg.rms_norm_eps)
             x = self.moe(layer.ffn, x, ids)  # (N, D)
             streams = ops.hc_post(x, streams, post, comb)
         for segment in segments:
             segment.state.n_tokens += segment.stop - segment.start
-        hidden = ops.hc_head(streams, w.hc_head, cfg.rms_norm_eps, cfg.hc_eps)  # (N, D)
+        hidden = ops.hc_head(streams, *w.hc_head, cfg.rms_norm_eps, cfg.hc_eps)  # (N, D)
         return ops.rms_norm(hidden, w.norm, cfg.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:

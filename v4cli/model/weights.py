@@ -42,8 +42,9 @@ def _layer(config, source: Source, i: int) -> SimpleNamespace:
     )
 
 
-def _hyper(source: Source, at: str) -> SimpleNamespace:
-    return SimpleNamespace(**{part: source.vector(f"{at}_{part}") for part in ("fn", "base", "scale")})
+def _hyper(source: Source, at: str) -> tuple[Tensor, Tensor, Tensor]:
+    """fn, base, scale of one hyper-connection, in the order the ops take them."""
+    return tuple(source.vector(f"{at}_{part}") for part in ("fn", "base", "scale"))
 
 
 def _attention(source: Source, at: str, ratio: int) -> SimpleNamespace:

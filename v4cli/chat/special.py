@@ -1,0 +1,67 @@
+"""Special tokens of V4 by name, and prompts as segments: what is markup is marked so, what is text stays text (spec 5.1, 5.6)."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
+PAD = "<｜▁pad▁｜>"
+USER = "<｜User｜>"
+ASSISTANT = "<｜Assistant｜>"
+THINK = "<think>"
+END_THINK = "</think>"
+DSML = "｜DSML｜"
+REMINDER = "<｜latest_reminder｜>"
+TASKS = {name: f"<｜{name}｜>" for name in ("action", "query", "authority", "domain", "title", "read_url")}
+ALL = (BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK, DSML, REMINDER, *TASKS.values(), "<｜extracted_url｜>")
+
+_SPLIT = re.compile("(" + "|".join(map(re.escape, ALL)) + ")")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a prompt: one special token, or text that must never become one."""
+
+    text: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt. Neighbouring text segments are already merged, so that BPE sees them whole."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
+    def __iter__(self) -> Iterator[Segment]:
+        return iter(self.segments)
+
+
+class PromptBuilder:
+    """Collects text and markup into a Prompt."""
+
+    def __init__(self):
+        self._segments: list[Segment] = []
+
+    def text(self, text: str) -> None:
+        """Text from outside: stays text whatever it spells."""
+        if not text:
+            return
+        if self._segments and not self._segments[-1].special:
+            text = self._segments.pop().text + text
+        self._segments.append(Segment(text, False))
+
+    def special(self, token: str) -> None:
+        self._segments.append(Segment(token, True))
+
+    def markup(self, text: str) -> None:
+        """Text of ours or of the model: the special tokens it spells are meant."""
+        for i, piece in enumerate(_SPLIT.split(text)):
+            self.special(piece) if i % 2 else self.text(piece)
+
+    def build(self) -> Prompt:
+        return Prompt(tuple(self._segments))

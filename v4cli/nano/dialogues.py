@@ -1,0 +1,64 @@
+"""Generated dialogues: nano's whole world. A seed in, messages out, ready for the prompt encoder."""
+
+import random
+from dataclasses import dataclass
+
+from v4cli.nano import skills
+from v4cli.nano.skills import Scene
+from v4cli.nano.tools import BY_NAME
+from v4cli.nano.words import Words
+
+SYSTEM = ("", "", "You are a helpful assistant.", "You are nano, a small model.", "Be brief.")
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Messages for the encoder, its thinking mode, and per assistant message (by index) the skill it shows."""
+
+    messages: list[dict]
+    thinking_mode: str
+    skills: dict[int, str]
+
+
+def generate(rng: random.Random, split: str = "train") -> Dialogue:
+    """One dialogue of a few turns. `split` is "train" or "heldout": their made-up values never overlap."""
+    with_tools = rng.random() < 0.55
+    thinking = rng.random() < 0.5
+    names = tuple(rng.sample(list(BY_NAME), rng.choice((1, 2, 3, 4, 6, 6)))) if with_tools else ()
+    scene = Scene(rng, Words(rng, split), names, {})
+    messages = _system(rng, names)
+    labels = {}
+    # Without tools only the last turn keeps its reasoning (spec 5.3), so long thinking dialogues teach little.
+    n_turns = rng.randint(5, 11) if with_tools else rng.randint(1, 3) if thinking else rng.randint(1, 6)
+    for _ in range(n_turns):
+        skill = _choose(scene, thinking)
+        for message in skill(scene):
+            if message["role"] == "assistant":
+                labels[len(messages)] = skill.__name__
+            messages.append(message)
+    return Dialogue(messages, "thinking" if thinking else "chat", labels)
+
+
+def _system(rng: random.Random, names: tuple[str, ...]) -> list[dict]:
+    text = rng.choice(SYSTEM)
+    if names:
+        return [{"role": "system", "content": text, "tools": [BY_NAME[name] for name in names]}]
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _choose(scene: Scene, thinking: bool):
+    """Draw a skill that fits the tools at hand and the facts told so far."""
+    rng, roll = scene.rng, scene.rng.random()
+    if scene.facts and roll < 0.15:
+        return skills.recall_fact
+    if scene.tools and roll < 0.75:
+        if len(scene.tools) < len(BY_NAME) and rng.random() < 0.1:
+            return skills.tool_missing
+        if {"list_folder", "read_file"} <= set(scene.tools) and rng.random() < 0.15:
+            return skills.list_then_read
+        return rng.choice(skills.TOOL_SKILLS[rng.choice(scene.tools)])
+    text_skills = skills.TEXT_SKILLS + ((skills.count,) if thinking else ())
+    kinds = (skills.smalltalk, skills.smalltalk, skills.unknown, skills.tell_fact, rng.choice(text_skills))
+    if not scene.tools:
+        kinds += (rng.choice(text_skills), skills.tool_missing)
+    return rng.choice(kinds)
