@@ -85,7 +85,7 @@ class Session:
 
         `progress(done, total)` is called after every chunk with prompt tokens in place.
         """
-        tokens = self._checked(tokens)
+        tokens = self.checked(tokens)
         start = time.monotonic()
         common = next((i for i, (a, b) in enumerate(zip(self.tokens, tokens)) if a != b), None)
         common = min(len(self.tokens), len(tokens)) if common is None else common
@@ -178,7 +178,8 @@ class Session:
             cost = [(n[i + 1] - n[i - 1]) / (n[-1] - n[i - 1]) for i in range(1, len(n) - 1)]
             del self.points[1 + cost.index(min(cost))]
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
+    def checked(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens as ints; UsageError if none or outside the vocabulary, ResourceError if beyond the context."""
         tokens = [int(token) for token in tokens]
         vocab, limit = self.engine.config.vocab_size, self.engine.config.max_position_embeddings
         if not tokens:

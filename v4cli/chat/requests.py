@@ -1,0 +1,177 @@
+"""An API-shaped chat request to a prompt and its generation defaults, by contract (spec 5.2, 5.6).
+
+`april`: the April encoder with tools and effort given as in an API request. `0731`: what the 0731 and 0813
+checkpoints were released with: three effort texts, system messages hoisted, JSON modes, forced tool calls.
+"""
+
+from dataclasses import dataclass
+
+from v4cli.chat import dsml
+from v4cli.chat.encoding import EFFORTS, RESPONSE_FORMAT, render
+from v4cli.chat.messages import check_messages, check_tools, content_text
+from v4cli.chat.special import Prompt, PromptBuilder
+from v4cli.errors import RequestError
+
+CONTRACTS = ("april", "0731")
+EFFORT_ALIASES = {"minimal": "low", "low": "low", "medium": "high", "high": "high", "xhigh": "xhigh", "max": "max"}
+JSON_OBJECT = (
+    "\n\nYou are a helpful assistant designed to output JSON.\n## Response Format:\n\nReply with JSON object ONLY."
+)
+
+
+@dataclass(frozen=True)
+class EncodedRequest:
+    """A prompt with what the contract says about generating after it."""
+
+    prompt: Prompt
+    thinking: bool
+    effort: str | None
+    temperature: float
+    top_p: float
+    default_max_tokens: int
+    parse_tool_calls: bool
+    starts_in_tool_calls: bool
+
+
+def encode_request(body: dict, contract: str) -> EncodedRequest:
+    """Render a request body {"messages", "tools"?, "thinking"?, "reasoning_effort"?, ...}. RequestError if invalid."""
+    if contract not in CONTRACTS:
+        raise RequestError(f"contract must be one of {', '.join(CONTRACTS)}, not {str(contract)[:40]!r}")
+    if not isinstance(body, dict) or "messages" not in body:
+        raise RequestError("the request must be an object with messages")
+    check_messages(body["messages"])
+    if not body["messages"]:
+        raise RequestError("messages must not be empty")
+    tools = _tools(body)
+    thinking, effort = _thinking(body, contract)
+    forced = _forced(body, tools, thinking)
+    messages = _hoist_system(body["messages"], tools, _format_text(body))
+    prompt = render(
+        _open_prefix(messages),
+        thinking,
+        drop_thinking=not tools,
+        prefix=EFFORTS[contract][effort],
+        empty_line=contract == "april",
+    )
+    if forced or _is_reasoning_prefix(messages):
+        prompt = _continue(prompt, messages, forced)
+    return EncodedRequest(
+        prompt,
+        thinking,
+        effort,
+        temperature=_number(body, "temperature", 1.0),
+        top_p=_number(body, "top_p", 0.95 if tools and thinking and contract == "0731" else 1.0),
+        default_max_tokens=8192 if not thinking else 131072 if effort == "max" else 65536,
+        parse_tool_calls=bool(tools),
+        starts_in_tool_calls=forced,
+    )
+
+
+def _tools(body: dict) -> list[dict]:
+    """Tool schemas in the order and with the keys the model was shown."""
+    tools = body.get("tools") or []
+    check_tools(tools)
+    if body.get("tool_choice") == "none":
+        return []
+    normal = []
+    for tool in tools:
+        function = tool["function"]
+        schema = {"name": function["name"], "description": function.get("description") or ""}
+        if "parameters" in function:
+            schema["parameters"] = function["parameters"]
+        normal.append({"type": "function", "function": schema})
+    return normal
+
+
+def _thinking(body: dict, contract: str) -> tuple[bool, str | None]:
+    """Whether to think, and the effort level."""
+    mode, effort = body.get("thinking") or {}, body.get("reasoning_effort")
+    if not isinstance(mode, dict) or mode.get("type", "enabled") not in ("enabled", "disabled"):
+        raise RequestError('thinking must be {"type": "enabled"} or {"type": "disabled"}')
+    if effort == "none" or mode.get("type") == "disabled":
+        return False, None
+    if effort is not None and (not isinstance(effort, str) or effort not in EFFORT_ALIASES):
+        raise RequestError(f"reasoning_effort must be one of none, {', '.join(EFFORT_ALIASES)}")
+    effort = EFFORT_ALIASES[effort or "high"]
+    return True, effort if effort in EFFORTS[contract] else "high"
+
+
+def _forced(body: dict, tools: list[dict], thinking: bool) -> bool:
+    """Whether the answer must start with a tool call."""
+    choice = body.get("tool_choice")
+    if choice in (None, "auto", "none"):
+        return False
+    if choice != "required" and not isinstance(choice, dict):
+        raise RequestError("tool_choice must be none, auto, required or a function")
+    if thinking:
+        raise RequestError("thinking mode does not support this tool_choice", 'set "thinking" to {"type": "disabled"}')
+    if not tools:
+        raise RequestError("tool_choice asks for a tool, but there are no tools")
+    return True
+
+
+def _format_text(body: dict) -> str:
+    """What response_format adds to the system text."""
+    wanted = body.get("response_format")
+    if wanted is None or wanted == {"type": "text"}:
+        return ""
+    if not isinstance(wanted, dict) or wanted.get("type") not in ("json_object", "json_schema"):
+        raise RequestError("response_format.type must be text, json_object or json_schema")
+    if wanted["type"] == "json_object":
+        said = " ".join(content_text(m.get("content")) for m in body["messages"])
+        if "json" not in said.lower():
+            raise RequestError('response_format json_object: the word "json" must occur in the messages')
+        return JSON_OBJECT
+    schema = wanted.get("json_schema")
+    if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
+        raise RequestError("response_format.json_schema.schema must be an object")
+    return "\n\n" + RESPONSE_FORMAT + dsml.to_json(schema["schema"])
+
+
+def _hoist_system(messages: list[dict], tools: list[dict], format_text: str) -> list[dict]:
+    """All system text first, with the tools and the response format attached to it."""
+    texts = [content_text(m.get("content")) for m in messages if m["role"] == "system"]
+    others = [m for m in messages if m["role"] != "system"]
+    if not texts and not tools and not format_text:
+        return others
+    system = {"role": "system", "content": "\n\n".join(texts) + ("" if tools else format_text)}
+    if not tools:
+        return [system, *others]
+    after = [{"role": "system", "content": format_text}] if format_text else []
+    return [system | {"tools": tools}, *after, *others]
+
+
+def _open_prefix(messages: list[dict]) -> list[dict]:
+    """A last assistant message marked `prefix` is left open, to be continued."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant" or not last.get("prefix"):
+        return messages
+    if _is_reasoning_prefix(messages):
+        return messages[:-1]
+    return [*messages[:-1], last | {"wo_eos": True}]
+
+
+def _is_reasoning_prefix(messages: list[dict]) -> bool:
+    last = messages[-1] if messages else {}
+    return bool(last.get("prefix") and last.get("reasoning_content") and not last.get("content"))
+
+
+def _continue(prompt: Prompt, messages: list[dict], forced: bool) -> Prompt:
+    """The prompt with the start of the answer written by us."""
+    out = PromptBuilder()
+    for segment in prompt:
+        (out.special if segment.special else out.text)(segment.text)
+    if forced:
+        out.markup(f"\n\n{dsml.CALLS_OPEN}\n")
+    else:
+        out.text(messages[-1]["reasoning_content"])
+    return out.build()
+
+
+def _number(body: dict, key: str, default: float) -> float:
+    value = body.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise RequestError(f"{key} must be a number")
+    return float(value)

@@ -1,0 +1,138 @@
+"""One conversation on an engine: messages in, events out. Joins prompt encoding, the session and the parser."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from v4cli import jsonfile
+from v4cli.chat.parser import End, Event, StreamParser
+from v4cli.chat.requests import encode_request
+from v4cli.chat.tokenizer import Tokenizer
+from v4cli.engine.engine import Engine
+from v4cli.engine.sampler import Sampling
+from v4cli.errors import ModelError, UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to answer. None means: what the release and its generation_config say."""
+
+    thinking: bool = True
+    effort: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+
+
+class Chat:
+    """An engine, its tokenizer and one session that keeps its state between turns."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, defaults: dict):
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.defaults = defaults
+        self.session = engine.session()
+        self.message: dict = {}
+        self.finish = ""
+
+    @classmethod
+    def open(cls, folder: Path, backend: str = "reference", numerics: str = "exact") -> "Chat":
+        """Load a model folder: weights, tokenizer.json and generation_config.json. ModelError if unusable."""
+        if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
+            raise ModelError(f"{folder}: tokenizer.json is missing")
+        engine = Engine.open(folder, backend, numerics)
+        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+        if tokenizer.vocab_size > engine.config.vocab_size:
+            raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
+        return cls(engine, tokenizer, _generation_defaults(folder))
+
+    @property
+    def stats(self):
+        return self.session.stats
+
+    def reply(
+        self,
+        messages: list[dict],
+        options: Options,
+        tools: list[dict] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Event]:
+        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended.
+
+        Cancelling keeps what was said; finish is then "interrupted".
+        """
+        request = encode_request(self._body(messages, options, tools), self.engine.config.release)
+        ids = self.tokenizer.encode_prompt(request.prompt)
+        limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
+        sampling = self._sampling(options, request)
+        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
+        self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
+        reason = "interrupted"
+        if self.session.sync(ids, progress, cancelled):
+            decoder = self.tokenizer.stream()
+            eos = self.tokenizer.eos_id
+            for step in self.session.generate(sampling, limit, (eos,), cancelled):
+                if step.token != eos:
+                    yield from parser.push(decoder.push(step.token))
+                    self._keep(parser)
+                reason = "stop" if parser.stopped else step.finish or "interrupted"
+                if step.finish or parser.stopped:
+                    break
+            if reason != "interrupted":
+                yield from parser.push(decoder.flush())
+        for event in parser.finish(reason):
+            if isinstance(event, End):
+                self.finish = event.finish
+                self._keep(parser)
+            yield event
+
+    def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
+        body: dict = {"messages": messages, "tools": tools or []}
+        body["thinking"] = {"type": "enabled" if options.thinking else "disabled"}
+        if options.effort:
+            body["reasoning_effort"] = options.effort
+        return body
+
+    def _limit(self, n_prompt: int, max_tokens: int) -> int:
+        room = self.engine.config.max_position_embeddings - n_prompt
+        if room < 1:
+            raise UsageError(f"the prompt has {n_prompt} tokens and fills the model's whole context")
+        return min(max_tokens, room)
+
+    def _sampling(self, options: Options, request) -> Sampling:
+        temperature, top_p = options.temperature, options.top_p
+        if temperature is None:
+            temperature = self.defaults.get("temperature", request.temperature)
+        return Sampling(temperature, request.top_p if top_p is None else top_p, options.top_k, options.min_p, options.seed)
+
+    def _keep(self, parser: StreamParser) -> None:
+        """The assistant message so far, as the next prompt needs it."""
+        parsed = parser.message()
+        message = {"role": "assistant", "content": parsed.get("content", "")}
+        if "reasoning_content" in parsed:
+            message["reasoning_content"] = parsed["reasoning_content"]
+        if "tool_calls" in parsed:
+            message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
+            message["tool_block"] = parser.tool_block
+        self.message = message
+
+
+def _generation_defaults(folder: Path) -> dict:
+    """Temperature from generation_config.json; do_sample false means greedy."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    data = jsonfile.read(path)
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    if data.get("do_sample") is False:
+        return {"temperature": 0.0}
+    value = data.get("temperature", 1.0)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ModelError(f"{path}: temperature must be a number")
+    return {"temperature": float(value)}

@@ -1,0 +1,188 @@
+"""The `v4` command: which subcommands there are, and how errors become messages and exit codes.
+
+Command modules are imported when they run, so that `v4 --help` stays quick.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v4cli import __version__
+from v4cli.errors import Exit, V4Error
+
+app = typer.Typer(
+    name="v4",
+    help="Run DeepSeek-V4 on your own machine.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 model, 4 memory or disk, 5 network, 6 limit, 130 Ctrl-C.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="nano, or a folder with an official checkpoint.")]
+Backend = Annotated[str, typer.Option(help="What computes: reference (plain torch).")]
+Numerics = Annotated[str, typer.Option(help="exact (fp32) or official (simulated quantization).")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.callback(invoke_without_command=True)
+def default(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Run DeepSeek-V4 on your own machine. Without a command: chat in a terminal, run in a pipe."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        if sys.stdin.isatty():
+            chat()
+        else:
+            run()
+
+
+@app.command()
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin is put before it.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
+    model: Model = "nano",
+    output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
+    as_json: Json = False,
+    think: Annotated[bool, typer.Option("--think", help="Think before answering.")] = False,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")] = False,
+    think_max: Annotated[bool, typer.Option("--think-max", help="Think with the highest effort.")] = False,
+    hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not print the thinking.")] = False,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to write.")] = None,
+    temp: Annotated[float | None, typer.Option(help="Temperature; 0 is greedy. Default: the release's.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the release's.")] = None,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 is off.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; may be repeated.")] = None,
+    tools: Annotated[str | None, typer.Option(help="JSON file of tool schemas, or: builtin.")] = None,
+    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
+    backend: Backend = "reference",
+    numerics: Numerics = "exact",
+) -> None:
+    """Answer one prompt. Only the answer goes to stdout."""
+    from v4cli.cli.run import RunRequest, run_once
+
+    run_once(RunRequest(**locals()))
+
+
+@app.command()
+def chat(
+    model: Model = "nano",
+    system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
+    think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
+    backend: Backend = "reference",
+    numerics: Numerics = "exact",
+) -> None:
+    """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
+    from v4cli.cli.chat import chat_loop
+
+    chat_loop(model, system, think, backend, numerics)
+
+
+@app.command("ls")
+def list_models(as_json: Json = False) -> None:
+    """List the models on this machine."""
+    from v4cli.cli.models import ls
+
+    ls(as_json)
+
+
+@app.command()
+def show(model: Annotated[str, typer.Argument(help="nano, or a folder.")] = "nano", as_json: Json = False) -> None:
+    """Show what a model is and what it costs to run."""
+    from v4cli.cli.models import show_model
+
+    show_model(model, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine and this installation."""
+    from v4cli.cli.doctor import report
+
+    report(as_json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+@app.command()
+def score(
+    model: Model = "nano",
+    ids: Annotated[Path | None, typer.Option(help="File of token ids, separated by commas or white space.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Text file, encoded with the model's tokenizer after BOS.")] = None,
+    logits: Annotated[Path | None, typer.Option(help="Write ids and logits to this .npz file.")] = None,
+    numerics: Numerics = "exact",
+    backend: Backend = "reference",
+    chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill chunk.")] = 512,
+) -> None:
+    """Token log-probabilities, NLL and perplexity of a text or of token ids, as JSON."""
+    from v4cli.cli.plumbing import score_tokens
+
+    score_tokens(model, ids, file, logits, numerics, backend, chunk)
+
+
+@app.command()
+def render(
+    source: Annotated[Path, typer.Option("--in", help="Request as JSON; - is stdin.")],
+    contract: Annotated[str, typer.Option(help="april or 0731.")],
+    model: Model = "nano",
+    ids: Annotated[bool, typer.Option("--ids", help="Print the token ids too.")] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json to use instead of the model's.")] = None,
+) -> None:
+    """Render a request to the prompt the model sees, as JSON."""
+    from v4cli.cli.plumbing import render_request
+
+    render_request(source, contract, model, ids, tokenizer)
+
+
+@app.command()
+def parse(
+    source: Annotated[Path, typer.Option("--in", help="Sampled text; - is stdin.")],
+    thinking: Annotated[bool, typer.Option("--thinking", help="The prompt ended in <think>.")] = False,
+) -> None:
+    """Parse sampled text to an assistant message, as JSON."""
+    from v4cli.cli.plumbing import parse_text
+
+    parse_text(source, thinking)
+
+
+def main() -> None:
+    """Entry point: every expected error is one line, a hint and a documented exit code."""
+    try:
+        app()
+    except V4Error as error:
+        _fail(str(error), error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", "", Exit.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: leave quietly
+        sys.exit(Exit.OK)
+    except MemoryError:
+        _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
+    except OSError as error:
+        code = Exit.RESOURCES if error.errno == 28 else Exit.FAILURE
+        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", code)
+    except Exception as error:
+        if os.environ.get("V4_DEBUG"):
+            raise
+        _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
+
+
+def _fail(message: str, hint: str, code: Exit) -> None:
+    sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    sys.exit(code)

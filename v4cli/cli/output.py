@@ -1,0 +1,53 @@
+"""All output goes through here: answers to stdout, everything else to stderr, style only on a terminal."""
+
+import json
+import os
+import sys
+
+
+def styled(stream) -> bool:
+    """Whether escape codes make sense on this stream."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def answer(text: str) -> None:
+    """A piece of the answer, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def note(text: str, end: str = "\n", dim: bool = False) -> None:
+    """Anything that is not the answer."""
+    if dim and styled(sys.stderr):
+        text = f"\x1b[2m{text}\x1b[0m"
+    sys.stderr.write(text + end)
+    sys.stderr.flush()
+
+
+def json_line(value) -> None:
+    """One JSON value on a line of its own."""
+    answer(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def json_page(value) -> None:
+    """One JSON value, indented."""
+    answer(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def table(rows: list[tuple[str, str]]) -> None:
+    """Two aligned columns."""
+    width = max(len(left) for left, _ in rows)
+    answer("".join(f"{left:<{width}}  {right}\n" for left, right in rows))
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people: 3.4 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.2f} TiB"
