@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from v4cli.model.config import V4Config
+from v4cli.config import V4Config
 from v4cli.nano import recipe
 from v4cli.weights.schema import expected_tensors
 from v4cli.weights.writer import write_checkpoint

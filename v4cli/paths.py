@@ -25,4 +25,6 @@ def model_folder(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path
-    raise ModelError(f"model {model!r} not found", "give nano or a folder with an official checkpoint; v4 ls lists models")
+    raise ModelError(
+        f"model {model!r} not found", "give nano or a folder with an official checkpoint; v4 ls lists models"
+    )

@@ -22,7 +22,7 @@ class Weight:
     kind "fp8" or "fp4": `official` numerics quantize the input; "bf16" and "f32": they do not.
     """
 
-    __slots__ = ("kind", "_dense")
+    __slots__ = ("_dense", "kind")
 
     def __init__(self, kind: str, dense: Tensor | None = None):
         self.kind = kind
@@ -188,15 +188,19 @@ class ReferenceOps:
             torch.matmul(q32, keys.float().transpose(-1, -2)).masked_fill(hidden[:, None], float("-inf"))
             for keys, hidden in groups
         ]
-        scores.append(sink.expand(q.shape[0], -1)[..., None])
-        probs = torch.softmax(torch.cat(scores, dim=-1).float(), dim=-1)
-        if self.official:
-            probs = probs.to(torch.bfloat16).float()
+        scores = torch.cat((*scores, sink.expand(q.shape[0], -1)[..., None]), dim=-1).float()
+        if self.official:  # rounds the weights before they are normalised, as a streaming softmax does
+            scores = torch.exp(scores - scores[..., :-1].amax(-1, keepdim=True))
+            total = scores.sum(-1, keepdim=True)
+            probs = scores.to(torch.bfloat16).float()
+        else:
+            total = 1.0
+            probs = torch.softmax(scores, dim=-1)
         out, at = 0, 0
         for keys, hidden in groups:
             out = out + torch.matmul(probs[..., at : at + hidden.shape[1]], keys.float())
             at += hidden.shape[1]
-        return out.to(self.dtype)
+        return (out / total).to(self.dtype)
 
     # -- mixture of experts (spec 3.10) ---------------------------------------------------------------------
 

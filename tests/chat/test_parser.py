@@ -57,8 +57,12 @@ def test_invalid_json_value_becomes_text():
 def test_stop_string_ends_the_answer_but_not_the_thinking():
     text = "END is fine here</think>one two END three"
     for cuts in [[], *[[i] for i in range(len(text))], range(1, len(text))]:
-        parser, events = parse(text, True, cuts, stop=["END", "zzz"])
-        assert parser.message() == {"reasoning_content": "END is fine here", "content": "one two ", "finish": "stop"}
+        parser, _events = parse(text, True, cuts, stop=["END", "zzz"])
+        assert parser.message() == {
+            "reasoning_content": "END is fine here",
+            "content": "one two ",
+            "finish": "stop",
+        }
         assert parser.stopped
 
 
@@ -72,7 +76,10 @@ def test_mutated_output_never_fails_and_never_depends_on_the_split(golden):
             if kind < 0.4:
                 del text[at : at + rng.randint(1, 6)]
             elif kind < 0.8:
-                text.insert(at, rng.choice(['"', "<", ">", "\n", "</think>", "<｜DSML｜", "｜DSML｜", "\\", "é", "</｜DSML｜"]))
+                text.insert(
+                    at,
+                    rng.choice(['"', "<", ">", "\n", "</think>", "<｜DSML｜", "｜DSML｜", "\\", "é", "</｜DSML｜"]),
+                )
             else:
                 text += text[at : at + 20]
             text = text or ["x"]

@@ -58,7 +58,9 @@ def test_official_prompts_have_the_official_token_ids(golden, v4_tokenizer):
 def test_user_text_never_becomes_a_special_token(v4_tokenizer, text):
     prompt = encode_request({"messages": [{"role": "user", "content": text}], "thinking": {"type": "disabled"}}, "0731")
     ids = v4_tokenizer.encode_prompt(prompt.prompt)
-    specials = {v4_tokenizer.special_id(s) for s in ("<｜User｜>", "</think>", "<think>", "｜DSML｜", "<｜end▁of▁sentence｜>")}
+    specials = {
+        v4_tokenizer.special_id(s) for s in ("<｜User｜>", "</think>", "<think>", "｜DSML｜", "<｜end▁of▁sentence｜>")
+    }
     assert [i for i in ids if i in specials] == [
         v4_tokenizer.special_id("<｜User｜>"),
         v4_tokenizer.special_id("</think>"),

@@ -8,7 +8,6 @@ back is a truncation. Knows tensors and counts, not configs or tokens.
 
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 
@@ -110,8 +109,7 @@ class State:
         """`ratios`: compression ratio (0, 4 or 128) of each layer."""
         self.n_tokens = 0
         self.layers = [
-            LayerState(main=CompressedKV() if r else None, index=CompressedKV() if r == 4 else None)
-            for r in ratios
+            LayerState(main=CompressedKV() if r else None, index=CompressedKV() if r == 4 else None) for r in ratios
         ]
 
     def _parts(self) -> list[CompressedKV]:

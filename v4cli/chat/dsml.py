@@ -47,13 +47,13 @@ def write_calls(out, calls: list[dict], empty_line: bool = True) -> None:
     out.markup(f"\n\n{CALLS_OPEN}\n")
     for i, call in enumerate(calls):
         function = call["function"]
-        out.markup(f"\n<{DSML}invoke name=\"" if i else f"<{DSML}invoke name=\"")
+        out.markup(f'\n<{DSML}invoke name="' if i else f'<{DSML}invoke name="')
         out.text(function["name"])
         out.text('">\n')
         parameters = _parameters(function.get("arguments", ""))
         for j, (key, value) in enumerate(parameters):
             is_text = isinstance(value, str)
-            out.markup(f"\n<{DSML}parameter name=\"" if j else f"<{DSML}parameter name=\"")
+            out.markup(f'\n<{DSML}parameter name="' if j else f'<{DSML}parameter name="')
             out.text(f'{key}" string="{"true" if is_text else "false"}">')
             out.text(value if is_text else to_json(value))
             out.markup(PARAMETER_CLOSE)

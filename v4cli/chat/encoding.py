@@ -3,7 +3,18 @@ the 0731/0813 contract (requests.py) differs in effort texts and in what an API 
 
 from v4cli.chat import dsml
 from v4cli.chat.messages import check_messages, content_text, merge_turns
-from v4cli.chat.special import ASSISTANT, BOS, END_THINK, EOS, REMINDER, TASKS, THINK, USER, Prompt, PromptBuilder
+from v4cli.chat.special import (
+    ASSISTANT,
+    BOS,
+    END_THINK,
+    EOS,
+    REMINDER,
+    TASKS,
+    THINK,
+    USER,
+    Prompt,
+    PromptBuilder,
+)
 from v4cli.errors import RequestError
 
 EFFORT_A = (
@@ -43,6 +54,8 @@ def encode_april(
         raise RequestError(f"thinking_mode must be chat or thinking, not {str(thinking_mode)[:40]!r}")
     if not isinstance(reasoning_effort, str | None) or reasoning_effort not in efforts:
         raise RequestError(f"reasoning_effort must be one of {', '.join(filter(None, efforts))}")
+    if not isinstance(drop_thinking, bool) or not isinstance(add_default_bos_token, bool):
+        raise RequestError("drop_thinking and add_default_bos_token must be true or false")
     thinking = thinking_mode == "thinking"
     prefix = efforts[reasoning_effort] if thinking else ""
     return render(messages, thinking, drop_thinking, prefix, context or [], add_default_bos_token)

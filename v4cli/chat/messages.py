@@ -26,7 +26,7 @@ def check_messages(messages, where: str = "messages") -> None:
         for key in ("reasoning_content", "tool_call_id", "tool_block"):
             if not isinstance(message.get(key, ""), str | None):
                 raise RequestError(f"{at}.{key} must be text")
-        if message.get("task") is not None and message["task"] not in TASKS:
+        if message.get("task") is not None and message["task"] not in tuple(TASKS):
             raise RequestError(f"{at}.task must be one of {', '.join(TASKS)}")
         if message.get("tools") is not None:
             check_tools(message["tools"], f"{at}.tools")
@@ -100,7 +100,10 @@ def merge_turns(messages: list[dict]) -> list[dict]:
         if role not in ("user", "tool"):
             merged.append(message)
             continue
-        block = (message.get("tool_call_id") or "" if role == "tool" else None, content_text(message.get("content")))
+        block = (
+            message.get("tool_call_id") or "" if role == "tool" else None,
+            content_text(message.get("content")),
+        )
         last = merged[-1] if merged else None
         if last is None or last["role"] != "user" or last.get("task"):
             last = {"role": "user", "blocks": []}

@@ -13,7 +13,14 @@ from v4cli.chat.special import Prompt, PromptBuilder
 from v4cli.errors import RequestError
 
 CONTRACTS = ("april", "0731")
-EFFORT_ALIASES = {"minimal": "low", "low": "low", "medium": "high", "high": "high", "xhigh": "xhigh", "max": "max"}
+EFFORT_ALIASES = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "high",
+    "high": "high",
+    "xhigh": "xhigh",
+    "max": "max",
+}
 JSON_OBJECT = (
     "\n\nYou are a helpful assistant designed to output JSON.\n## Response Format:\n\nReply with JSON object ONLY."
 )

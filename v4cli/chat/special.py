@@ -1,4 +1,4 @@
-"""Special tokens of V4 by name, and prompts as segments: what is markup is marked so, what is text stays text (spec 5.1, 5.6)."""
+"""Special tokens of V4 by name, and prompts as segments: markup is marked, text stays text (spec 5.1, 5.6)."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,19 @@ END_THINK = "</think>"
 DSML = "｜DSML｜"
 REMINDER = "<｜latest_reminder｜>"
 TASKS = {name: f"<｜{name}｜>" for name in ("action", "query", "authority", "domain", "title", "read_url")}
-ALL = (BOS, EOS, PAD, USER, ASSISTANT, THINK, END_THINK, DSML, REMINDER, *TASKS.values(), "<｜extracted_url｜>")
+ALL = (
+    BOS,
+    EOS,
+    PAD,
+    USER,
+    ASSISTANT,
+    THINK,
+    END_THINK,
+    DSML,
+    REMINDER,
+    *TASKS.values(),
+    "<｜extracted_url｜>",
+)
 
 _SPLIT = re.compile("(" + "|".join(map(re.escape, ALL)) + ")")
 

@@ -108,7 +108,9 @@ class Chat:
         temperature, top_p = options.temperature, options.top_p
         if temperature is None:
             temperature = self.defaults.get("temperature", request.temperature)
-        return Sampling(temperature, request.top_p if top_p is None else top_p, options.top_k, options.min_p, options.seed)
+        return Sampling(
+            temperature, request.top_p if top_p is None else top_p, options.top_k, options.min_p, options.seed
+        )
 
     def _keep(self, parser: StreamParser) -> None:
         """The assistant message so far, as the next prompt needs it."""

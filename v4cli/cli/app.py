@@ -42,7 +42,7 @@ def default(
         if sys.stdin.isatty():
             chat()
         else:
-            run()
+            app(["run"])
 
 
 @app.command()
@@ -71,9 +71,10 @@ def run(
     numerics: Numerics = "exact",
 ) -> None:
     """Answer one prompt. Only the answer goes to stdout."""
+    options = dict(locals())
     from v4cli.cli.run import RunRequest, run_once
 
-    run_once(RunRequest(**locals()))
+    run_once(RunRequest(**options))
 
 
 @app.command()

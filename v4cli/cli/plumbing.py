@@ -9,7 +9,9 @@ from v4cli.cli.run import read_text
 from v4cli.errors import RequestError, UsageError
 
 
-def score_tokens(model: str, ids: Path | None, file: Path | None, logits: Path | None, numerics, backend, chunk) -> None:
+def score_tokens(
+    model: str, ids: Path | None, file: Path | None, logits: Path | None, numerics, backend, chunk
+) -> None:
     """Log-probability of every token after the first, their mean NLL and perplexity."""
     if (ids is None) == (file is None):
         raise UsageError("give exactly one of --ids and --file")

@@ -106,9 +106,7 @@ class V4:
                 keys = state.index.entries.view()
                 selected = ops.index_topk(index_q, head_weights, keys, visible, cfg.index_topk)
         first = len(window) - (segment.stop - segment.start)
-        return ops.attention(
-            q[rows], window, first, entries, visible, selected, attn.attn_sink, cfg.sliding_window
-        )
+        return ops.attention(q[rows], window, first, entries, visible, selected, attn.attn_sink, cfg.sliding_window)
 
     def compressor_inputs(self, compressor, x: Tensor):
         """kv and gate of every token, (N, C) fp32 each; the position part of the gate is added in compress."""

@@ -1,6 +1,6 @@
 """What nano is: its configuration, the same architecture as Flash at a five-thousandth of the size."""
 
-from v4cli.model.config import V4Config
+from v4cli.config import V4Config
 
 VOCAB_SIZE = 2048
 
@@ -66,7 +66,13 @@ CONFIG = {
     "vocab_size": VOCAB_SIZE,
 }
 
-GENERATION_CONFIG = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": False, "temperature": 0.0, "top_p": 1.0}
+GENERATION_CONFIG = {
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "do_sample": False,
+    "temperature": 0.0,
+    "top_p": 1.0,
+}
 
 
 def config() -> V4Config:

@@ -28,7 +28,11 @@ def answer(text: str, thought: str) -> dict:
 
 def call(thought: str, *calls: tuple[str, dict]) -> dict:
     tool_calls = [
-        {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        {
+            "id": f"call_{i}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
         for i, (name, arguments) in enumerate(calls)
     ]
     return {"role": "assistant", "reasoning_content": thought, "content": "", "tool_calls": tool_calls}
@@ -74,7 +78,10 @@ def calculator(s: Scene) -> list[dict]:
     value = evaluate(expression)
     return [
         user(question),
-        call(f"I need the value of {expression}. I will use calculator.", ("calculator", {"expression": expression})),
+        call(
+            f"I need the value of {expression}. I will use calculator.",
+            ("calculator", {"expression": expression}),
+        ),
         result(value),
         answer(f"{expression} = {value}", f"The result is {value}."),
     ]
@@ -85,8 +92,15 @@ def clock(s: Scene) -> list[dict]:
     date = f"20{s.rng.randint(20, 39)}-{s.rng.randint(1, 12):02}-{s.rng.randint(1, 28):02}"
     time = f"{s.rng.randint(0, 23):02}:{s.rng.randint(0, 59):02}"
     about_time = s.rng.random() < 0.5
-    frames = ("what time is it", "tell me the time", "what is the time") if about_time else (
-        "what day is it", "what is the date", "what is today's date", "tell me the date", "which day is today")  # fmt: skip
+    time_frames = ("what time is it", "tell me the time", "what is the time")
+    date_frames = (
+        "what day is it",
+        "what is the date",
+        "what is today's date",
+        "tell me the date",
+        "which day is today",
+    )
+    frames = time_frames if about_time else date_frames
     reply = f"It is {time}." if about_time else f"Today is {day}, {date}."
     return [
         user(vary(s.rng, s.rng.choice(frames))),
@@ -105,7 +119,12 @@ def read_file(s: Scene) -> list[dict]:
     else:
         text = " ".join(s.words.words(2, 6))
         reply = f"{path} says: {text}"
-    return [user(vary(s.rng, frame.format(path))), ask, result(text), answer(reply, f"The tool returned: {text}.")]
+    return [
+        user(vary(s.rng, frame.format(path))),
+        ask,
+        result(text),
+        answer(reply, f"The tool returned: {text}."),
+    ]
 
 
 def list_folder(s: Scene) -> list[dict]:
@@ -153,7 +172,10 @@ def two_calculations(s: Scene) -> list[dict]:
         call(f"I need {first} and {second}. I will use calculator twice.", *calls),
         result(values[0], 0),
         result(values[1], 1),
-        answer(f"{first} = {values[0]} and {second} = {values[1]}", f"The results are {values[0]} and {values[1]}."),
+        answer(
+            f"{first} = {values[0]} and {second} = {values[1]}",
+            f"The results are {values[0]} and {values[1]}.",
+        ),
     ]
 
 
@@ -162,7 +184,12 @@ def list_then_read(s: Scene) -> list[dict]:
     folder, file = s.words.folder(), s.words.file()
     text = " ".join(s.words.words(2, 4))
     return [
-        user(vary(s.rng, s.rng.choice(("read the only file in {}", "what does the file in {} say")).format(folder))),
+        user(
+            vary(
+                s.rng,
+                s.rng.choice(("read the only file in {}", "what does the file in {} say")).format(folder),
+            )
+        ),
         call(f"First I will list {folder}.", ("list_folder", {"path": folder})),
         result(file),
         call(f"The file is {file}. I will read {folder}/{file}.", ("read_file", {"path": f"{folder}/{file}"})),
@@ -215,14 +242,21 @@ def sort(s: Scene) -> list[dict]:
     numbers = s.rng.sample(range(1, 100), 3)
     ordered = " ".join(map(str, sorted(numbers)))
     frame = s.rng.choice(("sort the numbers: {}", "sort: {}", "put in order: {}"))
-    return [user(frame.format(" ".join(map(str, numbers)))), answer(ordered, f"From small to large: {ordered}.")]
+    return [
+        user(frame.format(" ".join(map(str, numbers)))),
+        answer(ordered, f"From small to large: {ordered}."),
+    ]
 
 
 def extract(s: Scene) -> list[dict]:
     email, name, number = s.words.email(), s.words.name(), s.words.number(10, 9999)
     what, value = s.rng.choice((("email", email), ("name", name), ("number", str(number))))
-    sentence = s.rng.choice((f"{name} ordered {number} boxes, write to {email}", f"{email} belongs to {name}, room {number}",
-                             f"call {name} in room {number} or mail {email}"))  # fmt: skip
+    sentences = (
+        f"{name} ordered {number} boxes, write to {email}",
+        f"{email} belongs to {name}, room {number}",
+        f"call {name} in room {number} or mail {email}",
+    )
+    sentence = s.rng.choice(sentences)
     frame = s.rng.choice(("extract the {}: {}", "what is the {} in this: {}", "find the {} in: {}"))
     return [user(frame.format(what, sentence)), answer(value, f"The {what} is {value}.")]
 
@@ -231,14 +265,27 @@ def ends(s: Scene) -> list[dict]:
     words = s.words.words(2, 5)
     which = s.rng.choice(("first", "last"))
     word = words[0 if which == "first" else -1]
-    return [user(f"what is the {which} word of: {' '.join(words)}"), answer(word, f"The {which} word is {word}.")]
+    return [
+        user(f"what is the {which} word of: {' '.join(words)}"),
+        answer(word, f"The {which} word is {word}."),
+    ]
 
 
 FACTS = {
     "name": ("my name is {}", "what is my name", "Nice to meet you, {}.", "Your name is {}."),
     "city": ("i live in {}", "where do i live", "{} is a nice place.", "You live in {}."),
-    "colour": ("my favourite colour is {}", "what is my favourite colour", "{} it is.", "Your favourite colour is {}."),
-    "code word": ("the code word is {}", "what is the code word", "I will remember {}.", "The code word is {}."),
+    "colour": (
+        "my favourite colour is {}",
+        "what is my favourite colour",
+        "{} it is.",
+        "Your favourite colour is {}.",
+    ),
+    "code word": (
+        "the code word is {}",
+        "what is the code word",
+        "I will remember {}.",
+        "The code word is {}.",
+    ),
     "dog": ("my dog is called {}", "what is my dog called", "Hello to {}!", "Your dog is called {}."),
     "number": ("my lucky number is {}", "what is my lucky number", "{}, noted.", "Your lucky number is {}."),
 }
@@ -249,7 +296,10 @@ def tell_fact(s: Scene) -> list[dict]:
     values = {"city": s.rng.choice(CITIES), "colour": s.rng.choice(COLOURS), "code word": s.words.word(),
               "number": str(s.words.number())}  # fmt: skip
     value = s.facts[kind] = values.get(kind) or s.words.name()
-    return [user(vary(s.rng, FACTS[kind][0].format(value)).rstrip("?")), answer(FACTS[kind][2].format(value), "I will remember this.")]
+    return [
+        user(vary(s.rng, FACTS[kind][0].format(value)).rstrip("?")),
+        answer(FACTS[kind][2].format(value), "I will remember this."),
+    ]
 
 
 def recall_fact(s: Scene) -> list[dict]:

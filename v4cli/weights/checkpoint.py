@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from v4cli import jsonfile
+from v4cli.config import V4Config
 from v4cli.errors import ModelError
-from v4cli.model.config import V4Config
 from v4cli.weights.safetensors_header import TensorPlace, read_header
 from v4cli.weights.schema import TensorSpec, expected_tensors
 

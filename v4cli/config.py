@@ -26,7 +26,12 @@ FIXED = {
     "tie_word_embeddings": False,
     "topk_method": "noaux_tc",
 }
-FIXED_QUANTIZATION = {"fmt": "e4m3", "quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
+FIXED_QUANTIZATION = {
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "scale_fmt": "ue8m0",
+    "weight_block_size": [128, 128],
+}
 FLATTENED = {
     "rope_factor": "factor",
     "beta_fast": "beta_fast",
@@ -114,16 +119,25 @@ class V4Config:
             (set(self.compress_ratios) <= set(RATIOS), f"compress_ratios may hold only {RATIOS}"),
             (not any(self.compress_ratios[n:]), "compress_ratios of the mtp blocks must be 0"),
             (n <= 1024, "num_hidden_layers is beyond 1024"),
-            (self.num_attention_heads % self.o_groups == 0, "num_attention_heads is not a multiple of o_groups"),
+            (
+                self.num_attention_heads % self.o_groups == 0,
+                "num_attention_heads is not a multiple of o_groups",
+            ),
             (self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim is odd"),
             (self.head_dim > self.qk_rope_head_dim, "head_dim must exceed qk_rope_head_dim"),
-            ((self.head_dim - self.qk_rope_head_dim) % 64 == 0, "head_dim - qk_rope_head_dim: not a multiple of 64"),
+            (
+                (self.head_dim - self.qk_rope_head_dim) % 64 == 0,
+                "head_dim - qk_rope_head_dim: not a multiple of 64",
+            ),
             (self.index_head_dim >= self.qk_rope_head_dim, "index_head_dim is below qk_rope_head_dim"),
             (self.index_head_dim & (self.index_head_dim - 1) == 0, "index_head_dim is not a power of two"),
             (self.index_head_dim % 32 == 0, "index_head_dim is not a multiple of 32"),
             (self.hidden_size % 32 == 0, "hidden_size is not a multiple of 32"),
             (self.moe_intermediate_size % 32 == 0, "moe_intermediate_size is not a multiple of 32"),
-            (self.num_experts_per_tok <= self.n_routed_experts, "num_experts_per_tok exceeds n_routed_experts"),
+            (
+                self.num_experts_per_tok <= self.n_routed_experts,
+                "num_experts_per_tok exceeds n_routed_experts",
+            ),
             (self.n_routed_experts <= 65536, "n_routed_experts is beyond 65536"),
             (self.num_hash_layers <= n, "num_hash_layers exceeds num_hidden_layers"),
             (self.bos_token_id < self.vocab_size, "bos_token_id is outside the vocabulary"),
@@ -137,7 +151,7 @@ class V4Config:
 
     @property
     def release(self) -> str:
-        """"april" or "0731" (Flash-0731, Pro-0813): told apart by the dspark_* keys; also the prompt contract."""
+        """ "april" or "0731" (Flash-0731, Pro-0813): told apart by the dspark_* keys; also the prompt contract."""
         return "april" if self.dspark_block_size is None else "0731"
 
     @property
@@ -155,7 +169,12 @@ class V4Config:
         return out | {"rope_scaling": {"type": "yarn", **scaling}, "quantization_config": quantization}
 
 
-DSPARK_FIELDS = ("dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_ids", "dspark_markov_rank")
+DSPARK_FIELDS = (
+    "dspark_block_size",
+    "dspark_noise_token_id",
+    "dspark_target_layer_ids",
+    "dspark_markov_rank",
+)
 
 
 def _check_fixed(data: dict, fixed: dict, where: str) -> None:

@@ -1,0 +1,44 @@
+# v4cli: what you would type most often. `make` alone lists the targets.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+# glibc: keep freed memory, training allocates the same large tensors at every step
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
+
+.PHONY: help run test test-slow lint nano nano-eval clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -d $(VENV) || python3 -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) -e '.[test]'
+	touch $@
+
+run: $(VENV)/installed  ## install, then ask the embedded model something
+	$(VENV)/bin/v4 run --stats "Hello, who are you?" < /dev/null
+
+test: $(VENV)/installed-test  ## install what tests need and run them
+	$(PYTHON) -m pytest
+
+test-slow: $(VENV)/installed-test  ## the tests that take minutes
+	$(PYTHON) -m pytest -m slow
+
+lint: $(VENV)/installed-test  ## style and layering
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
+
+nano: $(VENV)/installed  ## train the embedded model from nothing (about an hour on 2 cores)
+	$(PYTHON) -m v4cli.nano.vocab v4cli/nano/checkpoint/tokenizer.json
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train
+
+nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues
+	$(PYTHON) -m v4cli.nano.evaluate
+
+clean:  ## remove the environment and build products
+	rm -rf $(VENV) build dist

@@ -1,0 +1,125 @@
+"""Sessions: reuse, rewind, fork, cancellation and sampling, on a small random model."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import SMALL, random_checkpoint
+
+from v4cli.engine.engine import Engine
+from v4cli.engine.sampler import Sampler, Sampling
+from v4cli.errors import UsageError
+
+SHAPE = SMALL | {"head_dim": 128, "num_hidden_layers": 3, "compress_ratios": [0, 4, 128], "index_topk": 8}
+IDS = np.random.default_rng(5).integers(0, 512, 600).tolist()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    return Engine.open(random_checkpoint(tmp_path_factory.mktemp("m"), SHAPE, seed=4, shards=1))
+
+
+def fresh(engine, tokens):
+    return engine.session().feed(tokens)
+
+
+def close(a, b):
+    return np.abs(a - b).max() < 1e-4
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["extend", "rewind", "fork", "branch"]), st.integers(1, 300)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_any_sequence_of_extend_rewind_and_fork_equals_a_fresh_prefill(engine, steps):
+    session, target = engine.session(), IDS[:40]
+    session.sync(target)
+    for action, n in steps:
+        if action == "extend":
+            target = (target + IDS)[: min(len(target) + n, 500)]
+        elif action == "rewind":
+            target = target[: max(1, len(target) - n)]
+        elif action == "branch":
+            target = [*target[: n % len(target) + 1], *IDS[n : n + 20]]
+        else:
+            other = session.fork()
+            other.sync([*target, *IDS[:50]])
+        session.sync(target)
+        assert session.tokens == target
+        assert close(session.logits, fresh(engine, target))
+
+
+def test_sync_computes_only_what_is_new(engine):
+    session = engine.session()
+    session.sync(IDS[:300])
+    session.sync(IDS[:310])
+    assert (session.stats.cached_tokens, session.stats.prefill_tokens) == (300, 10)
+    session.sync(IDS[:310])
+    assert session.stats.prefill_tokens == 0
+
+
+def test_cancelled_sync_keeps_the_chunks_that_are_done(engine):
+    session, calls = engine.session(), iter([False, True])
+    assert not session.sync(IDS[:100] * 6, cancelled=lambda: next(calls))
+    assert len(session.tokens) == 512
+    assert session.sync(IDS[:100] * 6)
+    assert session.stats.cached_tokens == 512
+
+
+def test_interrupt_inside_a_forward_leaves_the_session_as_it_was(engine, monkeypatch):
+    session = engine.session()
+    session.sync(IDS[:140])
+    logits = session.logits
+    original, calls = engine.model.moe, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(engine.model, "moe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.sync(IDS[:160])
+    monkeypatch.undo()
+    assert session.tokens == IDS[:140]
+    session.sync(IDS[:160])
+    assert close(session.logits, fresh(engine, IDS[:160]))
+    assert close(logits, fresh(engine, IDS[:140]))
+
+
+def test_same_seed_gives_the_same_tokens_and_stop_tokens_end_it(engine):
+    def tokens(seed, stop=()):
+        session = engine.session()
+        session.sync(IDS[:20])
+        return [s.token for s in session.generate(Sampling(seed=seed), 12, stop)]
+
+    first = tokens(1)
+    assert first == tokens(1) != tokens(2)
+    assert tokens(1, stop=(first[4],))[-1] == first[4]
+
+
+@pytest.mark.parametrize("bad", [[], [512], [-1]])
+def test_bad_prompts_are_refused(engine, bad):
+    with pytest.raises(UsageError):
+        engine.session().sync(bad)
+
+
+def test_filters_keep_exactly_the_tokens_they_should():
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))
+
+    def seen(**options):
+        sampler = Sampler(Sampling(seed=0, **options))
+        return {sampler.pick(logits)[0] for _ in range(400)}
+
+    assert seen() == {0, 1, 2, 3, 4}
+    assert seen(top_k=2) == {0, 1}
+    assert seen(top_p=0.7) == {0, 1}
+    assert seen(top_p=0.71) == {0, 1, 2}
+    assert seen(min_p=0.4) == {0, 1, 2}
+    assert seen(temperature=0.0) == {0}
+    assert Sampler(Sampling(temperature=0.0)).pick(logits)[1] == pytest.approx(np.log(0.4), abs=1e-6)

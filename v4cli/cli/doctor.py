@@ -1,0 +1,93 @@
+"""`v4 doctor`: this machine and this installation, line by line, with a fix where something is wrong."""
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from v4cli import __version__, paths
+from v4cli.cli import output
+from v4cli.errors import Exit, V4Error
+
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+MIN_FREE_BYTES = 1 << 30
+
+
+def report(as_json: bool) -> None:
+    """Print all checks; exit 1 if one failed."""
+    checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), _nano()]
+    if as_json:
+        output.json_page([{"check": c, "status": s, "detail": d, "fix": f} for c, s, d, f in checks])
+    else:
+        output.table(
+            [(f"{status:<4} {check}", detail + (f" — {fix}" if fix else "")) for check, status, detail, fix in checks]
+        )
+    if any(status == "fail" for _, status, _, _ in checks):
+        raise SystemExit(Exit.FAILURE)
+
+
+def _version():
+    return "v4cli", "ok", f"{__version__}, Python {platform.python_version()}, {platform.system()}", ""
+
+
+def _packages():
+    names = ("torch", "numpy", "safetensors", "tokenizers", "typer", "prompt-toolkit")
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return "packages", "fail", "missing: " + ", ".join(missing), "pip install v4cli"
+    return "packages", "ok", ", ".join(found), ""
+
+
+def _cpu():
+    name, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        fields = dict(
+            (part.strip() for part in line.split(":", 1)) for line in info.read_text().splitlines() if ":" in line
+        )
+        name = fields.get("model name", name)
+        flags = fields.get("flags", fields.get("Features", ""))
+    have = [feature for feature in FEATURES if feature in flags.split()]
+    return (
+        "cpu",
+        "ok",
+        f"{name}, {os.cpu_count()} threads, {' '.join(have) or 'no known vector extensions'}",
+        "",
+    )
+
+
+def _memory():
+    import psutil
+
+    memory = psutil.virtual_memory()
+    status = "ok" if memory.available > MIN_FREE_BYTES else "warn"
+    fix = "" if status == "ok" else "close other programs: nano needs about 0.5 GiB"
+    return "memory", status, f"{output.size(memory.available)} free of {output.size(memory.total)}", fix
+
+
+def _disk():
+    usage = shutil.disk_usage(Path.home())
+    status = "ok" if usage.free > MIN_FREE_BYTES else "warn"
+    return "disk", status, f"{output.size(usage.free)} free of {output.size(usage.total)} ({Path.home()})", ""
+
+
+def _kernels():
+    from v4kernels import BACKENDS
+
+    return "kernels", "ok", f"backends: {', '.join(BACKENDS)} (plain torch: right, not fast)", ""
+
+
+def _nano():
+    from v4cli.weights.checkpoint import Checkpoint
+
+    try:
+        checkpoint = Checkpoint.open(paths.NANO)
+    except V4Error as error:
+        return "model nano", "fail", str(error), "reinstall v4cli"
+    return "model nano", "ok", f"{output.size(checkpoint.nbytes)}, complete", ""

@@ -1,0 +1,185 @@
+"""What a model costs, from its config alone: parameters, bytes on disk, KV bytes, bytes and FLOPs per decoded token
+(spec 0, 2.3, 4), and the DeepSeek-V3.2 figures they are compared with."""
+
+from dataclasses import dataclass
+
+from v4cli.weights.schema import expected_tensors
+
+ROPE_BYTES = 2  # the cache keeps RoPE dims in bf16
+SCALE_GROUP = 64  # e4m3 dims per KV scale byte
+KV_PADDING = 8  # the scale bytes of an entry are padded to a multiple of this
+V32_KV_BYTES_PER_TOKEN = 61 * (656 + 132)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Model values, draft blocks not counted."""
+
+    total: int
+    active: int  # touched by one token
+
+
+@dataclass(frozen=True)
+class PayloadBytes:
+    """Checkpoint payload by component."""
+
+    experts: int
+    dense: int
+    embed_head: int
+    mtp: int
+    n_tensors: int
+
+    @property
+    def total(self) -> int:
+        return self.experts + self.dense + self.embed_head + self.mtp
+
+
+@dataclass(frozen=True)
+class KVBytes:
+    """KV state at some context length."""
+
+    compressed: int
+    indexer: int
+    windows: int
+
+    @property
+    def total(self) -> int:
+        return self.compressed + self.indexer + self.windows
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of one decoded token, two per multiply-add."""
+
+    linear: float
+    compressor: float
+    indexer_projection: float
+    indexer_scores: float
+    attention: float
+    ffn: float  # router included
+    head: float
+    router: float
+    index_weight: float = 0.5  # FP4 scores; 1 for V3.2's FP8 indexer
+
+    @property
+    def fp8_equivalent(self) -> float:
+        """FP8 counts once, BF16 (attention, compressor, router, head) twice, index scores by their precision."""
+        once = self.linear + self.ffn - self.router + self.indexer_projection
+        twice = self.attention + self.compressor + self.router + self.head
+        return once + 2 * twice + self.index_weight * self.indexer_scores
+
+
+def _component(name: str) -> str:
+    if name.startswith("mtp."):
+        return "mtp"
+    if ".ffn.experts." in name:
+        return "experts"
+    return "embed_head" if name in ("embed.weight", "head.weight") else "dense"
+
+
+def parameters(config) -> Parameters:
+    """Total and active values of the trunk; the token-to-expert tables are not parameters."""
+    counts = {"experts": 0, "embed_head": 0, "dense": 0}
+    for name, spec in expected_tensors(config, with_mtp=False).items():
+        if spec.dtype != "I64":
+            counts[_component(name)] += spec.n_values
+    used = counts["experts"] * config.num_experts_per_tok // config.n_routed_experts
+    embed = config.vocab_size * config.hidden_size
+    return Parameters(sum(counts.values()), counts["dense"] + counts["embed_head"] - embed + used)
+
+
+def payload_bytes(config, with_mtp: bool = True) -> PayloadBytes:
+    """Official checkpoint payload, to the byte."""
+    totals = {"experts": 0, "dense": 0, "embed_head": 0, "mtp": 0}
+    tensors = expected_tensors(config, with_mtp)
+    for name, spec in tensors.items():
+        totals[_component(name)] += spec.nbytes
+    return PayloadBytes(**totals, n_tensors=len(tensors))
+
+
+def read_bytes_per_token(config) -> dict[str, int]:
+    """Weight bytes of the official checkpoint that one decoded token reads, by component."""
+    payload = payload_bytes(config, with_mtp=False)
+    row = 2 * config.hidden_size
+    tables = sum(s.nbytes for n, s in expected_tensors(config, False).items() if n.endswith("tid2eid"))
+    return {
+        "experts": payload.experts * config.num_experts_per_tok // config.n_routed_experts,
+        "dense": payload.dense - tables,
+        "head": config.vocab_size * row,
+        "embed": row,
+    }
+
+
+def entry_bytes(config) -> tuple[int, int]:
+    """Bytes of one KV entry and of one index key (spec 4.1: 584 and 68 for V4)."""
+    plain = config.head_dim - config.qk_rope_head_dim
+    scales = -(-(plain // SCALE_GROUP) // KV_PADDING) * KV_PADDING
+    return (
+        plain + ROPE_BYTES * config.qk_rope_head_dim + scales,
+        config.index_head_dim // 2 + config.index_head_dim // 32,
+    )
+
+
+def kv_bytes(config, n_tokens: int) -> KVBytes:
+    """KV state in the official compressed layout at `n_tokens` of context."""
+    kv, key = entry_bytes(config)
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    compressed = sum(n_tokens // r for r in ratios if r) * kv
+    indexer = sum(n_tokens // r for r in ratios if r == 4) * key
+    return KVBytes(compressed, indexer, len(ratios) * min(n_tokens, config.sliding_window) * kv)
+
+
+def kv_bytes_per_token(config) -> float:
+    """Growth of the KV state per token of context."""
+    kv, key = entry_bytes(config)
+    return sum(kv / r + (key / r if r == 4 else 0) for r in config.compress_ratios[: config.num_hidden_layers] if r)
+
+
+def flops(config, n_tokens: int) -> Flops:
+    """One decoded token at `n_tokens` of context (formulas of spec 4.2)."""
+    c = config
+    d, h, hd = c.hidden_size, c.num_attention_heads, c.head_dim
+    ratios = c.compress_ratios[: c.num_hidden_layers]
+    n_csa, n_layers = ratios.count(4), len(ratios)
+    out = h * hd * c.o_lora_rank + c.o_groups * c.o_lora_rank * d
+    linear = 2 * (d * c.q_lora_rank + c.q_lora_rank * h * hd + d * hd + out) * n_layers
+    keys = sum(_keys(c, r, n_tokens) for r in ratios)
+    compressor = sum(2 * 2 * d * hd * (2 if r == 4 else 1) for r in ratios if r)
+    index_width = c.index_n_heads * c.index_head_dim
+    projection = 2 * (c.q_lora_rank * index_width + d * c.index_n_heads + 4 * d * c.index_head_dim)
+    experts = 6 * d * c.moe_intermediate_size * (c.num_experts_per_tok + 1)
+    router = 2 * d * c.n_routed_experts
+    return Flops(
+        linear=linear,
+        compressor=compressor,
+        indexer_projection=projection * n_csa,
+        indexer_scores=2 * (n_tokens / 4) * index_width * n_csa,
+        attention=4 * h * hd * keys,
+        ffn=(experts + router) * n_layers,
+        head=2 * d * c.vocab_size,
+        router=router * n_layers,
+    )
+
+
+def _keys(config, ratio: int, n_tokens: int) -> float:
+    """Keys one query attends to in a layer."""
+    entries = min(config.index_topk, n_tokens / 4) if ratio == 4 else n_tokens / 128 if ratio else 0
+    return min(n_tokens, config.sliding_window) + entries
+
+
+def v32_flops(n_tokens: int) -> Flops:
+    """DeepSeek-V3.2 decoding one token: 61 layers of absorbed MLA over the top 2,048, lightning indexer in FP8."""
+    d, ql, heads, latent, rope = 7168, 1536, 128, 512, 64
+    attention_weights = d * ql + ql * heads * 192 + d * (latent + rope) + 2 * heads * 128 * latent + heads * 128 * d
+    ffn = 58 * (6 * d * 2048 * 9 + 2 * d * 256) + 3 * 6 * d * 18432
+    return Flops(
+        linear=61 * 2 * attention_weights,
+        compressor=0.0,
+        indexer_projection=61 * 2 * (ql * 64 * 128 + d * 128 + d * 64),
+        indexer_scores=61 * 2 * n_tokens * 64 * 128,
+        attention=61 * 2 * heads * min(n_tokens, 2048) * (2 * latent + rope),
+        ffn=ffn,
+        head=2 * d * 129280,
+        router=0.0,  # the report's 1,145.8 GF counts V3.2's router once, with its FFN
+        index_weight=1.0,
+    )
