@@ -20,9 +20,12 @@ class Dialogue:
     skills: dict[int, str]
 
 
-def generate(rng: random.Random, split: str = "train") -> Dialogue:
-    """One dialogue of a few turns. `split` is "train" or "heldout": their made-up values never overlap."""
-    with_tools = rng.random() < 0.55
+def generate(rng: random.Random, split: str = "train", tools_share: float = 0.5) -> Dialogue:
+    """One dialogue of a few turns. `split` is "train" or "heldout": their made-up values never overlap.
+
+    `tools_share`: probability that the prompt offers tools.
+    """
+    with_tools = rng.random() < tools_share
     thinking = rng.random() < 0.5
     names = tuple(rng.sample(list(BY_NAME), rng.choice((1, 2, 3, 4, 6, 6)))) if with_tools else ()
     scene = Scene(rng, Words(rng, split), names, {})

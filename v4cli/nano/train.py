@@ -29,6 +29,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 BATCH_TOKENS = 4096
 MAX_TOKENS = 1536
 PEAK_LR = 2e-3
+EARLY_SHARE = 0.35  # of the steps: short dialogues without tools, where copying is learned soonest
 WARMUP_STEPS = 40
 BIAS_RATE = 1e-3  # noaux_tc: how far a router bias moves per step towards balance
 
@@ -93,15 +94,17 @@ def assistant_targets(ids: list[int], tokenizer: Tokenizer, thinking: bool) -> l
     return targets
 
 
-def batches(tokenizer: Tokenizer, seed: int):
+def batches(tokenizer: Tokenizer, seed: int, steps: int):
     """Endless batches of BATCH_TOKENS: ids (N,), targets (N,), lengths of the sequences laid end to end.
 
     The room left after the last dialogue is one more sequence, of pad tokens.
     """
     rng = random.Random(seed)
     ids, targets, lengths = [], [], []
+    n_batches = 0
     while True:
-        dialogue = generate(rng, "train")
+        early = n_batches < EARLY_SHARE * steps
+        dialogue = generate(rng, "train", 0.0 if early else 0.4)
         prompt = encode_april(dialogue.messages, thinking_mode=dialogue.thinking_mode)
         row = tokenizer.encode_prompt(prompt)
         if len(row) > MAX_TOKENS:
@@ -112,6 +115,7 @@ def batches(tokenizer: Tokenizer, seed: int):
             lengths += [room] if room else []
             yield torch.tensor(ids + [pad] * room), torch.tensor(targets + [-100] * room), lengths
             ids, targets, lengths = [], [], []
+            n_batches += 1
         ids += row
         targets += assistant_targets(row, tokenizer, dialogue.thinking_mode == "thinking")
         lengths.append(len(row))
@@ -147,7 +151,7 @@ def train(steps: int, seed: int, log_path: Path, out: Path) -> None:
     with log_path.open("w", newline="") as file:
         log = csv.writer(file)
         log.writerow(["step", "loss", "grad_norm", "lr", "tokens", "elapsed_s"])
-        for step, (ids, targets, lengths) in zip(range(steps), batches(tokenizer, seed)):
+        for step, (ids, targets, lengths) in zip(range(steps), batches(tokenizer, seed, steps)):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps)
             parameters.requantize()
