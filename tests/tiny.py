@@ -13,6 +13,9 @@ from v4cli.weights.writer import write_checkpoint
 
 SMALL = recipe.CONFIG | {
     "vocab_size": 512,
+    "hidden_size": 256,
+    "q_lora_rank": 128,
+    "o_lora_rank": 128,
     "head_dim": 512,
     "index_n_heads": 8,
     "index_topk": 16,

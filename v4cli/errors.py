@@ -49,3 +49,9 @@ class ResourceError(V4Error):
     """Not enough RAM, VRAM or disk."""
 
     exit_code = Exit.RESOURCES
+
+
+class Interrupted(V4Error):
+    """Stopped by the user on the way; what is finished is kept."""
+
+    exit_code = Exit.INTERRUPTED

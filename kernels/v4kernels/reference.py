@@ -11,7 +11,7 @@ from torch import Tensor
 
 from v4kernels.quant import fake_fp4, fake_fp8, hadamard
 
-ATTENTION_BLOCK = 256  # queries handled together: bounds the score matrix
+ATTENTION_BLOCK = 128  # queries handled together: bounds the score matrix
 GATHER_FLOATS = 1 << 24  # gathered KV elements per query block when a selection is in force
 SCORE_FLOATS = 1 << 25  # index score elements held at a time
 
@@ -176,8 +176,8 @@ class ReferenceOps:
                 ids = selected[rows]
                 groups.append((entries[ids.clamp_min(0)], ids < 0))
             elif entries is not None and entries.shape[0]:
-                order = torch.arange(entries.shape[0], device=q.device)
-                groups.append((entries, order >= visible[rows, None]))
+                order = torch.arange(int(visible[rows].max()), device=q.device)
+                groups.append((entries[: len(order)], order >= visible[rows, None]))
             out.append(self._attend(q[rows], groups, sink))
         return torch.cat(out) if len(out) > 1 else out[0]
 

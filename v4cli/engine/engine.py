@@ -19,7 +19,8 @@ from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, UsageError
 from v4cli.model.v4 import V4, Segment
 from v4cli.model.weights import CheckpointSource, build
-from v4cli.weights.checkpoint import Checkpoint
+from v4cli.weights.schema import expected_tensors
+from v4cli.weights.store import open_model
 
 PREFILL_CHUNK = 512
 MAX_POINTS = 16  # places a session can go back to without recomputing everything
@@ -46,14 +47,14 @@ class Engine:
 
     @classmethod
     def open(cls, path: Path, backend: str = "reference", numerics: str = "exact") -> "Engine":
-        """Load the official-format checkpoint in folder `path`. ModelError, ResourceError, UsageError."""
+        """Load the store or official checkpoint in folder `path`. ModelError, ResourceError, UsageError."""
         start = time.monotonic()
         try:
             ops = op_table(backend, numerics)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        checkpoint = Checkpoint.open(Path(path))
-        dense_bytes = 4 * sum(spec.n_values for spec in checkpoint.trunk_specs())
+        checkpoint = open_model(Path(path))
+        dense_bytes = 4 * sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
         lazy = dense_bytes > DENSE_SHARE * psutil.virtual_memory().available
         with torch.inference_mode():
             model = V4(checkpoint.config, build(checkpoint.config, CheckpointSource(checkpoint, lazy)), ops)

@@ -107,14 +107,14 @@ class LazyWeight(Weight):
 
 
 class CheckpointSource:
-    """Weights of an official checkpoint, dequantized to fp32 at load, or at every use with `lazy`."""
+    """Weights of a store or an official checkpoint, dequantized to fp32 at load, or at every use with `lazy`."""
 
     def __init__(self, checkpoint, lazy: bool):
         self.checkpoint = checkpoint
         self.lazy = lazy
 
     def weight(self, name: str) -> Weight:
-        kind = KINDS[self.checkpoint.spec(name).dtype]
+        kind = KINDS[self.checkpoint.official_dtype(name)]
         if self.lazy:
             return LazyWeight(kind, lambda: self.checkpoint.dense(name))
         return Weight(kind, self.checkpoint.dense(name))

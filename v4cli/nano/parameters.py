@@ -59,15 +59,12 @@ class Parameters:
         for weight in self.weights.values():
             weight.requantize()
 
-    def groups(self, weight_decay: float) -> list[dict]:
-        """Optimizer groups: matrices decay, vectors and hyper-connections do not."""
+    def groups(self) -> tuple[list[Tensor], list[Tensor]]:
+        """For the optimizers: inner matrices, and the rest (embedding, head, routers, vectors, hyper-connections)."""
         trained = {n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)}
-        matrices = [t for n, t in trained.items() if n in self.weights]
-        others = [t for n, t in trained.items() if n not in self.weights]
-        return [
-            {"params": matrices, "weight_decay": weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        outer = ("embed.weight", "head.weight")
+        inner = {n for n in self.weights if n not in outer and not n.endswith("gate.weight")}
+        return [t for n, t in trained.items() if n in inner], [t for n, t in trained.items() if n not in inner]
 
 
 def initial(config, name: str, shape, generator) -> Tensor:
@@ -82,7 +79,9 @@ def initial(config, name: str, shape, generator) -> Tensor:
         return torch.zeros(shape)
     if leaf.startswith("hc_"):
         return initial_hyper(config, leaf, shape, generator)
-    std = 0.02 if name in ("embed.weight", "head.weight") else shape[-1] ** -0.5 * 0.5
+    if leaf == "weight" and name.endswith((".wo_b.weight", ".w2.weight")):
+        return torch.zeros(shape)  # sublayers start silent, so that token identities lead the streams
+    std = 1.0 if name == "embed.weight" else 0.02 if name == "head.weight" else shape[-1] ** -0.5
     return torch.randn(shape, generator=generator) * std
 
 

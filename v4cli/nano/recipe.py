@@ -2,7 +2,7 @@
 
 from v4cli.config import V4Config
 
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 1024
 
 CONFIG = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -18,7 +18,7 @@ CONFIG = {
     "hc_sinkhorn_iters": 20,
     "head_dim": 128,
     "hidden_act": "silu",
-    "hidden_size": 256,
+    "hidden_size": 192,
     "index_head_dim": 128,
     "index_n_heads": 4,
     "index_topk": 512,
@@ -36,8 +36,8 @@ CONFIG = {
     "num_key_value_heads": 1,
     "num_nextn_predict_layers": 0,
     "o_groups": 2,
-    "o_lora_rank": 128,
-    "q_lora_rank": 128,
+    "o_lora_rank": 96,
+    "q_lora_rank": 96,
     "qk_rope_head_dim": 64,
     "quantization_config": {
         "activation_scheme": "dynamic",

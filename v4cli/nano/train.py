@@ -1,7 +1,7 @@
 """Train nano on generated dialogues through the differentiable reference ops: `python -m v4cli.nano.train`.
 
-In: a seed. Out: v4cli/nano/checkpoint in the official format, and a CSV log of the loss. Sequences of a batch
-are laid end to end (no padding); the loss covers only what the assistant writes.
+In: a seed. Out: v4cli/nano/checkpoint in the official format, and a CSV log of the loss. A batch is one timeline of
+BATCH_TOKENS tokens, dialogue after dialogue, each begun by BOS; the loss covers only what the assistant writes.
 """
 
 import argparse
@@ -22,14 +22,16 @@ from v4cli.model.v4 import V4, Segment
 from v4cli.model.weights import build
 from v4cli.nano import recipe
 from v4cli.nano.dialogues import generate
+from v4cli.nano.muon import Muon
 from v4cli.nano.parameters import Parameters
 from v4cli.weights.writer import write_checkpoint
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-BATCH_TOKENS = 4096
-MAX_TOKENS = 1536
-PEAK_LR = 2e-3
-EARLY_SHARE = 0.35  # of the steps: short dialogues without tools, where copying is learned soonest
+BATCH_TOKENS = 2048
+PEAK_LR = 4e-3
+WEIGHT_DECAY = 0.05
+EARLY_SHARE = 0.15  # of the steps: short dialogues without tools, where copying is learned soonest
+QUANTIZED_SHARE = 0.4  # of the steps, the last ones: the forward sees the weights as they will be stored
 WARMUP_STEPS = 40
 BIAS_RATE = 1e-3  # noaux_tc: how far a router bias moves per step towards balance
 
@@ -37,13 +39,12 @@ BIAS_RATE = 1e-3  # noaux_tc: how far a router bias moves per step towards balan
 class TrainingOps(ReferenceOps):
     """Reference ops made affordable to train through; also counts how often each expert is chosen.
 
-    Activations are bf16, and the memory-bound ops on whole batches (Sinkhorn above all: 20 iterations on 4x4
-    matrices) are compiled into single loops, once, since every batch has BATCH_TOKENS tokens.
+    The memory-bound ops (Sinkhorn above all: 20 iterations on 4x4 matrices) are compiled into single loops, once,
+    since every batch has BATCH_TOKENS tokens.
     """
 
     def __init__(self):
         super().__init__("exact")
-        self.dtype = torch.bfloat16
         self.loads: list[tuple[torch.Tensor, torch.Tensor]] = []
         for op in ("hc_pre", "hc_post", "_batch_norm"):
             setattr(self, op, torch.compile(getattr(self, op), dynamic=False))
@@ -57,11 +58,10 @@ class TrainingOps(ReferenceOps):
         return ReferenceOps.rms_norm(self, x, weight, eps)
 
     def hc_post(self, out, streams, post, comb):
-        mixed = (comb[..., None] * streams.float()[:, :, None]).sum(1)
-        return (mixed + post[..., None] * out.float()[:, None]).to(self.dtype)
+        return (comb[..., None] * streams[:, :, None]).sum(1) + post[..., None] * out[:, None]
 
     def _weighted_sum(self, streams, weights):
-        return (weights[..., None] * streams.float()).sum(1).to(self.dtype)
+        return (weights[..., None] * streams).sum(1)
 
     def route(self, x, gate, top_k, scale, bias=None, chosen=None):
         ids, weights = super().route(x, gate, top_k, scale, bias, chosen)
@@ -95,41 +95,26 @@ def assistant_targets(ids: list[int], tokenizer: Tokenizer, thinking: bool) -> l
 
 
 def batches(tokenizer: Tokenizer, seed: int, steps: int):
-    """Endless batches of BATCH_TOKENS: ids (N,), targets (N,), lengths of the sequences laid end to end.
-
-    The room left after the last dialogue is one more sequence, of pad tokens.
-    """
+    """Endless batches: ids and targets (BATCH_TOKENS,). A dialogue that does not fit is cut off at the end."""
     rng = random.Random(seed)
-    ids, targets, lengths = [], [], []
     n_batches = 0
     while True:
-        early = n_batches < EARLY_SHARE * steps
-        dialogue = generate(rng, "train", 0.0 if early else 0.4)
-        prompt = encode_april(dialogue.messages, thinking_mode=dialogue.thinking_mode)
-        row = tokenizer.encode_prompt(prompt)
-        if len(row) > MAX_TOKENS:
-            continue
-        if len(ids) + len(row) > BATCH_TOKENS:
-            room = BATCH_TOKENS - len(ids)
-            pad = tokenizer.special_id(special.PAD)
-            lengths += [room] if room else []
-            yield torch.tensor(ids + [pad] * room), torch.tensor(targets + [-100] * room), lengths
-            ids, targets, lengths = [], [], []
-            n_batches += 1
-        ids += row
-        targets += assistant_targets(row, tokenizer, dialogue.thinking_mode == "thinking")
-        lengths.append(len(row))
+        ids, targets = [], []
+        while len(ids) < BATCH_TOKENS:
+            tools_share = 0.1 if n_batches < EARLY_SHARE * steps else 0.4
+            dialogue = generate(rng, "train", tools_share)
+            row = tokenizer.encode_prompt(encode_april(dialogue.messages, thinking_mode=dialogue.thinking_mode))
+            ids += row
+            targets += assistant_targets(row, tokenizer, dialogue.thinking_mode == "thinking")
+        yield torch.tensor(ids[:BATCH_TOKENS]), torch.tensor(targets[:BATCH_TOKENS])
+        n_batches += 1
 
 
-def batch_loss(model: V4, ids: torch.Tensor, targets: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+def batch_loss(model: V4, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy over the assistant's tokens."""
-    segments, at = [], 0
-    for length in lengths:
-        segments.append(Segment(at, at + length, model.new_state()))
-        at += length
-    hidden = model.forward(ids, segments)
+    hidden = model.forward(ids, [Segment(0, len(ids), model.new_state())])
     spoken = targets >= 0
-    return F.cross_entropy(model.logits(hidden[spoken]).float(), targets[spoken])
+    return F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -144,28 +129,32 @@ def train(steps: int, seed: int, log_path: Path, out: Path) -> None:
     tokenizer = Tokenizer.from_file(out / "tokenizer.json")
     parameters, ops = Parameters(config, seed), TrainingOps()
     model = V4(config, build(config, parameters), ops)
-    optimizer = torch.optim.AdamW(parameters.groups(0.05), lr=PEAK_LR, betas=(0.9, 0.95), fused=True)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    matrices, others = parameters.groups()
+    optimizers = (
+        Muon(matrices, PEAK_LR, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(others, PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    )
     log_path.parent.mkdir(parents=True, exist_ok=True)
     start, tokens = time.monotonic(), 0
     with log_path.open("w", newline="") as file:
         log = csv.writer(file)
         log.writerow(["step", "loss", "grad_norm", "lr", "tokens", "elapsed_s"])
-        for step, (ids, targets, lengths) in zip(range(steps), batches(tokenizer, seed, steps)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps)
-            parameters.requantize()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = batch_loss(model, ids, targets, lengths)
+        for step, (ids, targets) in zip(range(steps), batches(tokenizer, seed, steps)):
+            lr = learning_rate(step, steps)
+            if step >= (1 - QUANTIZED_SHARE) * steps:
+                parameters.requantize()
+            loss = batch_loss(model, ids, targets)
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            if math.isfinite(norm):
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            norm = torch.nn.utils.clip_grad_norm_(matrices + others, 1.0)
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = lr
+                if math.isfinite(norm):
+                    optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             ops.balance()
             tokens += len(ids)
             elapsed = time.monotonic() - start
-            log.writerow([step, f"{loss:.4f}", f"{norm:.3f}", f"{group['lr']:.2e}", tokens, f"{elapsed:.0f}"])
+            log.writerow([step, f"{loss:.4f}", f"{norm:.3f}", f"{lr:.2e}", tokens, f"{elapsed:.0f}"])
             if step % 10 == 0:
                 file.flush()
                 print(f"step {step}/{steps} loss {loss:.4f} {tokens / elapsed:.0f} tok/s", flush=True)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "BF16": 2, "F32": 4, "I64": 8}
+BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BF16": 2, "F32": 4, "I64": 8}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,75 @@
+"""Tensors of a model read as views of mapped safetensors files: what official checkpoints and stores share."""
+
+from functools import cached_property
+from pathlib import Path
+
+from v4cli.config import V4Config
+from v4cli.errors import ModelError
+from v4cli.weights.safetensors_header import TensorPlace
+from v4cli.weights.schema import TensorSpec
+
+
+class MappedTensors:
+    """Config and the place of every tensor."""
+
+    def __init__(self, path: Path, config: V4Config, places: dict[str, TensorPlace]):
+        self.path = path
+        self.config = config
+        self.places = places
+        self._maps: dict[Path, object] = {}
+
+    def spec(self, name: str) -> TensorSpec:
+        return self.places[name].spec
+
+    def official_dtype(self, name: str) -> str:
+        """dtype of the tensor in the official checkpoint: decides how its input is treated."""
+        return self.spec(name).dtype
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Payload bytes of all tensors."""
+        return sum(place.spec.nbytes for place in self.places.values())
+
+    def tensor(self, name: str):
+        """The stored torch tensor, mapped from the file."""
+        import numpy as np
+        import torch
+
+        dtypes = {
+            "F8_E4M3": torch.float8_e4m3fn,
+            "F8_E8M0": torch.float8_e8m0fnu,
+            "I8": torch.int8,
+            "U8": torch.uint8,
+            "BF16": torch.bfloat16,
+            "F32": torch.float32,
+            "I64": torch.int64,
+        }
+        place = self.places[name]
+        if place.path not in self._maps:
+            try:
+                self._maps[place.path] = np.memmap(place.path, dtype=np.uint8, mode="c")
+            except (OSError, ValueError) as problem:
+                raise ModelError(f"{place.path}: cannot be mapped ({problem})") from None
+        data = self._maps[place.path][place.offset : place.offset + place.spec.nbytes]
+        if len(data) != place.spec.nbytes:
+            raise ModelError(f"{place.path}: tensor {name} is cut off; the file changed while in use")
+        raw = torch.from_numpy(data)
+        if place.offset % 8:  # safetensors aligns the data, a hostile file need not
+            raw = raw.clone()
+        return raw.view(dtypes[place.spec.dtype]).view(place.spec.shape)
+
+    def dense(self, name: str):
+        """An official tensor's values in fp32, dequantized with its `.scale`. ModelError if any is not finite."""
+        from v4cli.weights.formats import decode_fp4, decode_fp8
+
+        tensor = self.tensor(name)
+        if self.spec(name).dtype in ("F8_E4M3", "I8"):
+            decode = decode_fp8 if self.spec(name).dtype == "F8_E4M3" else decode_fp4
+            tensor = decode(tensor, self.tensor(name.removesuffix("weight") + "scale"))
+        return self.finite(name, tensor.float())
+
+    def finite(self, name: str, values):
+        """`values`, or ModelError if one is not finite."""
+        if not values.isfinite().all():
+            raise ModelError(f"{self.places[name].path}: tensor {name} holds values that are not finite")
+        return values
