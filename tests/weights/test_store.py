@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from v4cli.errors import V4Error
 from v4cli.weights import formats, store
 from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.convert import convert_part
+from v4cli.weights.safetensors_header import read_header
 from v4cli.weights.store import MANIFEST, PAGE, Manifest, Store, layout
 
 SHAPE = FLASH_LIKE | {"head_dim": 128, "num_hidden_layers": 4, "compress_ratios": [0, 4, 128, 4], "vocab_size": 256}
@@ -51,7 +53,7 @@ def test_experts_are_bit_exact_contiguous_and_page_aligned(source, made):
             at = f"layers.{layer}.ffn.experts.{e}."
             places = [opened.places[at + name] for name in store.EXPERT_ORDER]
             assert places[0].offset % PAGE == 0
-            for before, after in zip(places, places[1:]):
+            for before, after in pairwise(places):
                 assert after.offset == before.offset + before.spec.nbytes
             for name in store.EXPERT_ORDER:
                 assert torch.equal(
@@ -127,8 +129,6 @@ def test_layout_is_repacked_from_an_older_store(source, made, tmp_path):
         for name in reversed([n for n, t in part.tensors.items() if t.format != "pad"]):
             old.add(name, part.tensors[name].spec, "keep", name, 1)
         convert_part(old, opened.places, tmp_path / old.file)
-        from v4cli.weights.safetensors_header import read_header
-
         places |= read_header(tmp_path / old.file)
     for part in opened.parts.values():
         record = convert_part(part, places, tmp_path / "again")

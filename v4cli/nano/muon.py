@@ -33,15 +33,15 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape: dict[tuple, list[Tensor]] = {}
             for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault(tuple(p.shape), []).append(p)
+                by_shape.setdefault(tuple(p.shape), []).append(p)
             for (rows, cols), params in by_shape.items():
                 n = max(1, BATCH_VALUES // (rows * cols))
                 for i in range(0, len(params), n):
                     self._update(group, params[i : i + n])
 
     def _update(self, group: dict, params: list[Tensor]) -> None:
-        grads = torch.stack([p.grad for p in params])
+        # an expert that no token chose has no gradient
+        grads = torch.stack([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
         memory = self.state[params[0]].setdefault("momentum", torch.zeros_like(grads))
         memory.lerp_(grads, 1 - group["momentum"])
         update = orthogonalize(grads.lerp(memory, group["momentum"]))

@@ -81,7 +81,10 @@ def initial(config, name: str, shape, generator) -> Tensor:
         return initial_hyper(config, leaf, shape, generator)
     if leaf == "weight" and name.endswith((".wo_b.weight", ".w2.weight")):
         return torch.zeros(shape)  # sublayers start silent, so that token identities lead the streams
-    std = 1.0 if name == "embed.weight" else 0.02 if name == "head.weight" else shape[-1] ** -0.5
+    if name == "embed.weight":
+        # what all tokens share stands in for a bias: attention by position alone needs one, and copying needs that
+        return torch.randn(shape, generator=generator) + torch.randn(shape[1:], generator=generator)
+    std = 0.02 if name == "head.weight" else shape[-1] ** -0.5
     return torch.randn(shape, generator=generator) * std
 
 

@@ -35,10 +35,16 @@ def encode_fp8(w: Tensor) -> tuple[Tensor, Tensor]:
 def encode_fp4(w: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 (out, in) -> packed int8 codes and float8_e8m0fnu scales."""
     scale = _fp4_scale(w)
-    values = round_e2m1((w.unflatten(-1, (-1, GROUP)) / scale[..., None]).clamp(-FP4_MAX, FP4_MAX)).flatten(-2)
+    values = (w.unflatten(-1, (-1, GROUP)) / scale[..., None]).clamp(-FP4_MAX, FP4_MAX).flatten(-2)
+    return pack_fp4(values), scale.to(torch.float8_e8m0fnu)
+
+
+def pack_fp4(values: Tensor) -> Tensor:
+    """fp32 (out, in) in [-6, 6] -> int8 codes (out, in/2) of the nearest e2m1 values, low nibble first."""
+    values = round_e2m1(values)
     magnitude = torch.searchsorted(FP4_VALUES[:8].contiguous(), values.abs().contiguous())
     codes = (magnitude + 8 * torch.signbit(values)).to(torch.uint8)
-    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).view(torch.int8), scale.to(torch.float8_e8m0fnu)
+    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).view(torch.int8)
 
 
 def fake_fp8(w: Tensor) -> Tensor:

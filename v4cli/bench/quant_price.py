@@ -1,0 +1,102 @@
+"""What quantization costs: `python -m v4cli.bench.quant_price` writes CSV to stdout.
+
+For nano (on held-out dialogues) and a random checkpoint (on random tokens): weight error by tensor class, and KL
+divergence, perplexity and top-1 agreement of the store against the official weights, both in `exact`, at several
+context lengths. A token's logits come after everything before it, so later positions show what long contexts add.
+"""
+
+import argparse
+import csv
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from v4cli.bench.synthetic import shape, write_synthetic
+from v4cli.chat.encoding import encode_april
+from v4cli.chat.tokenizer import Tokenizer
+from v4cli.engine.engine import Engine
+from v4cli.nano.dialogues import generate
+from v4cli.paths import NANO
+from v4cli.weights.hub import FolderSource
+from v4cli.weights.pull import pull
+from v4cli.weights.recipe import RECIPES
+from v4cli.weights.store import Store
+
+CHUNK = 512
+COLUMNS = ("model", "quant", "tokens", "kl_nats", "top1_agreement", "ppl_official", "ppl_store", "weight_errors")
+
+
+def nano_tokens(count: int) -> list[int]:
+    """Held-out dialogues, one after the other."""
+    tokenizer, rng, ids = Tokenizer.from_file(NANO / "tokenizer.json"), random.Random(5), []
+    while len(ids) < count:
+        dialogue = generate(rng, "heldout")
+        ids += tokenizer.encode_prompt(encode_april(dialogue.messages, thinking_mode=dialogue.thinking_mode))
+    return ids[:count]
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def compare(official: Engine, store: Engine, ids: list[int], frontiers: list[int]):
+    """Yields (tokens, mean KL, top-1 agreement, perplexity of either) over all positions up to each frontier."""
+    sessions = official.session(), store.session()
+    kl, agree, nll = [], [], ([], [])
+    for i in range(0, len(ids), CHUNK):
+        a, b = (log_softmax(s.feed(ids[i : i + CHUNK], all_logits=True)) for s in sessions)
+        kl += (np.exp(a) * (a - b)).sum(-1).tolist()
+        agree += (a.argmax(-1) == b.argmax(-1)).tolist()
+        targets = ids[i + 1 : i + 1 + len(a)]
+        for scores, into in zip((a, b), nll):
+            into += (-scores[np.arange(len(targets)), targets]).tolist()
+        done = min(i + CHUNK, len(ids))
+        if done in frontiers:
+            yield done, np.mean(kl), np.mean(agree), *(np.exp(np.mean(part)) for part in nll)
+
+
+def weight_errors(store: Store) -> str:
+    """Relative root mean square error by tensor class."""
+    sums: dict[str, list[float]] = {}
+    for record in store.manifest.files.values():
+        for name, (error, size) in record.get("errors", {}).items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += error
+            total[1] += size
+    return " ".join(f"{name}={(error / size) ** 0.5:.4f}" for name, (error, size) in sorted(sums.items()) if size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="price of quantization, as CSV")
+    parser.add_argument("--frontiers", default="4096,16384")
+    args = parser.parse_args()
+    frontiers = [int(n) for n in args.frontiers.split(",")]
+    out = csv.writer(sys.stdout)
+    out.writerow(COLUMNS)
+    with tempfile.TemporaryDirectory() as scratch:
+        random_model = write_synthetic(Path(scratch) / "random", shape("small"))
+        rng = random.Random(1)
+        models = {
+            "nano": (NANO, nano_tokens(max(frontiers))),
+            "random": (random_model, [rng.randrange(512) for _ in range(max(frontiers))]),
+        }
+        for name, (source, ids) in models.items():
+            for quant in RECIPES:
+                folder = Path(scratch) / f"{name}-{quant}"
+                pull(FolderSource(source), folder, quant)
+                errors = weight_errors(Store.open(folder))
+                for tokens, kl, agree, ppl, ppl_store in compare(
+                    Engine.open(source), Engine.open(folder), ids, frontiers
+                ):
+                    out.writerow(
+                        [name, quant, tokens, f"{kl:.3e}", f"{agree:.4f}", f"{ppl:.4f}", f"{ppl_store:.4f}", errors]
+                    )
+                    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
