@@ -5,12 +5,14 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow lint nano nano-eval clean
+.PHONY: help run test test-slow lint nano nano-eval bench-quant bench-convert bench-kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
-$(VENV)/installed: pyproject.toml constraints.txt
+KERNELS := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/cpu/*)
+
+$(VENV)/installed: pyproject.toml constraints.txt $(KERNELS)
 	test -d $(VENV) || python3 -m venv $(VENV)
 	$(PIP) -e .
 	touch $@
@@ -33,12 +35,21 @@ lint: $(VENV)/installed-test  ## style and layering
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
 
-nano: $(VENV)/installed  ## train the embedded model from nothing (about an hour on 2 cores)
+nano: $(VENV)/installed  ## train the embedded model from nothing (about an hour on 2 idle cores)
 	$(PYTHON) -m v4cli.nano.vocab v4cli/nano/checkpoint/tokenizer.json
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train
 
 nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues
 	$(PYTHON) -m v4cli.nano.evaluate
+
+bench-quant: $(VENV)/installed  ## price of quantization, as CSV (minutes)
+	$(PYTHON) -m v4cli.bench.quant_price
+
+bench-convert: $(VENV)/installed  ## conversion of two Flash layers, as CSV (minutes, 20 GB of disk in DIR)
+	$(PYTHON) -m v4cli.bench.conversion $(or $(DIR),build/bench)
+
+bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
+	$(PYTHON) -m v4cli.bench.kernels
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist

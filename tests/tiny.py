@@ -1,5 +1,6 @@
 """Random official-format checkpoints for tests, and the golden tiny one made openable."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,10 @@ import torch
 
 from v4cli.config import V4Config
 from v4cli.nano import recipe
+from v4cli.weights.checkpoint import Checkpoint
+from v4cli.weights.convert import convert_part
 from v4cli.weights.schema import expected_tensors
+from v4cli.weights.store import Manifest, layout
 from v4cli.weights.writer import write_checkpoint
 
 SMALL = recipe.CONFIG | {
@@ -33,6 +37,12 @@ PRO_LIKE = SMALL | {
     "num_experts_per_tok": 3,
     "routed_scaling_factor": 2.5,
     "index_topk": 24,
+}
+STORE_LIKE = FLASH_LIKE | {
+    "head_dim": 128,
+    "num_hidden_layers": 4,
+    "compress_ratios": [0, 4, 128, 4],
+    "vocab_size": 256,
 }
 
 
@@ -60,6 +70,21 @@ def random_checkpoint(path: Path, values: dict, seed: int = 0, shards: int = 2) 
             tensors[name] = torch.randn(shape, generator=g) * spread
     write_checkpoint(path, cfg, tensors, recipe.GENERATION_CONFIG, shards)
     return path
+
+
+def make_store(source: Path, out: Path, quant: str = "native") -> Path:
+    """Convert a whole checkpoint, as pull does part by part."""
+    out.mkdir(parents=True)
+    checkpoint = Checkpoint.open(source)
+    manifest = Manifest(quant, False, {"repo": "test/model", "revision": "abc", "files": {}})
+    for part in layout(checkpoint.config, quant, False).values():
+        manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
+    text = (source / "config.json").read_bytes()
+    (out / "config.json").write_bytes(text)
+    manifest.files["config.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    manifest.complete = True
+    manifest.save(out)
+    return out
 
 
 def golden_tiny(golden: Path, out: Path) -> Path:

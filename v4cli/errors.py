@@ -51,6 +51,12 @@ class ResourceError(V4Error):
     exit_code = Exit.RESOURCES
 
 
+class NetworkError(V4Error):
+    """The network or the hub does not give what was asked for; trying again may help."""
+
+    exit_code = Exit.NETWORK
+
+
 class Interrupted(V4Error):
     """Stopped by the user on the way; what is finished is kept."""
 

@@ -31,12 +31,16 @@ def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
         raise error(f"{what}: not valid JSON ({problem})") from None
 
 
-def read(path: Path, error: type[V4Error] = ModelError):
-    """Parse a JSON file."""
+def contents(path: Path, error: type[V4Error] = ModelError) -> bytes:
+    """All bytes of a file of bounded size."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise error(f"{path}: larger than {MAX_BYTES >> 20} MiB, not a JSON file of this kind")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror})") from None
-    return parse(data, str(path), error)
+
+
+def read(path: Path, error: type[V4Error] = ModelError):
+    """Parse a JSON file."""
+    return parse(contents(path, error), str(path), error)

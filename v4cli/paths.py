@@ -6,6 +6,7 @@ from pathlib import Path
 import platformdirs
 
 from v4cli.errors import ModelError
+from v4cli.weights.known import MODELS
 
 NANO = Path(__file__).parent / "nano" / "checkpoint"
 
@@ -18,13 +19,35 @@ def state_dir() -> Path:
     return path
 
 
+def models_dir() -> Path:
+    """Folder of pulled models, one folder each; it need not exist yet."""
+    home = os.environ.get("V4_HOME")
+    return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "models"
+
+
 def model_folder(model: str) -> Path:
-    """Folder of a model given by name (nano) or by path. ModelError if there is none."""
+    """Folder of a model: nano, a name under models_dir(), or a path (./NAME where both exist).
+
+    ModelError if there is none.
+    """
     if model == "nano":
         return NANO
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    raise ModelError(
-        f"model {model!r} not found", "give nano or a folder with an official checkpoint; v4 ls lists models"
-    )
+    for path in (named_folder(model), os.path.expanduser(model)):
+        if path is not None and os.path.isdir(path):
+            return Path(path)
+    hint = f"v4 pull {model}" if model in MODELS else "v4 ls lists the models that are here; v4 pull brings others"
+    raise ModelError(f"model {model!r} not found", hint)
+
+
+def named_folder(name: str) -> Path | None:
+    """Where a pulled model of this name is or would be; None if it cannot be a name: a path, hidden, nano."""
+    if name in ("", "nano") or name.startswith(".") or Path(name).name != name:
+        return None
+    return models_dir() / name
+
+
+def default_model() -> str:
+    """The pulled model if there is exactly one that is complete, else nano."""
+    from v4cli.weights.library import only_model
+
+    return only_model(models_dir()) or "nano"

@@ -37,6 +37,7 @@ class ReferenceOps:
     """Op table with `exact` or `official` numerics."""
 
     name = "reference"
+    packed = False  # whether it computes from stored codes (PackedWeight) where it can
 
     def __init__(self, numerics: str):
         self.numerics = numerics

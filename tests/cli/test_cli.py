@@ -31,6 +31,15 @@ def test_help_is_quick_to_import_and_leaves_torch_alone():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+def test_doctor_needs_no_torch():
+    code = (
+        "import sys\nfrom v4cli.cli.app import app\n"
+        "try: app(['doctor'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 def test_run_answers_on_stdout_only():
     done = v4("run", "Hello, who are you?", "--stats", "-n", "60")
     assert done.returncode == 0

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import FLASH_LIKE, random_checkpoint
+from tiny import STORE_LIKE, make_store, random_checkpoint
 
 from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
@@ -17,27 +17,12 @@ from v4cli.weights import formats, store
 from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.convert import convert_part
 from v4cli.weights.safetensors_header import read_header
-from v4cli.weights.store import MANIFEST, PAGE, Manifest, Store, layout
-
-SHAPE = FLASH_LIKE | {"head_dim": 128, "num_hidden_layers": 4, "compress_ratios": [0, 4, 128, 4], "vocab_size": 256}
-
-
-def make_store(source, out, quant="native"):
-    """Convert a whole checkpoint, as pull does part by part."""
-    out.mkdir()
-    checkpoint = Checkpoint.open(source)
-    manifest = Manifest(quant, False, {"repo": "test/model", "revision": "", "files": {}})
-    for part in layout(checkpoint.config, quant, False).values():
-        manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
-    shutil.copy(source / "config.json", out)
-    manifest.complete = True
-    manifest.save(out)
-    return out
+from v4cli.weights.store import MANIFEST, PAGE, Store, layout
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("source"), SHAPE)
+    return random_checkpoint(tmp_path_factory.mktemp("source"), STORE_LIKE)
 
 
 @pytest.fixture(scope="module", params=["native", "q4"])
@@ -49,7 +34,7 @@ def test_experts_are_bit_exact_contiguous_and_page_aligned(source, made):
     official, opened = Checkpoint.open(source), Store.open(made)
     for layer in range(4):
         part = opened.parts[f"layer-{layer:03d}-experts"]
-        for e in range(SHAPE["n_routed_experts"]):
+        for e in range(STORE_LIKE["n_routed_experts"]):
             at = f"layers.{layer}.ffn.experts.{e}."
             places = [opened.places[at + name] for name in store.EXPERT_ORDER]
             assert places[0].offset % PAGE == 0

@@ -21,12 +21,23 @@ from v4cli.engine.engine import Engine
 from v4cli.nano.dialogues import generate
 from v4cli.paths import NANO
 from v4cli.weights.hub import FolderSource
+from v4cli.weights.library import weight_errors
 from v4cli.weights.pull import pull
 from v4cli.weights.recipe import RECIPES
-from v4cli.weights.store import Store
+from v4cli.weights.store import Manifest
 
 CHUNK = 512
 COLUMNS = ("model", "quant", "tokens", "kl_nats", "top1_agreement", "ppl_official", "ppl_store", "weight_errors")
+
+
+class Silent:
+    """Hears nothing of a pull."""
+
+    def say(self, text: str) -> None: ...
+    def plan(self, plan) -> None: ...
+    def start(self, name: str, n_bytes: int, fetching: bool) -> None: ...
+    def advance(self, name: str, n_bytes: int) -> None: ...
+    def finish(self, name: str) -> None: ...
 
 
 def nano_tokens(count: int) -> list[int]:
@@ -59,17 +70,6 @@ def compare(official: Engine, store: Engine, ids: list[int], frontiers: list[int
             yield done, np.mean(kl), np.mean(agree), *(np.exp(np.mean(part)) for part in nll)
 
 
-def weight_errors(store: Store) -> str:
-    """Relative root mean square error by tensor class."""
-    sums: dict[str, list[float]] = {}
-    for record in store.manifest.files.values():
-        for name, (error, size) in record.get("errors", {}).items():
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += error
-            total[1] += size
-    return " ".join(f"{name}={(error / size) ** 0.5:.4f}" for name, (error, size) in sorted(sums.items()) if size)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="price of quantization, as CSV")
     parser.add_argument("--frontiers", default="4096,16384")
@@ -87,8 +87,8 @@ def main() -> None:
         for name, (source, ids) in models.items():
             for quant in RECIPES:
                 folder = Path(scratch) / f"{name}-{quant}"
-                pull(FolderSource(source), folder, quant)
-                errors = weight_errors(Store.open(folder))
+                pull(FolderSource(source), folder, quant, reporter=Silent())
+                errors = " ".join(f"{n}={e:.4f}" for n, e in weight_errors(Manifest.load(folder)).items())
                 for tokens, kl, agree, ppl, ppl_store in compare(
                     Engine.open(source), Engine.open(folder), ids, frontiers
                 ):

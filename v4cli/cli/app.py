@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli import __version__
+from v4cli import __version__, paths
 from v4cli.errors import Exit, V4Error
 
 app = typer.Typer(
@@ -23,8 +23,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="nano, or a folder with an official checkpoint.")]
-Backend = Annotated[str, typer.Option(help="What computes: reference (plain torch).")]
+DEFAULT_MODEL = {
+    "default_factory": paths.default_model,
+    "show_default": "the pulled model if exactly one is complete, else nano",
+}
+Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from v4 ls, or a folder.")]
+MODEL_OR_RELEASE = "A name from v4 ls, a folder, or a release that need not be here (flash, pro)."
+Backend = Annotated[
+    str, typer.Option(help="What computes: reference (plain torch), or cpu (int8 kernels where the store allows).")
+]
 Numerics = Annotated[str, typer.Option(help="exact (fp32) or official (simulated quantization).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -40,17 +48,17 @@ def default(
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         if sys.stdin.isatty():
-            chat()
+            app(["chat"])
         else:
             app(["run"])
 
 
 @app.command()
 def run(
+    model: Model,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin is put before it.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
-    model: Model = "nano",
     output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
     as_json: Json = False,
     think: Annotated[bool, typer.Option("--think", help="Think before answering.")] = False,
@@ -79,7 +87,7 @@ def run(
 
 @app.command()
 def chat(
-    model: Model = "nano",
+    model: Model,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
     backend: Backend = "reference",
@@ -91,6 +99,46 @@ def chat(
     chat_loop(model, system, think, backend, numerics)
 
 
+@app.command("download", hidden=True)
+@app.command()
+def pull(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|ORG/REPO[@REV]|DIR",
+            help="A release (flash, pro, flash-preview, pro-preview), nano, a repository, or a folder.",
+        ),
+    ],
+    quant: Annotated[str | None, typer.Option(help="native (int8, the default) or q4; experts stay FP4.")] = None,
+    name: Annotated[str | None, typer.Option(help="Call the model this.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    keep_source: Annotated[bool, typer.Option("--keep-source", help="Keep the official shards too.")] = False,
+    part: Annotated[str | None, typer.Option(help="Make just this part or file again.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=32, help="Shards in flight.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Bring a model here, made ready to run. Run it again to go on after any interruption."""
+    options = dict(locals())
+    from v4cli.cli.pull import PullRequest, pull_model
+
+    pull_model(PullRequest(**options))
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with an official checkpoint.")],
+    dest: Annotated[Path, typer.Argument(metavar="DST", help="Folder of the store to make.")],
+    quant: Annotated[str | None, typer.Option(help="native (int8, the default) or q4; experts stay FP4.")] = None,
+    part: Annotated[str | None, typer.Option(help="Make just this part or file again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a store of a checkpoint that is on this disk. Run it again to go on after any interruption."""
+    from v4cli.cli.pull import quantize_folder
+
+    quantize_folder(source, dest, quant, part, as_json)
+
+
 @app.command("ls")
 def list_models(as_json: Json = False) -> None:
     """List the models on this machine."""
@@ -100,11 +148,45 @@ def list_models(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(model: Annotated[str, typer.Argument(help="nano, or a folder.")] = "nano", as_json: Json = False) -> None:
-    """Show what a model is and what it costs to run."""
+def show(
+    model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE, **DEFAULT_MODEL)],
+    as_json: Json = False,
+) -> None:
+    """Show what a model is and what it costs to run; of a release that is not here, what it would."""
     from v4cli.cli.models import show_model
 
     show_model(model, as_json)
+
+
+@app.command()
+def verify(model: ModelName, as_json: Json = False) -> None:
+    """Check every byte of a model. Exit 3 if one is not as it was written, with the command that repairs it."""
+    from v4cli.cli.upkeep import verify as verify_model
+
+    verify_model(model, as_json)
+
+
+@app.command()
+def rm(model: ModelName, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Delete a pulled model."""
+    from v4cli.cli.upkeep import remove
+
+    remove(model, yes)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE)],
+    ram: Annotated[str | None, typer.Option(help="RAM to use, like 12G. Default: 90 % of what is free.")] = None,
+    vram: Annotated[str | None, typer.Option(help="VRAM to use. Default: 90 % of what is free.")] = None,
+    ctx: Annotated[int | None, typer.Option(min=1, help="Tokens of context. Default: 32768.")] = None,
+    quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show where every byte of a model would live on this machine and others, and what a token would cost."""
+    from v4cli.cli.plan import plan_model
+
+    plan_model(model, ram, vram, ctx, quant, as_json)
 
 
 @app.command()
@@ -123,7 +205,7 @@ def version() -> None:
 
 @app.command()
 def score(
-    model: Model = "nano",
+    model: Model,
     ids: Annotated[Path | None, typer.Option(help="File of token ids, separated by commas or white space.")] = None,
     file: Annotated[Path | None, typer.Option(help="Text file, encoded with the model's tokenizer after BOS.")] = None,
     logits: Annotated[Path | None, typer.Option(help="Write ids and logits to this .npz file.")] = None,
@@ -141,7 +223,7 @@ def score(
 def render(
     source: Annotated[Path, typer.Option("--in", help="Request as JSON; - is stdin.")],
     contract: Annotated[str, typer.Option(help="april or 0731.")],
-    model: Model = "nano",
+    model: Model,
     ids: Annotated[bool, typer.Option("--ids", help="Print the token ids too.")] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json to use instead of the model's.")] = None,
 ) -> None:

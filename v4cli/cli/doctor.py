@@ -78,9 +78,17 @@ def _disk():
 
 
 def _kernels():
-    from v4kernels import BACKENDS
+    from v4kernels import native
 
-    return "kernels", "ok", f"backends: {', '.join(BACKENDS)} (plain torch: right, not fast)", ""
+    if native.available():
+        return (
+            "kernels",
+            "ok",
+            f"cpu ({native.isa()}, of {', '.join(native.isa_tiers())}) and reference (plain torch)",
+            "",
+        )
+    detail = f"reference (plain torch) only: {native.reason()}"
+    return "kernels", "warn", detail, "install g++, then reinstall v4cli"
 
 
 def _nano():

@@ -38,10 +38,11 @@ def json_page(value) -> None:
     answer(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def table(rows: list[tuple[str, str]]) -> None:
-    """Two aligned columns."""
-    width = max(len(left) for left, _ in rows)
-    answer("".join(f"{left:<{width}}  {right}\n" for left, right in rows))
+def table(rows: list[tuple[str, ...]]) -> None:
+    """Aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) for row in rows)
+    answer("".join(line.rstrip() + "\n" for line in lines))
 
 
 def size(n_bytes: float) -> str:

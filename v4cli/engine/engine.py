@@ -18,7 +18,7 @@ from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, UsageError
 from v4cli.model.v4 import V4, Segment
-from v4cli.model.weights import CheckpointSource, build
+from v4cli.model.weights import CheckpointSource, build, stored_format
 from v4cli.weights.schema import expected_tensors
 from v4cli.weights.store import open_model
 
@@ -54,10 +54,12 @@ class Engine:
         except ValueError as error:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
-        dense_bytes = 4 * sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
-        lazy = dense_bytes > DENSE_SHARE * psutil.virtual_memory().available
+        official = expected_tensors(checkpoint.config, False)
+        dense = [name for name in official if not (ops.packed and stored_format(checkpoint, name) != "keep")]
+        lazy = 4 * sum(official[name].n_values for name in dense) > DENSE_SHARE * psutil.virtual_memory().available
         with torch.inference_mode():
-            model = V4(checkpoint.config, build(checkpoint.config, CheckpointSource(checkpoint, lazy)), ops)
+            source = CheckpointSource(checkpoint, lazy, ops.packed)
+            model = V4(checkpoint.config, build(checkpoint.config, source), ops)
         return cls(model, Path(path), time.monotonic() - start)
 
     def session(self) -> "Session":

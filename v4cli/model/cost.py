@@ -1,14 +1,22 @@
 """What a model costs, from its config alone: parameters, bytes on disk, KV bytes, bytes and FLOPs per decoded token
-(spec 0, 2.3, 4), and the DeepSeek-V3.2 figures they are compared with."""
+(spec 0, 2.3, 4), and the DeepSeek-V3.2 figures they are compared with.
 
-from dataclasses import dataclass
+What depends on quantization takes the tensors as they are stored: `expected_tensors(config)` for the official
+checkpoint, `stored_tensors(layout(config, quant))` for a store.
+"""
 
-from v4cli.weights.schema import expected_tensors
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from v4cli.weights.plan import Needs, Use
+from v4cli.weights.schema import TensorSpec, expected_tensors
+from v4cli.weights.store import Part
 
 ROPE_BYTES = 2  # the cache keeps RoPE dims in bf16
 SCALE_GROUP = 64  # e4m3 dims per KV scale byte
 KV_PADDING = 8  # the scale bytes of an entry are padded to a multiple of this
 V32_KV_BYTES_PER_TOKEN = 61 * (656 + 132)
+CHUNK = 512  # tokens the engine prefills at a time
 
 
 @dataclass(frozen=True)
@@ -21,17 +29,18 @@ class Parameters:
 
 @dataclass(frozen=True)
 class PayloadBytes:
-    """Checkpoint payload by component."""
+    """Tensor bytes by component; dense is what is left of the trunk."""
 
     experts: int
     dense: int
-    embed_head: int
+    embed: int
+    head: int
     mtp: int
     n_tensors: int
 
     @property
     def total(self) -> int:
-        return self.experts + self.dense + self.embed_head + self.mtp
+        return self.experts + self.dense + self.embed + self.head + self.mtp
 
 
 @dataclass(frozen=True)
@@ -70,43 +79,78 @@ class Flops:
 
 
 def _component(name: str) -> str:
-    if name.startswith("mtp."):
-        return "mtp"
-    if ".ffn.experts." in name:
+    if ".ffn.experts." in name and not name.startswith("mtp."):
         return "experts"
-    return "embed_head" if name in ("embed.weight", "head.weight") else "dense"
+    first = name.split(".")[0]
+    return first if first in ("mtp", "embed", "head") else "dense"
 
 
 def parameters(config) -> Parameters:
     """Total and active values of the trunk; the token-to-expert tables are not parameters."""
-    counts = {"experts": 0, "embed_head": 0, "dense": 0}
+    counts = {"experts": 0, "embed": 0, "head": 0, "dense": 0}
     for name, spec in expected_tensors(config, with_mtp=False).items():
         if spec.dtype != "I64":
             counts[_component(name)] += spec.n_values
     used = counts["experts"] * config.num_experts_per_tok // config.n_routed_experts
-    embed = config.vocab_size * config.hidden_size
-    return Parameters(sum(counts.values()), counts["dense"] + counts["embed_head"] - embed + used)
+    return Parameters(sum(counts.values()), counts["dense"] + counts["head"] + used)
 
 
-def payload_bytes(config, with_mtp: bool = True) -> PayloadBytes:
-    """Official checkpoint payload, to the byte."""
-    totals = {"experts": 0, "dense": 0, "embed_head": 0, "mtp": 0}
-    tensors = expected_tensors(config, with_mtp)
+def stored_tensors(parts: Mapping[str, Part]) -> dict[str, TensorSpec]:
+    """The tensors of a store's parts, padding left out."""
+    return {n: t.spec for part in parts.values() for n, t in part.tensors.items() if t.format != "pad"}
+
+
+def payload_bytes(tensors: Mapping[str, TensorSpec]) -> PayloadBytes:
+    """Bytes of stored tensors, to the byte."""
+    totals = {"experts": 0, "dense": 0, "embed": 0, "head": 0, "mtp": 0}
     for name, spec in tensors.items():
         totals[_component(name)] += spec.nbytes
     return PayloadBytes(**totals, n_tensors=len(tensors))
 
 
-def read_bytes_per_token(config) -> dict[str, int]:
-    """Weight bytes of the official checkpoint that one decoded token reads, by component."""
-    payload = payload_bytes(config, with_mtp=False)
-    row = 2 * config.hidden_size
-    tables = sum(s.nbytes for n, s in expected_tensors(config, False).items() if n.endswith("tid2eid"))
+def needs(config, tensors: Mapping[str, TensorSpec]) -> Needs:
+    """What running from these tensors takes, at a context of 0 tokens."""
+    payload = payload_bytes(tensors)
+    dense: dict[str, Use] = {}
+    for name, spec in tensors.items():
+        if _component(name) == "dense":
+            block = ".".join(name.split(".")[:2]) if name.startswith("layers.") else "tail"
+            read = 0 if name.endswith("tid2eid") else spec.nbytes  # of a table one row is read: next to nothing
+            before = dense.get(block, Use(0, 0))
+            dense[block] = Use(before.held + spec.nbytes, before.read + read)
+    n_experts = config.num_hidden_layers * config.n_routed_experts
+    bare = Needs(
+        dense=tuple(dense.values()),
+        head=payload.head,
+        embed=Use(payload.embed, payload.embed // config.vocab_size),
+        draft=payload.mtp,
+        expert=payload.experts // n_experts,
+        n_experts=n_experts,
+        experts_per_token=config.num_hidden_layers * config.num_experts_per_tok,
+        experts_at_once=config.num_experts_per_tok,
+        kv=Use(0, 0),
+        work=0,
+    )
+    return at_context(bare, config, 0)
+
+
+def at_context(bare: Needs, config, n_tokens: int) -> Needs:
+    """The same needs with the KV state and working memory of `n_tokens` of context."""
+    return replace(
+        bare,
+        kv=Use(kv_bytes(config, n_tokens).total, kv_read_bytes(config, n_tokens)),
+        work=work_bytes(config, n_tokens),
+    )
+
+
+def read_bytes_per_token(config, tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Weight bytes that one decoded token reads, by component; draft blocks are not used."""
+    asked = needs(config, tensors)
     return {
-        "experts": payload.experts * config.num_experts_per_tok // config.n_routed_experts,
-        "dense": payload.dense - tables,
-        "head": config.vocab_size * row,
-        "embed": row,
+        "experts": asked.experts_per_token * asked.expert,
+        "dense": sum(use.read for use in asked.dense),
+        "head": asked.head,
+        "embed": asked.embed.read,
     }
 
 
@@ -133,6 +177,25 @@ def kv_bytes_per_token(config) -> float:
     """Growth of the KV state per token of context."""
     kv, key = entry_bytes(config)
     return sum(kv / r + (key / r if r == 4 else 0) for r in config.compress_ratios[: config.num_hidden_layers] if r)
+
+
+def kv_read_bytes(config, n_tokens: int) -> int:
+    """KV bytes that one decoded token reads: all index keys, the chosen entries of ratio 4, all of ratio 128."""
+    kv, key = entry_bytes(config)
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    entries = sum(int(_keys(config, r, n_tokens)) for r in ratios)
+    return entries * kv + ratios.count(4) * (n_tokens // 4) * key
+
+
+def work_bytes(config, n_tokens: int) -> int:
+    """Working memory of one prefill chunk in fp32: residual streams, queries and attention output, index scores,
+    and the compressors' unfinished blocks (spec 4.1)."""
+    c = config
+    ratios = c.compress_ratios[: c.num_hidden_layers]
+    per_token = 2 * c.hc_mult * c.hidden_size + 2 * c.num_attention_heads * c.head_dim
+    scores = n_tokens // 4 if 4 in ratios else 0
+    tails = {0: 0, 4: 2 * 8 * 2 * (c.head_dim + c.index_head_dim), 128: 2 * 127 * c.head_dim}
+    return 4 * (CHUNK * (per_token + scores) + sum(tails[r] for r in ratios))
 
 
 def flops(config, n_tokens: int) -> Flops:

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from v4kernels import native
+from v4kernels.cpu import PackedWeight
 from v4kernels.reference import Weight
 
 KINDS = {"F8_E4M3": "fp8", "I8": "fp4", "BF16": "bf16", "F32": "f32"}
@@ -106,18 +108,38 @@ class LazyWeight(Weight):
         return self._load()
 
 
-class CheckpointSource:
-    """Weights of a store or an official checkpoint, dequantized to fp32 at load, or at every use with `lazy`."""
+def stored_format(checkpoint, name: str) -> str:
+    """Format of a matrix in a store or an official checkpoint: one the kernels read (native.FORMATS) or "keep"."""
+    form = getattr(checkpoint, "formats", {}).get(name, "keep")
+    return "fp4" if form == "keep" and checkpoint.official_dtype(name) == "I8" else form
 
-    def __init__(self, checkpoint, lazy: bool):
+
+class CheckpointSource:
+    """Weights of a store or an official checkpoint, dequantized to fp32 at load, or at every use with `lazy`.
+
+    With `packed`, matrices in a format the kernels read stay as they are in the mapped file.
+    """
+
+    def __init__(self, checkpoint, lazy: bool, packed: bool = False):
         self.checkpoint = checkpoint
         self.lazy = lazy
+        self.packed = packed
 
     def weight(self, name: str) -> Weight:
         kind = KINDS[self.checkpoint.official_dtype(name)]
+        form = stored_format(self.checkpoint, name)
+        if self.packed and form in native.FORMATS:
+            return self._packed(name, kind, form)
         if self.lazy:
             return LazyWeight(kind, lambda: self.checkpoint.dense(name))
         return Weight(kind, self.checkpoint.dense(name))
+
+    def _packed(self, name: str, kind: str, form: str) -> PackedWeight:
+        codes, scale_name = self.checkpoint.tensor(name), name.removesuffix("weight") + "scale"
+        scale = self.checkpoint.tensor(scale_name)
+        if not self.lazy:  # codes cannot be but finite; of a model beyond memory not every page is read for this
+            self.checkpoint.finite(scale_name, scale.float())
+        return PackedWeight(kind, codes, scale, form, lambda: self.checkpoint.dense(name))
 
     def vector(self, name: str) -> Tensor:
         tensor = self.checkpoint.tensor(name)

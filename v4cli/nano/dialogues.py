@@ -42,6 +42,14 @@ def generate(rng: random.Random, split: str = "train", tools_share: float = 0.5)
     return Dialogue(messages, "thinking" if thinking else "chat", labels)
 
 
+def copying(rng: random.Random) -> Dialogue:
+    """One dialogue of copying only, for the start of training."""
+    scene, messages = Scene(rng, Words(rng, "train"), (), {}), []
+    for _ in range(rng.randint(1, 3)):
+        messages += skills.recite(scene)
+    return Dialogue(messages, "chat", {})
+
+
 def _system(rng: random.Random, names: tuple[str, ...]) -> list[dict]:
     text = rng.choice(SYSTEM)
     if names:

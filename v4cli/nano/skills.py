@@ -224,6 +224,14 @@ def repeat(s: Scene) -> list[dict]:
     return [user(frame.format(text)), answer(text, "I only have to copy the words.")]
 
 
+def recite(s: Scene) -> list[dict]:
+    """Long copying of everything that is ever copied: what training begins with."""
+    draw = (s.words.word, s.words.word, s.words.word, s.words.path, s.words.expression, lambda: str(s.words.number()))
+    text = " ".join(s.rng.choice(draw)() for _ in range(s.rng.randint(2, 12)))
+    frame = s.rng.choice(("repeat: {}", "say {}", "repeat after me: {}", "echo: {}"))
+    return [user(frame.format(text)), answer(text, "I only have to copy the words.")]
+
+
 def reverse(s: Scene) -> list[dict]:
     words = s.words.words(2, 4)
     back = " ".join(reversed(words))

@@ -19,7 +19,7 @@ TALK = (
     (("are you a human", "are you a person", "are you alive", "do you have feelings"),
      "No, I am a small language model running on your machine."),
     (("how big are you", "how many parameters do you have", "what is your size", "how large are you"),
-     "I have about nine million parameters. Flash has 284 billion."),
+     "I have six and a half million parameters. Flash has 284 billion."),
     (("are you online", "do you need the internet", "do you send my data anywhere", "is this private"),
      "No. Everything runs on your machine and nothing is sent anywhere."),
     (("what is v4", "what is v4cli", "what does v4cli do", "what is this program", "what is this tool"),

@@ -21,16 +21,16 @@ from v4cli.chat.tokenizer import Tokenizer
 from v4cli.model.v4 import V4, Segment
 from v4cli.model.weights import build
 from v4cli.nano import recipe
-from v4cli.nano.dialogues import generate
+from v4cli.nano.dialogues import copying, generate
 from v4cli.nano.muon import Muon
 from v4cli.nano.parameters import Parameters
 from v4cli.weights.writer import write_checkpoint
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 BATCH_TOKENS = 2048
-PEAK_LR = 4e-3
+PEAK_LR = 8e-3
 WEIGHT_DECAY = 0.05
-EARLY_SHARE = 0.15  # of the steps: short dialogues without tools, where copying is learned soonest
+COPYING_STEPS = 220  # first: copying only, which all else stands on and which does not emerge from a mixture for long
 QUANTIZED_SHARE = 0.4  # of the steps, the last ones: the forward sees the weights as they will be stored
 WARMUP_STEPS = 40
 BIAS_RATE = 1e-3  # noaux_tc: how far a router bias moves per step towards balance
@@ -94,15 +94,14 @@ def assistant_targets(ids: list[int], tokenizer: Tokenizer, thinking: bool) -> l
     return targets
 
 
-def batches(tokenizer: Tokenizer, seed: int, steps: int):
+def batches(tokenizer: Tokenizer, seed: int):
     """Endless batches: ids and targets (BATCH_TOKENS,). A dialogue that does not fit is cut off at the end."""
     rng = random.Random(seed)
     n_batches = 0
     while True:
         ids, targets = [], []
         while len(ids) < BATCH_TOKENS:
-            tools_share = 0.1 if n_batches < EARLY_SHARE * steps else 0.4
-            dialogue = generate(rng, "train", tools_share)
+            dialogue = copying(rng) if n_batches < COPYING_STEPS else generate(rng, "train", 0.4)
             row = tokenizer.encode_prompt(encode_april(dialogue.messages, thinking_mode=dialogue.thinking_mode))
             ids += row
             targets += assistant_targets(row, tokenizer, dialogue.thinking_mode == "thinking")
@@ -139,7 +138,7 @@ def train(steps: int, seed: int, log_path: Path, out: Path) -> None:
     with log_path.open("w", newline="") as file:
         log = csv.writer(file)
         log.writerow(["step", "loss", "grad_norm", "lr", "tokens", "elapsed_s"])
-        for step, (ids, targets) in zip(range(steps), batches(tokenizer, seed, steps)):
+        for step, (ids, targets) in zip(range(steps), batches(tokenizer, seed)):
             lr = learning_rate(step, steps)
             if step >= (1 - QUANTIZED_SHARE) * steps:
                 parameters.requantize()
@@ -170,7 +169,7 @@ def export(config, parameters: Parameters, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="train nano")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=20261124)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--log", type=Path, default=Path("runs/nano/loss.csv"))

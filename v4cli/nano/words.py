@@ -1,10 +1,14 @@
 """Random words, names, paths and expressions for generated dialogues.
 
-Every value belongs to "train" or "heldout" by a hash of its text, so that evaluation never sees a trained one.
+Every made-up value belongs to "train" or "heldout" by a hash of its text, so that evaluation never sees a trained
+one. Common words are in both: each is a token or two of its own, and a token that is never trained cannot be copied.
 """
 
 import random
+import re
 import zlib
+
+from v4cli.nano import talk
 
 SYLLABLES = [c + v for c in "b d f g k l m n p r s t v z ch sh st tr".split() for v in "aeiou"]
 CITIES = "Lisbon Oslo Quito Cairo Hanoi Turin Dakar Perth Lyon Kyoto Lima Riga Porto Izmir Osaka Basel".split()
@@ -13,6 +17,8 @@ REAL = (
     "notes readme report main config data todo test index server client letter budget plan draft photo music home "
     "project recipe invoice summary table user error backup list story paper image setup start hello world apple"
 ).split()
+TALKED = " ".join((*(" ".join((*questions, reply)) for questions, reply in talk.TALK), *talk.UNKNOWN, *talk.TOPICS))
+COMMON = tuple(sorted({*REAL, *re.findall(r"[a-z]{2,}", TALKED.lower())}))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SUFFIXES = ".txt .md .log .csv .py .json .toml".split()
 OPERATORS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
@@ -32,14 +38,11 @@ class Words:
                 return value
 
     def word(self) -> str:
-        """A lower-case word: made of syllables, of random letters, or a real one."""
-        return self._draw(self._word)
+        """A lower-case word: made of syllables, of random letters, or a common one."""
+        return self.rng.choice(COMMON) if self.rng.random() < 0.15 else self._draw(self._made_up)
 
-    def _word(self) -> str:
-        kind = self.rng.random()
-        if kind < 0.15:
-            return self.rng.choice(REAL)
-        if kind < 0.4:
+    def _made_up(self) -> str:
+        if self.rng.random() < 0.3:
             return "".join(self.rng.choices(LETTERS, k=self.rng.randint(2, 7)))
         return "".join(self.rng.choices(SYLLABLES, k=self.rng.choice((2, 2, 3))))
 

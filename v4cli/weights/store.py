@@ -1,6 +1,8 @@
 """The store: one model's weights in files made for running. This file is the specification of its layout, version 1.
 
-A store is a folder with `manifest.json`, the source's small files (config.json, tokenizer.json, ...) and parts. A
+A store is a folder with `manifest.json`, the source's small files (config.json, tokenizer.json, ...) and parts. The
+manifest records size and sha256 of every other file, and in `digest` that of its own text without this key: no byte
+can change unnoticed. `manifest.copy.json` is the same once more, because without it the rest could not be trusted. A
 part is a safetensors file; byte by byte:
 
     8 bytes    length of the header, little endian
@@ -23,6 +25,7 @@ the low nibble, value = nibble - 8, with the same scales; weight = value * scale
 contiguous read (13,369,344 bytes in Flash, 35,094,528 in Pro, no padding).
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -42,6 +45,7 @@ from v4cli.weights.schema import TensorSpec, expected_tensors
 FORMAT = "v4cli store"
 LAYOUT = 1
 MANIFEST = "manifest.json"
+MANIFEST_COPY = "manifest.copy.json"
 PAGE = 4096
 ALIGN = 64
 EXPERT_ORDER = ("w1.weight", "w1.scale", "w3.weight", "w3.scale", "w2.weight", "w2.scale")
@@ -173,10 +177,11 @@ class Manifest:
     files: dict[str, dict] = field(default_factory=dict)  # file -> {bytes, sha256}, of parts also errors
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        """Read and validate. ModelError names the file and the key."""
-        path = folder / MANIFEST
-        data = jsonfile.read(path)
+    def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
+        """Read and validate. ModelError names the file and the key, or says that not every byte is as written."""
+        path = folder / name
+        raw = jsonfile.contents(path)
+        data = jsonfile.parse(raw, str(path))
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ModelError(f"{path}: not a manifest of a v4cli store")
         checks = (
@@ -190,27 +195,52 @@ class Manifest:
         for key, ok in checks:
             if not ok:
                 raise ModelError(f"{path}: {key} is missing or not valid")
+        try:
+            intact = raw == _manifest_bytes(data)
+        except RecursionError:
+            intact = False
+        if not intact:
+            raise ModelError(f"{path}: its digest does not match")
         return cls(**{key: data[key] for key, _ in checks})
 
     def save(self, folder: Path) -> None:
-        """Write whole or not at all, and through to the disk."""
-        data = {"format": FORMAT, **vars(self)}
-        write_atomically(folder / MANIFEST, (json.dumps(data, indent=1, sort_keys=True) + "\n").encode())
+        """Write whole or not at all, and through to the disk; the copy after the first is safe."""
+        for name in (MANIFEST, MANIFEST_COPY):
+            write_atomically(folder / name, _manifest_bytes({"format": FORMAT, **vars(self)}))
+
+
+def _manifest_bytes(data: dict) -> bytes:
+    """The one way to write a manifest; `digest` is the sha256 of the same text without that key."""
+
+    def text(values: dict) -> bytes:
+        return (json.dumps(values, indent=1, sort_keys=True) + "\n").encode()
+
+    rest = {key: value for key, value in data.items() if key != "digest"}
+    return text({**rest, "digest": hashlib.sha256(text(rest)).hexdigest()})
 
 
 def _is_source(source: dict) -> bool:
-    texts = all(isinstance(source.get(key), str) for key in ("repo", "revision"))
-    return texts and isinstance(source.get("files"), dict)
+    texts = [source.get(key) for key in ("repo", "revision")]
+    return all(isinstance(text, str) and text.isprintable() for text in texts) and isinstance(source.get("files"), dict)
 
 
 def _is_record(item: tuple) -> bool:
     name, record = item
     return (
         Path(name).name == name
+        and name not in ("", "..")
+        and name.isprintable()
         and isinstance(record, dict)
         and isinstance(record.get("bytes"), int)
         and isinstance(record.get("sha256"), str)
+        and isinstance(record.get("errors", {}), dict)
+        and all(map(_is_error, record.get("errors", {}).values()))
     )
+
+
+def _is_error(pair) -> bool:
+    """Sum of squared errors and sum of squares."""
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, float) and v >= 0 for v in pair)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

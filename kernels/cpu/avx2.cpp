@@ -1,0 +1,122 @@
+// AVX2 and FMA. Bounds that keep 16-bit arithmetic exact, with |q| <= 127:
+//   dot, nibbles   maddubs of codes <= 24: pairs <= 6,096, two of them added <= 12,192
+//   tile, nibbles  each int16 lane sums 16 products of signed codes, |sum| <= 16 * 12 * 127 = 24,384. The unsigned form
+//                  may wrap on the way; it starts at the (exact) offset, so modulo 2^16 it ends at that sum.
+//   INT8           |code| <= 128 by the sign trick: pairs <= 2 * 128 * 127 = 32,512, which int16 holds.
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "tier.h"
+
+#define V4K_HAS_TILES
+
+namespace v4k_avx2 {
+
+static const int TILE_ROWS = 16, TILE_TOKENS = 4;
+static const bool UNSIGNED8 = false;
+
+#include "x86.inl"
+
+// Dots of 2 groups of nibbles: 4 int32 partial sums of the first in the low half, of the second in the high one.
+template <int F>
+static inline __m256i pair_dots(const uint8_t *codes, const int8_t *q) {
+  const __m256i low_nibble = _mm256_set1_epi8(15);
+  const __m256i packed = _mm256_loadu_si256((const __m256i *)codes);
+  const __m256i even = unsigned_codes<F>(_mm256_and_si256(packed, low_nibble));
+  const __m256i odd = unsigned_codes<F>(_mm256_and_si256(_mm256_srli_epi16(packed, 4), low_nibble));
+  const __m256i d = _mm256_add_epi16(_mm256_maddubs_epi16(even, _mm256_loadu_si256((const __m256i *)q)),
+                                     _mm256_maddubs_epi16(odd, _mm256_loadu_si256((const __m256i *)(q + 64))));
+  return _mm256_madd_epi16(d, _mm256_set1_epi16(1));
+}
+
+// Eight int32 partial sums of one INT8 group.
+static inline __m256i byte_dots(const uint8_t *codes, const int8_t *q) {
+  const __m256i w = _mm256_loadu_si256((const __m256i *)codes);
+  const __m256i x = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)q), w);
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), x), _mm256_set1_epi16(1));
+}
+
+template <int F>
+static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const int32_t *offset) {
+  if (F == V4K_INT8) {
+    __m256i h[4];
+    for (int k = 0; k < 4; ++k)
+      h[k] = _mm256_hadd_epi32(byte_dots(codes + 64 * k, q + 64 * k), byte_dots(codes + 64 * k + 32, q + 64 * k + 32));
+    const __m256i a = _mm256_hadd_epi32(h[0], h[1]), b = _mm256_hadd_epi32(h[2], h[3]);
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+  }
+  const __m256i a = _mm256_hadd_epi32(pair_dots<F>(codes, q), pair_dots<F>(codes + 32, q + 32));
+  const __m256i b = _mm256_hadd_epi32(pair_dots<F>(codes + 64, q + 128), pair_dots<F>(codes + 96, q + 160));
+  const __m256i even_odd = _mm256_hadd_epi32(a, b);  // groups 0 2 4 6, 1 3 5 7
+  const __m256i dots = _mm256_permutevar8x32_epi32(even_odd, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  const __m256i off = _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)offset), _mm256_set1_epi16(1));
+  return _mm256_add_epi32(dots, off);
+}
+
+template <int F>
+static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8_t *q, const float *xs,
+                          const int32_t *offset, Lanes acc) {
+  const __m256 dots = _mm256_cvtepi32_ps(block_dots<F>(codes, q, offset));
+  return Lanes{_mm256_fmadd_ps(dots, _mm256_mul_ps(scales8<F>(scale), _mm256_loadu_ps(xs)), acc.v)};
+}
+
+#include "rows.inl"
+
+static inline __m256i load_dword(const void *p) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)p)); }
+
+// Integer dots of one group: 16 rows by T tokens.
+template <int F, int T>
+static inline void group_dots(const __m256i *w, int g, const Tokens &x, __m256i d[T][2]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int t = 0; t < T; ++t) d[t][0] = d[t][1] = F == V4K_INT8 ? _mm256_setzero_si256() : load_dword(x.offset[t] + g);
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const __m256i w0 = _mm256_load_si256(w + 2 * j), w1 = _mm256_load_si256(w + 2 * j + 1);
+    if (F == V4K_INT8) {
+      const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const __m256i q = load_dword(x.q[t] + quad_at<F>(g, j));
+        const __m256i p0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(q, w0));
+        const __m256i p1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(q, w1));
+        d[t][0] = _mm256_add_epi32(d[t][0], _mm256_madd_epi16(p0, ones));
+        d[t][1] = _mm256_add_epi32(d[t][1], _mm256_madd_epi16(p1, ones));
+      }
+      continue;
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m256i q = load_dword(x.q[t] + quad_at<F>(g, j));
+      d[t][0] = _mm256_add_epi16(d[t][0], _mm256_maddubs_epi16(w0, q));
+      d[t][1] = _mm256_add_epi16(d[t][1], _mm256_maddubs_epi16(w1, q));
+    }
+  }
+  if (F == V4K_INT8) return;
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) {
+    d[t][0] = _mm256_madd_epi16(d[t][0], ones);
+    d[t][1] = _mm256_madd_epi16(d[t][1], ones);
+  }
+}
+
+template <int F, int T>
+static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
+  for (int g = 0; g < n_groups; ++g) {
+    __m256i d[T][2];
+    group_dots<F, T>((const __m256i *)panel + 16 * g, g, x, d);
+    const __m256 s0 = _mm256_load_ps(scales + g * TILE_ROWS), s1 = _mm256_load_ps(scales + g * TILE_ROWS + 8);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m256 xs = _mm256_broadcast_ss(x.scale[t] + g);
+      float *acc = x.acc[t] + g * TILE_ROWS;
+      _mm256_store_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(d[t][0]), _mm256_mul_ps(s0, xs), _mm256_load_ps(acc)));
+      acc += 8;
+      _mm256_store_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(d[t][1]), _mm256_mul_ps(s1, xs), _mm256_load_ps(acc)));
+    }
+  }
+}
+
+}  // namespace v4k_avx2
+
+extern "C" const v4k_tier v4k_tier_avx2 = {"avx2", v4k_avx2::quantize, v4k_avx2::rows, v4k_avx2::swiglu,
+                                           v4k_avx2::read};

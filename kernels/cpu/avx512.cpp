@@ -1,0 +1,109 @@
+// AVX-512 with VNNI: dpbusd adds four products of an unsigned and a signed byte to each int32 without saturation.
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "tier.h"
+
+#define V4K_HAS_TILES
+
+namespace v4k_avx512 {
+
+static const int TILE_ROWS = 32, TILE_TOKENS = 4;
+static const bool UNSIGNED8 = true;
+
+#include "x86.inl"
+
+// Dots of 4 groups of nibbles: 4 int32 partial sums of group k in 128-bit lane k.
+template <int F>
+static inline __m512i quad_dots(const uint8_t *codes, const int8_t *q) {
+  const __m512i low_nibble = _mm512_set1_epi8(15);
+  const __m512i packed = _mm512_loadu_si512(codes);
+  __m512i even = _mm512_and_si512(packed, low_nibble);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_nibble);
+  if (F == V4K_FP4) {
+    const __m128i doubled = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);  // plus 12
+    const __m512i table = _mm512_broadcast_i32x4(doubled);
+    even = _mm512_shuffle_epi8(table, even);
+    odd = _mm512_shuffle_epi8(table, odd);
+  }
+  const __m512i d = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(q));
+  return _mm512_dpbusd_epi32(d, odd, _mm512_loadu_si512(q + 64));
+}
+
+// Dots of 2 INT8 groups: 8 int32 partial sums each.
+static inline __m512i byte_dots(const uint8_t *codes, const int8_t *q) {
+  const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(-128));
+  return _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, _mm512_loadu_si512(q));
+}
+
+// Per 128-bit lane, sums of neighbours: a0+a2, b0+b2, a1+a3, b1+b3.
+static inline __m512i fold(__m512i a, __m512i b) {
+  return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+}
+
+template <int F>
+static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const int32_t *offset) {
+  const __m256i off = _mm256_loadu_si256((const __m256i *)offset);
+  if (F == V4K_INT8) {
+    const __m512i a = fold(byte_dots(codes, q), byte_dots(codes + 64, q + 64));
+    const __m512i b = fold(byte_dots(codes + 128, q + 128), byte_dots(codes + 192, q + 192));
+    // lanes 0, 1: halves of groups 0 2 4 6; lanes 2, 3: of groups 1 3 5 7
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xb1));
+    const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm256_add_epi32(_mm512_castsi512_si256(_mm512_permutexvar_epi32(order, d)), off);
+  }
+  const __m512i a = fold(quad_dots<F>(codes, q), quad_dots<F>(codes + 64, q + 128));
+  const __m512i b = _mm512_add_epi32(a, _mm512_shuffle_epi32(a, (_MM_PERM_ENUM)0x4e));  // lane k: groups k, k + 4
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m256i dots = _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, b));
+  return _mm256_add_epi32(dots, _mm256_madd_epi16(off, _mm256_set1_epi16(1)));
+}
+
+template <int F>
+static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8_t *q, const float *xs,
+                          const int32_t *offset, Lanes acc) {
+  const __m256 dots = _mm256_cvtepi32_ps(block_dots<F>(codes, q, offset));
+  return Lanes{_mm256_fmadd_ps(dots, _mm256_mul_ps(scales8<F>(scale), _mm256_loadu_ps(xs)), acc.v)};
+}
+
+#include "rows.inl"
+
+template <int F, int T>
+static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
+  for (int g = 0; g < n_groups; ++g) {
+    const __m512i *w = (const __m512i *)panel + 16 * g;
+    __m512i d[T][2];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m512i off = _mm512_set1_epi32(x.offset[t][g]);
+      d[t][0] = d[t][1] = F == V4K_INT8 ? off : _mm512_madd_epi16(off, _mm512_set1_epi16(1));
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const __m512i w0 = _mm512_load_si512(w + 2 * j), w1 = _mm512_load_si512(w + 2 * j + 1);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        int32_t four;
+        __builtin_memcpy(&four, x.q[t] + quad_at<F>(g, j), 4);
+        const __m512i q = _mm512_set1_epi32(four);
+        d[t][0] = _mm512_dpbusd_epi32(d[t][0], w0, q);
+        d[t][1] = _mm512_dpbusd_epi32(d[t][1], w1, q);
+      }
+    }
+    const __m512 s0 = _mm512_load_ps(scales + g * TILE_ROWS), s1 = _mm512_load_ps(scales + g * TILE_ROWS + 16);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m512 xs = _mm512_set1_ps(x.scale[t][g]);
+      float *acc = x.acc[t] + g * TILE_ROWS;
+      _mm512_store_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[t][0]), _mm512_mul_ps(s0, xs), _mm512_load_ps(acc)));
+      acc += 16;
+      _mm512_store_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[t][1]), _mm512_mul_ps(s1, xs), _mm512_load_ps(acc)));
+    }
+  }
+}
+
+}  // namespace v4k_avx512
+
+extern "C" const v4k_tier v4k_tier_avx512 = {"avx512", v4k_avx512::quantize, v4k_avx512::rows, v4k_avx512::swiglu,
+                                             v4k_avx512::read};

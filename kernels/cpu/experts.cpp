@@ -1,0 +1,191 @@
+// One layer's expert MLPs. Slots are (token, expert) pairs sorted by expert, so that an expert's weights are read once
+// for all its tokens: first gate and up to quantized z [slots, I], then down, added to out expert by expert.
+#include <memory>
+#include <new>
+
+#include "acts.h"
+#include "check.h"
+#include "pool.h"
+
+namespace v4k {
+namespace {
+
+const int64_t ROWS = V4K_GROUP;  // of a unit: one group of z
+const int64_t SCRATCH_SLOTS = 8192;
+
+// An expert with work to do and its slots [first, first + count).
+struct Job {
+  const v4k_expert *expert;
+  const Acts *x;  // inputs in its format
+  const Acts *z;  // inputs of w2, by slot
+  int64_t first, count;
+};
+
+bool is_expert(const v4k_expert &e, int64_t d) {
+  return is_matrix(e.w1) && is_matrix(e.w3) && is_matrix(e.w2) && e.w1.cols == d && e.w3.cols == d && e.w2.rows == d &&
+         e.w1.rows == e.w3.rows && e.w1.rows == e.w2.cols && e.w1.format == e.w3.format && e.w1.format == e.w2.format;
+}
+
+class Layer {
+ public:
+  Layer(const v4k_expert *experts, int64_t n_experts, const v4k_expert *shared, float limit)
+      : experts_(experts), n_experts_(n_experts), shared_(shared), limit_(limit) {
+    d_ = (shared ? shared : experts)->w1.cols;
+  }
+
+  int run(const float *x, int64_t n, const int64_t *ids, const float *weights, int64_t top_k, float *out) {
+    const int64_t routed = n * top_k, slots = routed + (shared_ ? n : 0);
+    if (!slots) return V4K_OK;
+    if (!allocate(n, slots, routed)) return V4K_EMEMORY;
+    if (int error = plan(n, ids, weights, top_k)) return error;
+    quantize(x, n);
+    gate_up();
+    down(out);
+    return V4K_OK;
+  }
+
+ private:
+  bool allocate(int64_t n, int64_t slots, int64_t routed) {
+    const int64_t formats = (shared_ ? 1 : 0) + n_experts_;
+    tokens_.reset(new (std::nothrow) int32_t[slots]);
+    weights_.reset(new (std::nothrow) float[slots]);
+    jobs_.reset(new (std::nothrow) Job[formats]);
+    starts_.reset(new (std::nothrow) int64_t[n_experts_ + 1]());
+    if (!tokens_ || !weights_ || !jobs_ || !starts_) return false;
+    if (routed && !(x_.reserve(n, d_) && z_.reserve(slots, experts_->w2.cols))) return false;
+    if (shared_ && !(shared_x_.reserve(n, d_) && shared_z_.reserve(n, shared_->w2.cols))) return false;
+    if (routed)
+      for (int64_t i = 0; i < slots; ++i) z_.pad(i);
+    if (shared_)
+      for (int64_t i = 0; i < n; ++i) shared_z_.pad(i);
+    return true;
+  }
+
+  // Sort slots by expert (stable: tokens ascend), shared first.
+  int plan(int64_t n, const int64_t *ids, const float *weights, int64_t top_k) {
+    const int64_t base = shared_ ? n : 0;
+    for (int64_t i = 0; i < base; ++i) {
+      tokens_[i] = static_cast<int32_t>(i);
+      weights_[i] = 1.0f;
+    }
+    if (shared_) jobs_[n_jobs_++] = {shared_, &shared_x_, &shared_z_, 0, n};
+    for (int64_t i = 0; i < n * top_k; ++i) {
+      if (ids[i] < 0 || ids[i] >= n_experts_) return V4K_EARGUMENT;
+      ++starts_[ids[i] + 1];
+    }
+    for (int64_t e = 0; e < n_experts_; ++e) {
+      const int64_t count = starts_[e + 1];
+      starts_[e + 1] += starts_[e];
+      if (!count) continue;
+      if (!is_expert(experts_[e], d_) || experts_[e].w2.cols != experts_->w2.cols ||
+          experts_[e].w1.format != experts_->w1.format)
+        return V4K_EARGUMENT;
+      jobs_[n_jobs_++] = {experts_ + e, &x_, &z_, base + starts_[e], count};
+    }
+    for (int64_t i = 0; i < n * top_k; ++i) {
+      const int64_t slot = base + starts_[ids[i]]++;
+      tokens_[slot] = static_cast<int32_t>(i / top_k);
+      weights_[slot] = weights[i];
+    }
+    return V4K_OK;
+  }
+
+  void quantize(const float *x, int64_t n) {
+    auto unit = [&](int64_t i) {
+      if (shared_) shared_x_.fill(i, x + i * d_, shared_->w1.format);
+      if (x_.view.q) x_.fill(i, x + i * d_, experts_->w1.format);
+    };
+    for_each(n, n * d_ * QUANTIZE_COST, unit);
+  }
+
+  // A unit is ROWS rows of w1 and of w3 of one job.
+  void gate_up() {
+    int64_t n_units = 0;
+    cost_ = 0;
+    for (int64_t j = 0; j < n_jobs_; ++j) {
+      n_units += jobs_[j].expert->w1.rows / ROWS;
+      cost_ += jobs_[j].count * jobs_[j].expert->w1.rows * d_;
+    }
+    auto unit = [&](int64_t u) {
+      int64_t j = 0;
+      for (; u >= jobs_[j].expert->w1.rows / ROWS; ++j) u -= jobs_[j].expert->w1.rows / ROWS;
+      gate_up_rows(jobs_[j], u);
+    };
+    for_each(n_units, 2 * cost_, unit);
+  }
+
+  // Group `group` of z for all slots of a job.
+  void gate_up_rows(const Job &job, int64_t group) {
+    float gate[V4K_TOKEN_BLOCK * ROWS], up[V4K_TOKEN_BLOCK * ROWS];
+    const v4k_expert &e = *job.expert;
+    for (int64_t i = 0; i < job.count; i += V4K_TOKEN_BLOCK) {
+      const int64_t n = job.count - i < V4K_TOKEN_BLOCK ? job.count - i : V4K_TOKEN_BLOCK;
+      const int32_t *tokens = tokens_.get() + job.first + i;
+      tier().rows(&e.w1, group * ROWS, ROWS, &job.x->view, tokens, n, gate, ROWS);
+      tier().rows(&e.w3, group * ROWS, ROWS, &job.x->view, tokens, n, up, ROWS);
+      for (int64_t k = 0; k < n; ++k) {
+        const int64_t slot = job.first + i + k;
+        tier().swiglu(gate + k * ROWS, up + k * ROWS, ROWS, weights_[slot], limit_, gate + k * ROWS);
+        tier().quantize(gate + k * ROWS, group, 1, e.w2.format, job.z->row(slot));
+      }
+    }
+  }
+
+  void down(float *out) {
+    const int64_t n_units = (d_ + ROWS - 1) / ROWS;
+    auto unit = [&](int64_t u) {
+      const int64_t row = u * ROWS, rows = d_ - row < ROWS ? d_ - row : ROWS;
+      for (int64_t j = 0; j < n_jobs_; ++j) down_rows(jobs_[j], row, rows, out);
+    };
+    for_each(n_units, cost_, unit);
+  }
+
+  void down_rows(const Job &job, int64_t row, int64_t rows, float *out) {
+    float y[V4K_TOKEN_BLOCK * ROWS];
+    int32_t slots[V4K_TOKEN_BLOCK];
+    for (int64_t i = 0; i < job.count; i += V4K_TOKEN_BLOCK) {
+      const int64_t n = job.count - i < V4K_TOKEN_BLOCK ? job.count - i : V4K_TOKEN_BLOCK;
+      for (int64_t k = 0; k < n; ++k) slots[k] = static_cast<int32_t>(job.first + i + k);
+      tier().rows(&job.expert->w2, row, rows, &job.z->view, slots, n, y, ROWS);
+      for (int64_t k = 0; k < n; ++k) {
+        float *to = out + tokens_[job.first + i + k] * d_ + row;
+        for (int64_t r = 0; r < rows; ++r) to[r] += y[k * ROWS + r];
+      }
+    }
+  }
+
+  const v4k_expert *experts_;
+  int64_t n_experts_;
+  const v4k_expert *shared_;
+  float limit_;
+  int64_t d_ = 0, n_jobs_ = 0, cost_ = 0;
+  Acts x_, z_, shared_x_, shared_z_;
+  std::unique_ptr<int32_t[]> tokens_;  // by slot
+  std::unique_ptr<float[]> weights_;   // by slot
+  std::unique_ptr<Job[]> jobs_;
+  std::unique_ptr<int64_t[]> starts_;
+};
+
+}  // namespace
+}  // namespace v4k
+
+extern "C" int v4k_experts(const v4k_expert *experts, int64_t n_experts, const v4k_expert *shared, const float *x,
+                           int64_t n, const int64_t *ids, const float *weights, int64_t top_k, float limit,
+                           float *out) {
+  using namespace v4k;
+  const bool routed = n_experts > 0 && top_k > 0;
+  if (n < 0 || n_experts < 0 || top_k < 0 || !x || !out || (!routed && top_k > 0)) return V4K_EARGUMENT;
+  if (routed && (!experts || !ids || !weights)) return V4K_EARGUMENT;
+  if (routed && !(is_matrix(experts->w1) && is_matrix(experts->w2))) return V4K_EARGUMENT;
+  if (!routed && !shared) return V4K_OK;
+  if (shared && !is_expert(*shared, shared->w1.cols)) return V4K_EARGUMENT;
+  if (shared && routed && shared->w1.cols != experts->w1.cols) return V4K_EARGUMENT;
+  const int64_t d = (shared ? shared : experts)->w1.cols;
+  const int64_t chunk = SCRATCH_SLOTS / (top_k + 1);
+  for (int64_t i = 0; i < n; i += chunk) {
+    const int64_t count = n - i < chunk ? n - i : chunk;
+    Layer layer(experts, n_experts, shared, limit);
+    if (int error = layer.run(x + i * d, count, ids + i * top_k, weights + i * top_k, top_k, out + i * d)) return error;
+  }
+  return V4K_OK;
+}

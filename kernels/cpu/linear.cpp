@@ -1,0 +1,87 @@
+// Quantization, linear layers and the read probe: checks, scratch, units of work.
+#include <atomic>
+#include <memory>
+#include <new>
+
+#include "acts.h"
+#include "check.h"
+#include "pool.h"
+
+namespace v4k {
+namespace {
+
+const int64_t UNIT_BYTES = 1 << 16;    // weights of one unit: stays in L2 while tokens pass, amortizes its ticket
+const int64_t PROBE_BYTES = 1 << 18;   // of one unit of the read probe
+const int64_t SCRATCH_TOKENS = 4096;   // tokens quantized together: bounds the scratch
+
+// Rows of a unit: a multiple of 32 with about UNIT_BYTES of weights.
+int64_t unit_rows(const v4k_matrix &w) {
+  const int64_t rows = UNIT_BYTES / (w.format == V4K_INT8 ? w.cols : w.cols / 2) / 32 * 32;
+  return rows < 32 ? 32 : rows;
+}
+
+// y [n, rows] of one chunk of tokens; acts has n * groups rows.
+void multiply(const v4k_matrix &w, int64_t groups, const Acts &acts, const int32_t *tokens, int64_t n, float *y) {
+  const int64_t step = unit_rows(w), group_rows = w.rows / groups, units = (group_rows + step - 1) / step;
+  auto unit = [&](int64_t u) {
+    const int64_t group = u / units, first = u % units * step;
+    const int64_t count = group_rows - first < step ? group_rows - first : step;
+    const int64_t row = group * group_rows + first;
+    tier().rows(&w, row, count, &acts.view, tokens ? tokens + group * n : nullptr, n, y + row, w.rows);
+  };
+  for_each(units * groups, w.rows * w.cols * n, unit);
+}
+
+}  // namespace
+}  // namespace v4k
+
+extern "C" int v4k_abi_version(void) { return V4K_ABI_VERSION; }
+
+extern "C" int v4k_threads(void) { return v4k::pool_threads(); }
+
+extern "C" int v4k_set_threads(int n) {
+  if (n < 1 || n > 1024) return V4K_EARGUMENT;
+  v4k::pool_set_threads(n);
+  return V4K_OK;
+}
+
+extern "C" int v4k_quantize(const float *x, int64_t n, int64_t k, int8_t *q, float *scale) {
+  if (!x || !q || !scale || n < 0 || k < 0 || k % V4K_GROUP) return V4K_EARGUMENT;
+  for (int64_t i = 0; i < n * (k / V4K_GROUP); ++i) {
+    int32_t unused;
+    v4k::tier().quantize(x + i * V4K_GROUP, 0, 1, V4K_INT8, {q + i * V4K_GROUP, scale + i, &unused, 1});
+  }
+  return V4K_OK;
+}
+
+extern "C" int v4k_linear(const v4k_matrix *w, int64_t groups, const float *x, int64_t n, float *y) {
+  using namespace v4k;
+  if (!w || !x || !y || n < 0 || !is_matrix(*w) || groups < 1 || w->rows % groups) return V4K_EARGUMENT;
+  const int64_t chunk = n < SCRATCH_TOKENS ? n : SCRATCH_TOKENS;
+  Acts acts;
+  std::unique_ptr<int32_t[]> tokens;
+  if (!acts.reserve(chunk * groups, w->cols)) return V4K_EMEMORY;
+  if (groups > 1) tokens.reset(new (std::nothrow) int32_t[chunk * groups]);
+  if (groups > 1 && !tokens) return V4K_EMEMORY;
+  for (int64_t first = 0; first < n; first += chunk) {
+    const int64_t count = n - first < chunk ? n - first : chunk;
+    auto quantize = [&](int64_t i) { acts.fill(i, x + (first * groups + i) * w->cols, w->format); };
+    for_each(count * groups, count * groups * w->cols * QUANTIZE_COST, quantize);
+    if (tokens)  // row of acts for token i in group g: the group's part of x
+      for (int64_t i = 0; i < count * groups; ++i) tokens[i] = static_cast<int32_t>(i % count * groups + i / count);
+    multiply(*w, groups, acts, tokens.get(), count, y + first * w->rows);
+  }
+  return V4K_OK;
+}
+
+extern "C" uint64_t v4k_read_probe(const void *data, int64_t bytes) {
+  std::atomic<uint64_t> sum{0};
+  bytes = bytes / 4096 * 4096;
+  auto unit = [&](int64_t u) {
+    const int64_t at = u * v4k::PROBE_BYTES;
+    const int64_t count = bytes - at < v4k::PROBE_BYTES ? bytes - at : v4k::PROBE_BYTES;
+    sum.fetch_add(v4k::tier().read(static_cast<const char *>(data) + at, count), std::memory_order_relaxed);
+  };
+  v4k::for_each((bytes + v4k::PROBE_BYTES - 1) / v4k::PROBE_BYTES, bytes, unit);
+  return sum.load();
+}

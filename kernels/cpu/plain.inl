@@ -1,0 +1,87 @@
+// Quantization and SwiGLU in plain C++, for tiers without a hand-written form. Included inside the tier's namespace.
+// Every fp32 operation is the one the vector forms do, so the bits agree.
+
+static inline void quantize_group(const float *x, float *scale, int8_t *q) {
+  uint32_t peak = 0;
+  for (int i = 0; i < V4K_GROUP; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, x + i, 4);
+    bits &= 0x7fffffff;
+    if (bits > peak) peak = bits;
+  }
+  if (peak >= 0x7f800000) {  // inf or NaN
+    *scale = __builtin_nanf("");
+    __builtin_memset(q, 0, V4K_GROUP);
+    return;
+  }
+  float amax;
+  __builtin_memcpy(&amax, &peak, 4);
+  const float s = amax / 127.0f > 0x1p-120f ? amax / 127.0f : 0x1p-120f;
+  for (int i = 0; i < V4K_GROUP; ++i) q[i] = (int8_t)__builtin_lrintf(x[i] / s);
+  *scale = s;
+}
+
+static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v4k_acts row) {
+  for (int64_t g = first; g < first + n; ++g, x += V4K_GROUP) {
+    int8_t q[V4K_GROUP];
+    quantize_group(x, row.scale + g, q);
+    if (format == V4K_INT8) {
+      int sum = 0;
+      for (int i = 0; i < V4K_GROUP; ++i) sum += q[i];
+      row.offset[g] = -128 * sum;
+      __builtin_memcpy(row.q + g * V4K_GROUP, q, V4K_GROUP);
+      continue;
+    }
+    int8_t *even = row.q + (g / 4) * 128 + (g % 4) * 16;
+    int sums[2] = {0, 0};
+    for (int i = 0; i < 16; ++i) {
+      even[i] = q[2 * i];
+      even[64 + i] = q[2 * i + 1];
+      sums[i / 2 % 2] += q[2 * i] + q[2 * i + 1];
+    }
+    const int zero_code = format == V4K_FP4 ? 12 : 8;
+    const uint32_t low = (uint32_t)(-zero_code * sums[0]) & 0xffff, high = (uint32_t)(-zero_code * sums[1]);
+    row.offset[g] = (int32_t)(high << 16 | low);
+    if (format == V4K_FP4) row.scale[g] *= 0.5f;
+  }
+}
+
+// e^x for x clamped to [-87, 88]: x = n ln 2 + r, Taylor to r^7 (|r| <= 0.35: below 2^-27), exponent bits.
+static inline float exp_clamped(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  x = x < 88.0f ? x : 88.0f;
+  const float n = __builtin_rintf(x * 1.44269504f);
+  float r = __builtin_fmaf(n, -0.693359375f, x);
+  r = __builtin_fmaf(n, 2.12194440e-4f, r);
+  float p = 1.0f / 5040;
+  p = __builtin_fmaf(p, r, 1.0f / 720);
+  p = __builtin_fmaf(p, r, 1.0f / 120);
+  p = __builtin_fmaf(p, r, 1.0f / 24);
+  p = __builtin_fmaf(p, r, 1.0f / 6);
+  p = __builtin_fmaf(p, r, 0.5f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  p = __builtin_fmaf(p, r, 1.0f);
+  const int32_t bits = ((int32_t)n + 127) << 23;
+  float power;
+  __builtin_memcpy(&power, &bits, 4);
+  return p * power;
+}
+
+static void swiglu(const float *gate, const float *up, int64_t n, float weight, float limit, float *z) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = limit < gate[i] ? limit : gate[i];  // NaN stays NaN
+    float u = limit < up[i] ? limit : up[i];
+    u = -limit > u ? -limit : u;
+    z[i] = g / (1.0f + exp_clamped(-g)) * u * weight;
+  }
+}
+
+static uint64_t read(const void *data, int64_t bytes) {
+  uint64_t sum[4] = {0, 0, 0, 0};
+  for (int64_t i = 0; i < bytes; i += 32) {
+    uint64_t v[4];
+    __builtin_memcpy(v, (const char *)data + i, 32);
+    for (int k = 0; k < 4; ++k) sum[k] += v[k];
+  }
+  return sum[0] + sum[1] + sum[2] + sum[3];
+}

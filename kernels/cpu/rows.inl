@@ -1,0 +1,176 @@
+// The loops every ISA tier shares. Included inside the tier's own namespace, after it has defined
+//
+//   TILE_ROWS, TILE_TOKENS     shape of a register tile; TILE_ROWS 0: the tier has none
+//   Lanes, zero(), total()     eight fp32 partial sums of one output, and their sum in the order of v4k.h
+//   block<F>(...)              adds 8 groups of one row times one token to the lanes
+//   pack<F>(...), tile<F, T>() codes of TILE_ROWS rows by 8 groups in tile order; that panel times T tokens
+//
+// so that each tier instantiates them for itself: nothing here has external linkage.
+
+template <int F>
+struct Format;
+template <>
+struct Format<V4K_FP4> {
+  static const int code_bytes = 16, scale_bytes = 1;  // per group
+};
+template <>
+struct Format<V4K_INT8> {
+  static const int code_bytes = 32, scale_bytes = 2;
+};
+template <>
+struct Format<V4K_INT4> {
+  static const int code_bytes = 16, scale_bytes = 2;
+};
+
+// One output: a row of `groups` groups times one token.
+template <int F>
+static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t groups, const v4k_acts *x, int64_t token) {
+  const int8_t *q = x->q + token * x->groups * V4K_GROUP;
+  const float *xs = x->scale + token * x->groups;
+  const int32_t *offset = x->offset + token * x->groups;
+  const int cb = Format<F>::code_bytes, sb = Format<F>::scale_bytes;
+  Lanes acc = zero();
+  int64_t g = 0;
+  for (; g + V4K_BLOCK <= groups; g += V4K_BLOCK)
+    acc = block<F>(codes + g * cb, scale + g * sb, q + g * V4K_GROUP, xs + g, offset + g, acc);
+  if (g < groups) {  // the rest of the row, padded with zeros: the file may end right behind it
+    uint8_t last_codes[V4K_BLOCK * 32] = {0}, last_scale[V4K_BLOCK * 2] = {0};
+    __builtin_memcpy(last_codes, codes + g * cb, (groups - g) * cb);
+    __builtin_memcpy(last_scale, scale + g * sb, (groups - g) * sb);
+    acc = block<F>(last_codes, last_scale, q + g * V4K_GROUP, xs + g, offset + g, acc);
+  }
+  return total(acc);
+}
+
+// Few tokens: each row is read once, a block of rows stays in L1 for the next token.
+template <int F>
+static void by_dots(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
+                    int64_t n_tokens, float *y, int64_t stride) {
+  const int64_t groups = w->cols / V4K_GROUP;
+  const uint8_t *codes = (const uint8_t *)w->codes + row0 * groups * Format<F>::code_bytes;
+  const uint8_t *scale = (const uint8_t *)w->scale + row0 * groups * Format<F>::scale_bytes;
+  for (int64_t r0 = 0; r0 < n_rows; r0 += 8) {
+    const int64_t stop = r0 + 8 < n_rows ? r0 + 8 : n_rows;
+    for (int64_t i = 0; i < n_tokens; ++i) {
+      const int64_t token = tokens ? tokens[i] : i;
+      for (int64_t r = r0; r < stop; ++r)
+        y[i * stride + r] = dot<F>(codes + r * groups * Format<F>::code_bytes,
+                                   scale + r * groups * Format<F>::scale_bytes, groups, x, token);
+    }
+  }
+}
+
+#ifdef V4K_HAS_TILES
+static const int ACC = V4K_BLOCK * TILE_ROWS;  // floats of one token's accumulators: [lane][row]
+
+// Pointers of up to TILE_TOKENS tokens, at the first group of a block.
+struct Tokens {
+  const int8_t *q[TILE_TOKENS];
+  const float *scale[TILE_TOKENS];
+  const int32_t *offset[TILE_TOKENS];
+  float *acc[TILE_TOKENS];
+};
+
+// Bytes from a block's start in q to the j-th dword (of 8) of its group g.
+template <int F>
+static inline int quad_at(int g, int j) {
+  if (F == V4K_INT8) return g * V4K_GROUP + 4 * j;
+  return (g >> 2) * 128 + (g & 3) * 16 + (j & 3) * 4 + (j >> 2) * 64;
+}
+
+template <int F, int T>
+static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x);
+
+// A panel times n tokens, whose accumulators start at acc.
+template <int F>
+static void panel_times(const uint8_t *panel, const float *scales, int64_t g0, int n_groups, const v4k_acts *x,
+                        const int32_t *tokens, int64_t first, int64_t n, float *acc) {
+  for (int64_t i = 0; i < n; i += TILE_TOKENS) {
+    const int count = n - i < TILE_TOKENS ? (int)(n - i) : TILE_TOKENS;
+    Tokens t;
+    for (int k = 0; k < count; ++k) {
+      const int64_t token = tokens ? tokens[first + i + k] : first + i + k;
+      t.q[k] = x->q + (token * x->groups + g0) * V4K_GROUP;
+      t.scale[k] = x->scale + token * x->groups + g0;
+      t.offset[k] = x->offset + token * x->groups + g0;
+      t.acc[k] = acc + (i + k) * ACC;
+    }
+    switch (count) {
+      case 1: tile<F, 1>(panel, scales, n_groups, t); break;
+      case 2: tile<F, 2>(panel, scales, n_groups, t); break;
+      case 3: tile<F, 3>(panel, scales, n_groups, t); break;
+      default: tile<F, 4>(panel, scales, n_groups, t);
+    }
+  }
+}
+
+// Many tokens: 8 groups of TILE_ROWS rows are unpacked once and multiplied with every token of a block.
+template <int F>
+static void by_tiles(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
+                     int64_t n_tokens, float *y, int64_t stride) {
+  alignas(64) float acc[V4K_TOKEN_BLOCK * ACC];
+  alignas(64) uint8_t panel[V4K_BLOCK * V4K_GROUP * TILE_ROWS];
+  alignas(64) float scales[V4K_BLOCK * TILE_ROWS];
+  const int64_t groups = w->cols / V4K_GROUP;
+  for (int64_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS) {
+    const int rows = n_rows - r0 < TILE_ROWS ? (int)(n_rows - r0) : TILE_ROWS;
+    for (int64_t first = 0; first < n_tokens; first += V4K_TOKEN_BLOCK) {
+      const int64_t n = n_tokens - first < V4K_TOKEN_BLOCK ? n_tokens - first : V4K_TOKEN_BLOCK;
+      __builtin_memset(acc, 0, n * ACC * sizeof(float));
+      for (int64_t g0 = 0; g0 < groups; g0 += V4K_BLOCK) {
+        const int n_groups = groups - g0 < V4K_BLOCK ? (int)(groups - g0) : V4K_BLOCK;
+        pack<F>(w, row0 + r0, rows, g0, n_groups, panel, scales);
+        panel_times<F>(panel, scales, g0, n_groups, x, tokens, first, n, acc);
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        const float *a = acc + i * ACC;
+        for (int r = 0; r < rows; ++r, ++a)
+          y[(first + i) * stride + r0 + r] =
+              ((a[0] + a[4 * TILE_ROWS]) + (a[2 * TILE_ROWS] + a[6 * TILE_ROWS])) +
+              ((a[1 * TILE_ROWS] + a[5 * TILE_ROWS]) + (a[3 * TILE_ROWS] + a[7 * TILE_ROWS]));
+      }
+    }
+  }
+}
+
+// Scales of TILE_ROWS rows by n_groups groups as fp32 [group][row]; rows past the last repeat it.
+template <int F>
+static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, float *scales) {
+  const int64_t groups = w->cols / V4K_GROUP;
+  for (int g = 0; g < n_groups; ++g) {
+    for (int r = 0; r < TILE_ROWS; ++r) {
+      const int64_t at = (row0 + (r < rows ? r : rows - 1)) * groups + g0;
+      uint32_t bits;
+      if (F == V4K_FP4) {
+        bits = (uint32_t)((const uint8_t *)w->scale)[at + g] << 23;
+        if (bits == 0) bits = 0x400000;  // 2^-127
+      } else {
+        uint16_t half;
+        __builtin_memcpy(&half, (const uint8_t *)w->scale + 2 * (at + g), 2);
+        bits = (uint32_t)half << 16;
+      }
+      float value;
+      __builtin_memcpy(&value, &bits, 4);
+      scales[g * TILE_ROWS + r] = value;
+    }
+  }
+}
+#endif
+
+template <int F>
+static void rows_of(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
+                    int64_t n_tokens, float *y, int64_t stride) {
+#ifdef V4K_HAS_TILES
+  if (n_tokens > 2) return by_tiles<F>(w, row0, n_rows, x, tokens, n_tokens, y, stride);  // packing costs 2 tokens
+#endif
+  by_dots<F>(w, row0, n_rows, x, tokens, n_tokens, y, stride);
+}
+
+static void rows(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
+                 int64_t n_tokens, float *y, int64_t stride) {
+  switch (w->format) {
+    case V4K_FP4: rows_of<V4K_FP4>(w, row0, n_rows, x, tokens, n_tokens, y, stride); break;
+    case V4K_INT8: rows_of<V4K_INT8>(w, row0, n_rows, x, tokens, n_tokens, y, stride); break;
+    default: rows_of<V4K_INT4>(w, row0, n_rows, x, tokens, n_tokens, y, stride);
+  }
+}

@@ -1,0 +1,68 @@
+// The tier for any machine: plain C++ with baseline flags.
+#include <stdint.h>
+
+#include "tier.h"
+
+namespace v4k_scalar {
+
+struct Lanes {
+  float l[8];
+};
+
+static inline Lanes zero() { return Lanes{{0, 0, 0, 0, 0, 0, 0, 0}}; }
+
+static inline float total(const Lanes &a) {
+  return ((a.l[0] + a.l[4]) + (a.l[2] + a.l[6])) + ((a.l[1] + a.l[5]) + (a.l[3] + a.l[7]));
+}
+
+static const int8_t FP4_DOUBLED[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+template <int F>
+static inline float scale_of(const uint8_t *scale, int g) {
+  uint32_t bits;
+  if (F == V4K_FP4) {
+    bits = scale[g] ? (uint32_t)scale[g] << 23 : 0x400000;
+  } else {
+    uint16_t half;
+    __builtin_memcpy(&half, scale + 2 * g, 2);
+    bits = (uint32_t)half << 16;
+  }
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+template <int F>
+static inline int group_dot(const uint8_t *codes, const int8_t *q, int g) {
+  int sum = 0;
+  if (F == V4K_INT8) {
+    const int8_t *w = (const int8_t *)codes + g * 32;
+    for (int i = 0; i < 32; ++i) sum += w[i] * q[g * 32 + i];
+    return sum;
+  }
+  const int8_t *even = q + (g / 4) * 128 + (g % 4) * 16;
+  for (int i = 0; i < 16; ++i) {
+    const int low = codes[g * 16 + i] & 15, high = codes[g * 16 + i] >> 4;
+    if (F == V4K_FP4)
+      sum += FP4_DOUBLED[low] * even[i] + FP4_DOUBLED[high] * even[64 + i];
+    else
+      sum += (low - 8) * even[i] + (high - 8) * even[64 + i];
+  }
+  return sum;
+}
+
+template <int F>
+static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8_t *q, const float *xs, const int32_t *,
+                          Lanes acc) {
+  for (int g = 0; g < V4K_BLOCK; ++g)
+    acc.l[g] = __builtin_fmaf((float)group_dot<F>(codes, q, g), scale_of<F>(scale, g) * xs[g], acc.l[g]);
+  return acc;
+}
+
+#include "plain.inl"
+#include "rows.inl"
+
+}  // namespace v4k_scalar
+
+extern "C" const v4k_tier v4k_tier_scalar = {"scalar", v4k_scalar::quantize, v4k_scalar::rows, v4k_scalar::swiglu,
+                                             v4k_scalar::read};

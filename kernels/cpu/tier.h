@@ -1,0 +1,53 @@
+// What an ISA tier offers to the code above it. Plain structs and function pointers: this header is compiled with
+// different flags in every tier, so it must not define anything that the linker could merge.
+#ifndef V4K_TIER_H
+#define V4K_TIER_H
+
+#include "v4k.h"
+
+#define V4K_BLOCK 8         // groups handled together; activation rows are padded to whole blocks
+#define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
+
+// Quantized activations of some tokens, prepared for one weight format. `groups` counts the padded groups of a row.
+//
+// q      [tokens, groups * 32] int8. For INT8 weights in natural order. For packed nibbles, of every 4 groups first the
+//        16 even inputs of each, then the 16 odd ones: group g's even inputs at (g/4)*128 + (g%4)*16, odd 64 further.
+// scale  [tokens, groups] fp32; of FP4 half of it, because FP4 codes are doubled to be integers.
+// offset [tokens, groups] what to add to a dot product of unsigned codes (code + Z) to get that of signed ones.
+//        INT8 (Z = 128): -128 * sum of q. Nibbles: two int16, low half -Z * sum over inputs at bytes 0, 1 of each dword
+//        of q, high half the same for bytes 2, 3; Z = 12 for FP4, 8 for INT4.
+// Padding is all zeros.
+typedef struct {
+  int8_t *q;
+  float *scale;
+  int32_t *offset;
+  int64_t groups;
+} v4k_acts;
+
+typedef struct {
+  const char *name;
+
+  // Quantize x [n * 32] into groups first .. first+n-1 of one row; row.q, row.scale, row.offset point to its start.
+  void (*quantize)(const float *x, int64_t first, int64_t n, int64_t format, v4k_acts row);
+
+  // y[i * stride + r] = row (row0 + r) of w times token tokens[i] of x, for i < n_tokens and r < n_rows.
+  // tokens NULL: token i.
+  void (*rows)(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
+               int64_t n_tokens, float *y, int64_t stride);
+
+  // z[i] = silu(min(gate[i], limit)) * clamp(up[i], -limit, limit) * weight for i < n, n a multiple of 32.
+  // z may be gate.
+  void (*swiglu)(const float *gate, const float *up, int64_t n, float weight, float limit, float *z);
+
+  // Read bytes (a multiple of 4,096) and fold them into a checksum.
+  uint64_t (*read)(const void *data, int64_t bytes);
+} v4k_tier;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+extern const v4k_tier v4k_tier_scalar, v4k_tier_avx2, v4k_tier_avx512, v4k_tier_neon;
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,179 @@
+// What the AVX2 and AVX-512 tiers share, in AVX2 and FMA intrinsics. Included inside the tier's namespace, after
+// TILE_ROWS (a multiple of 8) and UNSIGNED8 (INT8 codes packed as code + 128).
+
+struct Lanes {
+  __m256 v;
+};
+
+static inline Lanes zero() { return Lanes{_mm256_setzero_ps()}; }
+
+static inline float total(Lanes a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));  // l0+l4 .. l3+l7
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));                                             // + (l2+l6), + (l3+l7)
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+// 8 consecutive weight scales in fp32.
+template <int F>
+static inline __m256 scales8(const uint8_t *scale) {
+  if (F == V4K_FP4) {
+    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)scale)), 23);
+    return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x400000)));  // byte 0 is 2^-127
+  }
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)scale)), 16));
+}
+
+// Unsigned codes (code + Z) of 16 bytes per half, low or high nibbles already isolated.
+template <int F>
+static inline __m256i unsigned_codes(__m256i nibbles) {
+  if (F == V4K_INT4) return nibbles;
+  const __m256i table = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16,
+                                         18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+  return _mm256_shuffle_epi8(table, nibbles);
+}
+
+// -- packing -----------------------------------------------------------------------------------------------------
+
+// 4 dwords of 8 rows, a[k] = row k in the low half and row k+4 in the high one -> d[j] = dword j of rows 0..7.
+static inline void transpose_4x8(const __m256i a[4], __m256i d[4]) {
+  const __m256i lo01 = _mm256_unpacklo_epi32(a[0], a[1]), hi01 = _mm256_unpackhi_epi32(a[0], a[1]);
+  const __m256i lo23 = _mm256_unpacklo_epi32(a[2], a[3]), hi23 = _mm256_unpackhi_epi32(a[2], a[3]);
+  d[0] = _mm256_unpacklo_epi64(lo01, lo23);
+  d[1] = _mm256_unpackhi_epi64(lo01, lo23);
+  d[2] = _mm256_unpacklo_epi64(hi01, hi23);
+  d[3] = _mm256_unpackhi_epi64(hi01, hi23);
+}
+
+static inline __m256i two_rows(const uint8_t *low, const uint8_t *high) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)low)),
+                                 _mm_loadu_si128((const __m128i *)high), 1);
+}
+
+// One group of 8 rows into its 8 dwords of the panel, TILE_ROWS dwords apart.
+template <int F>
+static inline void pack_group(const uint8_t *const row[8], int64_t at, uint8_t *panel) {
+  const __m256i low_nibble = _mm256_set1_epi8(15);
+  for (int half = 0; half < (F == V4K_INT8 ? 2 : 1); ++half) {
+    __m256i a[4], d[4];
+    for (int k = 0; k < 4; ++k) a[k] = two_rows(row[k] + at + 16 * half, row[k + 4] + at + 16 * half);
+    transpose_4x8(a, d);
+    for (int j = 0; j < 4; ++j) {
+      if (F == V4K_INT8) {
+        if (UNSIGNED8) d[j] = _mm256_xor_si256(d[j], _mm256_set1_epi8(-128));
+        _mm256_store_si256((__m256i *)(panel + (4 * half + j) * TILE_ROWS * 4), d[j]);
+        continue;
+      }
+      const __m256i low = _mm256_and_si256(d[j], low_nibble);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(d[j], 4), low_nibble);
+      _mm256_store_si256((__m256i *)(panel + j * TILE_ROWS * 4), unsigned_codes<F>(low));
+      _mm256_store_si256((__m256i *)(panel + (4 + j) * TILE_ROWS * 4), unsigned_codes<F>(high));
+    }
+  }
+}
+
+template <int F>
+static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, float *scales);
+
+// n_groups groups of TILE_ROWS rows: panel [group][dword 8][row] of 4 codes, scales [group][row].
+template <int F>
+static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
+                 float *scales) {
+  const int code_bytes = F == V4K_INT8 ? 32 : 16;
+  const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
+  for (int r0 = 0; r0 < TILE_ROWS; r0 += 8) {
+    const uint8_t *row[8];
+    for (int k = 0; k < 8; ++k)
+      row[k] = (const uint8_t *)w->codes + (row0 + (r0 + k < rows ? r0 + k : rows - 1)) * row_bytes;
+    for (int g = 0; g < n_groups; ++g)
+      pack_group<F>(row, (g0 + g) * code_bytes, panel + (g * 8 * TILE_ROWS + r0) * 4);
+  }
+  pack_scales<F>(w, row0, rows, g0, n_groups, scales);
+}
+
+// -- activations -------------------------------------------------------------------------------------------------
+
+static inline int32_t sum8(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+// Scale and 32 codes of one group.
+static inline __m256i quantize_group(const float *x, float *scale) {
+  const __m256 v[4] = {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8), _mm256_loadu_ps(x + 16), _mm256_loadu_ps(x + 24)};
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);  // as integers, so that NaN is the largest
+  __m256i top = _mm256_setzero_si256();
+  for (int k = 0; k < 4; ++k) top = _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v[k]), magnitude));
+  __m128i peak = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+  peak = _mm_max_epi32(peak, _mm_shuffle_epi32(peak, 0x4e));
+  peak = _mm_max_epi32(peak, _mm_shuffle_epi32(peak, 0xb1));
+  if (_mm_cvtsi128_si32(peak) >= 0x7f800000) {
+    *scale = __builtin_nanf("");
+    return _mm256_setzero_si256();
+  }
+  const float tight = _mm_cvtss_f32(_mm_castsi128_ps(peak)) / 127.0f;
+  *scale = tight > 0x1p-120f ? tight : 0x1p-120f;
+  const __m256 s = _mm256_set1_ps(*scale);
+  __m256i i[4];
+  for (int k = 0; k < 4; ++k) i[k] = _mm256_cvtps_epi32(_mm256_div_ps(v[k], s));
+  const __m256i q = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+  return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v4k_acts row) {
+  const __m256i ones = _mm256_set1_epi8(1);
+  const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12,
+                                         14, 1, 3, 5, 7, 9, 11, 13, 15);
+  for (int64_t g = first; g < first + n; ++g, x += V4K_GROUP) {
+    __m256i q = quantize_group(x, row.scale + g);
+    if (format == V4K_INT8) {
+      row.offset[g] = -128 * sum8(_mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1)));
+      _mm256_storeu_si256((__m256i *)(row.q + g * V4K_GROUP), q);
+      continue;
+    }
+    q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, split), 0xd8);  // 16 even inputs, 16 odd ones
+    int8_t *even = row.q + (g / 4) * 128 + (g % 4) * 16;
+    _mm_storeu_si128((__m128i *)even, _mm256_castsi256_si128(q));
+    _mm_storeu_si128((__m128i *)(even + 64), _mm256_extracti128_si256(q, 1));
+    const __m256i pairs = _mm256_maddubs_epi16(ones, q);
+    __m128i s = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
+    s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
+    row.offset[g] = _mm_cvtsi128_si32(_mm_mullo_epi16(s, _mm_set1_epi16(format == V4K_FP4 ? -12 : -8)));
+    if (format == V4K_FP4) row.scale[g] *= 0.5f;
+  }
+}
+
+// e^x for x clamped to [-87, 88]; plain.inl has the reasons.
+static inline __m256 exp_clamped(__m256 x) {
+  x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | 8);
+  __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0.693359375f), x);
+  r = _mm256_fmadd_ps(n, _mm256_set1_ps(2.12194440e-4f), r);
+  __m256 p = _mm256_set1_ps(1.0f / 5040);
+  const float taylor[7] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (int k = 0; k < 7; ++k) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(taylor[k]));
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(p, _mm256_castsi256_ps(bits));
+}
+
+static void swiglu(const float *gate, const float *up, int64_t n, float weight, float limit, float *z) {
+  const __m256 high = _mm256_set1_ps(limit), low = _mm256_set1_ps(-limit), one = _mm256_set1_ps(1.0f);
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256 g = _mm256_min_ps(high, _mm256_loadu_ps(gate + i));  // NaN in the second operand stays NaN
+    const __m256 u = _mm256_max_ps(low, _mm256_min_ps(high, _mm256_loadu_ps(up + i)));
+    const __m256 e = exp_clamped(_mm256_sub_ps(_mm256_setzero_ps(), g));
+    const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, e));
+    _mm256_storeu_ps(z + i, _mm256_mul_ps(_mm256_mul_ps(silu, u), _mm256_set1_ps(weight)));
+  }
+}
+
+static uint64_t read(const void *data, int64_t bytes) {
+  const __m256i *p = (const __m256i *)data;
+  __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+  for (int64_t i = 0; i < bytes / 32; i += 4)
+    for (int k = 0; k < 4; ++k) sum[k] = _mm256_add_epi64(sum[k], _mm256_loadu_si256(p + i + k));
+  const __m256i all = _mm256_add_epi64(_mm256_add_epi64(sum[0], sum[1]), _mm256_add_epi64(sum[2], sum[3]));
+  const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  return (uint64_t)_mm_cvtsi128_si64(two) + (uint64_t)_mm_extract_epi64(two, 1);
+}

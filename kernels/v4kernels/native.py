@@ -1,0 +1,208 @@
+"""Binding of the CPU kernel library (include/v4k.h says what each function computes) by ctypes.
+
+The library may be missing or of another version: `available()` is then False and `reason()` says why; nothing here
+fails at import. Tensors are C-contiguous and on the CPU; every call releases the GIL. torch is imported by what takes
+tensors, so that asking what this machine can do needs no second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ABI_VERSION = 1
+GROUP = 32
+FORMATS = {"fp4": 1, "int8": 2, "int4": 3}
+LIBRARY = "libv4k.so"
+
+
+class Matrix(ctypes.Structure):
+    """v4k_matrix."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scale", c_void_p),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("format", c_int64),
+    )
+
+
+class Expert(ctypes.Structure):
+    """v4k_expert."""
+
+    _fields_ = (("w1", Matrix), ("w3", Matrix), ("w2", Matrix))
+
+
+SIGNATURES = {
+    "v4k_isa": (c_char_p, ()),
+    "v4k_isa_tiers": (c_char_p, ()),
+    "v4k_set_isa": (c_int, (c_char_p,)),
+    "v4k_threads": (c_int, ()),
+    "v4k_set_threads": (c_int, (c_int,)),
+    "v4k_quantize": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
+    "v4k_linear": (c_int, (c_void_p, c_int64, c_void_p, c_int64, c_void_p)),
+    "v4k_experts": (
+        c_int,
+        (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p),
+    ),
+    "v4k_read_probe": (c_uint64, (c_void_p, c_int64)),
+}
+
+
+def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
+    """The library at `path`, or None and the reason it cannot be used."""
+    rebuild = "install again where a C++ compiler is present"
+    if not path.is_file():
+        return None, f"{LIBRARY} was not built; {rebuild}"
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.v4k_abi_version()
+    except (OSError, AttributeError) as problem:
+        return None, f"{LIBRARY} cannot be loaded ({problem}); {rebuild}"
+    if version != ABI_VERSION:
+        return None, f"{LIBRARY} has ABI version {version}, this package needs {ABI_VERSION}; {rebuild}"
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library, ""
+
+
+@cache
+def _loaded() -> tuple[ctypes.CDLL | None, str]:
+    return load(Path(str(files("v4kernels").joinpath(LIBRARY))))
+
+
+def available() -> bool:
+    """Whether the kernels can be used."""
+    return _loaded()[0] is not None
+
+
+def reason() -> str:
+    """Why they cannot, in one line; empty if they can."""
+    return _loaded()[1]
+
+
+def _library() -> ctypes.CDLL:
+    library, why = _loaded()
+    if library is None:
+        raise RuntimeError(why)
+    return library
+
+
+def isa() -> str:
+    """ISA tier in use."""
+    return _library().v4k_isa().decode()
+
+
+def isa_tiers() -> list[str]:
+    """Tiers this machine can run, lowest first; the environment variable V4_ISA names the highest to offer."""
+    return _library().v4k_isa_tiers().decode().split()
+
+
+def set_isa(name: str) -> None:
+    """Use one of `isa_tiers()` from now on. ValueError for others."""
+    _checked(_library().v4k_set_isa(name.encode()))
+
+
+def threads() -> int:
+    """Threads that compute, the calling one included."""
+    return _library().v4k_threads()
+
+
+def set_threads(n: int) -> None:
+    """Set their number, 1 to 1,024."""
+    _checked(_library().v4k_set_threads(n))
+
+
+def matrix(codes: Tensor, scale: Tensor, form: str) -> Matrix:
+    """Describe a weight (out, in) of format `form`, laid out as v4k.h says. The result keeps the tensors; a copy of it
+    inside another structure does not.
+
+    fp4, int4: codes (out, in/2) of one byte; int8: codes (out, in). scale (out, in/32), float8_e8m0fnu or bfloat16.
+    """
+    import torch
+
+    rows, cols = codes.shape[0], codes.shape[1] * (1 if form == "int8" else 2)
+    want = torch.float8_e8m0fnu if form == "fp4" else torch.bfloat16
+    if codes.element_size() != 1 or scale.dtype != want or scale.shape != (rows, cols // GROUP) or cols % GROUP:
+        raise ValueError(f"not a {form} weight: codes {tuple(codes.shape)}, scale {tuple(scale.shape)} {scale.dtype}")
+    if not (codes.is_contiguous() and scale.is_contiguous()):
+        raise ValueError("weights must be contiguous")
+    described = Matrix(codes.data_ptr(), scale.data_ptr(), rows, cols, FORMATS[form])
+    described.tensors = codes, scale
+    return described
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x (N, K) fp32 -> int8 codes (N, K) and fp32 scales (N, K/32)."""
+    import torch
+
+    x = _fp32(x)
+    n, k = x.shape
+    q, scale = torch.empty((n, k), dtype=torch.int8), torch.empty((n, k // GROUP))
+    _checked(_library().v4k_quantize(x.data_ptr(), n, k, q.data_ptr(), scale.data_ptr()))
+    return q, scale
+
+
+def linear(x: Tensor, w: Matrix, groups: int = 1) -> Tensor:
+    """x (N, groups * in) -> (N, out) fp32; output rows fall into `groups` equal parts, each sees its part of x."""
+    import torch
+
+    x = _fp32(x)
+    if x.dim() != 2 or x.shape[1] != groups * w.cols:
+        raise ValueError(f"input {tuple(x.shape)} does not fit {groups} x {w.cols}")
+    y = torch.empty((len(x), w.rows))
+    _checked(_library().v4k_linear(ctypes.addressof(w), groups, x.data_ptr(), len(x), y.data_ptr()))
+    return y
+
+
+def experts(
+    x: Tensor, ids: Tensor, weights: Tensor, table: ctypes.Array, shared: Expert | None, limit: float, out: Tensor
+) -> None:
+    """Add one layer's expert MLPs to out (N, D) fp32: x (N, D), ids (N, k) int64, weights (N, k), table of Expert."""
+    import torch
+
+    x, ids, weights = _fp32(x), ids.long().contiguous(), _fp32(weights)
+    if not (out.dtype == torch.float32 and out.is_contiguous() and out.shape == x.shape):
+        raise ValueError("out must be like x, fp32 and contiguous")
+    if ids.dim() != 2 or ids.shape != weights.shape or len(ids) != len(x) or x.shape[1] != table[0].w1.cols:
+        raise ValueError(f"sizes do not fit: x {tuple(x.shape)}, ids {tuple(ids.shape)}, {tuple(weights.shape)}")
+    shared_at = None if shared is None else ctypes.addressof(shared)
+    _checked(
+        _library().v4k_experts(
+            ctypes.addressof(table),
+            len(table),
+            shared_at,
+            x.data_ptr(),
+            len(x),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            ids.shape[1],
+            limit,
+            out.data_ptr(),
+        )
+    )
+
+
+def read_probe(data: Tensor) -> int:
+    """Read every byte of `data` with all threads; a checksum."""
+    return _library().v4k_read_probe(data.data_ptr(), data.nbytes)
+
+
+def _fp32(x: Tensor) -> Tensor:
+    return x.float().contiguous()
+
+
+def _checked(code: int) -> None:
+    if code == -2:
+        raise MemoryError("no memory for the kernels' scratch")
+    if code:
+        raise ValueError("argument out of range (v4k.h)")

@@ -1,0 +1,159 @@
+"""Speed of the CPU kernels at Flash shapes, as CSV: `python -m v4cli.bench.kernels`.
+
+Matrix-vector products stream a working set that no cache holds and are compared to a probe that only reads as many
+bytes; matrix products to the faster of torch._int_mm and torch's fp32 product on 512x4096x2048 (without VNNI the former
+is a plain loop). Every round measures both, the fraction is the median of the rounds' ratios. GB and GMAC are 10^9.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from v4kernels import native
+
+HIDDEN, INTER, EXPERTS, TOP_K = 4096, 2048, 256, 6  # Flash
+DENSE_SHAPES = ((32768, 1024), (1024, 4096), (4096, 8192), (2048, 4096))  # wq_b, wq_a, wo_b, shared w1
+EXPERT_BYTES = 3 * HIDDEN * INTER * 17 // 32
+SCALES = {"int8": torch.bfloat16, "int4": torch.bfloat16, "fp4": torch.float8_e8m0fnu}
+PREFILL = 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report; rate in GB/s (matrix-vector) or GMAC/s."""
+
+    op: str
+    tokens: int
+    ms: float
+    rate: float
+    unit: str
+    baseline: float
+    fraction: float
+
+
+def seconds(work) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def random_matrix(rows: int, cols: int, form: str) -> native.Matrix:
+    """Random codes; scales that keep products O(1)."""
+    codes = torch.randint(0, 256, (rows, cols if form == "int8" else cols // 2), dtype=torch.uint8)
+    scale = torch.full((rows, cols // native.GROUP), 2.0**-6).to(SCALES[form])
+    return native.matrix(codes, scale, form)
+
+
+def random_experts(count: int):
+    """A table of experts and the matrices that own its memory."""
+    shapes = ((INTER, HIDDEN), (INTER, HIDDEN), (HIDDEN, INTER))
+    owners = [[random_matrix(*shape, "fp4") for shape in shapes] for _ in range(count)]
+    return (native.Expert * count)(*(native.Expert(*parts) for parts in owners)), owners
+
+
+def nbytes(m: native.Matrix) -> int:
+    return sum(t.nbytes for t in m.tensors)
+
+
+def against_reading(op: str, work, n_bytes: int, probe: torch.Tensor, rounds: int) -> Row:
+    """`work` streams n_bytes; the probe reads its tensor."""
+    times, ratios, bandwidths = [], [], []
+    for _ in range(rounds):
+        bandwidth = probe.nbytes / seconds(lambda: native.read_probe(probe)) / 1e9
+        times.append(seconds(work))
+        bandwidths.append(bandwidth)
+        ratios.append(n_bytes / times[-1] / 1e9 / bandwidth)
+    rate = n_bytes / median(times) / 1e9
+    return Row(op, 1, 1e3 * median(times), rate, "GB/s", median(bandwidths), median(ratios))
+
+
+def matrix_vector(working_set: int, rounds: int):
+    """Dense int8 and int4, and six FP4 experts at a time."""
+    probe = torch.randint(0, 256, (working_set,), dtype=torch.uint8)
+    for form in ("int8", "int4"):
+        matrices = []
+        while sum(map(nbytes, matrices)) < working_set:
+            matrices += [random_matrix(*shape, form) for shape in DENSE_SHAPES]
+        inputs = {m.cols: torch.randn(1, m.cols) for m in matrices}
+
+        def dense(matrices=matrices, inputs=inputs):
+            for m in matrices:
+                native.linear(inputs[m.cols], m)
+
+        yield against_reading(f"{form} linear", dense, sum(map(nbytes, matrices)), probe, rounds)
+    calls = -(-working_set // (TOP_K * EXPERT_BYTES))
+    table, owners = random_experts(calls * TOP_K)
+    x, out, weights = torch.randn(1, HIDDEN), torch.zeros(1, HIDDEN), torch.full((1, TOP_K), 0.2)
+    ids = torch.arange(calls * TOP_K).view(calls, 1, TOP_K)
+
+    def experts():
+        for chosen in ids:
+            native.experts(x, chosen, weights, table, None, 10.0, out)
+
+    yield against_reading("fp4 experts", experts, len(owners) * EXPERT_BYTES, probe, rounds)
+
+
+def torch_product():
+    """The faster of torch's products on 512x4096x2048."""
+    a = torch.randint(-127, 128, (PREFILL, HIDDEN), dtype=torch.int8)
+    b = torch.randint(-127, 128, (HIDDEN, INTER), dtype=torch.int8)
+    a32, b32 = a.float(), b.float()
+    return min((lambda: torch._int_mm(a, b), lambda: torch.mm(a32, b32)), key=seconds)
+
+
+def against_torch(op: str, work, macs: int, product, rounds: int) -> Row:
+    """`work` does macs multiply-adds; `product` is what torch_product gave."""
+    times, ratios, rates = [], [], []
+    work()
+    for _ in range(rounds):
+        rates.append(PREFILL * HIDDEN * INTER / seconds(product) / 1e9)
+        times.append(seconds(work))
+        ratios.append(macs / times[-1] / 1e9 / rates[-1])
+    rate = macs / median(times) / 1e9
+    return Row(op, PREFILL, 1e3 * median(times), rate, "GMAC/s", median(rates), median(ratios))
+
+
+def matrix_matrix(rounds: int):
+    """A 2048x4096 linear in each format, and a layer's routed experts, for 512 tokens."""
+    x, product = torch.randn(PREFILL, HIDDEN), torch_product()
+    for form in ("int8", "int4", "fp4"):
+        m = random_matrix(INTER, HIDDEN, form)
+        macs = PREFILL * HIDDEN * INTER
+        yield against_torch(f"{form} linear", lambda m=m: native.linear(x, m), macs, product, rounds)
+    table, owners = random_experts(EXPERTS // 4)
+    ids = torch.rand(PREFILL, len(owners)).topk(TOP_K).indices
+    weights, out = torch.full(ids.shape, 0.2), torch.zeros(PREFILL, HIDDEN)
+    macs = 3 * PREFILL * TOP_K * HIDDEN * INTER
+    name = f"fp4 experts, {PREFILL * TOP_K // len(owners)} tokens each"
+    yield against_torch(name, lambda: native.experts(x, ids, weights, table, None, 10.0, out), macs, product, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--isa", choices=native.isa_tiers() if native.available() else None)
+    parser.add_argument("--bytes", type=int, default=1_200_000_000, help="working set of the matrix-vector products")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    if not native.available():
+        sys.exit(native.reason())
+    torch.set_num_threads(args.threads)
+    native.set_threads(args.threads)
+    if args.isa:
+        native.set_isa(args.isa)
+    out = csv.writer(sys.stdout)
+    out.writerow(("op", "isa", "threads", "tokens", "ms", "rate", "unit", "baseline", "fraction"))
+    for rows in (matrix_vector(args.bytes, args.rounds), matrix_matrix(args.rounds)):
+        for r in rows:
+            numbers = f"{r.ms:.2f}", f"{r.rate:.2f}", r.unit, f"{r.baseline:.2f}", f"{r.fraction:.3f}"
+            out.writerow((r.op, native.isa(), args.threads, r.tokens, *numbers))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

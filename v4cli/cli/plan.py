@@ -1,0 +1,238 @@
+"""`v4 plan`: where every byte of a model would live on this machine, what a token would cost, and on which other
+machines it would fit."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from v4kernels import BACKENDS
+
+from v4cli import hardware, paths
+from v4cli.cli import output
+from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
+from v4cli.errors import ResourceError, UsageError
+from v4cli.model import cost
+from v4cli.weights.library import COMPLETE
+from v4cli.weights.plan import Budget, Needs, Plan, make_plan, shortage
+from v4cli.weights.recipe import RECIPES
+
+CONTEXT = 32_768  # tokens planned for unless --ctx says otherwise
+USABLE = 0.9  # of what is free; the rest is for everything else
+GPU_SPEED = 1e12  # bytes/s, assumed: reading VRAM is not measured
+SSD_SPEED = 3e9  # bytes/s, assumed where it cannot be measured
+ASSUMPTION = (
+    "experts of a layer are used equally often, so the share in memory is the share of reads it serves (real hit rates "
+    "are higher); bytes only, computing is not counted"
+)
+
+# (name, RAM and VRAM in GiB, bytes/s of RAM)
+DESKTOP, WORKSTATION, SERVER = 80e9, 300e9, 460e9
+MACHINES = (
+    *((f"{n} GB", n, 0, DESKTOP) for n in (16, 32, 64, 128, 192)),
+    ("64 GB + 24 GB GPU", 64, 24, DESKTOP),
+    ("128 GB + 24 GB GPU", 128, 24, DESKTOP),
+    ("512 GB workstation", 512, 0, WORKSTATION),
+    ("1 TB server", 1024, 0, SERVER),
+)
+SSD_SPEEDS = (3e9, 7e9)
+HEADER = (
+    f"common machines, {USABLE:.0%} of their memory used; RAM {DESKTOP / 1e9:.0f} GB/s (two channels of DDR5), "
+    f"workstation {WORKSTATION / 1e9:.0f}, server {SERVER / 1e9:.0f}, GPU {GPU_SPEED / 1e9:.0f}"
+)
+SMALLEST = "q4"  # the recipe with the fewest bytes
+UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from 12G, 12GiB (both 2^30), 12GB (10^9), 800M, 1.5T or a plain number. UsageError names the option."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(I?B)?", text.strip().upper())
+    if match is None or (match[3] == "IB" and not match[2]):
+        raise UsageError(f"{option} {text!r} is not a size", f"sizes look like 12G, 12GiB or 800M: {option} 12G")
+    return int(float(match[1]) * (1000 if match[3] == "B" else 1024) ** UNITS[match[2]])
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is planned."""
+
+    subject: Subject
+    quant: str
+    n_tokens: int
+    needs: Needs  # at n_tokens
+    file_bytes: int  # all of the weights on disk
+
+
+def plan_model(
+    model: str, ram: str | None, vram: str | None, n_tokens: int | None, quant: str | None, as_json: bool
+) -> None:
+    """Print the plan and the fit table. ResourceError (exit 4) if this machine cannot hold the least there must be."""
+    memory = _memory(ram, vram)
+    request = _request(model, n_tokens, quant)
+    if shortage(request.needs, memory) > 0:
+        raise _does_not_fit(request, memory)
+    folder = request.subject.folder or paths.models_dir() / model
+    budget, assumed = _with_speeds(memory, folder)
+    about = _about(request, make_plan(request.needs, budget), assumed, folder)
+    if as_json:
+        output.json_page(about)
+    else:
+        _print(about)
+
+
+def _memory(ram: str | None, vram: str | None) -> Budget:
+    """Budgets as asked for, or from what is free now; speeds not yet known."""
+    return Budget(
+        ram=int(USABLE * hardware.ram()[1]) if ram is None else parse_size(ram, "--ram"),
+        vram=int(USABLE * hardware.vram()[1]) if vram is None else parse_size(vram, "--vram"),
+        ram_speed=DESKTOP,
+        vram_speed=GPU_SPEED,
+        ssd_speed=SSD_SPEED,
+    )
+
+
+def _request(model: str, n_tokens: int | None, quant: str | None) -> Request:
+    subject = Subject.find(model)
+    config = subject.config
+    if quant is None:
+        quant = subject.quant if subject.folder else next(iter(RECIPES))
+    if quant not in (OFFICIAL, *RECIPES):
+        raise UsageError(f"--quant {quant!r} is not known", f"choose from {', '.join((OFFICIAL, *RECIPES))}")
+    longest = config.max_position_embeddings
+    n_tokens = min(CONTEXT, longest) if n_tokens is None else n_tokens
+    if n_tokens > longest:
+        raise UsageError(f"--ctx {n_tokens} is more than the model's {longest}", f"--ctx {longest}")
+    tensors, file_bytes = subject.weights(quant)
+    needs = cost.at_context(cost.needs(config, tensors), config, n_tokens)
+    return Request(subject, quant, n_tokens, needs, file_bytes)
+
+
+def _with_speeds(memory: Budget, folder: Path) -> tuple[Budget, list[str]]:
+    """The budget with measured speeds, and which speeds had to be assumed."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size) if folder.is_dir() else []
+    ssd_speed = hardware.disk_speed(folder, files[-1] if files else None)
+    assumed = [] if ssd_speed else ["SSD"]
+    if memory.vram:
+        assumed.append("VRAM")  # reading it is not measured
+    return replace(memory, ram_speed=hardware.ram_speed(), ssd_speed=ssd_speed or SSD_SPEED), assumed
+
+
+def _does_not_fit(request: Request, memory: Budget) -> ResourceError:
+    """The error, with what would fit as its hint."""
+    config, needs = request.subject.config, request.needs
+    ways = []
+    longest = _longest_context(needs, config, memory)
+    if longest:
+        ways.append(f"--ctx {longest} fits")
+    if request.quant != SMALLEST:
+        small = cost.needs(config, request.subject.weights(SMALLEST)[0])
+        if shortage(cost.at_context(small, config, request.n_tokens), memory) <= 0:
+            ways.append(f"--quant {SMALLEST} fits")
+        elif not longest and (longest := _longest_context(small, config, memory)):
+            ways.append(f"--quant {SMALLEST} --ctx {longest} fits")
+    least = memory.ram + shortage(needs, memory)
+    ways.append(f"{-(-least >> 20)}M of RAM would do")
+    return ResourceError(
+        f"{request.subject.name} ({request.quant}) with {request.n_tokens:,} tokens of context needs "
+        f"{output.size(least)} of RAM, {output.size(memory.ram)} can be used",
+        "; ".join(ways),
+    )
+
+
+def _longest_context(needs: Needs, config, memory: Budget) -> int:
+    """The longest context that fits; 0 if none does."""
+    low, high = 0, config.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = shortage(cost.at_context(needs, config, middle), memory) <= 0
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> dict:
+    """The whole page as data; bytes, seconds and bytes per second."""
+    subject = request.subject
+    return {
+        "model": subject.name,
+        "state": subject.state,
+        "quant": request.quant,
+        "quantization": FORMAT_NAMES[request.quant],
+        "context_tokens": request.n_tokens,
+        "folder": str(folder),
+        "disk_free": hardware.disk_free(folder),
+        "file_bytes": request.file_bytes,
+        "tiers": [
+            {
+                "tier": tier.name,
+                "budget": tier.budget,
+                "holds": tier.holds,
+                "read_bytes_per_token": {what: round(n) for what, n in tier.reads.items()},
+                "bytes_per_second": tier.speed,
+                "speed_is_measured": tier.name not in assumed,
+                "seconds_per_token": tier.seconds,
+            }
+            for tier in plan.tiers
+        ],
+        "resident_experts": plan.resident,
+        "seconds_per_token": _seconds(plan),
+        "assumption": ASSUMPTION,
+        "machines": [_machine(request.needs, *machine) for machine in MACHINES],
+    }
+
+
+def _seconds(plan: Plan) -> dict:
+    return {"optimistic": plan.optimistic, "pessimistic": plan.pessimistic}
+
+
+def _machine(needs: Needs, name: str, ram: int, vram: int, ram_speed: float) -> dict:
+    """One line of the fit table."""
+    usable = [int(USABLE * (n << 30)) for n in (ram, vram)]
+    row = {"name": name, "ram": ram << 30, "vram": vram << 30, "ram_bytes_per_second": ram_speed}
+    budgets = [Budget(*usable, ram_speed, GPU_SPEED, ssd_speed) for ssd_speed in SSD_SPEEDS]
+    missing = shortage(needs, budgets[0])
+    if missing > 0:
+        return row | {"fits": False, "missing_ram": missing}
+    plans = [make_plan(needs, budget) for budget in budgets]
+    speeds = [{"ssd_bytes_per_second": b.ssd_speed, "seconds_per_token": _seconds(p)} for b, p in zip(budgets, plans)]
+    return row | {"fits": True, "resident_experts": plans[0].resident, "speeds": speeds}
+
+
+def _print(about: dict) -> None:
+    """The page for people: tiers, time, notes, other machines."""
+    state = "" if about["state"] == COMPLETE else f" ({about['state']})"
+    output.answer(
+        f"{about['model']}{state}, {about['quantization']}; {about['context_tokens']:,} tokens of context\n\n"
+    )
+    rows = [("TIER", "MAY USE", "SPEED", "A TOKEN READS", "IN", "HOLDS")]
+    for tier in about["tiers"]:
+        held = ", ".join(f"{what} {output.size(n)}" for what, n in tier["holds"].items())
+        read = sum(tier["read_bytes_per_token"].values())
+        speed = f"{tier['bytes_per_second'] / 1e9:.1f} GB/s{'' if tier['speed_is_measured'] else ' assumed'}"
+        budget = "" if tier["budget"] is None else output.size(tier["budget"])
+        if tier["budget"] != 0:
+            rows.append((tier["tier"], budget, speed, output.size(read), f"{tier['seconds_per_token']:.3f} s", held))
+    output.table(rows)
+    output.answer(
+        f"\n{_rate(about['seconds_per_token'])} (one tier after the other, to all at once); "
+        f"{about['resident_experts']:.1%} of the experts in memory\nassumed: {ASSUMPTION}\n"
+    )
+    if "triton" not in BACKENDS:
+        output.answer("this version has no GPU kernels: VRAM is planned for, not used\n")
+    if about["state"] == NOT_HERE and about["disk_free"] < about["file_bytes"]:
+        sizes = f"takes {output.size(about['file_bytes'])}, {output.size(about['disk_free'])} are free"
+        output.answer(f"the disk of {about['folder']} is too small: the model {sizes}\n")
+    output.answer(f"\n{HEADER}\n")
+    rows = [("MACHINE", "EXPERTS IN MEMORY", *(f"SSD {speed / 1e9:.0f} GB/s" for speed in SSD_SPEEDS))]
+    for machine in about["machines"]:
+        if machine["fits"]:
+            rates = (_rate(speed["seconds_per_token"]) for speed in machine["speeds"])
+            rows.append((machine["name"], f"{machine['resident_experts']:.0%}", *rates))
+        else:
+            short = f"too small by {output.size(machine['missing_ram'])}"
+            rows.append((machine["name"], short, *("" for _ in SSD_SPEEDS)))
+    output.table(rows)
+
+
+def _rate(seconds: dict) -> str:
+    """Tokens per second, from the pessimistic to the optimistic figure."""
+    low, high = (f"{1 / seconds[key]:,.3g}" for key in ("pessimistic", "optimistic"))
+    return f"{low} tokens/s" if low == high else f"{low} to {high} tokens/s"

@@ -1,0 +1,58 @@
+"""Progress of a long job on stderr: a bar on a terminal, plain lines now and then elsewhere."""
+
+import sys
+import threading
+import time
+
+from v4cli.cli import output
+
+LINE_EVERY = 10.0  # seconds
+
+
+class Bytes:
+    """Counts bytes of a job whose total is known; usable from several threads."""
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total = what, total
+        self.done = 0
+        self._lock = threading.Lock()
+        self._start = self._told = time.monotonic()
+        self._bar = None
+
+    def __enter__(self) -> "Bytes":
+        if output.styled(sys.stderr):
+            self._bar = _bar(self.what, self.total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        return max(1e-9, time.monotonic() - self._start)
+
+    def advance(self, n: int) -> None:
+        """`n` more bytes are done."""
+        with self._lock:
+            self.done += n
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=self.done)
+            elif time.monotonic() - self._told > LINE_EVERY:
+                self._told = time.monotonic()
+                left = (self.total - self.done) * self.seconds / self.done
+                output.note(
+                    f"{self.what}: {self.done / self.total:.0%} of {output.size(self.total)}, "
+                    f"{output.size(self.done / self.seconds)}/s, {left:.0f} s left"
+                )
+
+
+def _bar(what: str, total: int):
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    bar = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    bar.add_task(what, total=total)
+    return bar

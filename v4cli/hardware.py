@@ -1,0 +1,123 @@
+"""What this machine has: memory, disk, and how fast they can be read. Probes are short and leave nothing behind."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+PROBE_RAM = 512 << 20  # larger than the caches of nearly every processor
+PROBE_DISK = 256 << 20
+PROBE_SECONDS = 0.4
+BLOCK = 4 << 20
+PATIENCE = 60  # seconds for allocating
+READERS = 2  # threads that keep an SSD busy with large reads
+
+
+def ram() -> tuple[int, int]:
+    """Bytes of RAM: all, and free for new programs."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
+
+
+def vram() -> tuple[int, int]:
+    """Bytes of VRAM of the largest NVIDIA GPU: all, and free. (0, 0) without one; asks the driver, not torch."""
+    command = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+    if not shutil.which(command[0]):
+        return 0, 0
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        return max(tuple(int(field) << 20 for field in line.split(",", 1)) for line in lines)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return 0, 0
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes free where `folder` is or would be."""
+    return shutil.disk_usage(existing(folder)).free
+
+
+def ram_speed() -> float:
+    """Bytes per second that all cores together read from memory."""
+    import numpy as np
+
+    n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = min(PROBE_RAM, ram()[1] // 8) // n_threads // 8
+    read = [0] * n_threads
+    ready = threading.Barrier(n_threads + 1)
+
+    def reader(i: int) -> None:
+        data = np.ones(size, dtype=np.uint64)  # written by the thread that reads it: its own memory node
+        ready.wait(PATIENCE)
+        end = time.perf_counter() + PROBE_SECONDS
+        while time.perf_counter() < end:
+            data.max()
+            read[i] += data.nbytes
+
+    threads = [threading.Thread(target=reader, args=(i,), daemon=True) for i in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    ready.wait(PATIENCE)
+    start = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return sum(read) / (time.perf_counter() - start)
+
+
+def disk_speed(folder: Path, sample: Path | None = None) -> float | None:
+    """Bytes per second of large sequential reads in `folder`: of `sample` if there is such a file of some size, else
+    of a temporary file. None if there is no room for it."""
+    try:
+        if sample is not None and sample.stat().st_size >= PROBE_DISK:
+            with sample.open("rb", buffering=0) as file:
+                return _read_speed(file.fileno(), PROBE_DISK)
+        if disk_free(folder) < 2 * PROBE_DISK:
+            return None
+        with tempfile.TemporaryFile(dir=existing(folder), buffering=0) as file:
+            block = os.urandom(BLOCK)  # some disks compress
+            for _ in range(PROBE_DISK // BLOCK):
+                file.write(block)
+            os.fsync(file.fileno())
+            return _read_speed(file.fileno(), PROBE_DISK)
+    except OSError:
+        return None
+
+
+def _read_speed(handle: int, n_bytes: int) -> float:
+    """Bytes per second of reading the first `n_bytes`, from the disk and not from memory."""
+    read_from_disk(handle, n_bytes)
+
+    def reader(i: int) -> None:
+        buffer = bytearray(BLOCK)
+        for at in range(i * BLOCK, n_bytes, READERS * BLOCK):
+            os.preadv(handle, [buffer], at)
+
+    threads = [threading.Thread(target=reader, args=(i,), daemon=True) for i in range(READERS)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return n_bytes / (time.perf_counter() - start)
+
+
+def read_from_disk(handle: int, n_bytes: int) -> None:
+    """Have a sequential read of the first bytes come from the disk: drop them from the page cache, where the system
+    can, and ask for generous reading ahead."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, 0, n_bytes, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(handle, 0, n_bytes, os.POSIX_FADV_SEQUENTIAL)
+    else:
+        import fcntl
+
+        if hasattr(fcntl, "F_NOCACHE"):
+            fcntl.fcntl(handle, fcntl.F_NOCACHE, 1)

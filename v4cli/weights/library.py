@@ -1,0 +1,128 @@
+"""The models pulled to this machine: one folder each under one roof, and what state each is in. Reads no weights."""
+
+import contextlib
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from v4cli import paths
+from v4cli.config import V4Config
+from v4cli.errors import ModelError
+from v4cli.weights.checkpoint import INDEX, SINGLE
+from v4cli.weights.store import LAYOUT, MANIFEST, MANIFEST_COPY, Manifest
+
+COMPLETE = "complete"
+LEFTOVER = "leftover of an interrupted pull"
+CHECKPOINT = "official checkpoint"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A store and its state: complete, or else what is wrong. What could not be read is None."""
+
+    path: Path
+    state: str
+    n_bytes: int  # on disk
+    manifest: Manifest | None
+    config: V4Config | None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def source(self) -> str:
+        """As `v4 pull` takes it; empty if unknown."""
+        return source_name(self.manifest.source) if self.manifest else ""
+
+
+def source_name(source: dict) -> str:
+    """A manifest's source as `v4 pull` takes it: REPO@REVISION, or the path of a folder."""
+    repo, revision = source["repo"], source["revision"]
+    return repo if os.path.isabs(repo) or not revision else f"{repo}@{revision}"
+
+
+def repair_command(folder: Path, manifest: Manifest, part: str | None = None) -> str:
+    """What to type to make one part or small file again; what is missing, and the manifest, if `part` is None.
+
+    A store of a folder that is not among the pulled models comes from `v4 quantize`.
+    """
+    source = shlex.quote(source_name(manifest.source))
+    command = f"v4 pull {source} --name {shlex.quote(folder.name)}"
+    if os.path.isabs(manifest.source["repo"]) and folder.resolve().parent != paths.models_dir().resolve():
+        command = f"v4 quantize {source} {shlex.quote(str(folder))}"
+    return command + (f" --part {part}" if part else "")
+
+
+def weight_errors(manifest: Manifest) -> dict[str, float]:
+    """Relative root mean square error of quantization by class of tensor, over all parts that are there."""
+    sums: dict[str, list[float]] = {}
+    for record in manifest.files.values():
+        for name, pair in record.get("errors", {}).items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += pair[0]
+            total[1] += pair[1]
+    return {name: (error / size) ** 0.5 for name, (error, size) in sorted(sums.items()) if size}
+
+
+def entries(roof: Path) -> list[Entry]:
+    """Every store under `roof`, by name, unfinished ones and leftovers of a pull too; hidden folders are none."""
+    if not roof.is_dir():
+        return []
+    return [inspect(path) for path in sorted(roof.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store, be it damaged."""
+    return any((path / name).exists() for name in (MANIFEST, MANIFEST_COPY))
+
+
+def inspect(path: Path) -> Entry:
+    """The state of one store, from its manifest, its config and the sizes of its files."""
+    manifest = config = None
+    if not is_store(path):
+        state = CHECKPOINT if (path / INDEX).exists() or (path / SINGLE).exists() else LEFTOVER
+        return Entry(path, state, disk_bytes(path), None, None)
+    try:
+        manifest = Manifest.load(path)
+        config = V4Config.load(path)
+        state = _state(path, manifest, config)
+    except ModelError as error:
+        state = f"damaged: {str(error).removeprefix(str(path) + '/')}"
+    return Entry(path, state, disk_bytes(path), manifest, config)
+
+
+def _state(path: Path, manifest: Manifest, config: V4Config) -> str:
+    if manifest.layout != LAYOUT:
+        return f"layout {manifest.layout}, this version reads {LAYOUT}"
+    for name, record in manifest.files.items():
+        if not (path / name).is_file():
+            return f"damaged: {name} is missing"
+        if (path / name).stat().st_size != record["bytes"]:
+            return f"damaged: {name} has the wrong size"
+    if not manifest.complete:
+        n_done = sum(name.endswith(".safetensors") for name in manifest.files)
+        return f"incomplete, {n_done} of {n_parts(config, manifest.with_mtp)} parts"
+    return COMPLETE
+
+
+def n_parts(config: V4Config, with_mtp: bool) -> int:
+    """How many parts a store of this model has, without laying them out."""
+    return 2 + 2 * (config.num_hidden_layers + (config.n_mtp_blocks if with_mtp else 0))
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of all files below a folder; links are not followed, and what vanishes meanwhile counts nothing."""
+    total = 0
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def only_model(roof: Path) -> str | None:
+    """Name of the complete store if there is exactly one."""
+    whole = [entry.name for entry in entries(roof) if entry.state == COMPLETE]
+    return whole[0] if len(whole) == 1 else None
