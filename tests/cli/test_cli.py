@@ -146,7 +146,7 @@ def test_score_agrees_for_every_chunking_and_writes_logits(tmp_path):
     pieces = v4("score", "--ids", tmp_path / "ids", "--logits", tmp_path / "b.npz", "--chunk", "3")
     a, b = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
     assert a["ids"].tolist() == [0, 5, 17, 300, 301, 8, 9, 10, 11, 12] and a["ids"].dtype == np.int64
-    assert a["logits"].shape == (10, 2048) and a["logits"].dtype == np.float32
+    assert a["logits"].shape == (10, 1024) and a["logits"].dtype == np.float32
     assert np.abs(a["logits"] - b["logits"]).max() < 1e-4
     scores, other = json.loads(whole.stdout), json.loads(pieces.stdout)
     assert scores["nll"] == pytest.approx(other["nll"], abs=1e-5)

@@ -361,7 +361,7 @@ def test_another_quantization_revision_or_folder_is_refused(client, official, re
     dest = shutil.copytree(reference, tmp_path / "m")
     with pytest.raises(UsageError, match="is native, not q4") as caught:
         pull(FolderSource(official), dest, "q4", reporter=Listener())
-    assert "--name" in caught.value.hint and "v4 rm m" in caught.value.hint
+    assert "another name" in caught.value.hint and "v4 rm m" in caught.value.hint
     with pytest.raises(UsageError, match="was made from"):
         pull(client(), dest, reporter=Listener())
     (tmp_path / "full").mkdir()
