@@ -1,4 +1,4 @@
-"""What nano is: its configuration, the same architecture as Flash at a five-thousandth of the size."""
+"""What nano is: its configuration, the same architecture as Flash at a forty-thousandth of the size."""
 
 from v4cli.config import V4Config
 
