@@ -1,4 +1,4 @@
-"""Shared fixtures: where the golden data is, and one thread per process so that timings do not fight."""
+"""Shared fixtures: where the golden data is; a random checkpoint and the stores of it, to be read only."""
 
 from pathlib import Path
 
@@ -13,3 +13,19 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"golden data not found beside the checkout ({GOLDEN})")
     return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory) -> Path:
+    """An official checkpoint with every kind of layer."""
+    from tiny import STORE_LIKE, random_checkpoint
+
+    return random_checkpoint(tmp_path_factory.mktemp("source"), STORE_LIKE)
+
+
+@pytest.fixture(scope="session", params=["native", "q4"])
+def made(request, source, tmp_path_factory) -> Path:
+    """The store of it in either quantization."""
+    from tiny import make_store
+
+    return make_store(source, tmp_path_factory.mktemp("stores") / request.param, request.param)

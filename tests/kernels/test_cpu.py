@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import STORE_LIKE, make_store, random_checkpoint
+from tiny import make_store
 from v4kernels import native, ops
 from v4kernels.cpu import PackedWeight
 
@@ -13,16 +13,6 @@ from v4cli.errors import ModelError, UsageError
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 TOKENS = torch.randint(0, 256, (170,), generator=torch.Generator().manual_seed(3)).tolist()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("source"), STORE_LIKE)
-
-
-@pytest.fixture(scope="module", params=["native", "q4"])
-def made(request, source, tmp_path_factory):
-    return make_store(source, tmp_path_factory.mktemp("stores") / request.param, request.param)
 
 
 def log_probs(engine, cuts=()):

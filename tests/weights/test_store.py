@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import STORE_LIKE, make_store, random_checkpoint
+from tiny import STORE_LIKE
 
 from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
@@ -18,16 +18,6 @@ from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.convert import convert_part
 from v4cli.weights.safetensors_header import read_header
 from v4cli.weights.store import MANIFEST, PAGE, Store, layout
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return random_checkpoint(tmp_path_factory.mktemp("source"), STORE_LIKE)
-
-
-@pytest.fixture(scope="module", params=["native", "q4"])
-def made(request, source, tmp_path_factory):
-    return make_store(source, tmp_path_factory.mktemp("stores") / request.param, request.param)
 
 
 def test_experts_are_bit_exact_contiguous_and_page_aligned(source, made):

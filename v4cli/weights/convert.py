@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from v4cli.errors import Interrupted, ModelError
+from v4cli.errors import ModelError
 from v4cli.weights.recipe import tensor_class
 from v4cli.weights.safetensors_header import TensorPlace
 from v4cli.weights.store import Part, Stored, sync_folder
@@ -22,26 +22,23 @@ def convert_part(
     part: Part,
     places: Mapping[str, TensorPlace],
     out: Path,
-    cancelled: Callable[[], bool] = lambda: False,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> dict:
     """Write `part` to file `out` from official tensors at `places`; returns its record for the manifest.
 
     The record holds bytes, sha256 and errors: class of tensor -> relative root mean square error of quantization,
     as [sum of squared errors, sum of squares]. A tensor whose place already has the stored spec is copied, which is
-    how a store of another layout is repacked. Interrupted if `cancelled`; ModelError for values that are not
-    finite or files that end too soon.
+    how a store of another layout is repacked. ModelError for values that are not finite or files that end too soon.
     """
     temporary = out.with_name(out.name + ".tmp")
-    writer = _Writer(temporary, on_bytes, cancelled)
+    writer = _Writer(temporary, on_bytes)
     errors: dict[str, list[float]] = {}
     try:
         writer.write(part.header)
-        for name, chunk in _chunks(part, places, errors):
-            if writer.position != len(part.header) + part.tensors[name].offset and writer.tensor != name:
-                raise AssertionError(f"{part.name}: {name} is out of place")
-            writer.tensor = name
+        for chunk in _chunks(part, places, errors):
             writer.write(chunk)
+        if writer.position != part.n_bytes:
+            raise AssertionError(f"{part.name}: {writer.position} bytes written, {part.n_bytes} laid out")
         record = writer.finish()
     except BaseException:
         writer.abandon()
@@ -56,16 +53,13 @@ def convert_part(
 class _Writer:
     """Sequential file writing with a running checksum."""
 
-    def __init__(self, path: Path, on_bytes, cancelled):
-        self.path, self.on_bytes, self.cancelled = path, on_bytes, cancelled
+    def __init__(self, path: Path, on_bytes):
+        self.path, self.on_bytes = path, on_bytes
         self.file = path.open("wb")
         self.digest = hashlib.sha256()
         self.position = 0
-        self.tensor = ""
 
     def write(self, data) -> None:
-        if self.cancelled():
-            raise Interrupted("conversion interrupted", "the same command goes on")
         self.file.write(data)
         self.digest.update(data)
         self.position += len(data)
@@ -84,24 +78,23 @@ class _Writer:
             self.path.unlink(missing_ok=True)
 
 
-def _chunks(part: Part, places: Mapping[str, TensorPlace], errors: dict) -> Iterator[tuple[str, bytes | memoryview]]:
-    """The part's data in file order, as (tensor name, bytes)."""
+def _chunks(part: Part, places: Mapping[str, TensorPlace], errors: dict) -> Iterator[bytes]:
+    """The part's data in file order."""
     scales: dict[str, bytes] = {}  # of quantized matrices: known when the codes are written
     for name, stored in part.tensors.items():
         if stored.format == "pad":
-            yield name, bytes(stored.spec.nbytes)
+            yield bytes(stored.spec.nbytes)
         elif name in scales:
-            yield name, scales.pop(name)
+            yield scales.pop(name)
         elif name in places and places[name].spec == stored.spec:
-            for chunk in _read(places[name]):
-                yield name, chunk
+            yield from _read(places[name])
         elif stored.format == "keep":
             raise ModelError(f"{part.name}: the source has no tensor {name} of the right kind")
         else:
             collected: list[bytes] = []
             for codes, scale in _quantized(stored, places, errors):
                 collected.append(scale)
-                yield name, codes
+                yield codes
             scales[name.removesuffix("weight") + "scale"] = b"".join(collected)
 
 

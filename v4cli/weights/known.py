@@ -3,7 +3,8 @@ official files)."""
 
 from v4cli.config import V4Config
 
-_COMMON = {
+# what all V4 configs share
+COMMON = {
     "architectures": ["DeepseekV4ForCausalLM"],
     "attention_bias": False,
     "attention_dropout": 0.0,
@@ -52,7 +53,7 @@ _COMMON = {
     "torch_dtype": "bfloat16",
     "vocab_size": 129280,
 }
-_FLASH = _COMMON | {
+_FLASH = COMMON | {
     "hidden_size": 4096,
     "num_hidden_layers": 43,
     "num_attention_heads": 64,
@@ -64,7 +65,7 @@ _FLASH = _COMMON | {
     "index_topk": 512,
     "compress_ratios": [0, 0] + [4, 128] * 20 + [4, 0],
 }
-_PRO = _COMMON | {
+_PRO = COMMON | {
     "hidden_size": 7168,
     "num_hidden_layers": 61,
     "num_attention_heads": 128,
