@@ -82,13 +82,13 @@ def _fp4_scale(w: Tensor) -> Tensor:
     return torch.where(error(high / 2) < error(high), high / 2, high)
 
 
-def encode_int8(w: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 (out, in) -> int8 codes (out, in) and bf16 scales (out, in/32).
+def encode_int8(w: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
+    """fp32 (out, in) -> int8 codes (out, in) and bf16 scales (out, in/group); stores have groups of 32.
 
     Per group the better, by squared error, of amax/127 and the next power of two: weights that come from FP8 often
     lie on a power-of-two grid, which the latter then meets exactly.
     """
-    groups = w.unflatten(-1, (-1, GROUP))
+    groups = w.unflatten(-1, (-1, group))
     tight = (groups.abs().amax(-1, keepdim=True) / 127).clamp_min(SMALLEST)
     return _best(groups, (_bf16_up(tight), pow2_ceil(tight)), -127, 127)
 
@@ -126,7 +126,7 @@ def _best(groups: Tensor, scales, low: int, high: int) -> tuple[Tensor, Tensor]:
 
 def decode_int8(codes: Tensor, scale: Tensor) -> Tensor:
     """What encode_int8 wrote, in fp32."""
-    return (codes.float().unflatten(-1, (-1, GROUP)) * scale.float()[..., None]).flatten(-2)
+    return (codes.float().unflatten(-1, (scale.shape[-1], -1)) * scale.float()[..., None]).flatten(-2)
 
 
 def decode_int4(packed: Tensor, scale: Tensor) -> Tensor:
