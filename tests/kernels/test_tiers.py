@@ -56,11 +56,16 @@ def test_avx512_compiles(tmp_path):
 
 
 @pytest.mark.parametrize("tier", ["scalar", "avx2"])
-def test_kernels_under_address_sanitizer(tmp_path, tier):
+def test_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path, tier):
     need("g++")
     if "avx2" not in Path("/proc/cpuinfo").read_text() and tier == "avx2":
         pytest.skip("this machine has no avx2")
-    check_tier(tmp_path, tier, AVX2 if tier == "avx2" else (), flags=("-fsanitize=address,undefined", "-g"))
+    check_tier(
+        tmp_path,
+        tier,
+        AVX2 if tier == "avx2" else (),
+        flags=("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"),
+    )
 
 
 def test_baseline_runs_on_an_old_machine(tmp_path):
