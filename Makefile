@@ -49,7 +49,7 @@ bench-convert: $(VENV)/installed  ## conversion of two Flash layers, as CSV (min
 	$(PYTHON) -m v4cli.bench.conversion $(or $(DIR),build/bench)
 
 bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
-	$(PYTHON) -m v4cli.bench.kernels
+	$(VENV)/bin/v4 bench kernels
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist

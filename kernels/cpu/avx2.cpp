@@ -61,6 +61,7 @@ static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8
 }
 
 #include "rows.inl"
+#include "fused.inl"
 
 static inline __m256i load_dword(const void *p) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)p)); }
 
@@ -118,5 +119,6 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 
 }  // namespace v4k_avx2
 
-extern "C" const v4k_tier v4k_tier_avx2 = {"avx2", v4k_avx2::quantize, v4k_avx2::rows, v4k_avx2::swiglu,
-                                           v4k_avx2::read};
+extern "C" const v4k_tier v4k_tier_avx2 = {
+    "avx2",           v4k_avx2::quantize, v4k_avx2::rows,   v4k_avx2::swiglu, v4k_avx2::rows_fp32,
+    v4k_avx2::rms_norm, v4k_avx2::unpack,   v4k_avx2::attend, v4k_avx2::pool,   v4k_avx2::read};

@@ -68,6 +68,7 @@ static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8
 }
 
 #include "rows.inl"
+#include "fused.inl"
 
 template <int F, int T>
 static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
@@ -105,5 +106,6 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 
 }  // namespace v4k_avx512
 
-extern "C" const v4k_tier v4k_tier_avx512 = {"avx512", v4k_avx512::quantize, v4k_avx512::rows, v4k_avx512::swiglu,
-                                             v4k_avx512::read};
+extern "C" const v4k_tier v4k_tier_avx512 = {
+    "avx512",           v4k_avx512::quantize, v4k_avx512::rows,   v4k_avx512::swiglu, v4k_avx512::rows_fp32,
+    v4k_avx512::rms_norm, v4k_avx512::unpack,   v4k_avx512::attend, v4k_avx512::pool,   v4k_avx512::read};

@@ -22,7 +22,7 @@ struct Job {
 };
 
 bool is_expert(const v4k_expert &e, int64_t d) {
-  return is_matrix(e.w1) && is_matrix(e.w3) && is_matrix(e.w2) && e.w1.cols == d && e.w3.cols == d && e.w2.rows == d &&
+  return is_packed(e.w1) && is_packed(e.w3) && is_packed(e.w2) && e.w1.cols == d && e.w3.cols == d && e.w2.rows == d &&
          e.w1.rows == e.w3.rows && e.w1.rows == e.w2.cols && e.w1.format == e.w3.format && e.w1.format == e.w2.format;
 }
 
@@ -176,7 +176,7 @@ extern "C" int v4k_experts(const v4k_expert *experts, int64_t n_experts, const v
   const bool routed = n_experts > 0 && top_k > 0;
   if (n < 0 || n_experts < 0 || top_k < 0 || !x || !out || (!routed && top_k > 0)) return V4K_EARGUMENT;
   if (routed && (!experts || !ids || !weights)) return V4K_EARGUMENT;
-  if (routed && !(is_matrix(experts->w1) && is_matrix(experts->w2))) return V4K_EARGUMENT;
+  if (routed && !(is_packed(experts->w1) && is_packed(experts->w2))) return V4K_EARGUMENT;
   if (!routed && !shared) return V4K_OK;
   if (shared && !is_expert(*shared, shared->w1.cols)) return V4K_EARGUMENT;
   if (shared && routed && shared->w1.cols != experts->w1.cols) return V4K_EARGUMENT;

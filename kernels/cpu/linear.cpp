@@ -1,4 +1,6 @@
 // Quantization, linear layers and the read probe: checks, scratch, units of work.
+#include "linear.h"
+
 #include <atomic>
 #include <memory>
 #include <new>
@@ -11,13 +13,15 @@ namespace v4k {
 namespace {
 
 const int64_t UNIT_BYTES = 1 << 16;    // weights of one unit: stays in L2 while tokens pass, amortizes its ticket
+const int64_t UNIT_TOKENS = 16;        // fp32 inputs that pass together
 const int64_t PROBE_BYTES = 1 << 18;   // of one unit of the read probe
 const int64_t SCRATCH_TOKENS = 4096;   // tokens quantized together: bounds the scratch
 
 // Rows of a unit: a multiple of 32 with about UNIT_BYTES of weights.
 int64_t unit_rows(const v4k_matrix &w) {
-  const int64_t rows = UNIT_BYTES / (w.format == V4K_INT8 ? w.cols : w.cols / 2) / 32 * 32;
-  return rows < 32 ? 32 : rows;
+  const int64_t bits = w.format == V4K_F32 ? 32 : w.format == V4K_BF16 ? 16 : w.format == V4K_INT8 ? 8 : 4;
+  const int64_t rows = UNIT_BYTES * 8 / (w.cols * bits) / 32 * 32, least = is_fp32(w) ? 4 : 32;
+  return rows < least ? least : rows;
 }
 
 // y [n, rows] of one chunk of tokens; acts has n * groups rows.
@@ -32,7 +36,44 @@ void multiply(const v4k_matrix &w, int64_t groups, const Acts &acts, const int32
   for_each(units * groups, w.rows * w.cols * n, unit);
 }
 
+// The same for weights and inputs in fp32: x [n, groups, cols].
+void multiply_fp32(const v4k_matrix &w, int64_t groups, const float *x, int64_t n, float *y) {
+  const int64_t step = unit_rows(w), group_rows = w.rows / groups, units = (group_rows + step - 1) / step;
+  auto unit = [&](int64_t u) {
+    const int64_t group = u / units, first = u % units * step;
+    const int64_t count = group_rows - first < step ? group_rows - first : step;
+    const int64_t row = group * group_rows + first;
+    for (int64_t t = 0; t < n; t += UNIT_TOKENS)
+      tier().rows_fp32(&w, row, count, x + (t * groups + group) * w.cols, groups * w.cols,
+                       n - t < UNIT_TOKENS ? n - t : UNIT_TOKENS, y + t * w.rows + row, w.rows);
+  };
+  for_each(units * groups, w.rows * w.cols * n, unit);
+}
+
 }  // namespace
+
+int linear(const v4k_matrix &w, int64_t groups, const float *x, int64_t n, float *y) {
+  if (is_fp32(w)) {
+    multiply_fp32(w, groups, x, n, y);
+    return V4K_OK;
+  }
+  const int64_t chunk = n < SCRATCH_TOKENS ? n : SCRATCH_TOKENS;
+  Acts acts;
+  std::unique_ptr<int32_t[]> tokens;
+  if (!acts.reserve(chunk * groups, w.cols)) return V4K_EMEMORY;
+  if (groups > 1) tokens.reset(new (std::nothrow) int32_t[chunk * groups]);
+  if (groups > 1 && !tokens) return V4K_EMEMORY;
+  for (int64_t first = 0; first < n; first += chunk) {
+    const int64_t count = n - first < chunk ? n - first : chunk;
+    auto quantize = [&](int64_t i) { acts.fill(i, x + (first * groups + i) * w.cols, w.format); };
+    for_each(count * groups, count * groups * w.cols * QUANTIZE_COST, quantize);
+    if (tokens)  // row of acts for token i in group g: the group's part of x
+      for (int64_t i = 0; i < count * groups; ++i) tokens[i] = static_cast<int32_t>(i % count * groups + i / count);
+    multiply(w, groups, acts, tokens.get(), count, y + first * w.rows);
+  }
+  return V4K_OK;
+}
+
 }  // namespace v4k
 
 extern "C" int v4k_abi_version(void) { return V4K_ABI_VERSION; }
@@ -55,23 +96,8 @@ extern "C" int v4k_quantize(const float *x, int64_t n, int64_t k, int8_t *q, flo
 }
 
 extern "C" int v4k_linear(const v4k_matrix *w, int64_t groups, const float *x, int64_t n, float *y) {
-  using namespace v4k;
-  if (!w || !x || !y || n < 0 || !is_matrix(*w) || groups < 1 || w->rows % groups) return V4K_EARGUMENT;
-  const int64_t chunk = n < SCRATCH_TOKENS ? n : SCRATCH_TOKENS;
-  Acts acts;
-  std::unique_ptr<int32_t[]> tokens;
-  if (!acts.reserve(chunk * groups, w->cols)) return V4K_EMEMORY;
-  if (groups > 1) tokens.reset(new (std::nothrow) int32_t[chunk * groups]);
-  if (groups > 1 && !tokens) return V4K_EMEMORY;
-  for (int64_t first = 0; first < n; first += chunk) {
-    const int64_t count = n - first < chunk ? n - first : chunk;
-    auto quantize = [&](int64_t i) { acts.fill(i, x + (first * groups + i) * w->cols, w->format); };
-    for_each(count * groups, count * groups * w->cols * QUANTIZE_COST, quantize);
-    if (tokens)  // row of acts for token i in group g: the group's part of x
-      for (int64_t i = 0; i < count * groups; ++i) tokens[i] = static_cast<int32_t>(i % count * groups + i / count);
-    multiply(*w, groups, acts, tokens.get(), count, y + first * w->rows);
-  }
-  return V4K_OK;
+  if (!w || !x || !y || n < 0 || !v4k::is_matrix(*w) || groups < 1 || w->rows % groups) return V4K_EARGUMENT;
+  return v4k::linear(*w, groups, x, n, y);
 }
 
 extern "C" uint64_t v4k_read_probe(const void *data, int64_t bytes) {

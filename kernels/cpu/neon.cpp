@@ -22,6 +22,41 @@ static inline float total(Lanes a) {
   return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
 }
 
+static inline Lanes load(const float *p) { return Lanes{vld1q_f32(p), vld1q_f32(p + 4)}; }
+
+static inline void store(float *p, Lanes a) {
+  vst1q_f32(p, a.low);
+  vst1q_f32(p + 4, a.high);
+}
+
+static inline Lanes splat(float x) { return Lanes{vdupq_n_f32(x), vdupq_n_f32(x)}; }
+static inline Lanes add(Lanes a, Lanes b) { return Lanes{vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
+static inline Lanes sub(Lanes a, Lanes b) { return Lanes{vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)}; }
+static inline Lanes mul(Lanes a, Lanes b) { return Lanes{vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)}; }
+static inline Lanes div(Lanes a, Lanes b) { return Lanes{vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)}; }
+
+static inline Lanes fma(Lanes a, Lanes b, Lanes c) {
+  return Lanes{vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
+}
+
+static inline Lanes max(Lanes a, Lanes b) {  // of NaN and a number b, as x86 has it
+  return Lanes{vbslq_f32(vcgtq_f32(a.low, b.low), a.low, b.low), vbslq_f32(vcgtq_f32(a.high, b.high), a.high, b.high)};
+}
+
+static inline Lanes load_bf16(const uint8_t *p) {
+  const uint16x8_t v = vreinterpretq_u16_u8(vld1q_u8(p));
+  return Lanes{vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
+               vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(v), 16))};
+}
+
+static inline Lanes load_fp8(const uint8_t *p) {
+  const uint16x8_t v = vmovl_u8(vld1_u8(p));
+  const uint16x8_t bits = vorrq_u16(vshlq_n_u16(vandq_u16(v, vdupq_n_u16(0x80)), 8),
+                                    vshlq_n_u16(vandq_u16(v, vdupq_n_u16(0x7f)), 4));
+  return Lanes{vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16)),
+               vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(bits), 16))};
+}
+
 // 4 consecutive weight scales in fp32, from group g on.
 template <int F>
 static inline float32x4_t scales4(const uint8_t *scale, int g) {
@@ -114,6 +149,15 @@ static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_
 #include "plain.inl"
 #include "rows.inl"
 
+static inline Lanes exp_lanes(Lanes a) {
+  float x[8];
+  store(x, a);
+  for (int i = 0; i < 8; ++i) x[i] = exp_clamped(x[i]);
+  return load(x);
+}
+
+#include "fused.inl"
+
 template <int F, int T>
 static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
   for (int g = 0; g < n_groups; ++g) {
@@ -143,5 +187,6 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 
 }  // namespace v4k_neon
 
-extern "C" const v4k_tier v4k_tier_neon = {"neon", v4k_neon::quantize, v4k_neon::rows, v4k_neon::swiglu,
-                                           v4k_neon::read};
+extern "C" const v4k_tier v4k_tier_neon = {
+    "neon",           v4k_neon::quantize, v4k_neon::rows,   v4k_neon::swiglu, v4k_neon::rows_fp32,
+    v4k_neon::rms_norm, v4k_neon::unpack,   v4k_neon::attend, v4k_neon::pool,   v4k_neon::read};

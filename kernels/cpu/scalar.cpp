@@ -15,6 +15,61 @@ static inline float total(const Lanes &a) {
   return ((a.l[0] + a.l[4]) + (a.l[2] + a.l[6])) + ((a.l[1] + a.l[5]) + (a.l[3] + a.l[7]));
 }
 
+static inline Lanes load(const float *p) {
+  Lanes a;
+  __builtin_memcpy(a.l, p, sizeof a.l);
+  return a;
+}
+
+static inline void store(float *p, const Lanes &a) { __builtin_memcpy(p, a.l, sizeof a.l); }
+
+static inline Lanes from_bits(const uint32_t bits[8]) {
+  Lanes a;
+  __builtin_memcpy(a.l, bits, sizeof a.l);
+  return a;
+}
+
+static inline Lanes load_bf16(const uint8_t *p) {
+  uint32_t bits[8];
+  for (int i = 0; i < 8; ++i) bits[i] = (uint32_t)(p[2 * i] | p[2 * i + 1] << 8) << 16;
+  return from_bits(bits);
+}
+
+static inline Lanes load_fp8(const uint8_t *p) {
+  uint32_t bits[8];
+  for (int i = 0; i < 8; ++i) bits[i] = (uint32_t)(p[i] & 0x80) << 24 | (uint32_t)(p[i] & 0x7f) << 20;
+  return from_bits(bits);
+}
+
+template <class Op>
+static inline Lanes each(Op op) {
+  Lanes r;
+  for (int i = 0; i < 8; ++i) r.l[i] = op(i);
+  return r;
+}
+
+static inline Lanes splat(float x) {
+  return each([&](int) { return x; });
+}
+static inline Lanes add(const Lanes &a, const Lanes &b) {
+  return each([&](int i) { return a.l[i] + b.l[i]; });
+}
+static inline Lanes sub(const Lanes &a, const Lanes &b) {
+  return each([&](int i) { return a.l[i] - b.l[i]; });
+}
+static inline Lanes mul(const Lanes &a, const Lanes &b) {
+  return each([&](int i) { return a.l[i] * b.l[i]; });
+}
+static inline Lanes div(const Lanes &a, const Lanes &b) {
+  return each([&](int i) { return a.l[i] / b.l[i]; });
+}
+static inline Lanes max(const Lanes &a, const Lanes &b) {
+  return each([&](int i) { return a.l[i] > b.l[i] ? a.l[i] : b.l[i]; });
+}
+static inline Lanes fma(const Lanes &a, const Lanes &b, const Lanes &c) {
+  return each([&](int i) { return __builtin_fmaf(a.l[i], b.l[i], c.l[i]); });
+}
+
 static const int8_t FP4_DOUBLED[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 template <int F>
@@ -62,7 +117,14 @@ static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8
 #include "plain.inl"
 #include "rows.inl"
 
+static inline Lanes exp_lanes(const Lanes &a) {
+  return each([&](int i) { return exp_clamped(a.l[i]); });
+}
+
+#include "fused.inl"
+
 }  // namespace v4k_scalar
 
-extern "C" const v4k_tier v4k_tier_scalar = {"scalar", v4k_scalar::quantize, v4k_scalar::rows, v4k_scalar::swiglu,
-                                             v4k_scalar::read};
+extern "C" const v4k_tier v4k_tier_scalar = {
+    "scalar",           v4k_scalar::quantize, v4k_scalar::rows,   v4k_scalar::swiglu, v4k_scalar::rows_fp32,
+    v4k_scalar::rms_norm, v4k_scalar::unpack,   v4k_scalar::attend, v4k_scalar::pool,   v4k_scalar::read};

@@ -24,6 +24,12 @@ typedef struct {
   int64_t groups;
 } v4k_acts;
 
+// Unfinished attention of some heads: out [heads, d] = sum of e^(score - peak) * value, total [heads] = sum of
+// e^(score - peak), peak [heads] the highest score so far.
+typedef struct {
+  float *peak, *total, *out;
+} v4k_part;
+
 typedef struct {
   const char *name;
 
@@ -38,6 +44,22 @@ typedef struct {
   // z[i] = silu(min(gate[i], limit)) * clamp(up[i], -limit, limit) * weight for i < n, n a multiple of 32.
   // z may be gate.
   void (*swiglu)(const float *gate, const float *up, int64_t n, float weight, float limit, float *z);
+
+  // The same for BF16 and F32 weights: token i is x + i * x_stride.
+  void (*rows_fp32)(const v4k_matrix *w, int64_t row0, int64_t n_rows, const float *x, int64_t x_stride,
+                    int64_t n_tokens, float *y, int64_t stride);
+
+  // y = x / rms(x) * weight (NULL: 1) for n values, a multiple of 8; y may be x.
+  void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *y);
+
+  // n KV entries (v4k.h) of `plain` e4m3 and `rope` bf16 values -> out [n, plain + rope].
+  void (*unpack)(const uint8_t *const *entries, int64_t n, int64_t plain, int64_t rope, float *out);
+
+  // n_keys <= 64 more keys (= values) [n_keys, d] for `heads` queries q [heads, d]: online softmax into part.
+  void (*attend)(const float *q, int64_t heads, const float *keys, int64_t n_keys, int64_t d, v4k_part part);
+
+  // out[c] = sum over slots of softmax over slots(gate[slot][c]) * kv[slot][c], c < channels, a multiple of 8.
+  void (*pool)(const float *const *kv, const float *const *gate, int64_t slots, int64_t channels, float *out);
 
   // Read bytes (a multiple of 4,096) and fold them into a checksum.
   uint64_t (*read)(const void *data, int64_t bytes);

@@ -7,6 +7,27 @@ struct Lanes {
 
 static inline Lanes zero() { return Lanes{_mm256_setzero_ps()}; }
 
+static inline Lanes load(const float *p) { return Lanes{_mm256_loadu_ps(p)}; }
+static inline void store(float *p, Lanes a) { _mm256_storeu_ps(p, a.v); }
+static inline Lanes splat(float x) { return Lanes{_mm256_set1_ps(x)}; }
+static inline Lanes add(Lanes a, Lanes b) { return Lanes{_mm256_add_ps(a.v, b.v)}; }
+static inline Lanes sub(Lanes a, Lanes b) { return Lanes{_mm256_sub_ps(a.v, b.v)}; }
+static inline Lanes mul(Lanes a, Lanes b) { return Lanes{_mm256_mul_ps(a.v, b.v)}; }
+static inline Lanes div(Lanes a, Lanes b) { return Lanes{_mm256_div_ps(a.v, b.v)}; }
+static inline Lanes max(Lanes a, Lanes b) { return Lanes{_mm256_max_ps(a.v, b.v)}; }
+static inline Lanes fma(Lanes a, Lanes b, Lanes c) { return Lanes{_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+
+static inline Lanes load_bf16(const uint8_t *p) {
+  return Lanes{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16))};
+}
+
+static inline Lanes load_fp8(const uint8_t *p) {
+  const __m256i b = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+  const __m256i sign = _mm256_and_si256(b, _mm256_set1_epi32(INT32_MIN));
+  const __m256i rest = _mm256_slli_epi32(_mm256_and_si256(b, _mm256_set1_epi32(0x7f)), 20);
+  return Lanes{_mm256_castsi256_ps(_mm256_or_si256(sign, rest))};
+}
+
 static inline float total(Lanes a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));  // l0+l4 .. l3+l7
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));                                             // + (l2+l6), + (l3+l7)
@@ -156,6 +177,8 @@ static inline __m256 exp_clamped(__m256 x) {
   const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(bits));
 }
+
+static inline Lanes exp_lanes(Lanes a) { return Lanes{exp_clamped(a.v)}; }
 
 static void swiglu(const float *gate, const float *up, int64_t n, float weight, float limit, float *z) {
   const __m256 high = _mm256_set1_ps(limit), low = _mm256_set1_ps(-limit), one = _mm256_set1_ps(1.0f);

@@ -19,15 +19,18 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 1
+#define V4K_ABI_VERSION 2
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
-/* Weight formats. Packed nibbles: the low one is the even input. */
+/* Weight formats. Packed nibbles: the low one is the even input. Those above INT4 are not quantized, nor are their
+ * inputs: products are fp32, input i is fused-multiply-added to lane i mod 8, and lanes are summed as above. */
 enum {
   V4K_FP4 = 1,  /* codes [rows, cols/2] e2m1 pairs; scale [rows, cols/32] bytes b = 2^(b-127) */
   V4K_INT8 = 2, /* codes [rows, cols] int8; scale [rows, cols/32] bf16 */
   V4K_INT4 = 3, /* codes [rows, cols/2] pairs, value = nibble - 8; scale [rows, cols/32] bf16 */
+  V4K_BF16 = 4, /* codes [rows, cols] bf16; scale NULL */
+  V4K_F32 = 5,  /* codes [rows, cols] fp32; scale NULL */
 };
 
 enum {
@@ -41,10 +44,10 @@ typedef struct {
   const void *scale;
   int64_t rows;   /* outputs */
   int64_t cols;   /* inputs, a multiple of 32 */
-  int64_t format; /* V4K_FP4, V4K_INT8 or V4K_INT4 */
+  int64_t format; /* one of the above */
 } v4k_matrix;
 
-/* w1 (gate) and w3 (up) [I, D], w2 (down) [D, I]; D and I multiples of 32. */
+/* w1 (gate) and w3 (up) [I, D], w2 (down) [D, I]; D and I multiples of 32; FP4, INT8 or INT4. */
 typedef struct {
   v4k_matrix w1, w3, w2;
 } v4k_expert;
@@ -73,7 +76,7 @@ V4K_API int v4k_set_threads(int n);
  * and q = 0. k a multiple of 32. */
 V4K_API int v4k_quantize(const float *x, int64_t n, int64_t k, int8_t *q, float *scale);
 
-/* Linear with activation quantization: y[t, r] = sum over i of w[r, i] * x[t, r / (rows/groups), i].
+/* Linear, with activation quantization where the format has it: y[t, r] = sum over i of w[r, i] * x[t, r / (rows/groups), i].
  * w [rows, cols]; x [n, groups, cols] fp32; y [n, rows] fp32, overwritten; groups divides rows, 1 for a plain one. */
 V4K_API int v4k_linear(const v4k_matrix *w, int64_t groups, const float *x, int64_t n, float *y);
 
@@ -86,6 +89,115 @@ V4K_API int v4k_linear(const v4k_matrix *w, int64_t groups, const float *x, int6
  * 1.25 * (I + D) bytes each. */
 V4K_API int v4k_experts(const v4k_expert *experts, int64_t n_experts, const v4k_expert *shared, const float *x,
                         int64_t n, const int64_t *ids, const float *weights, int64_t top_k, float limit, float *out);
+
+/* -- the rest of a layer ---------------------------------------------------------------------------------------
+ * Sizes: n tokens at positions start .. start + n - 1 of one timeline, D hidden, S streams, H heads, d head_dim,
+ * R rope dims (the last of each head), E experts. x, streams and all other activations are fp32. Results for a token
+ * do not depend on n, so decoding and any chunking of a prefill give the same bits. */
+
+/* out [n, S, D] = rows ids[n] of table [V, D] (INT8, BF16 or F32), copied to S streams. */
+V4K_API int v4k_embed(const v4k_matrix *table, const int64_t *ids, int64_t n, int64_t streams, float *out);
+
+/* One hyper-connection (spec 3.2) and the norm behind it. */
+typedef struct {
+  v4k_matrix fn;     /* [S*S + 2S, S*D] F32; [S, S*D] of the final collapse */
+  const float *base; /* [rows of fn] */
+  const float *scale; /* [3]; [1] of the final collapse */
+  const float *norm; /* [D] */
+  int64_t streams, iters;
+  float norm_eps, eps;
+} v4k_hyper;
+
+/* Sublayer input: x [n, D] = norm(sum over j of pre_j * streams[n, j, D]); mix [n, S + S*S] = post, then comb[j][k]. */
+V4K_API int v4k_hyper_pre(const v4k_hyper *h, const float *streams, int64_t n, float *x, float *mix);
+
+/* Sublayer output, in place: streams_k = post_k * out + sum over j of comb[j][k] * streams_j; out [n, D]. */
+V4K_API int v4k_hyper_post(const float *out, const float *mix, int64_t n, int64_t n_streams, int64_t dim,
+                           float *streams);
+
+/* Final collapse and norm: x [n, D]. */
+V4K_API int v4k_hyper_head(const v4k_hyper *h, const float *streams, int64_t n, float *x);
+
+/* turns [n, R/2, 2] = cos, sin of freqs[R/2] * position, position = start, start + step, ... */
+V4K_API int v4k_rotations(const float *freqs, int64_t half, int64_t start, int64_t step, int64_t n, float *turns);
+
+/* KV entries as stored: d - R e4m3 bytes, R bf16, then a scale byte (ue8m0) per 64 e4m3, padded to 8. 584 B at V4's
+ * sizes. Index keys: c/2 bytes of e2m1 pairs and, in an array of their own, c/32 scale bytes; 64 and 4 B. */
+
+/* Attention of one layer. */
+typedef struct {
+  v4k_matrix wq_a, wq_b, wkv, wo_a, wo_b;
+  const float *q_norm, *kv_norm; /* [rows of wq_a], [d] */
+  const float *sink;             /* [H] */
+  int64_t heads, head_dim, rope_dims, groups, window; /* groups of the output projection; d <= 1024 */
+  float eps;
+} v4k_attention;
+
+/* q [n, H, d], normed, rotated; qr [n, rows of wq_a]. */
+V4K_API int v4k_queries(const v4k_attention *a, const float *x, int64_t n, const float *turns, float *q, float *qr);
+
+/* New window entries: entries [n, entry bytes]. */
+V4K_API int v4k_window_entries(const v4k_attention *a, const float *x, int64_t n, const float *turns,
+                               uint8_t *entries);
+
+/* heads [n, H, d]: attention with sink of q over the window, `fresh` holding the entries of these n tokens and `ring`
+ * those before (position p at p mod window), and over the compressed entries: of token t those in selected[t, k] up to
+ * the first -1, or, with selected NULL, the first (t + 1) / ratio. Turned back by the query's position. Then the last
+ * of `fresh` are put into `ring`. Keys are taken window first, each part in ascending order, in blocks of 64 with
+ * online softmax, and runs of 256 are merged in order. ratio 0: no compressed entries. */
+V4K_API int v4k_attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n,
+                       uint8_t *ring, const uint8_t *fresh, const uint8_t *compressed, int64_t ratio,
+                       const int32_t *selected, int64_t k, float *heads);
+
+/* out [n, D] = wo_b(wo_a by groups of heads). */
+V4K_API int v4k_attention_output(const v4k_attention *a, const float *heads, int64_t n, float *out);
+
+/* Compressor (spec 3.6); with `index` its entries are index keys (3.7). */
+typedef struct {
+  v4k_matrix wkv, wgate; /* [C, D]: C the entry's dims, twice that for ratio 4, whose blocks overlap */
+  const float *ape;      /* [ratio, C] */
+  const float *norm;     /* [dims] */
+  const float *freqs;    /* [R/2] */
+  int64_t ratio, dims, rope_dims, index;
+  float eps;
+} v4k_compressor;
+
+/* What a compressor keeps: tails [slots, C] fp32 by position mod slots, slots = ratio, 8 for ratio 4; and room for
+ * (start + n) / ratio entries. */
+typedef struct {
+  float *tail_kv, *tail_gate;
+  uint8_t *entries, *scales; /* scales: of index keys only */
+} v4k_compressed;
+
+/* Feed n tokens; entries start / ratio .. (start + n) / ratio - 1 are written. Tokens fed one at a time leave all that
+ * the state before them needs, so going back over them takes no copy. */
+V4K_API int v4k_compress(const v4k_compressor *c, const float *x, int64_t start, int64_t n, const v4k_compressed *to);
+
+typedef struct {
+  v4k_matrix wq_b, weights_proj; /* [heads * dims, rows of wq_a], [heads, D] */
+  int64_t heads, dims, rope_dims, top_k;
+} v4k_indexer;
+
+/* selected [n, top_k]: of token t the entries with the highest scores among the first (t + 1) / 4, ascending; the lower
+ * id on a tie; -1 behind them. Scratch, whatever n: 64 MB of scores, or those of one token. */
+V4K_API int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t start,
+                       int64_t n, const uint8_t *keys, const uint8_t *scales, int32_t *selected);
+
+/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads]. For tests. */
+V4K_API int v4k_index_scores(const v4k_indexer *ix, const float *q, const float *weights, const uint8_t *keys,
+                             const uint8_t *scales, int64_t n_keys, float *out);
+
+typedef struct {
+  v4k_matrix gate;        /* [E, D] */
+  const float *bias;      /* [E]; NULL in hash layers */
+  const int64_t *tid2eid; /* [V, top_k]; NULL in others */
+  int64_t top_k;
+  float scale;
+} v4k_router;
+
+/* ids and weights [n, top_k] (spec 3.10); tokens [n] are read in hash layers. */
+V4K_API int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens, int64_t n, int64_t *ids,
+                      float *weights);
 
 /* Read `bytes` bytes (rounded down to 4,096) with all threads as fast as possible: the probe kernels are compared to.
  * Returns a checksum. */

@@ -1,90 +1,236 @@
-"""CPU backend: linear layers and experts computed from stored codes by the kernel library, the rest by the reference.
+"""CPU backend: the op table over the kernel library (include/v4k.h). Plain memory, no torch.
 
-One numerics, `int8`: activations are quantized to int8 with one scale per 32 consecutive inputs, codes are multiplied
-exactly as stored, sums are fp32 in a fixed order (include/v4k.h). Results do not depend on ISA tier, threads or how
-many tokens are computed together. Weights that are not stored codes go through the reference in fp32.
+One numerics, `int8`: inputs of quantized weights become int8 with one scale per 32, codes are multiplied exactly as
+stored, KV entries and index keys are what the official cache holds, everything else is fp32 in a fixed order. Results
+do not depend on ISA tier, threads or how many tokens are computed together: decoding equals any prefill bit for bit.
 """
 
-import torch
-from torch import Tensor
+import contextlib
+import ctypes
+import os
+
+import numpy as np
+import psutil
 
 from v4kernels import native
-from v4kernels.reference import ReferenceOps, Weight
 
 
-class PackedWeight(Weight):
-    """A matrix (out, in) as stored: codes and scales of a format of native.FORMATS, described for the kernels."""
+class PackedWeight:
+    """A matrix (out, in) as stored: where its codes and scales lie, in a format of native.FORMATS."""
 
-    __slots__ = ("_load", "codes", "form", "matrix", "scale")
+    __slots__ = ("form", "matrix", "owners")
 
-    def __init__(self, kind: str, codes: Tensor, scale: Tensor, form: str, load):
-        """`load` gives the matrix in fp32. The tensors' bytes must stay where they are, as long as this lives."""
-        super().__init__(kind)
-        self.codes, self.scale, self.form = codes.contiguous(), scale.contiguous(), form
-        self.matrix = native.matrix(self.codes, self.scale, form)
-        self._load = load
+    def __init__(self, codes: int, scale: int | None, rows: int, cols: int, form: str, owners=()):
+        """`codes`, `scale`: addresses, valid as long as `owners` live."""
+        self.form = form
+        self.matrix = native.Matrix(codes, scale, rows, cols, native.FORMATS[form])
+        self.owners = owners
 
-    def dense(self) -> Tensor:
-        return self._load()
+    @classmethod
+    def of(cls, form: str, codes: np.ndarray, scale: np.ndarray | None = None) -> "PackedWeight":
+        """From arrays: codes (out, in) or packed (out, in/2)."""
+        cols = codes.shape[1] * (2 if form in ("fp4", "int4") else 1)
+        at = None if scale is None else scale.ctypes.data
+        return cls(codes.ctypes.data, at, codes.shape[0], cols, form, (codes, scale))
 
 
-class CpuOps(ReferenceOps):
-    """Op table over the kernel library. Its threads are torch's: whoever calls sets torch.set_num_threads."""
+class Buffer:
+    """`rows` rows of `width` elements in memory that the op table owns and uses again for every layer."""
+
+    __slots__ = ("at", "data", "rows", "width")
+
+    def __init__(self, data: np.ndarray):
+        self.data, self.at = data, data.ctypes.data
+        self.rows = self.width = 0
+
+    def array(self) -> np.ndarray:
+        """The values, as a view (rows, width)."""
+        return self.data[: self.rows * self.width].reshape(self.rows, self.width)
+
+
+class CpuOps:
+    """Op table over the kernel library; v4kernels/reference.py describes the ops. Not for two threads at once."""
 
     name = "cpu"
+    numerics = "int8"
     packed = True
 
     def __init__(self):
         """ValueError, with the reason, where the library is not available."""
-        super().__init__("exact")
-        self.numerics = "int8"
         if not native.available():
             raise ValueError(f"the cpu backend is not available: {native.reason()}")
-        native.set_threads(torch.get_num_threads())
-        self._tables = {}
+        native.set_threads(default_threads())
+        self._call = native.library()
+        self._buffers: dict[str, Buffer] = {}
 
-    def embed(self, ids: Tensor, table: Weight) -> Tensor:
-        if not (isinstance(table, PackedWeight) and table.form == "int8"):
-            return super().embed(ids, table)
-        codes, scale = table.codes[ids].float(), table.scale[ids].float()  # (N, D), (N, D/32)
-        return (codes.unflatten(-1, (-1, native.GROUP)) * scale[..., None]).flatten(-2)
+    def inference(self):
+        return contextlib.nullcontext()
 
-    def linear(self, x: Tensor, w: Weight) -> Tensor:
-        if not isinstance(w, PackedWeight):
-            return super().linear(x, w)
-        return native.linear(x.reshape(-1, x.shape[-1]), w.matrix).unflatten(0, x.shape[:-1])
+    def _take(self, name: str, rows: int, width: int, dtype=np.float32) -> Buffer:
+        """Room for an op's result, by name: what it held before is gone."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer.data) < rows * width:
+            buffer = self._buffers[name] = Buffer(np.empty(rows * width, dtype))
+        buffer.rows, buffer.width = rows, width
+        return buffer
 
-    def linear_fp32(self, x: Tensor, w: Weight) -> Tensor:
-        return self.linear(x, w) if isinstance(w, PackedWeight) else super().linear_fp32(x, w)
+    # -- argument structures, built once ----------------------------------------------------------------------
 
-    def grouped_linear(self, x: Tensor, w: Weight) -> Tensor:
-        if not isinstance(w, PackedWeight):
-            return super().grouped_linear(x, w)
-        return native.linear(x.flatten(1), w.matrix, groups=x.shape[1])
+    def prepare(self, weights) -> None:
+        """Describe every node of the tree to the library."""
+        _describe_hyper(weights.hc_head)
+        for layer in weights.layers:
+            _describe_hyper(layer.hc_attn)
+            _describe_hyper(layer.hc_ffn)
+            _describe_attention(layer.attn)
+            _describe_ffn(layer.ffn)
 
-    def experts(self, x: Tensor, ids: Tensor, weights: Tensor, experts, shared, limit: float) -> Tensor:
-        table, native_shared = self._described(experts, shared)
-        if table is None:
-            return super().experts(x, ids, weights, experts, shared, limit)
-        if native_shared is None:
-            out = self._expert(x, shared, limit, None).float().contiguous()
-        else:
-            out = torch.zeros(x.shape)
-        native.experts(x, ids, weights, table, native_shared, limit, out)
+    # -- ops --------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: np.ndarray, table: PackedWeight, n_streams: int) -> Buffer:
+        out = self._take("streams", len(ids), n_streams * table.matrix.cols)
+        at = ctypes.addressof(table.matrix)
+        native.checked(self._call.v4k_embed(at, ids.ctypes.data, len(ids), n_streams, out.at))
         return out
 
-    def _described(self, experts, shared):
-        """Argument structs of one layer, built once: an array or None if not all are packed; one or None."""
-        known = self._tables.get(id(experts))
-        if known is None:
-            described = [_describe(expert) for expert in experts]
-            table = None if None in described else (native.Expert * len(described))(*described)
-            known = self._tables[id(experts)] = (table, _describe(shared), experts)  # keeps the id taken
-        return known[:2]
+    def rotations(self, freqs: np.ndarray, start: int, n: int) -> Buffer:
+        out = self._take(f"turns {freqs.ctypes.data}", n, 2 * len(freqs))
+        native.checked(self._call.v4k_rotations(freqs.ctypes.data, len(freqs), start, 1, n, out.at))
+        return out
+
+    def sublayer_input(self, streams: Buffer, hyper):
+        n = streams.rows
+        x, mix = self._take("x", n, hyper.dim), self._take("mix", n, hyper.n_mix)
+        native.checked(self._call.v4k_hyper_pre(hyper.at, streams.at, n, x.at, mix.at))
+        return x, (mix.at, hyper.streams, hyper.dim)
+
+    def sublayer_output(self, out: Buffer, streams: Buffer, mix) -> Buffer:
+        native.checked(self._call.v4k_hyper_post(out.at, mix[0], streams.rows, mix[1], mix[2], streams.at))
+        return streams
+
+    def final_hidden(self, streams: Buffer, hyper) -> Buffer:
+        out = self._take("x", streams.rows, hyper.dim)
+        native.checked(self._call.v4k_hyper_head(hyper.at, streams.at, streams.rows, out.at))
+        return out
+
+    def queries(self, attn, x: Buffer, turns: Buffer):
+        q = self._take("q", x.rows, attn.heads * attn.head_dim)
+        qr = self._take("qr", x.rows, attn.q_rank)
+        native.checked(self._call.v4k_queries(attn.at, x.at, x.rows, turns.at, q.at, qr.at))
+        return q, qr
+
+    def append_window(self, attn, x: Buffer, turns: Buffer, kv) -> None:
+        fresh = self._take("fresh", x.rows, attn.entry_bytes, np.uint8)  # joins the ring in attend
+        native.checked(self._call.v4k_window_entries(attn.at, x.at, x.rows, turns.at, fresh.at))
+
+    def append_compressed(self, compressor, x: Buffer, start: int, part) -> None:
+        part.reserve(start + x.rows)
+        native.checked(self._call.v4k_compress(compressor.at, x.at, start, x.rows, part.at))
+
+    def select(self, indexer, x: Buffer, qr: Buffer, turns: Buffer, start: int, part) -> Buffer | None:
+        if (start + x.rows) // 4 <= indexer.top_k:
+            return None
+        out = self._take("selected", x.rows, indexer.top_k, np.int32)
+        keys = part.native
+        code = self._call.v4k_select(
+            indexer.at, x.at, qr.at, turns.at, start, x.rows, keys.entries, keys.scales, out.at
+        )
+        native.checked(code)
+        return out
+
+    def attend(self, attn, q: Buffer, turns: Buffer, start: int, kv, selected: Buffer | None) -> Buffer:
+        out = self._take("heads", q.rows, q.width)
+        fresh = self._buffers["fresh"]
+        entries = kv.main.native.entries if kv.main else None
+        chosen, k = (selected.at, selected.width) if selected else (None, 0)
+        code = self._call.v4k_attend(
+            attn.at, q.at, turns.at, start, q.rows, kv.ring_at, fresh.at, entries, attn.ratio, chosen, k, out.at
+        )
+        native.checked(code)
+        return out
+
+    def attention_output(self, attn, heads: Buffer) -> Buffer:
+        out = self._take("out", heads.rows, attn.dim)
+        native.checked(self._call.v4k_attention_output(attn.at, heads.at, heads.rows, out.at))
+        return out
+
+    def route(self, ffn, x: Buffer, ids: np.ndarray):
+        chosen = self._take("chosen", x.rows, ffn.top_k, np.int64)
+        weights = self._take("weights", x.rows, ffn.top_k)
+        native.checked(self._call.v4k_route(ffn.at, x.at, ids.ctypes.data, x.rows, chosen.at, weights.at))
+        return chosen, weights
+
+    def experts(self, ffn, x: Buffer, chosen: Buffer, weights: Buffer) -> Buffer:
+        out = self._take("out", x.rows, x.width)
+        ctypes.memset(out.at, 0, x.rows * x.width * 4)
+        code = self._call.v4k_experts(
+            ffn.experts_at, len(ffn.experts), ffn.shared_at, x.at, x.rows, chosen.at, weights.at, ffn.top_k, ffn.limit,
+            out.at,
+        )  # fmt: skip
+        native.checked(code)
+        return out
+
+    def last(self, hidden: Buffer) -> Buffer:
+        row = self._take("last", 1, hidden.width)
+        row.array()[:] = hidden.array()[-1]
+        return row
+
+    def logits(self, hidden: Buffer, head: PackedWeight) -> np.ndarray:
+        out = np.empty((hidden.rows, head.matrix.rows), np.float32)
+        at = ctypes.addressof(head.matrix)
+        native.checked(self._call.v4k_linear(at, 1, hidden.at, hidden.rows, out.ctypes.data))
+        return out
 
 
-def _describe(expert) -> native.Expert | None:
-    parts = (expert.w1, expert.w3, expert.w2)
-    if not all(isinstance(w, PackedWeight) for w in parts) or len({w.form for w in parts}) > 1:
-        return None
-    return native.Expert(*(w.matrix for w in parts))
+def default_threads() -> int:
+    """OMP_NUM_THREADS where set, else the physical cores this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted):
+        return min(int(wanted), 1024)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def _at(array: np.ndarray | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _described(node, native_struct) -> None:
+    """Give a node its structure; the node's own arrays and weights keep the memory alive."""
+    node.native, node.at = native_struct, ctypes.addressof(native_struct)
+
+
+def _describe_hyper(h) -> None:
+    rows, cols = h.fn.shape
+    fn = native.Matrix(_at(h.fn), None, rows, cols, native.FORMATS["f32"])
+    _described(h, native.Hyper(fn, _at(h.base), _at(h.scale), _at(h.norm), h.streams, h.iters, h.norm_eps, h.eps))
+    h.dim, h.n_mix = cols // h.streams, h.streams + h.streams**2
+
+
+def _describe_attention(a) -> None:
+    matrices = (w.matrix for w in (a.wq_a, a.wq_b, a.wkv, a.wo_a, a.wo_b))
+    sizes = a.heads, a.head_dim, a.rope_dims, a.groups, a.window
+    _described(a, native.Attention(*matrices, _at(a.q_norm), _at(a.kv_norm), _at(a.sink), *sizes, a.eps))
+    a.dim, a.q_rank = a.wq_a.matrix.cols, a.wq_a.matrix.rows
+    a.entry_bytes = native.entry_bytes(a.head_dim, a.rope_dims)
+    if a.compressor is not None:
+        _describe_compressor(a.compressor)
+    if a.indexer is not None:
+        ix = a.indexer
+        struct = native.Indexer(ix.wq_b.matrix, ix.weights_proj.matrix, ix.heads, ix.head_dim, ix.rope_dims, ix.top_k)
+        _described(ix, struct)
+        _describe_compressor(ix.compressor)
+
+
+def _describe_compressor(c) -> None:
+    pointers = _at(c.ape), _at(c.norm), _at(c.freqs)
+    sizes = c.ratio, c.head_dim, c.rope_dims, int(c.is_index)
+    _described(c, native.Compressor(c.wkv.matrix, c.wgate.matrix, *pointers, *sizes, c.eps))
+
+
+def _describe_ffn(ffn) -> None:
+    _described(ffn, native.Router(ffn.gate.matrix, _at(ffn.gate_bias), _at(ffn.tid2eid), ffn.top_k, ffn.scale))
+    parts = [native.Expert(e.w1.matrix, e.w3.matrix, e.w2.matrix) for e in (*ffn.experts, ffn.shared_experts)]
+    ffn.table = (native.Expert * len(parts))(*parts)  # the shared one last
+    ffn.experts_at = ctypes.addressof(ffn.table)
+    ffn.shared_at = ffn.experts_at + len(ffn.experts) * ctypes.sizeof(native.Expert)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 GROUP = 32
-FORMATS = {"fp4": 1, "int8": 2, "int4": 3}
+FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
 LIBRARY = "libv4k.so"
 
 
@@ -41,19 +42,57 @@ class Expert(ctypes.Structure):
     _fields_ = (("w1", Matrix), ("w3", Matrix), ("w2", Matrix))
 
 
+def _structure(name: str, pointers: str = "", sizes: str = "", floats: str = "", matrices: str = "") -> type:
+    """A structure of v4k.h: matrices first, then pointers, sizes and floats."""
+    kinds = ((matrices, Matrix), (pointers, c_void_p), (sizes, c_int64), (floats, c_float))
+    return type(name, (ctypes.Structure,), {"_fields_": [(f, kind) for names, kind in kinds for f in names.split()]})
+
+
+Hyper = _structure("Hyper", "base scale norm", "streams iters", "norm_eps eps", "fn")
+Attention = _structure(
+    "Attention", "q_norm kv_norm sink", "heads head_dim rope_dims groups window", "eps", "wq_a wq_b wkv wo_a wo_b"
+)
+Compressor = _structure("Compressor", "ape norm freqs", "ratio dims rope_dims index", "eps", "wkv wgate")
+Compressed = _structure("Compressed", "tail_kv tail_gate entries scales")
+Indexer = _structure("Indexer", "", "heads dims rope_dims top_k", "", "wq_b weights_proj")
+Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
+
+
+def entry_bytes(dims: int, rope_dims: int) -> int:
+    """Bytes of one KV entry (v4k.h)."""
+    plain = dims - rope_dims
+    return plain + 2 * rope_dims + -(-plain // 64 // 8) * 8
+
+
+def key_bytes(dims: int) -> tuple[int, int]:
+    """Bytes of one index key: codes and scales."""
+    return dims // 2, dims // 32
+
+
+_P, _N = c_void_p, c_int64
 SIGNATURES = {
     "v4k_isa": (c_char_p, ()),
     "v4k_isa_tiers": (c_char_p, ()),
     "v4k_set_isa": (c_int, (c_char_p,)),
     "v4k_threads": (c_int, ()),
     "v4k_set_threads": (c_int, (c_int,)),
-    "v4k_quantize": (c_int, (c_void_p, c_int64, c_int64, c_void_p, c_void_p)),
-    "v4k_linear": (c_int, (c_void_p, c_int64, c_void_p, c_int64, c_void_p)),
-    "v4k_experts": (
-        c_int,
-        (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_float, c_void_p),
-    ),
-    "v4k_read_probe": (c_uint64, (c_void_p, c_int64)),
+    "v4k_quantize": (c_int, (_P, _N, _N, _P, _P)),
+    "v4k_linear": (c_int, (_P, _N, _P, _N, _P)),
+    "v4k_experts": (c_int, (_P, _N, _P, _P, _N, _P, _P, _N, c_float, _P)),
+    "v4k_embed": (c_int, (_P, _P, _N, _N, _P)),
+    "v4k_hyper_pre": (c_int, (_P, _P, _N, _P, _P)),
+    "v4k_hyper_post": (c_int, (_P, _P, _N, _N, _N, _P)),
+    "v4k_hyper_head": (c_int, (_P, _P, _N, _P)),
+    "v4k_rotations": (c_int, (_P, _N, _N, _N, _N, _P)),
+    "v4k_queries": (c_int, (_P, _P, _N, _P, _P, _P)),
+    "v4k_window_entries": (c_int, (_P, _P, _N, _P, _P)),
+    "v4k_attend": (c_int, (_P, _P, _P, _N, _N, _P, _P, _P, _N, _P, _N, _P)),
+    "v4k_attention_output": (c_int, (_P, _P, _N, _P)),
+    "v4k_compress": (c_int, (_P, _P, _N, _N, _P)),
+    "v4k_select": (c_int, (_P, _P, _P, _P, _N, _N, _P, _P, _P)),
+    "v4k_index_scores": (c_int, (_P, _P, _P, _P, _P, _N, _P)),
+    "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P)),
+    "v4k_read_probe": (c_uint64, (_P, _N)),
 }
 
 
@@ -90,36 +129,37 @@ def reason() -> str:
     return _loaded()[1]
 
 
-def _library() -> ctypes.CDLL:
-    library, why = _loaded()
-    if library is None:
+def library() -> ctypes.CDLL:
+    """The functions of v4k.h, typed. RuntimeError where the library is not available."""
+    loaded, why = _loaded()
+    if loaded is None:
         raise RuntimeError(why)
-    return library
+    return loaded
 
 
 def isa() -> str:
     """ISA tier in use."""
-    return _library().v4k_isa().decode()
+    return library().v4k_isa().decode()
 
 
 def isa_tiers() -> list[str]:
     """Tiers this machine can run, lowest first; the environment variable V4_ISA names the highest to offer."""
-    return _library().v4k_isa_tiers().decode().split()
+    return library().v4k_isa_tiers().decode().split()
 
 
 def set_isa(name: str) -> None:
     """Use one of `isa_tiers()` from now on. ValueError for others."""
-    _checked(_library().v4k_set_isa(name.encode()))
+    checked(library().v4k_set_isa(name.encode()))
 
 
 def threads() -> int:
     """Threads that compute, the calling one included."""
-    return _library().v4k_threads()
+    return library().v4k_threads()
 
 
 def set_threads(n: int) -> None:
     """Set their number, 1 to 1,024."""
-    _checked(_library().v4k_set_threads(n))
+    checked(library().v4k_set_threads(n))
 
 
 def matrix(codes: Tensor, scale: Tensor, form: str) -> Matrix:
@@ -148,7 +188,7 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     x = _fp32(x)
     n, k = x.shape
     q, scale = torch.empty((n, k), dtype=torch.int8), torch.empty((n, k // GROUP))
-    _checked(_library().v4k_quantize(x.data_ptr(), n, k, q.data_ptr(), scale.data_ptr()))
+    checked(library().v4k_quantize(x.data_ptr(), n, k, q.data_ptr(), scale.data_ptr()))
     return q, scale
 
 
@@ -160,7 +200,7 @@ def linear(x: Tensor, w: Matrix, groups: int = 1) -> Tensor:
     if x.dim() != 2 or x.shape[1] != groups * w.cols:
         raise ValueError(f"input {tuple(x.shape)} does not fit {groups} x {w.cols}")
     y = torch.empty((len(x), w.rows))
-    _checked(_library().v4k_linear(ctypes.addressof(w), groups, x.data_ptr(), len(x), y.data_ptr()))
+    checked(library().v4k_linear(ctypes.addressof(w), groups, x.data_ptr(), len(x), y.data_ptr()))
     return y
 
 
@@ -176,8 +216,8 @@ def experts(
     if ids.dim() != 2 or ids.shape != weights.shape or len(ids) != len(x) or x.shape[1] != table[0].w1.cols:
         raise ValueError(f"sizes do not fit: x {tuple(x.shape)}, ids {tuple(ids.shape)}, {tuple(weights.shape)}")
     shared_at = None if shared is None else ctypes.addressof(shared)
-    _checked(
-        _library().v4k_experts(
+    checked(
+        library().v4k_experts(
             ctypes.addressof(table),
             len(table),
             shared_at,
@@ -192,16 +232,17 @@ def experts(
     )
 
 
-def read_probe(data: Tensor) -> int:
+def read_probe(data: np.ndarray) -> int:
     """Read every byte of `data` with all threads; a checksum."""
-    return _library().v4k_read_probe(data.data_ptr(), data.nbytes)
+    return library().v4k_read_probe(data.ctypes.data, data.nbytes)
 
 
 def _fp32(x: Tensor) -> Tensor:
     return x.float().contiguous()
 
 
-def _checked(code: int) -> None:
+def checked(code: int) -> None:
+    """ValueError or MemoryError for a V4K_E code."""
     if code == -2:
         raise MemoryError("no memory for the kernels' scratch")
     if code:

@@ -1,263 +1,167 @@
-"""Reference backend: every op of the V4 forward in plain, differentiable torch. The oracle for all others.
+"""Reference backend: the op table of the V4 forward over plain, differentiable torch. The oracle for all others.
 
-Sizes: N tokens of a batch, T tokens of one sequence, D hidden, S streams, H heads, d head_dim, R rope dims,
-n compressed entries, E experts. `exact` computes in fp32; `official` keeps bf16 activations and simulates the
-quantization the released model was trained with (spec 3.9). Ops know shapes, never a model config.
+An op takes a node of the weight tree (v4cli/model/weights.py says what each holds), activations and, where something
+is remembered, a layer's state (v4cli/cache/layer.py). Sizes: N tokens of one timeline, from position `start` on,
+D hidden, S streams, H heads, d head_dim.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from v4kernels.quant import fake_fp4, fake_fp8, hadamard
-
-ATTENTION_BLOCK = 128  # queries handled together: bounds the score matrix
-GATHER_FLOATS = 1 << 24  # gathered KV elements per query block when a selection is in force
-SCORE_FLOATS = 1 << 25  # index score elements held at a time
+from v4kernels.primitives import Primitives, Weight
 
 
-class Weight:
-    """A matrix (out, in) with the storage kind that decides how its input is treated.
-
-    kind "fp8" or "fp4": `official` numerics quantize the input; "bf16" and "f32": they do not.
-    """
-
-    __slots__ = ("_dense", "kind")
-
-    def __init__(self, kind: str, dense: Tensor | None = None):
-        self.kind = kind
-        self._dense = dense
-
-    def dense(self) -> Tensor:
-        """The matrix in fp32, dequantized."""
-        return self._dense
-
-
-class ReferenceOps:
+class ReferenceOps(Primitives):
     """Op table with `exact` or `official` numerics."""
 
     name = "reference"
-    packed = False  # whether it computes from stored codes (PackedWeight) where it can
+    packed = False  # whether weights stay stored codes and the state stays packed entries
 
-    def __init__(self, numerics: str):
-        self.numerics = numerics
-        self.official = numerics == "official"
-        self.dtype = torch.bfloat16 if self.official else torch.float32
+    def prepare(self, weights) -> None:
+        """Once per weight tree, before its first use: nothing to do here."""
 
-    # -- linear and norm ------------------------------------------------------------------------------------
+    def inference(self):
+        """What to run a forward in when no gradient is wanted."""
+        return torch.inference_mode()
 
-    def embed(self, ids: Tensor, table: Weight) -> Tensor:
-        """ids (N,) int64, table (V, D) -> (N, D)."""
-        return F.embedding(ids, table.dense()).to(self.dtype)
+    def embed(self, ids, table: Weight, n_streams: int) -> Tensor:
+        """ids (N,) int64 -> streams (N, S, D), all alike."""
+        return self.lookup(torch.as_tensor(ids), table)[:, None].expand(-1, n_streams, -1)
 
-    def linear(self, x: Tensor, w: Weight) -> Tensor:
-        """x (..., in) @ w.T -> (..., out); official: e4m3 input per 128 for fp8/fp4 weights, bf16 output."""
-        if not self.official:
-            return F.linear(x, w.dense())
-        if w.kind in ("fp8", "fp4"):
-            x = fake_fp8(x, 128)
-        return F.linear(x.float(), w.dense()).to(torch.bfloat16)
-
-    def linear_fp32(self, x: Tensor, w: Weight) -> Tensor:
-        """x (..., in) @ w.T -> (..., out) fp32: router, compressor, head, hyper-connections."""
-        return F.linear(x.float(), w.dense())
-
-    def grouped_linear(self, x: Tensor, w: Weight) -> Tensor:
-        """x (N, G, in), w (G*out, in), group g with its own rows -> (N, G*out). Never input-quantized."""
-        groups = x.shape[1]
-        y = torch.einsum("ngi,goi->ngo", x.float(), w.dense().unflatten(0, (groups, -1)))
-        return y.flatten(1).to(self.dtype)
-
-    def rms_norm(self, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        """x (..., D) / rms(x) * weight, in fp32. Without weight the official code stays in bf16."""
-        if weight is None:
-            y = x.to(self.dtype)
-            return y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
-        y = x.float()
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight).to(self.dtype)
-
-    def rope(self, x: Tensor, cis: Tensor, inverse: bool = False) -> Tensor:
-        """Rotate adjacent pairs of the last R dims of x (N, [H,] d) by cis (N, R/2) complex64."""
-        rope_dims = 2 * cis.shape[-1]
-        if x.dim() == 3:
-            cis = cis[:, None]
-        pairs = torch.view_as_complex(x[..., -rope_dims:].float().unflatten(-1, (-1, 2)).contiguous())
-        turned = torch.view_as_real(pairs * (cis.conj() if inverse else cis)).flatten(-2)
-        return torch.cat((x[..., :-rope_dims], turned.to(x.dtype)), dim=-1)
+    def rotations(self, freqs, start: int, n: int, step: int = 1) -> Tensor:
+        """e^(i * position * frequency) for n positions from start on: (n, R/2) complex64."""
+        positions = start + step * torch.arange(n, dtype=torch.float32)
+        angles = torch.outer(positions, torch.as_tensor(freqs))
+        return torch.polar(torch.ones_like(angles), angles)
 
     # -- hyper-connections (spec 3.2) -----------------------------------------------------------------------
 
-    def hc_mixes(self, streams: Tensor, fn: Tensor, eps: float) -> Tensor:
-        """streams (N, S, D), fn (M, S*D) -> M mixing numbers per token, fp32."""
-        flat = streams.flatten(1).float()
-        return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+    def sublayer_input(self, streams: Tensor, hyper):
+        """streams (N, S, D) -> normed input x (N, D) of a sublayer, and the mix that sublayer_output needs."""
+        x, post, comb = self.hc_pre(streams, hyper.fn, hyper.base, hyper.scale, hyper.norm_eps, hyper.iters, hyper.eps)
+        return self.rms_norm(x, hyper.norm, hyper.norm_eps), (post, comb)
 
-    def hc_pre(self, streams: Tensor, fn, base, scale, norm_eps: float, iters: int, eps: float):
-        """Collapse streams (N, S, D) to the sublayer input y (N, D), with post (N, S) and comb (N, S, S).
+    def sublayer_output(self, out: Tensor, streams: Tensor, mix) -> Tensor:
+        """A sublayer's result (N, D) goes back into the streams (N, S, D); they may be overwritten."""
+        return self.hc_post(out, streams, *mix)
 
-        fn (2S+S*S, S*D), base (2S+S*S,), scale (3,), all fp32.
+    def final_hidden(self, streams: Tensor, hyper) -> Tensor:
+        """streams (N, S, D) -> hidden (N, D), normed for the head."""
+        x = self.hc_head(streams, hyper.fn, hyper.base, hyper.scale, hyper.norm_eps, hyper.eps)
+        return self.rms_norm(x, hyper.norm, hyper.norm_eps)
+
+    # -- attention (spec 3.3-3.8) ---------------------------------------------------------------------------
+
+    def queries(self, attn, x: Tensor, turns):
+        """x (N, D) -> q (N, H, d), normed and rotated, and qr (N, q_lora_rank), from which the indexer starts."""
+        qr = self.rms_norm(self.linear(x, attn.wq_a), attn.q_norm, attn.eps)
+        q = self.linear(qr, attn.wq_b).unflatten(-1, (-1, attn.head_dim))
+        return self.rope(self.rms_norm(q, None, attn.eps), turns), qr
+
+    def append_window(self, attn, x: Tensor, turns, kv) -> None:
+        """The latents of x (N, D) join the window."""
+        latent = self.rms_norm(self.linear(x, attn.wkv), attn.kv_norm, attn.eps)  # (N, d)
+        latent = self.quantize_kv(self.rope(latent, turns), attn.rope_dims)
+        kv.window = latent if kv.window is None else torch.cat((kv.window, latent))
+
+    def append_compressed(self, compressor, x: Tensor, start: int, part) -> None:
+        """Feed x (N, D) to a compressor; the blocks it completes become entries of `part`.
+
+        Of C = 2 * entry size channels (ratio 4, whose blocks overlap) the first half serves the NEXT block, the
+        second half the token's own.
         """
-        n_streams = streams.shape[1]
-        mixes = self.hc_mixes(streams, fn, norm_eps).float()
-        pre, post, comb = mixes.split((n_streams, n_streams, n_streams**2), dim=-1)
-        base_pre, base_post, base_comb = base.split((n_streams, n_streams, n_streams**2))
-        pre = torch.sigmoid(pre * scale[0] + base_pre) + eps
-        post = 2 * torch.sigmoid(post * scale[1] + base_post)
-        comb = sinkhorn((comb * scale[2] + base_comb).unflatten(-1, (n_streams, n_streams)), iters, eps)
-        return self._weighted_sum(streams, pre), post, comb
-
-    def hc_post(self, out: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-        """X'_k = post_k * out + sum_j comb_jk X_j -> (N, S, D)."""
-        mixed = torch.matmul(comb.transpose(1, 2), streams.float())
-        return (mixed + post[..., None] * out.float()[:, None]).to(self.dtype)
-
-    def hc_head(self, streams: Tensor, fn, base, scale, norm_eps: float, eps: float) -> Tensor:
-        """Final collapse of streams (N, S, D) -> (N, D); fn (S, S*D), base (S,), scale (1,)."""
-        pre = torch.sigmoid(self.hc_mixes(streams, fn, norm_eps).float() * scale + base) + eps
-        return self._weighted_sum(streams, pre)
-
-    def _weighted_sum(self, streams: Tensor, weights: Tensor) -> Tensor:
-        return torch.matmul(weights[:, None], streams.float()).squeeze(1).to(self.dtype)
-
-    # -- KV entries, compressor, indexer (spec 3.5-3.9) -----------------------------------------------------
-
-    def quantize_kv(self, kv: Tensor, rope_dims: int) -> Tensor:
-        """What the cache stores: official rounds the non-rope dims of (n, d) to e4m3 in blocks of 64."""
-        if not self.official:
-            return kv
-        return torch.cat((fake_fp8(kv[..., :-rope_dims], 64), kv[..., -rope_dims:]), dim=-1)
-
-    def quantize_index(self, x: Tensor) -> Tensor:
-        """Index queries and keys (..., 128): official applies Hadamard and e2m1 in blocks of 32.
-
-        The transform is orthonormal and on both sides of the dot product, so `exact` skips it.
-        """
-        return fake_fp4(hadamard(x), 32) if self.official else x
-
-    def compress(self, kv: Tensor, gate: Tensor) -> Tensor:
-        """Channelwise softmax pooling: kv, gate (n, slots, c) fp32 -> (n, c)."""
-        return (torch.softmax(gate, dim=1) * kv).sum(1).to(self.dtype)
-
-    def index_topk(self, q: Tensor, head_weights: Tensor, keys: Tensor, visible: Tensor, top_k: int) -> Tensor:
-        """Best `top_k` visible entries per query: q (T, Hi, c), head_weights (T, Hi), keys (n, c),
-        visible (T,) entries seen by each query -> (T, top_k) int64, -1 where fewer are visible."""
-        order = torch.arange(keys.shape[0], device=q.device)
-        block = max(1, SCORE_FLOATS // (q.shape[1] * keys.shape[0]))
-        chosen = []
-        for i in range(0, q.shape[0], block):
-            dots = torch.einsum("thc,nc->thn", q[i : i + block], keys.to(q.dtype)).relu()
-            scores = (dots * head_weights[i : i + block, :, None].to(q.dtype)).sum(1).float()
-            hidden = order >= visible[i : i + block, None]
-            best = scores.masked_fill(hidden, float("-inf")).topk(top_k, dim=-1)
-            chosen.append(best.indices.masked_fill(best.values == float("-inf"), -1))
-        return torch.cat(chosen)
-
-    # -- attention (spec 3.3, 3.5, 3.8) ---------------------------------------------------------------------
-
-    def attention(self, q, window, first, entries, visible, selected, sink, window_size) -> Tensor:
-        """One latent per key serves as K and V for all heads; softmax has an extra sink term without value.
-
-        q (T, H, d) queries at the LAST T positions of `window`; window (L, d) raw latents, L >= T;
-        first: index in `window` of the first query; entries (n, d) compressed latents or None;
-        visible (T,) number of entries each query may see; selected (T, k) entry ids (-1: none) or None = all
-        visible; sink (H,) fp32. Returns (T, H, d).
-        """
-        block = ATTENTION_BLOCK
-        if selected is not None:
-            block = max(1, min(block, GATHER_FLOATS // (selected.shape[1] * q.shape[2])))
-        out = []
-        for i in range(0, q.shape[0], block):
-            rows = slice(i, min(i + block, q.shape[0]))
-            lo = max(0, first + rows.start - window_size + 1)
-            keys = window[lo : first + rows.stop]
-            age = torch.arange(first + rows.start, first + rows.stop, device=q.device)[:, None]
-            age = age - torch.arange(lo, first + rows.stop, device=q.device)
-            groups = [(keys, (age < 0) | (age >= window_size))]
-            if selected is not None:
-                ids = selected[rows]
-                groups.append((entries[ids.clamp_min(0)], ids < 0))
-            elif entries is not None and entries.shape[0]:
-                order = torch.arange(int(visible[rows].max()), device=q.device)
-                groups.append((entries[: len(order)], order >= visible[rows, None]))
-            out.append(self._attend(q[rows], groups, sink))
-        return torch.cat(out) if len(out) > 1 else out[0]
-
-    def _attend(self, q: Tensor, groups, sink: Tensor) -> Tensor:
-        """q (T, H, d); groups of (keys (L, d) shared or (T, L, d) per query, hidden (T, L)) -> (T, H, d)."""
-        q32 = q.float() * q.shape[-1] ** -0.5
-        scores = [
-            torch.matmul(q32, keys.float().transpose(-1, -2)).masked_fill(hidden[:, None], float("-inf"))
-            for keys, hidden in groups
-        ]
-        scores = torch.cat((*scores, sink.expand(q.shape[0], -1)[..., None]), dim=-1).float()
-        if self.official:  # rounds the weights before they are normalised, as a streaming softmax does
-            scores = torch.exp(scores - scores[..., :-1].amax(-1, keepdim=True))
-            total = scores.sum(-1, keepdim=True)
-            probs = scores.to(torch.bfloat16).float()
+        ratio = compressor.ratio
+        kv, gate = self.linear_fp32(x, compressor.wkv), self.linear_fp32(x, compressor.wgate)  # (N, C)
+        gate = gate + compressor.ape[(start + torch.arange(len(kv))) % ratio]
+        pending = part.pending
+        if pending.kv is not None:
+            kv, gate = torch.cat((pending.kv, kv)), torch.cat((pending.gate, gate))
+        n_blocks = len(kv) // ratio
+        whole = n_blocks * ratio
+        pending.kv, pending.gate = kv[whole:].clone(), gate[whole:].clone()
+        if not n_blocks:
+            return
+        kv = kv[:whole].unflatten(0, (n_blocks, ratio))  # (n, ratio, C)
+        gate = gate[:whole].unflatten(0, (n_blocks, ratio))
+        if ratio == 4:
+            kv, gate = _overlap(pending, kv, gate)  # (n, 2 * ratio, C / 2)
+        entries = self.rms_norm(self.pool(kv, gate), compressor.norm, compressor.eps)  # (n, entry size)
+        entries = self.rope(entries, self.rotations(compressor.freqs, part.entries.n * ratio, n_blocks, ratio))
+        if compressor.is_index:
+            part.entries.append(self.quantize_index(entries))
         else:
-            total = 1.0
-            probs = torch.softmax(scores, dim=-1)
-        out, at = 0, 0
-        for keys, hidden in groups:
-            out = out + torch.matmul(probs[..., at : at + hidden.shape[1]], keys.float())
-            at += hidden.shape[1]
-        return (out / total).to(self.dtype)
+            part.entries.append(self.quantize_kv(entries, compressor.rope_dims))
 
-    # -- mixture of experts (spec 3.10) ---------------------------------------------------------------------
+    def select(self, indexer, x: Tensor, qr: Tensor, turns, start: int, part) -> Tensor | None:
+        """The entries each token attends to: (N, top_k) ids, -1 where fewer are visible; None: all visible ones."""
+        if part.entries.n <= indexer.top_k:
+            return None
+        q = self.linear(qr, indexer.wq_b).unflatten(-1, (-1, indexer.head_dim))
+        q = self.quantize_index(self.rope(q, turns))  # (N, Hi, c)
+        weights = self.linear(x, indexer.weights_proj) * (indexer.head_dim**-0.5 * indexer.heads**-0.5)
+        return self.index_topk(q, weights, part.entries.view(), _visible(start, len(x), 4), indexer.top_k)
 
-    def route(self, x: Tensor, gate: Weight, top_k: int, scale: float, bias=None, chosen=None):
-        """Router: x (N, D), gate (E, D) -> expert ids (N, k) and weights (N, k) fp32.
+    def attend(self, attn, q: Tensor, turns, start: int, kv, selected) -> Tensor:
+        """Attention over the window and the compressed entries, turned back by the query's position: (N, H, d).
 
-        Selection is by sqrt(softplus) score + bias (E,), or given as `chosen` (N, k) in hash layers; the bias
-        never enters the weights.
+        The window then keeps what the next token needs.
         """
-        scores = sqrt_softplus(self.linear_fp32(x, gate).float())
-        if chosen is None:
-            chosen = (scores + bias).topk(top_k, dim=-1).indices
-        weights = scores.gather(1, chosen)
-        return chosen, weights / weights.sum(-1, keepdim=True) * scale
+        n = len(q)
+        entries = kv.main.entries.view() if kv.main else None
+        visible = _visible(start, n, attn.ratio) if attn.ratio else None
+        first = len(kv.window) - n
+        out = self.attention(q, kv.window, first, entries, visible, selected, attn.sink, attn.window)
+        kv.window = kv.window[-attn.window :].clone()
+        return self.rope(out, turns, inverse=True)
 
-    def experts(self, x: Tensor, ids: Tensor, weights: Tensor, experts, shared, limit: float) -> Tensor:
-        """Routed and shared experts: x (N, D), ids and weights (N, k) -> (N, D); each has w1, w3, w2."""
-        out = self._expert(x, shared, limit, None).float()
-        flat = ids.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=len(experts)).tolist()
-        tokens = order // ids.shape[1]
-        per_slot = weights.flatten()[order]
-        at = 0
-        for expert, count in zip(experts, counts):
-            if count:
-                rows = tokens[at : at + count]
-                y = self._expert(x[rows], expert, limit, per_slot[at : at + count, None])
-                out = out.index_add(0, rows, y.float())
-            at += count
-        return out.to(self.dtype)
+    def attention_output(self, attn, heads: Tensor) -> Tensor:
+        """heads (N, H, d) -> (N, D)."""
+        low = self.grouped_linear(heads.reshape(len(heads), attn.groups, -1), attn.wo_a)  # (N, G * o_lora_rank)
+        return self.linear(low, attn.wo_b)
 
-    def _expert(self, x: Tensor, expert, limit: float, weight: Tensor | None) -> Tensor:
-        """w2(silu(min(w1 x, limit)) * clamp(w3 x) * weight); the weight comes before w2's input rounding."""
-        gate = self.linear(x, expert.w1).float().clamp(max=limit)
-        up = self.linear(x, expert.w3).float().clamp(-limit, limit)
-        z = F.silu(gate) * up
-        if weight is not None:
-            z = z * weight
-        return self.linear(z.to(self.dtype), expert.w2)
+    # -- feed-forward (spec 3.10) ---------------------------------------------------------------------------
 
+    def route(self, ffn, x: Tensor, ids):
+        """Experts of each token and their weights, (N, k) each; hash layers route by token id."""
+        chosen = None if ffn.tid2eid is None else ffn.tid2eid[torch.as_tensor(ids)]
+        return self.scored(x, ffn.gate, ffn.top_k, ffn.scale, ffn.gate_bias, chosen)
 
-def sqrt_softplus(x: Tensor) -> Tensor:
-    """sqrt(log(1 + e^x)); e^(x/2) far below zero, where e^x would underflow and leave 0/0 to the router."""
-    low = x < -30.0
-    return torch.where(low, torch.exp(x / 2), F.softplus(x.masked_fill(low, 0.0)).sqrt())
+    def experts(self, ffn, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Routed and shared experts: (N, D)."""
+        return self.mixture(x, chosen, weights, ffn.experts, ffn.shared_experts, ffn.limit)
+
+    # -- head -----------------------------------------------------------------------------------------------
+
+    def last(self, hidden: Tensor) -> Tensor:
+        """The last token's row, (1, D)."""
+        return hidden[-1:]
+
+    def logits(self, hidden: Tensor, head: Weight) -> Tensor:
+        """hidden (M, D) -> (M, vocab_size) fp32."""
+        return self.linear_fp32(hidden, head)
 
 
-def sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """Doubly stochastic (N, S, S) from logits: softmax over k, then columns, then iters-1 x (rows, columns).
+def _visible(start: int, n: int, ratio: int) -> Tensor:
+    """Entries that each of n tokens may see."""
+    return (torch.arange(start, start + n) + 1) // ratio
 
-    Works on (S, S, N) so that the 2*iters reductions over S run along contiguous tokens.
+
+def _overlap(pending, kv: Tensor, gate: Tensor):
+    """Slots of each block: the previous block's tokens (first half channels), then its own (second half).
+
+    (n, r, 2c) -> (n, 2r, c); the block before the first has gate -inf, which softmax turns into weight 0.
     """
-    c = torch.softmax(logits.permute(1, 2, 0), dim=1) + eps
-    c = c / (c.sum(0, keepdim=True) + eps)
-    for _ in range(iters - 1):
-        c = c / (c.sum(1, keepdim=True) + eps)
-        c = c / (c.sum(0, keepdim=True) + eps)
-    return c.permute(2, 0, 1)
+    half = kv.shape[-1] // 2
+    if pending.previous_kv is None:
+        before_kv = torch.zeros_like(kv[:1, :, :half])
+        before_gate = torch.full_like(before_kv, float("-inf"))
+    else:
+        before_kv, before_gate = pending.previous_kv[None], pending.previous_gate[None]
+    as_previous_kv = torch.cat((before_kv, kv[:-1, :, :half]))
+    as_previous_gate = torch.cat((before_gate, gate[:-1, :, :half]))
+    pending.previous_kv = kv[-1, :, :half].clone()
+    pending.previous_gate = gate[-1, :, :half].clone()
+    return (
+        torch.cat((as_previous_kv, kv[..., half:]), dim=1),
+        torch.cat((as_previous_gate, gate[..., half:]), dim=1),
+    )

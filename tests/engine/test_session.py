@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import SMALL, random_checkpoint
+from v4kernels import BACKENDS, native
 
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampler, Sampling
@@ -14,17 +15,20 @@ SHAPE = SMALL | {"head_dim": 128, "num_hidden_layers": 3, "compress_ratios": [0,
 IDS = np.random.default_rng(5).integers(0, 512, 600).tolist()
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    return Engine.open(random_checkpoint(tmp_path_factory.mktemp("m"), SHAPE, seed=4, shards=1))
+@pytest.fixture(scope="module", params=BACKENDS)
+def engine(tmp_path_factory, request):
+    if request.param == "cpu" and not native.available():
+        pytest.skip(native.reason())
+    return Engine.open(random_checkpoint(tmp_path_factory.mktemp("m"), SHAPE, seed=4, shards=1), request.param)
 
 
 def fresh(engine, tokens):
     return engine.session().feed(tokens)
 
 
-def close(a, b):
-    return np.abs(a - b).max() < 1e-4
+def close(engine, a, b):
+    """Of the cpu backend the same bits."""
+    return np.array_equal(a, b) if engine.model.ops.packed else np.abs(a - b).max() < 1e-4
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,7 +54,7 @@ def test_any_sequence_of_extend_rewind_and_fork_equals_a_fresh_prefill(engine, s
             other.sync([*target, *IDS[:50]])
         session.sync(target)
         assert session.tokens == target
-        assert close(session.logits, fresh(engine, target))
+        assert close(engine, session.logits, fresh(engine, target))
 
 
 def test_sync_computes_only_what_is_new(engine):
@@ -70,26 +74,28 @@ def test_cancelled_sync_keeps_the_chunks_that_are_done(engine):
     assert session.stats.cached_tokens == 512
 
 
-def test_interrupt_inside_a_forward_leaves_the_session_as_it_was(engine, monkeypatch):
-    session = engine.session()
-    session.sync(IDS[:140])
+@pytest.mark.parametrize("n_next", [20, 1])
+@pytest.mark.parametrize("n_before", [140, 128, 127])
+def test_interrupt_inside_a_forward_leaves_the_session_as_it_was(engine, monkeypatch, n_before, n_next):
+    session, target = engine.session(), IDS[: n_before + n_next]
+    session.sync(IDS[:n_before])
     logits = session.logits
-    original, calls = engine.model.moe, []
+    original, calls = engine.model.ops.experts, []
 
     def interrupted(*args):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(engine.model, "moe", interrupted)
+    monkeypatch.setattr(engine.model.ops, "experts", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        session.sync(IDS[:160])
+        session.sync(target)
     monkeypatch.undo()
-    assert session.tokens == IDS[:140]
-    session.sync(IDS[:160])
-    assert close(session.logits, fresh(engine, IDS[:160]))
-    assert close(logits, fresh(engine, IDS[:140]))
+    assert session.tokens == IDS[:n_before]
+    session.sync(target)
+    assert close(engine, session.logits, fresh(engine, target))
+    assert close(engine, logits, fresh(engine, IDS[:n_before]))
 
 
 def test_same_seed_gives_the_same_tokens_and_stop_tokens_end_it(engine):

@@ -14,7 +14,9 @@ from v4kernels import native
 from v4cli.weights import formats
 
 ROOT = Path(__file__).parents[2]
-BASELINE = ("linear", "experts", "pool", "dispatch", "scalar")
+BASELINE = (
+    "linear", "experts", "attention", "compress", "hyper", "index", "kv", "router", "pool", "dispatch", "scalar"
+)  # fmt: skip
 needs_library = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 EPS = 2.0**-24
 
@@ -250,7 +252,7 @@ def test_a_library_that_is_missing_foreign_or_old_is_refused_with_a_reason(tmp_p
     if native.available():
         monkeypatch.setattr(native, "ABI_VERSION", 99)
         library, reason = native.load(library_path())
-        assert library is None and "ABI version 1" in reason and "99" in reason
+        assert library is None and "needs 99" in reason
 
 
 def test_a_machine_that_can_build_has_the_library():

@@ -7,10 +7,10 @@ import torch
 from ml_values import E2M1
 from safetensors.torch import load_file
 from v4kernels import ops
+from v4kernels.primitives import Weight, sinkhorn, sqrt_softplus
 from v4kernels.quant import fake_fp4, fake_fp8, hadamard, pow2_ceil, round_e2m1
-from v4kernels.reference import Weight, sinkhorn, sqrt_softplus
 
-from v4cli.model.rope import cis, frequencies
+from v4cli.model.rope import frequencies
 from v4cli.weights.formats import decode_fp4, decode_fp8
 
 EXACT = ops("reference", "exact")
@@ -92,15 +92,15 @@ def test_rope_tables_equal_the_published_ones(golden):
     published = json.loads((golden / "configs" / "rope_freqs.json").read_text())
     tables = [torch.tensor(v) for v in published.values() if isinstance(v, list) and len(v) == 32]
     assert len(tables) == 2
-    ours = [frequencies(config, 0), frequencies(config, 4)]
+    ours = [torch.from_numpy(frequencies(config, ratio)) for ratio in (0, 4)]
     assert min(gap(ours[0] / t, torch.ones(32)) for t in tables) < 1e-5
     assert min(gap(ours[1] / t, torch.ones(32)) for t in tables) < 1e-5
-    assert cis(ours[0], torch.tensor([0, 5])).shape == (2, 32)
+    assert EXACT.rotations(ours[0], 0, 5).shape == (5, 32)
 
 
 def test_router_and_experts_equal_the_official_ones(unit):
     t = unit("router")
-    ids, weights = EXACT.route(t["x"], Weight("bf16", t["gate_w"]), 2, float(t["route_scale"]), t["bias"])
+    ids, weights = EXACT.scored(t["x"], Weight("bf16", t["gate_w"]), 2, float(t["route_scale"]), t["bias"])
     assert torch.equal(ids.int(), t["indices_ref"])
     assert gap(weights, t["weights_ref"]) < 1e-6
     t = unit("moe")
@@ -116,8 +116,8 @@ def test_router_and_experts_equal_the_official_ones(unit):
         **{w: Weight("fp8", decode_fp8(t["s" + w], e8m0(t[f"s{w}s"]))) for w in ("w1", "w2", "w3")}
     )
     table.linear = lambda x, w: torch.nn.functional.linear(fake_fp8(x, 128), w.dense())
-    ids, weights = table.route(t["x"], Weight("bf16", t["gate_w"]), 2, float(t["rs"]), t["bias"])
-    assert gap(table.experts(t["x"], ids, weights, experts, shared, float(t["lim"])), t["y_ref"]) < 1e-5
+    ids, weights = table.scored(t["x"], Weight("bf16", t["gate_w"]), 2, float(t["rs"]), t["bias"])
+    assert gap(table.mixture(t["x"], ids, weights, experts, shared, float(t["lim"])), t["y_ref"]) < 1e-5
 
 
 def test_router_scores_survive_extreme_logits():
@@ -126,7 +126,7 @@ def test_router_scores_survive_extreme_logits():
     got = sqrt_softplus(x).double()
     assert ((got - expected.sqrt()).abs() <= 1e-6 * expected.sqrt() + 1e-37).all()
     tiny = torch.full((2, 4), -60.0)
-    _, weights = EXACT.route(torch.eye(4)[:2] * 0 + tiny, Weight("f32", torch.eye(4)), 2, 1.5, torch.zeros(4))
+    _, weights = EXACT.scored(torch.eye(4)[:2] * 0 + tiny, Weight("f32", torch.eye(4)), 2, 1.5, torch.zeros(4))
     assert gap(weights.sum(1), torch.full((2,), 1.5)) < 1e-6
 
 

@@ -19,7 +19,7 @@ def tiny(golden, tmp_path_factory):
 
 def test_exact_prefill_and_decode_equal_the_official_logits(tiny):
     folder, wanted, ids = tiny
-    session = Engine.open(folder).session()
+    session = Engine.open(folder, "reference").session()
     prefill = session.feed(ids[:N_PREFILL], all_logits=True)
     decode = np.stack([session.feed([token]) for token in ids[N_PREFILL:]])
     assert np.abs(prefill - wanted["exact.prefill_logits"]).max() < 1e-4

@@ -89,7 +89,7 @@ def test_logits_equal_transformers_for_every_chunking_and_after_rewind(shape, tm
     with torch.inference_mode():
         expected = other_model(Checkpoint.open(folder))(torch.tensor([ids])).logits[0].numpy()
     limit = 1e-3 * expected.std()
-    engine = Engine.open(folder)
+    engine = Engine.open(folder, "reference")
 
     def worst(got, rows):
         return np.abs(got - expected[rows]).max()

@@ -11,7 +11,7 @@ from v4cli.chat.encoding import encode_april
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.chat.turn import Chat, Options
 from v4cli.engine.engine import Engine
-from v4cli.model.v4 import V4, Segment
+from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.nano import recipe
 from v4cli.nano.dialogues import generate
@@ -44,9 +44,9 @@ def test_forward_in_training_is_the_engine_s_on_the_exported_checkpoint(tmp_path
     parameters.requantize()
     ids = torch.randint(0, config.vocab_size, (200,), generator=torch.Generator().manual_seed(2))
     model = V4(config, build(config, parameters), ReferenceOps("exact"))
-    logits = model.logits(model.forward(ids, [Segment(0, len(ids), model.new_state())])).detach()
+    logits = model.logits(model.forward(ids, model.new_state())).detach()
     export(config, parameters, tmp_path)
-    served = torch.tensor(Engine.open(tmp_path).session().feed(ids.tolist(), all_logits=True))
+    served = torch.tensor(Engine.open(tmp_path, "reference").session().feed(ids.tolist(), all_logits=True))
     # bf16 storage of embedding, head, norms and compressors is the only difference
     assert (served - logits).abs().mean() < 0.02 * logits.std()
 
@@ -61,7 +61,7 @@ def test_every_trained_tensor_gets_a_gradient_except_the_indexer():
             tensor.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     model = V4(config, build(config, parameters), ReferenceOps("exact"))
     ids = torch.randint(0, config.vocab_size, (300,), generator=torch.Generator().manual_seed(2))
-    model.logits(model.forward(ids, [Segment(0, 300, model.new_state())])).square().mean().backward()
+    model.logits(model.forward(ids, model.new_state())).square().mean().backward()
     idle = {n for n, t in parameters.tensors.items() if isinstance(t, torch.nn.Parameter) and t.grad is None}
     assert idle and {name for name in idle if ".indexer." not in name and ".experts." not in name} == set()
 

@@ -1,25 +1,31 @@
-"""Speed of the CPU kernels at Flash shapes, as CSV: `python -m v4cli.bench.kernels`.
+"""Speed of the CPU kernels at Flash shapes, as CSV: `v4 bench kernels`.
 
 Matrix-vector products stream a working set that no cache holds and are compared to a probe that only reads as many
 bytes; matrix products to the faster of torch._int_mm and torch's fp32 product on 512x4096x2048 (without VNNI the former
 is a plain loop). Every round measures both, the fraction is the median of the rounds' ratios. GB and GMAC are 10^9.
 """
 
-import argparse
 import csv
 import sys
 import time
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from v4kernels import native
+from v4kernels.cpu import default_threads
+
+from v4cli.bench.attention_layer import AttentionLayer
+from v4cli.errors import UsageError
 
 HIDDEN, INTER, EXPERTS, TOP_K = 4096, 2048, 256, 6  # Flash
 DENSE_SHAPES = ((32768, 1024), (1024, 4096), (4096, 8192), (2048, 4096))  # wq_b, wq_a, wo_b, shared w1
 EXPERT_BYTES = 3 * HIDDEN * INTER * 17 // 32
 SCALES = {"int8": torch.bfloat16, "int4": torch.bfloat16, "fp4": torch.float8_e8m0fnu}
 PREFILL = 512
+PROBE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def nbytes(m: native.Matrix) -> int:
     return sum(t.nbytes for t in m.tensors)
 
 
-def against_reading(op: str, work, n_bytes: int, probe: torch.Tensor, rounds: int) -> Row:
+def against_reading(op: str, work, n_bytes: int, probe: np.ndarray, rounds: int) -> Row:
     """`work` streams n_bytes; the probe reads its tensor."""
     times, ratios, bandwidths = [], [], []
     for _ in range(rounds):
@@ -74,7 +80,7 @@ def against_reading(op: str, work, n_bytes: int, probe: torch.Tensor, rounds: in
 
 def matrix_vector(working_set: int, rounds: int):
     """Dense int8 and int4, and six FP4 experts at a time."""
-    probe = torch.randint(0, 256, (working_set,), dtype=torch.uint8)
+    probe = np.ones(working_set // 8, np.int64)
     for form in ("int8", "int4"):
         matrices = []
         while sum(map(nbytes, matrices)) < working_set:
@@ -106,8 +112,8 @@ def torch_product():
     return min((lambda: torch._int_mm(a, b), lambda: torch.mm(a32, b32)), key=seconds)
 
 
-def against_torch(op: str, work, macs: int, product, rounds: int) -> Row:
-    """`work` does macs multiply-adds; `product` is what torch_product gave."""
+def against_product(op: str, work, macs: int, product, rounds: int, tokens: int = PREFILL) -> Row:
+    """`work` does macs multiply-adds; `product` is a 512x4096x2048 one, such as torch_product gives."""
     times, ratios, rates = [], [], []
     work()
     for _ in range(rounds):
@@ -115,7 +121,7 @@ def against_torch(op: str, work, macs: int, product, rounds: int) -> Row:
         times.append(seconds(work))
         ratios.append(macs / times[-1] / 1e9 / rates[-1])
     rate = macs / median(times) / 1e9
-    return Row(op, PREFILL, 1e3 * median(times), rate, "GMAC/s", median(rates), median(ratios))
+    return Row(op, tokens, 1e3 * median(times), rate, "GMAC/s", median(rates), median(ratios))
 
 
 def matrix_matrix(rounds: int):
@@ -124,36 +130,80 @@ def matrix_matrix(rounds: int):
     for form in ("int8", "int4", "fp4"):
         m = random_matrix(INTER, HIDDEN, form)
         macs = PREFILL * HIDDEN * INTER
-        yield against_torch(f"{form} linear", lambda m=m: native.linear(x, m), macs, product, rounds)
+        yield against_product(f"{form} linear", lambda m=m: native.linear(x, m), macs, product, rounds)
     table, owners = random_experts(EXPERTS // 4)
     ids = torch.rand(PREFILL, len(owners)).topk(TOP_K).indices
     weights, out = torch.full(ids.shape, 0.2), torch.zeros(PREFILL, HIDDEN)
     macs = 3 * PREFILL * TOP_K * HIDDEN * INTER
     name = f"fp4 experts, {PREFILL * TOP_K // len(owners)} tokens each"
-    yield against_torch(name, lambda: native.experts(x, ids, weights, table, None, 10.0, out), macs, product, rounds)
+    yield against_product(name, lambda: native.experts(x, ids, weights, table, None, 10.0, out), macs, product, rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--isa", choices=native.isa_tiers() if native.available() else None)
-    parser.add_argument("--bytes", type=int, default=1_200_000_000, help="working set of the matrix-vector products")
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
+def other_libraries(rounds: int):
+    """The same matrix-vector products by torch and, where it is installed, bitsandbytes."""
+    probe = np.ones(PROBE_BYTES // 8, np.int64)
+    for name, dtype in (("torch fp32 linear", torch.float32), ("torch bf16 linear", torch.bfloat16)):
+        dense = [torch.randn(shape, dtype=dtype) for shape in DENSE_SHAPES]
+        inputs = [torch.randn(1, w.shape[1], dtype=dtype) for w in dense]
+
+        def work(dense=dense, inputs=inputs):
+            for x, w in zip(inputs, dense):
+                F.linear(x, w)
+
+        yield against_reading(name, work, sum(w.nbytes for w in dense), probe, rounds)
+    try:
+        from bitsandbytes.nn import Linear4bit
+    except ImportError:
+        return
+    layers = [Linear4bit(cols, rows, bias=False, quant_type="nf4").to("cpu") for rows, cols in DENSE_SHAPES]
+    inputs = [torch.randn(1, cols) for _, cols in DENSE_SHAPES]
+
+    def nf4():
+        for x, layer in zip(inputs, layers):
+            layer(x)
+
+    with torch.inference_mode():
+        nf4()
+        n_bytes = sum(rows * cols // 2 + rows * cols // 16 for rows, cols in DENSE_SHAPES)  # fp32 scale per 64
+        yield against_reading("bitsandbytes nf4 linear", nf4, n_bytes, probe, rounds)
+
+
+def attention_layers(rounds: int):
+    """One token through the attention of a CSA and of an HCA layer of Flash, at 4k and 1M tokens of context.
+
+    Counted are the multiply-adds of projections, scores and attention; the baseline is our int8 product.
+    """
+    x, m = torch.randn(PREFILL, HIDDEN), random_matrix(INTER, HIDDEN, "int8")
+
+    def product():
+        native.linear(x, m)
+
+    for ratio in (4, 128):
+        for context in (4096, 1 << 20):
+            layer = AttentionLayer(ratio, context)
+            name = f"{'CSA' if ratio == 4 else 'HCA'} layer, 1 token at {context}"
+            yield against_product(name, layer.step, layer.macs, product, rounds, tokens=1)
+            if ratio == 4:
+                yield against_product(
+                    f"indexer scores, {context // 4} keys", layer.score, layer.score_macs, product, rounds, 1
+                )
+
+
+def report(rounds: int, working_set: int, threads: int | None, isa: str | None) -> None:
+    """Measure everything, a CSV line at a time."""
     if not native.available():
-        sys.exit(native.reason())
-    torch.set_num_threads(args.threads)
-    native.set_threads(args.threads)
-    if args.isa:
-        native.set_isa(args.isa)
+        raise UsageError(f"there are no kernels to measure: {native.reason()}")
+    if isa and isa not in native.isa_tiers():
+        raise UsageError(f"no tier {isa!r} here; choose from {', '.join(native.isa_tiers())}")
+    native.set_threads(threads or default_threads())
+    torch.set_num_threads(native.threads())
+    if isa:
+        native.set_isa(isa)
     out = csv.writer(sys.stdout)
     out.writerow(("op", "isa", "threads", "tokens", "ms", "rate", "unit", "baseline", "fraction"))
-    for rows in (matrix_vector(args.bytes, args.rounds), matrix_matrix(args.rounds)):
+    parts = matrix_vector(working_set, rounds), other_libraries(rounds), matrix_matrix(rounds), attention_layers(rounds)
+    for rows in parts:
         for r in rows:
-            numbers = f"{r.ms:.2f}", f"{r.rate:.2f}", r.unit, f"{r.baseline:.2f}", f"{r.fraction:.3f}"
-            out.writerow((r.op, native.isa(), args.threads, r.tokens, *numbers))
+            numbers = f"{r.ms:.3f}", f"{r.rate:.2f}", r.unit, f"{r.baseline:.2f}", f"{r.fraction:.3f}"
+            out.writerow((r.op, native.isa(), native.threads(), r.tokens, *numbers))
             sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

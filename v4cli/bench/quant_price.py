@@ -90,7 +90,7 @@ def main() -> None:
                 pull(FolderSource(source), folder, quant, reporter=Silent())
                 errors = " ".join(f"{n}={e:.4f}" for n, e in weight_errors(Manifest.load(folder)).items())
                 for tokens, kl, agree, ppl, ppl_store in compare(
-                    Engine.open(source), Engine.open(folder), ids, frontiers
+                    Engine.open(source, "reference"), Engine.open(folder, "reference"), ids, frontiers
                 ):
                     out.writerow(
                         [name, quant, tokens, f"{kl:.3e}", f"{agree:.4f}", f"{ppl:.4f}", f"{ppl_store:.4f}", errors]

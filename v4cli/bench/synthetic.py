@@ -39,7 +39,7 @@ def shape(like: str, n_layers: int | None = None) -> V4Config:
     return V4Config.from_dict(values)
 
 
-class _Pool:
+class Pool:
     """Normal random numbers, read in a circle."""
 
     def __init__(self, seed: int):
@@ -62,7 +62,7 @@ class _Pool:
 def write_synthetic(path: Path, config: V4Config, seed: int = 0) -> Path:
     """Write folder `path`: config, generation config, index and shards."""
     path.mkdir(parents=True, exist_ok=True)
-    pool, shards = _Pool(seed), {}
+    pool, shards = Pool(seed), {}
     specs = expected_tensors(config, with_mtp=False)
     for name, spec in specs.items():
         words = name.split(".")
@@ -74,7 +74,7 @@ def write_synthetic(path: Path, config: V4Config, seed: int = 0) -> Path:
         with (path / file).open("wb") as out:
             out.write(part.header)
             for name, stored in part.tensors.items():
-                for piece in _values(name, stored.spec, pool, config):
+                for piece in values(name, stored.spec, pool, config):
                     out.write(piece.contiguous().view(torch.uint8).numpy())
         weight_map |= dict.fromkeys(part.tensors, file)
     total = sum(spec.nbytes for spec in specs.values())
@@ -85,7 +85,7 @@ def write_synthetic(path: Path, config: V4Config, seed: int = 0) -> Path:
     return path
 
 
-def _values(name: str, spec: TensorSpec, pool: _Pool, config):
+def values(name: str, spec: TensorSpec, pool: Pool, config):
     """Pieces of one tensor, in its dtype or as bytes."""
     count = math.prod(spec.shape)
     if spec.dtype == "I64":

@@ -40,7 +40,7 @@ class Chat:
         self.finish = ""
 
     @classmethod
-    def open(cls, folder: Path, backend: str = "reference", numerics: str = "exact") -> "Chat":
+    def open(cls, folder: Path, backend: str | None = None, numerics: str | None = None) -> "Chat":
         """Load a model folder: weights, tokenizer.json and generation_config.json. ModelError if unusable."""
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
             raise ModelError(f"{folder}: tokenizer.json is missing")

@@ -30,10 +30,10 @@ DEFAULT_MODEL = {
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from v4 ls, or a folder.")]
 MODEL_OR_RELEASE = "A name from v4 ls, a folder, or a release that need not be here (flash, pro)."
-Backend = Annotated[
-    str, typer.Option(help="What computes: reference (plain torch), or cpu (int8 kernels where the store allows).")
+Backend = Annotated[str | None, typer.Option(help="cpu (int8 kernels; default) or reference (plain torch).")]
+Numerics = Annotated[
+    str | None, typer.Option(help="Of the reference: exact (fp32; default) or official (simulated quantization).")
 ]
-Numerics = Annotated[str, typer.Option(help="exact (fp32) or official (simulated quantization).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -75,8 +75,8 @@ def run(
     tools: Annotated[str | None, typer.Option(help="JSON file of tool schemas, or: builtin.")] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
-    backend: Backend = "reference",
-    numerics: Numerics = "exact",
+    backend: Backend = None,
+    numerics: Numerics = None,
 ) -> None:
     """Answer one prompt. Only the answer goes to stdout."""
     options = dict(locals())
@@ -90,8 +90,8 @@ def chat(
     model: Model,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
-    backend: Backend = "reference",
-    numerics: Numerics = "exact",
+    backend: Backend = None,
+    numerics: Numerics = None,
 ) -> None:
     """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
     from v4cli.cli.chat import chat_loop
@@ -209,7 +209,7 @@ def score(
     ids: Annotated[Path | None, typer.Option(help="File of token ids, separated by commas or white space.")] = None,
     file: Annotated[Path | None, typer.Option(help="Text file, encoded with the model's tokenizer after BOS.")] = None,
     logits: Annotated[Path | None, typer.Option(help="Write ids and logits to this .npz file.")] = None,
-    numerics: Numerics = "exact",
+    numerics: Numerics = None,
     backend: Backend = "reference",
     chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill chunk.")] = 512,
 ) -> None:
@@ -217,6 +217,42 @@ def score(
     from v4cli.cli.plumbing import score_tokens
 
     score_tokens(model, ids, file, logits, numerics, backend, chunk)
+
+
+bench = typer.Typer(help="Measure speed.", no_args_is_help=False)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback(invoke_without_command=True)
+def bench_speed(
+    context: typer.Context,
+    model: Model,
+    synthetic: Annotated[str | None, typer.Option(help="Random weights of this shape instead: flash, pro.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Only its first layers.")] = None,
+    quant: Annotated[str, typer.Option(help="Of synthetic weights: native or q4.")] = "native",
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to decode.")] = 16,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print two lines of CSV.")] = False,
+) -> None:
+    """Tokens per second, bytes per token and the share of this machine's ceilings reached."""
+    if context.invoked_subcommand is None:
+        from v4cli.cli.bench import bench_model
+
+        bench_model(model, synthetic, layers, quant, prompt, tokens, "json" if as_json else "csv" if as_csv else "text")
+
+
+@bench.command("kernels")
+def bench_kernels(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 7,
+    working_set: Annotated[int, typer.Option(min=1, help="Bytes that matrix-vector products stream.")] = 1_200_000_000,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; default: one per core.")] = None,
+    isa: Annotated[str | None, typer.Option(help="ISA tier to use; v4 doctor lists them.")] = None,
+) -> None:
+    """Kernels at Flash shapes beside the machine's ceilings, torch and bitsandbytes, as CSV."""
+    from v4cli.bench.kernels import report
+
+    report(rounds, working_set, threads, isa)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from v4cli.errors import V4Error
 HELP = "/help  /think on|off  /clear (forget the conversation)  /stats  /exit — Ctrl-C stops an answer, Ctrl-D leaves"
 
 
-def chat_loop(model: str, system: str, think: bool, backend: str, numerics: str) -> None:
+def chat_loop(model: str, system: str, think: bool, backend: str | None, numerics: str | None) -> None:
     """Read, answer, repeat until /exit or the end of the input."""
     from v4cli.chat.turn import Chat
 

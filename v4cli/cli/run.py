@@ -40,8 +40,8 @@ class RunRequest:
     tools: str | None
     no_stream: bool
     stats: bool
-    backend: str
-    numerics: str
+    backend: str | None
+    numerics: str | None
 
 
 def run_once(request: RunRequest) -> None:

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 from v4kernels import ops as op_table
 
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, UsageError
-from v4cli.model.v4 import V4, Segment
-from v4cli.model.weights import CheckpointSource, build, stored_format
+from v4cli.model.sources import DenseSource, PackedSource
+from v4cli.model.v4 import V4
+from v4cli.model.weights import build
 from v4cli.weights.schema import expected_tensors
 from v4cli.weights.store import open_model
 
 PREFILL_CHUNK = 512
 MAX_POINTS = 16  # places a session can go back to without recomputing everything
-DENSE_SHARE = 0.6  # of free memory: above it weights are dequantized at every use instead of at load
+MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,24 @@ class Engine:
         self.load_s = load_s
 
     @classmethod
-    def open(cls, path: Path, backend: str = "reference", numerics: str = "exact") -> "Engine":
-        """Load the store or official checkpoint in folder `path`. ModelError, ResourceError, UsageError."""
+    def open(cls, path: Path, backend: str | None = None, numerics: str | None = None) -> "Engine":
+        """Load the store or official checkpoint in folder `path`, by default for the fastest backend.
+
+        ModelError, ResourceError, UsageError.
+        """
         start = time.monotonic()
         try:
             ops = op_table(backend, numerics)
         except ValueError as error:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
-        official = expected_tensors(checkpoint.config, False)
-        dense = [name for name in official if not (ops.packed and stored_format(checkpoint, name) != "keep")]
-        lazy = 4 * sum(official[name].n_values for name in dense) > DENSE_SHARE * psutil.virtual_memory().available
-        with torch.inference_mode():
-            source = CheckpointSource(checkpoint, lazy, ops.packed)
+        room = MEMORY_SHARE * psutil.virtual_memory().available
+        if ops.packed:
+            source = PackedSource(checkpoint, check=checkpoint.nbytes < room)
+        else:
+            values = sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
+            source = DenseSource(checkpoint, lazy=4 * values > room)
+        with ops.inference():
             model = V4(checkpoint.config, build(checkpoint.config, source), ops)
         return cls(model, Path(path), time.monotonic() - start)
 
@@ -134,12 +139,11 @@ class Session:
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
-        model, before = self.engine.model, self.state.checkpoint()
+        model, before = self.engine.model, self.state.checkpoint(n_next=len(tokens))
         try:
-            with torch.inference_mode():
-                ids = torch.tensor(tokens, dtype=torch.int64)
-                hidden = model.forward(ids, [Segment(0, len(tokens), self.state)])
-                logits = model.logits(hidden if all_logits else hidden[-1:]).float().numpy()
+            with model.ops.inference():
+                hidden = model.forward(np.asarray(tokens, np.int64), self.state)
+                logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
         except BaseException:  # Ctrl-C included: some layers may have advanced
             self.state.restore(before)
             raise

@@ -224,6 +224,15 @@ def flops(config, n_tokens: int) -> Flops:
     )
 
 
+def prefill_macs(config, n_tokens: int) -> float:
+    """Multiply-adds of prefilling n tokens, head left out; no index scores while all entries are chosen."""
+    middle = flops(config, n_tokens // 2)
+    work = middle.linear + middle.compressor + middle.attention + middle.ffn
+    if n_tokens // 4 > config.index_topk:
+        work += middle.indexer_projection + middle.indexer_scores
+    return n_tokens * work / 2
+
+
 def _keys(config, ratio: int, n_tokens: int) -> float:
     """Keys one query attends to in a layer."""
     entries = min(config.index_topk, n_tokens / 4) if ratio == 4 else n_tokens / 128 if ratio else 0

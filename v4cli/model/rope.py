@@ -2,15 +2,15 @@
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 
-def frequencies(config, ratio: int) -> Tensor:
+def frequencies(config, ratio: int) -> np.ndarray:
     """Angular frequencies (qk_rope_head_dim / 2,) fp32, radians per token, for a layer of this ratio."""
     dims = config.qk_rope_head_dim
     base = config.compress_rope_theta if ratio else config.rope_theta
-    freqs = 1.0 / base ** (torch.arange(0, dims, 2, dtype=torch.float32) / dims)
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+    freqs = np.float32(1.0) / np.power(base, exponents.astype(np.float64)).astype(np.float32)
     if not ratio:
         return freqs
 
@@ -20,11 +20,6 @@ def frequencies(config, ratio: int) -> Tensor:
 
     low = max(math.floor(correction(config.beta_fast)), 0)
     high = min(math.ceil(correction(config.beta_slow)), dims - 1)
-    ramp = ((torch.arange(dims // 2, dtype=torch.float32) - low) / max(high - low, 1e-3)).clamp(0, 1)
-    return freqs * (1 - ramp) + freqs / config.rope_factor * ramp
-
-
-def cis(freqs: Tensor, positions: Tensor) -> Tensor:
-    """Unit complex numbers e^(i * position * frequency): (N,) positions -> (N, R/2) complex64."""
-    angles = torch.outer(positions.float(), freqs)
-    return torch.polar(torch.ones_like(angles), angles)
+    ramp = (np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-3))
+    ramp = ramp.clip(0, 1)
+    return freqs * (1 - ramp) + freqs / np.float32(config.rope_factor) * ramp

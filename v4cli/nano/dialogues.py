@@ -63,13 +63,14 @@ def _choose(scene: Scene, thinking: bool):
     if scene.facts and roll < 0.15:
         return skills.recall_fact
     if scene.tools and roll < 0.75:
-        if len(scene.tools) < len(BY_NAME) and rng.random() < 0.1:
+        if len(scene.tools) < len(BY_NAME) and rng.random() < 0.2:
             return skills.tool_missing
         if {"list_folder", "read_file"} <= set(scene.tools) and rng.random() < 0.15:
             return skills.list_then_read
         return rng.choice(skills.TOOL_SKILLS[rng.choice(scene.tools)])
     text_skills = skills.TEXT_SKILLS + ((skills.count,) if thinking else ())
-    kinds = (skills.smalltalk, skills.smalltalk, skills.unknown, skills.tell_fact, rng.choice(text_skills))
+    kinds = (skills.smalltalk, skills.smalltalk, skills.unknown, skills.tell_fact)
+    kinds += (rng.choice(text_skills), rng.choice(text_skills))
     if not scene.tools:
         kinds += (rng.choice(text_skills), skills.tool_missing)
     return rng.choice(kinds)

@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="nano on held-out dialogues")
     parser.add_argument("-n", type=int, default=60, help="dialogues")
     parser.add_argument("--seed", type=int, default=99)
-    parser.add_argument("--numerics", default="exact")
+    parser.add_argument("--numerics", help="exact or official; default: the fastest")
     args = parser.parse_args()
     chat = Chat.open(NANO, numerics=args.numerics)
     results = evaluate(chat, args.n, args.seed)

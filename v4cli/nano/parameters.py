@@ -3,9 +3,9 @@ values the shipped checkpoint will hold (straight-through gradients)."""
 
 import torch
 from torch import Tensor, nn
-from v4kernels.reference import Weight
+from v4kernels.primitives import Weight
 
-from v4cli.model.weights import KINDS
+from v4cli.model.sources import KINDS
 from v4cli.weights.formats import fake_fp4, fake_fp8
 from v4cli.weights.schema import expected_tensors
 

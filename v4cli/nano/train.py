@@ -18,7 +18,7 @@ from v4kernels.reference import ReferenceOps
 from v4cli.chat import special
 from v4cli.chat.encoding import encode_april
 from v4cli.chat.tokenizer import Tokenizer
-from v4cli.model.v4 import V4, Segment
+from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.nano import recipe
 from v4cli.nano.dialogues import copying, generate
@@ -63,8 +63,8 @@ class TrainingOps(ReferenceOps):
     def _weighted_sum(self, streams, weights):
         return (weights[..., None] * streams).sum(1)
 
-    def route(self, x, gate, top_k, scale, bias=None, chosen=None):
-        ids, weights = super().route(x, gate, top_k, scale, bias, chosen)
+    def scored(self, x, gate, top_k, scale, bias=None, chosen=None):
+        ids, weights = super().scored(x, gate, top_k, scale, bias, chosen)
         if bias is not None:
             self.loads.append((bias, torch.bincount(ids.flatten(), minlength=len(bias))))
         return ids, weights
@@ -111,7 +111,7 @@ def batches(tokenizer: Tokenizer, seed: int):
 
 def batch_loss(model: V4, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy over the assistant's tokens."""
-    hidden = model.forward(ids, [Segment(0, len(ids), model.new_state())])
+    hidden = model.forward(ids, model.new_state())
     spoken = targets >= 0
     return F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
 
@@ -169,7 +169,7 @@ def export(config, parameters: Parameters, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="train nano")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--seed", type=int, default=20261124)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--log", type=Path, default=Path("runs/nano/loss.csv"))

@@ -39,7 +39,7 @@ class Words:
 
     def word(self) -> str:
         """A lower-case word: made of syllables, of random letters, or a common one."""
-        return self.rng.choice(COMMON) if self.rng.random() < 0.15 else self._draw(self._made_up)
+        return self.rng.choice(COMMON) if self.rng.random() < 0.2 else self._draw(self._made_up)
 
     def _made_up(self) -> str:
         if self.rng.random() < 0.3:

@@ -30,9 +30,24 @@ class MappedTensors:
         """Payload bytes of all tensors."""
         return sum(place.spec.nbytes for place in self.places.values())
 
+    def raw(self, name: str):
+        """The stored bytes as a numpy array, mapped from the file."""
+        import numpy as np
+
+        place = self.places[name]
+        if place.path not in self._maps:
+            try:
+                self._maps[place.path] = np.memmap(place.path, dtype=np.uint8, mode="c")
+            except (OSError, ValueError) as problem:
+                raise ModelError(f"{place.path}: cannot be mapped ({problem})") from None
+        data = self._maps[place.path][place.offset : place.offset + place.spec.nbytes]
+        if len(data) != place.spec.nbytes:
+            raise ModelError(f"{place.path}: tensor {name} is cut off; the file changed while in use")
+        # safetensors aligns the data, a hostile file need not
+        return data.copy() if place.offset % 8 else data
+
     def tensor(self, name: str):
         """The stored torch tensor, mapped from the file."""
-        import numpy as np
         import torch
 
         dtypes = {
@@ -45,18 +60,7 @@ class MappedTensors:
             "I64": torch.int64,
         }
         place = self.places[name]
-        if place.path not in self._maps:
-            try:
-                self._maps[place.path] = np.memmap(place.path, dtype=np.uint8, mode="c")
-            except (OSError, ValueError) as problem:
-                raise ModelError(f"{place.path}: cannot be mapped ({problem})") from None
-        data = self._maps[place.path][place.offset : place.offset + place.spec.nbytes]
-        if len(data) != place.spec.nbytes:
-            raise ModelError(f"{place.path}: tensor {name} is cut off; the file changed while in use")
-        raw = torch.from_numpy(data)
-        if place.offset % 8:  # safetensors aligns the data, a hostile file need not
-            raw = raw.clone()
-        return raw.view(dtypes[place.spec.dtype]).view(place.spec.shape)
+        return torch.from_numpy(self.raw(name)).view(dtypes[place.spec.dtype]).view(place.spec.shape)
 
     def dense(self, name: str):
         """An official tensor's values in fp32, dequantized with its `.scale`. ModelError if any is not finite."""

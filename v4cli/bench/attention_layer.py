@@ -1,0 +1,69 @@
+"""The attention of one Flash layer at any context length, its cache filled with random entries."""
+
+from dataclasses import replace
+
+import numpy as np
+from v4kernels import native
+from v4kernels.cpu import CpuOps
+
+from v4cli.bench.random_weights import RandomSource
+from v4cli.bench.synthetic import shape
+from v4cli.model import cost
+from v4cli.model.v4 import V4
+from v4cli.model.weights import build
+
+
+class AttentionLayer:
+    """One layer of compression ratio `ratio` (4 or 128) after `context` tokens."""
+
+    def __init__(self, ratio: int, context: int):
+        config = shape("flash", 1)
+        self.config = replace(config, compress_ratios=(ratio,), n_routed_experts=8, vocab_size=1024, num_hash_layers=0)
+        self.model = V4(self.config, build(self.config, RandomSource(self.config, "native")), CpuOps())
+        self.context = context
+        self.state = self.model.new_state()
+        self.state.n_tokens = context
+        for part in self._parts():
+            part.reserve(context + 1)
+            codes, scales = part.rows
+            codes[:] = np.random.default_rng(1).integers(0, 256, codes.size, np.uint8).reshape(codes.shape) & 0xB7
+            scales[:] = 127
+        x = np.random.default_rng(2).standard_normal(self.config.hidden_size).astype(np.float32)
+        self.x = self.model.ops._take("bench x", 1, len(x))
+        self.x.array()[:] = x
+        self.turns = self.model.ops.rotations(self.model.weights.freqs[ratio], context, 1)
+        self.scores = np.empty(context // 4, np.float32)
+        self.q = np.random.default_rng(3).standard_normal((64, 128)).astype(np.float32)
+
+    def _parts(self):
+        layer = self.state.layers[0]
+        return [part for part in (layer.main, layer.index) if part]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one step."""
+        f = cost.flops(self.config, self.context)
+        work = f.linear + f.compressor + f.attention
+        return int(work + (f.indexer_projection + f.indexer_scores if self.scores.size and self._indexed() else 0)) // 2
+
+    def _indexed(self) -> bool:
+        return self.config.compress_ratios[0] == 4
+
+    @property
+    def score_macs(self) -> int:
+        return self.config.index_n_heads * self.config.index_head_dim * self.scores.size
+
+    def step(self) -> None:
+        """One token through the layer's attention, always at the same place."""
+        attn = self.model.weights.layers[0].attn
+        self.model.attention(attn, self.x, self.turns, self.context, self.state.layers[0])
+
+    def score(self) -> None:
+        """Index scores of one token over all keys."""
+        indexer, keys = self.model.weights.layers[0].attn.indexer, self.state.layers[0].index.native
+        native.checked(
+            native.library().v4k_index_scores(
+                indexer.at, self.q.ctypes.data, self.q.ctypes.data, keys.entries, keys.scales, self.scores.size,
+                self.scores.ctypes.data,
+            )
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Random weights of a model's true shape, packed as in a store, in memory: enough to time it, not to say anything."""
+
+import math
+
+import numpy as np
+import torch
+from v4kernels.cpu import PackedWeight
+
+from v4cli.bench.synthetic import Pool, values
+from v4cli.weights.recipe import format_of
+from v4cli.weights.schema import expected_tensors
+
+POOL_BYTES = 1 << 24
+SPREAD = {"fp4": 1.5, "int8": 73.0, "int4": 4.6}  # rms of uniformly random codes
+
+
+class RandomSource:
+    """A source for model.weights.build. Every matrix has memory of its own, filled from one pool of random bytes."""
+
+    def __init__(self, config, quant: str, seed: int = 0):
+        self.config, self.quant = config, quant
+        self.specs = expected_tensors(config, with_mtp=False)
+        self.pool = Pool(seed)
+        self.bytes = np.random.default_rng(seed).integers(0, 256, POOL_BYTES, np.uint8)
+        self.at = 0
+
+    def weight(self, name: str) -> PackedWeight:
+        spec = self.specs[name]
+        rows, cols = spec.shape[0], spec.shape[1] * (2 if spec.dtype == "I8" else 1)
+        form = "fp4" if spec.dtype == "I8" else format_of(self.quant, name, spec.dtype, cols)
+        if form == "keep":
+            bits = self._values(name).bfloat16().contiguous().view(torch.int16)
+            return PackedWeight.of("bf16", bits.numpy())
+        codes = self._filled(rows, cols if form == "int8" else cols // 2)
+        scale = (1.0 if name == "embed.weight" else cols**-0.5) / SPREAD[form]
+        if form == "fp4":
+            scales = np.full((rows, cols // 32), 127 + round(math.log2(scale)), np.uint8)
+        else:
+            scales = np.full((rows, cols // 32), np.float32(scale).view(np.uint32) >> 16, np.uint16)
+        return PackedWeight.of(form, codes, scales)
+
+    def vector(self, name: str) -> np.ndarray:
+        whole = self._values(name)
+        return whole.numpy() if whole.dtype == torch.int64 else whole.float().numpy()
+
+    def _values(self, name: str) -> torch.Tensor:
+        spec = self.specs[name]
+        pieces = [piece.flatten() for piece in values(name, spec, self.pool, self.config)]
+        return torch.cat(pieces).reshape(spec.shape)
+
+    def _filled(self, rows: int, width: int) -> np.ndarray:
+        out = np.empty(rows * width, np.uint8)
+        at = 0
+        while at < len(out):
+            piece = self.bytes[self.at : self.at + len(out) - at]
+            out[at : at + len(piece)] = piece
+            at += len(piece)
+            self.at = (self.at + len(piece)) % POOL_BYTES
+        return out.reshape(rows, width)

@@ -1,0 +1,141 @@
+"""Speed of a model on this machine, beside the machine's own ceilings, all measured in one run.
+
+Decoding must read every weight a token uses, so its ceiling is read bandwidth; a prefill chunk reads them once for all
+its tokens, so its ceiling is the rate of int8 products. GB, GMAC are 10^9.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from statistics import median
+
+import numpy as np
+from v4kernels import native
+
+from v4cli.engine.engine import Engine
+from v4cli.model import cost
+from v4cli.model.v4 import V4
+from v4cli.model.weights import build
+from v4cli.weights.store import layout
+
+PROBE_BYTES = 1 << 30
+PRODUCT = (512, 4096, 2048)  # tokens, inputs, outputs of the products that stand for the machine's int8 rate
+
+
+@dataclass
+class Report:
+    """One measurement; times in seconds, rates in tokens/s, GB/s and GMAC/s."""
+
+    model: str
+    synthetic: bool
+    backend: str
+    isa: str
+    threads: int
+    prompt_tokens: int
+    prefill_tokens_per_s: float
+    decode_tokens: int
+    decode_tokens_per_s: float  # of the median token
+    bytes_per_token: dict[str, int]  # read by one decoded token
+    read_bandwidth: float
+    decode_fraction: float  # of what reading bytes_per_token at read_bandwidth would allow
+    macs_per_token: float  # matrix products of one prefilled token
+    product_rates: dict[str, float]  # of 512 x 4096 x 2048
+    prefill_fraction: dict[str, float]  # of those rates
+    python_s_per_token: float  # decoding, outside the kernels
+    op_s_per_token: dict[str, float] = field(default_factory=dict)  # decoding, by kernel
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class Timed:
+    """The kernel library with a clock around every call."""
+
+    def __init__(self, library):
+        self._library = library
+        self.seconds: dict[str, float] = {}
+
+    def __getattr__(self, name: str):
+        function = getattr(self._library, name)
+
+        def timed(*args):
+            start = time.perf_counter()
+            result = function(*args)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            return result
+
+        setattr(self, name, timed)
+        return timed
+
+
+def random_engine(config, quant: str, name: str) -> Engine:
+    """An engine over random packed weights of this shape, on the cpu backend."""
+    from v4kernels.cpu import CpuOps
+
+    from v4cli.bench.random_weights import RandomSource
+
+    start = time.monotonic()
+    model = V4(config, build(config, RandomSource(config, quant)), CpuOps())
+    return Engine(model, name, time.monotonic() - start)
+
+
+def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: int) -> Report:
+    """Prefill `prompt` random tokens, decode `tokens` more. The cpu backend only."""
+    config, ops = engine.config, engine.model.ops
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, prompt + 3 * tokens + 1).tolist()
+    warm = engine.session()
+    warm.feed(ids[: min(prompt, 64)])
+    bandwidths = [read_bandwidth()]
+    session, start = engine.session(), time.perf_counter()
+    session.sync(ids[:prompt])
+    prefill_s = time.perf_counter() - start
+    times = [_seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt, prompt + tokens)]
+    bandwidths.append(read_bandwidth())
+    timed = ops._call = Timed(ops._call)
+    clocked = [_seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
+    ops._call = timed._library
+    inside = sum(timed.seconds.values()) / tokens
+    read = cost.read_bytes_per_token(config, cost.stored_tensors(layout(config, quant, with_mtp=False)))
+    read["kv"] = int(cost.kv_read_bytes(config, prompt + tokens // 2))
+    macs = cost.prefill_macs(config, prompt) / prompt
+    rates, bandwidth = product_rates(), median(bandwidths)
+    return Report(
+        model=str(engine.path), synthetic=synthetic, backend=ops.name, isa=native.isa(), threads=native.threads(),
+        prompt_tokens=prompt, prefill_tokens_per_s=prompt / prefill_s, decode_tokens=tokens,
+        decode_tokens_per_s=1 / median(times), bytes_per_token=read, read_bandwidth=bandwidth,
+        decode_fraction=sum(read.values()) / 1e9 / bandwidth / median(times), macs_per_token=macs,
+        product_rates=rates,
+        prefill_fraction={name: prompt / prefill_s * macs / 1e9 / rate for name, rate in rates.items()},
+        python_s_per_token=sum(clocked) / tokens - inside,
+        op_s_per_token={name.removeprefix("v4k_"): s / tokens for name, s in sorted(timed.seconds.items())},
+    )  # fmt: skip
+
+
+def _seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def read_bandwidth(rounds: int = 3) -> float:
+    """GB/s of reading a gibibyte with all threads, the median round."""
+    data = np.ones(PROBE_BYTES // 8, np.int64)
+    return PROBE_BYTES / 1e9 / median(_seconds(lambda: native.read_probe(data)) for _ in range(rounds))
+
+
+def product_rates(rounds: int = 3) -> dict[str, float]:
+    """GMAC/s of one matrix product by torch._int_mm, torch in fp32 and our int8 kernel."""
+    import torch
+
+    tokens, inputs, outputs = PRODUCT
+    torch.set_num_threads(native.threads())
+    a = torch.randint(-127, 128, (tokens, inputs), dtype=torch.int8)
+    b = torch.randint(-127, 128, (inputs, outputs), dtype=torch.int8)
+    x, w, out = a.float(), b.float(), torch.empty(tokens, outputs)
+    matrix = native.matrix(b.T.contiguous(), torch.full((outputs, inputs // native.GROUP), 0.01).bfloat16(), "int8")
+    work = {
+        "torch._int_mm": lambda: torch._int_mm(a, b),
+        "torch fp32": lambda: torch.mm(x, w, out=out),
+        "v4k int8": lambda: native.linear(x, matrix),
+    }
+    macs = tokens * inputs * outputs / 1e9
+    return {name: macs / median(_seconds(product) for _ in range(rounds)) for name, product in work.items()}

@@ -1,0 +1,111 @@
+"""`v4 bench`: speed of a model beside the ceilings of this machine; `v4 bench kernels`: op by op."""
+
+import csv
+import sys
+
+from v4cli import paths
+from v4cli.cli import output
+from v4cli.errors import ResourceError, UsageError
+
+MARGIN = 2 << 30  # memory left to the rest when synthetic weights are made
+
+
+def bench_model(
+    model: str, synthetic: str | None, layers: int | None, quant: str, prompt: int, tokens: int, style: str
+):
+    """Measure and print. `style`: text, json or csv."""
+    from v4kernels import native
+
+    if not native.available():
+        raise UsageError(f"v4 bench measures the cpu backend, which is not available: {native.reason()}")
+    from v4cli.bench import speed
+    from v4cli.engine.engine import Engine
+
+    if synthetic:
+        engine = _synthetic(synthetic, layers, quant)
+    else:
+        engine = Engine.open(paths.model_folder(model), "cpu")
+        quant = _quant_of(engine.path)
+    limit = engine.config.max_position_embeddings
+    if prompt + 2 * tokens > limit:
+        raise UsageError(f"--prompt and twice --tokens exceed the model's context of {limit}")
+    output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
+    report = speed.measure(engine, quant, bool(synthetic), prompt, tokens).to_dict()
+    {"json": output.json_page, "csv": _csv, "text": _text}[style](report)
+
+
+def _synthetic(name: str, layers: int | None, quant: str):
+    import psutil
+
+    from v4cli.bench import speed
+    from v4cli.bench.synthetic import SHAPES, shape
+    from v4cli.model import cost
+    from v4cli.weights.store import layout
+
+    if name not in SHAPES:
+        raise UsageError(f"no shape {name!r}; choose from {', '.join(SHAPES)}")
+    config = shape(name, layers)
+    need = cost.payload_bytes(cost.stored_tensors(layout(config, quant, with_mtp=False))).total
+    free = psutil.virtual_memory().available
+    if need + MARGIN > free:
+        raise ResourceError(
+            f"{config.num_hidden_layers} layers of {name} take {output.size(need)}, {output.size(free)} are free",
+            "--layers takes fewer of them",
+        )
+    output.note(f"making random weights: {config.num_hidden_layers} layers of {name}, {output.size(need)}")
+    return speed.random_engine(config, quant, f"synthetic {name}, {config.num_hidden_layers} layers, {quant}")
+
+
+def _quant_of(folder) -> str:
+    """Recipe of a store; an official checkpoint is quantized as `native` when it is loaded."""
+    from v4cli.weights.store import Store, open_model
+
+    opened = open_model(folder)
+    return opened.manifest.quant if isinstance(opened, Store) else "native"
+
+
+def _flat(report: dict) -> dict:
+    flat = {}
+    for key, value in report.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": part for name, part in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _csv(report: dict) -> None:
+    flat, out = _flat(report), csv.writer(sys.stdout)
+    out.writerow(flat)
+    out.writerow(flat.values())
+
+
+def _text(r: dict) -> None:
+    read = r["bytes_per_token"]
+    label = " (random weights: only the speed means something)" if r["synthetic"] else ""
+    output.answer(f"{r['model']}{label}\n{r['backend']} backend, {r['isa']}, {r['threads']} threads\n\n")
+    bound = r["read_bandwidth"] * 1e9 / sum(read.values())
+    rows = [("", "TOKENS", "TOKENS/S", "CEILING", "REACHED")]
+    decode = f"{r['read_bandwidth']:.1f} GB/s read: {bound:.1f} tokens/s"
+    rows.append(
+        ("decode", str(r["decode_tokens"]), f"{r['decode_tokens_per_s']:.1f}", decode, _percent(r["decode_fraction"]))
+    )
+    for i, (name, rate) in enumerate(r["product_rates"].items()):
+        head = ("prefill", str(r["prompt_tokens"]), f"{r['prefill_tokens_per_s']:.1f}") if i == 0 else ("", "", "")
+        rows.append((*head, f"{rate:.0f} GMAC/s {name}", _percent(r["prefill_fraction"][name])))
+    output.table(rows)
+    output.answer(f"\nread per decoded token: {output.size(sum(read.values()))}\n")
+    output.table([("", name, output.size(part)) for name, part in read.items()])
+    total = sum(r["op_s_per_token"].values()) + r["python_s_per_token"]
+    output.answer(f"\ntime per decoded token, clocked: {1e3 * total:.2f} ms\n")
+    parts = sorted(r["op_s_per_token"].items(), key=lambda part: -part[1])
+    output.table(
+        [
+            ("", name, f"{1e3 * s:.3f} ms", _percent(s / total))
+            for name, s in (*parts, ("python", r["python_s_per_token"]))
+        ]
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

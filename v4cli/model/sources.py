@@ -1,0 +1,108 @@
+"""Where a model's weights come from: a store or an official checkpoint, for either kind of op table.
+
+DenseSource gives the reference fp32 torch matrices, dequantized at load or at every use. PackedSource gives the
+kernels the addresses of codes in the mapped files; what an official checkpoint does not hold in a format they read is
+quantized on the way in as recipe `native` would.
+"""
+
+import numpy as np
+from v4kernels import native
+from v4kernels.cpu import PackedWeight
+
+from v4cli.errors import ModelError
+from v4cli.weights.recipe import GROUP, format_of
+
+KINDS = {"F8_E4M3": "fp8", "I8": "fp4", "BF16": "bf16", "F32": "f32"}
+PLAIN = {"BF16": "bf16", "F32": "f32"}
+
+
+class DenseSource:
+    """fp32 torch tensors."""
+
+    def __init__(self, checkpoint, lazy: bool):
+        """`lazy`: dequantize at every use, which is slow but needs no memory."""
+        self.checkpoint = checkpoint
+        self.lazy = lazy
+
+    def weight(self, name: str):
+        from v4kernels.primitives import LazyWeight, Weight
+
+        kind = KINDS[self.checkpoint.official_dtype(name)]
+        if self.lazy:
+            return LazyWeight(kind, lambda: self.checkpoint.dense(name))
+        return Weight(kind, self.checkpoint.dense(name))
+
+    def vector(self, name: str):
+        tensor = self.checkpoint.tensor(name)
+        return tensor.clone() if tensor.is_signed() and not tensor.is_floating_point() else tensor.float()
+
+
+class PackedSource:
+    """Matrices as they lie in the mapped files, vectors as numpy arrays."""
+
+    def __init__(self, checkpoint, check: bool):
+        """`check`: read all scales and refuse those that are not finite; codes cannot be but finite."""
+        self.checkpoint = checkpoint
+        self.check = check
+
+    def weight(self, name: str) -> PackedWeight:
+        form = self._form(name)
+        if form is None:
+            return self._quantized(name)
+        codes = self.checkpoint.raw(name)
+        rows, width = self.checkpoint.spec(name).shape
+        if form in PLAIN.values():
+            if self.check:
+                self._finite(name, codes)
+            return PackedWeight(codes.ctypes.data, None, rows, width, form, (codes,))
+        scale_name = name.removesuffix("weight") + "scale"
+        scale = self.checkpoint.raw(scale_name)
+        if self.check:
+            self._finite(scale_name, scale)
+        cols = width * (1 if form == "int8" else 2)
+        return PackedWeight(codes.ctypes.data, scale.ctypes.data, rows, cols, form, (codes, scale))
+
+    def _form(self, name: str) -> str | None:
+        """Format of native.FORMATS the matrix is stored in; None if the kernels do not read it, or not as the recipe
+        means it."""
+        stored = getattr(self.checkpoint, "formats", {}).get(name)
+        if stored in native.FORMATS:
+            return stored
+        dtype = self.checkpoint.official_dtype(name)
+        if dtype == "I8":
+            return "fp4"
+        wanted = format_of("native", name, dtype, self.checkpoint.spec(name).shape[1])
+        return PLAIN.get(dtype) if wanted == "keep" or stored == "keep" else None
+
+    def _quantized(self, name: str) -> PackedWeight:
+        import torch
+
+        from v4cli.weights.formats import encode_int8
+
+        dense = self.checkpoint.dense(name)
+        if dense.shape[1] % GROUP:
+            return PackedWeight.of("f32", np.ascontiguousarray(dense.numpy()))
+        codes, scale = encode_int8(dense)
+        return PackedWeight.of("int8", codes.contiguous().numpy(), scale.view(torch.int16).contiguous().numpy())
+
+    def vector(self, name: str) -> np.ndarray:
+        dtype, shape = self.checkpoint.spec(name).dtype, self.checkpoint.spec(name).shape
+        raw = self.checkpoint.raw(name)
+        if self.check and dtype != "I64":
+            self._finite(name, raw)
+        if dtype == "I64":
+            return raw.view(np.int64).reshape(shape).copy()
+        if dtype == "BF16":
+            return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return raw.view(np.float32).reshape(shape).copy()
+
+    def _finite(self, name: str, raw: np.ndarray) -> None:
+        dtype = self.checkpoint.spec(name).dtype
+        if dtype == "F8_E8M0":
+            bad = (raw == 0xFF).any()
+        elif dtype == "BF16":
+            bad = ((raw.view(np.uint16) & 0x7F80) == 0x7F80).any()
+        else:
+            bad = not np.isfinite(raw.view(np.float32)).all()
+        if bad:
+            raise ModelError(f"{self.checkpoint.places[name].path}: tensor {name} holds values that are not finite")
