@@ -14,7 +14,7 @@
 namespace v4k {
 namespace {
 
-bool has_avx2() {
+[[maybe_unused]] bool has_avx2() {
 #ifdef V4K_X86
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
@@ -22,7 +22,7 @@ bool has_avx2() {
 #endif
 }
 
-bool has_avx512() {
+[[maybe_unused]] bool has_avx512() {
 #ifdef V4K_X86
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
@@ -31,7 +31,7 @@ bool has_avx512() {
 #endif
 }
 
-bool has_neon_dot() {
+[[maybe_unused]] bool has_neon_dot() {
 #if defined(__aarch64__) && defined(__linux__)
   return getauxval(AT_HWCAP) & (1UL << 20);  // HWCAP_ASIMDDP
 #elif defined(__aarch64__) && defined(__APPLE__)

@@ -1,7 +1,9 @@
 """Tiers this machine does not have, under emulators, and all code under sanitizers: minutes of compiling."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,30 @@ def test_kernels_under_address_and_undefined_behaviour_sanitizers(tmp_path, tier
         AVX2 if tier == "avx2" else (),
         flags=("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"),
     )
+
+
+def test_ops_under_address_sanitizer(tmp_path):
+    """The op tests against a library built with it, in a process of their own."""
+    need("g++")
+    built = tmp_path / "libv4k.so"
+    objects = []
+    for source in sorted((KERNELS / "cpu").glob("*.cpp")):
+        if source.stem in ("neon", "avx2", "avx512"):
+            continue
+        objects.append(tmp_path / f"{source.stem}.o")
+        flags = (*FLAGS, "-g", "-fPIC", "-fvisibility=hidden", "-fsanitize=address,undefined")
+        subprocess.run(["g++", *flags, "-fno-sanitize-recover=all", "-c", source, "-o", objects[-1]], check=True)
+    link = ["g++", "-shared", "-pthread", "-fsanitize=address,undefined", *objects, "-o", built]
+    subprocess.run(link, check=True)
+    run = (
+        "import sys, pytest; from v4kernels import native; "
+        f"loaded = native.load(__import__('pathlib').Path({str(built)!r})); native._loaded = lambda: loaded; "
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(HERE.parent / 'test_layer_ops.py')!r}]))"
+    )
+    preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    env = os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, env=env, cwd=HERE.parents[2])
+    assert done.returncode == 0 and "." in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_baseline_runs_on_an_old_machine(tmp_path):

@@ -80,12 +80,83 @@ static void check_swiglu() {
   require(!std::memcmp(want.get(), got.get(), n * 4), "swiglu", 0, 1, n, 1);
 }
 
+static std::unique_ptr<float[]> floats(int64_t n) {
+  std::unique_ptr<float[]> x(new float[n]);
+  for (int64_t i = 0; i < n; ++i) x[i] = draw_float();
+  return x;
+}
+
+static void check_fp32(int64_t format, int64_t rows, int64_t k, int64_t n) {
+  const int64_t bytes = rows * k * (format == V4K_BF16 ? 2 : 4);
+  const auto x = floats(n * k), values = floats(rows * k), want = floats(n * rows), got = floats(n * rows);
+  std::unique_ptr<uint8_t[]> codes(new uint8_t[bytes]);
+  for (int64_t i = 0; i < rows * k; ++i) {
+    if (format == V4K_F32)
+      std::memcpy(codes.get() + 4 * i, &values[i], 4);
+    else
+      std::memcpy(codes.get() + 2 * i, reinterpret_cast<const char *>(&values[i]) + 2, 2);
+  }
+  const v4k_matrix w = {codes.get(), nullptr, rows, k, format};
+  v4k_tier_scalar.rows_fp32(&w, 0, rows, x.get(), k, n, want.get(), rows);
+  TIER.rows_fp32(&w, 0, rows, x.get(), k, n, got.get(), rows);
+  require(!std::memcmp(want.get(), got.get(), n * rows * 4), "rows_fp32", format, rows, k, n);
+}
+
+static void check_norm_and_pool() {
+  const int64_t n = 200, slots = 9;
+  const auto x = floats(n), w = floats(n), kv = floats(slots * n), gate = floats(slots * n);
+  const auto want = floats(2 * n), got = floats(2 * n);
+  const float *k[slots], *g[slots];
+  for (int64_t s = 0; s < slots; ++s) {
+    k[s] = kv.get() + s * n;
+    g[s] = gate.get() + s * n;
+  }
+  v4k_tier_scalar.rms_norm(x.get(), w.get(), n, 1e-6f, want.get());
+  TIER.rms_norm(x.get(), w.get(), n, 1e-6f, got.get());
+  v4k_tier_scalar.pool(k, g, slots, n, want.get() + n);
+  TIER.pool(k, g, slots, n, got.get() + n);
+  require(!std::memcmp(want.get(), got.get(), 2 * n * 4), "rms_norm or pool", 0, 1, n, 1);
+}
+
+static void check_attention(int64_t heads, int64_t n_keys) {
+  const int64_t plain = 128, rope = 32, d = plain + rope, bytes = plain + 2 * rope + 8;
+  std::unique_ptr<uint8_t[]> stored(new uint8_t[n_keys * bytes]);
+  std::unique_ptr<const uint8_t *[]> entries(new const uint8_t *[n_keys]);
+  for (int64_t k = 0; k < n_keys; ++k) {
+    uint8_t *e = stored.get() + k * bytes;
+    entries[k] = e;
+    for (int64_t i = 0; i < plain + 2 * rope; ++i) e[i] = static_cast<uint8_t>(draw() & 0xb7);
+    for (int64_t i = plain + 2 * rope; i < bytes; ++i) e[i] = static_cast<uint8_t>(118 + draw() % 12);
+  }
+  const auto q = floats(heads * d), keys = floats(n_keys * d), same = floats(n_keys * d);
+  v4k_tier_scalar.unpack(entries.get(), n_keys, plain, rope, keys.get());
+  TIER.unpack(entries.get(), n_keys, plain, rope, same.get());
+  require(!std::memcmp(keys.get(), same.get(), n_keys * d * 4), "unpack", 0, n_keys, d, 1);
+  const auto want = floats(heads * (d + 2)), got = floats(heads * (d + 2));
+  for (float *p : {want.get(), got.get()}) {
+    std::memset(p, 0, heads * (d + 2) * 4);
+    for (int64_t h = 0; h < heads; ++h) p[h] = -1e30f;
+  }
+  for (int round = 0; round < 2; ++round) {
+    v4k_tier_scalar.attend(q.get(), heads, keys.get(), n_keys, d,
+                           {want.get(), want.get() + heads, want.get() + 2 * heads});
+    TIER.attend(q.get(), heads, keys.get(), n_keys, d, {got.get(), got.get() + heads, got.get() + 2 * heads});
+  }
+  require(!std::memcmp(want.get(), got.get(), heads * (d + 2) * 4), "attend", 0, n_keys, d, heads);
+}
+
 int main() {
   const int64_t formats[] = {V4K_FP4, V4K_INT8, V4K_INT4}, widths[] = {32, 96, 256, 288, 480, 768};
   for (int64_t format : formats)
     for (int64_t k : widths)
       for (int64_t n : {1, 2, 3, 4, 5, 7, 35})
         for (int64_t rows : {1, 8, 19, 70}) check_rows(format, rows, k, n);
+  for (int64_t format : {V4K_BF16, V4K_F32})
+    for (int64_t n : {1, 2, 3, 5})
+      for (int64_t rows : {1, 4, 7}) check_fp32(format, rows, 96, n);
+  check_norm_and_pool();
+  for (int64_t heads : {1, 4, 6})
+    for (int64_t n_keys : {1, 2, 63, 64}) check_attention(heads, n_keys);
   check_swiglu();
   std::printf("%s: equal\n", TIER.name);
 }
