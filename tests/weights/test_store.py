@@ -1,6 +1,8 @@
 """The store: layout, bit-exact experts, quantized dense weights, damage, repacking."""
 
+import errno
 import json
+import os
 import random
 import shutil
 from itertools import pairwise
@@ -12,12 +14,13 @@ from tiny import STORE_LIKE
 
 from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
-from v4cli.errors import V4Error
+from v4cli.errors import ModelError, V4Error
 from v4cli.weights import formats, store
 from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.convert import convert_part
-from v4cli.weights.safetensors_header import read_header
-from v4cli.weights.store import MANIFEST, PAGE, Store, layout
+from v4cli.weights.safetensors_header import TensorPlace, read_header
+from v4cli.weights.schema import TensorSpec
+from v4cli.weights.store import MANIFEST, PAGE, Part, Store, layout
 
 
 def test_experts_are_bit_exact_contiguous_and_page_aligned(source, made):
@@ -93,6 +96,55 @@ def test_quantized_groups_survive_zeros_tiny_huge_and_outliers(name):
 def test_int8_keeps_what_fits_a_power_of_two_grid():
     w = torch.randint(-64, 65, (8, 64), generator=torch.Generator().manual_seed(2)).float() * 2.0**-9
     assert torch.equal(formats.decode_int8(*formats.encode_int8(w)), w)
+
+
+def test_fp8_is_decoded_as_torch_does():
+    codes = torch.arange(256, dtype=torch.uint8).repeat(2, 1).view(torch.float8_e4m3fn)
+    scale = torch.tensor([[0.5, 4.0]])
+    want = codes.float() * scale.repeat_interleave(128, 1)
+    torch.testing.assert_close(formats.decode_fp8(codes, scale), want, rtol=0, atol=0, equal_nan=True)
+
+
+def matrix(folder, values, form):
+    """A BF16 matrix on disk, and the part that quantizes it."""
+    rows, cols = values.shape
+    path, part = folder / "source", Part("part")
+    path.write_bytes(values.bfloat16().view(torch.uint8).numpy().tobytes())
+    codes = TensorSpec("I8", (rows, cols)) if form == "int8" else TensorSpec("U8", (rows, cols // 2))
+    part.add("x.weight", codes, form, "x.weight", 64)
+    part.add("x.scale", TensorSpec("BF16", (rows, cols // 32)), form, "x.weight", 64)
+    return {"x.weight": TensorPlace(path, 0, TensorSpec("BF16", (rows, cols)))}, part
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(form, value, tmp_path):
+    values = torch.randn((300, 64), generator=torch.Generator().manual_seed(4))
+    values[299, 63] = value
+    places, part = matrix(tmp_path, values, form)
+    with pytest.raises(ModelError, match=r"tensor x\.weight holds values that are not finite"):
+        convert_part(part, places, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_trouble_in_the_writing_thread_reaches_the_caller(tmp_path):
+    places, part = matrix(tmp_path, torch.zeros(300, 64), "int8")
+    problem = OSError(errno.ENOSPC, "full")
+
+    def fail(n):
+        raise problem
+
+    with pytest.raises(OSError) as caught:
+        convert_part(part, places, tmp_path / "out", on_bytes=fail)
+    assert caught.value is problem
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_source_that_ends_too_soon_is_refused(tmp_path):
+    places, part = matrix(tmp_path, torch.zeros(300, 64), "int8")
+    os.truncate(tmp_path / "source", 299 * 128 + 5)
+    with pytest.raises(ModelError, match="ends too soon"):
+        convert_part(part, places, tmp_path / "out")
 
 
 def test_layout_is_repacked_from_an_older_store(source, made, tmp_path):

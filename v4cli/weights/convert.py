@@ -1,12 +1,13 @@
 """Turn official tensors into one part of a store: stream, quantize, checksum, write whole or not at all.
 
-Memory is bounded by BLOCK_VALUES whatever the tensor; files are read with plain reads (a mapping would count every
-page as resident).
+The caller's thread reads and quantizes while another checksums and writes the piece before. Memory is bounded by
+BLOCK_VALUES whatever the tensor; files are read with plain reads (a mapping would count every page as resident).
 """
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from v4cli.errors import ModelError
@@ -14,8 +15,9 @@ from v4cli.weights.recipe import tensor_class
 from v4cli.weights.safetensors_header import TensorPlace
 from v4cli.weights.store import Part, Stored, sync_folder
 
-BLOCK_VALUES = 1 << 20  # quantized together: 4 MiB in fp32, so that a block stays in cache
+BLOCK_VALUES = 1 << 18  # quantized together: 1 MiB in fp32; larger temporaries cost more in page faults than in sums
 COPY_BYTES = 4 << 20
+FLUSH_BYTES = 64 << 20  # written between two requests that the system send it to the disk
 
 
 def convert_part(
@@ -34,9 +36,7 @@ def convert_part(
     writer = _Writer(temporary, on_bytes)
     errors: dict[str, list[float]] = {}
     try:
-        writer.write(part.header)
-        for chunk in _chunks(part, places, errors):
-            writer.write(chunk)
+        _write_behind(writer, part.header, _chunks(part, places, errors))
         if writer.position != part.n_bytes:
             raise AssertionError(f"{part.name}: {writer.position} bytes written, {part.n_bytes} laid out")
         record = writer.finish()
@@ -50,6 +50,16 @@ def convert_part(
     return record
 
 
+def _write_behind(writer: "_Writer", header: bytes, chunks: Iterator[bytes]) -> None:
+    """Write header and chunks in a second thread, each while the next is made."""
+    with ThreadPoolExecutor(1) as thread:
+        written = thread.submit(writer.write, header)
+        for chunk in chunks:
+            written.result()
+            written = thread.submit(writer.write, chunk)
+        written.result()
+
+
 class _Writer:
     """Sequential file writing with a running checksum."""
 
@@ -58,12 +68,22 @@ class _Writer:
         self.file = path.open("wb")
         self.digest = hashlib.sha256()
         self.position = 0
+        self.flushed = 0
 
     def write(self, data) -> None:
         self.file.write(data)
         self.digest.update(data)
         self.position += len(data)
+        if self.position - self.flushed >= FLUSH_BYTES:
+            self.flush()
         self.on_bytes(len(data))
+
+    def flush(self) -> None:
+        """Have the disk begin: left to itself the system collects gigabytes first, and fsync waits for all of them."""
+        if hasattr(os, "posix_fadvise"):
+            n = self.position - self.flushed
+            os.posix_fadvise(self.file.fileno(), self.flushed, n, os.POSIX_FADV_DONTNEED)
+        self.flushed = self.position
 
     def finish(self) -> dict:
         self.file.flush()
@@ -98,14 +118,14 @@ def _chunks(part: Part, places: Mapping[str, TensorPlace], errors: dict) -> Iter
             scales[name.removesuffix("weight") + "scale"] = b"".join(collected)
 
 
-def _read(place: TensorPlace, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-    """Bytes of a tensor, in pieces."""
-    left = place.spec.nbytes - start if length is None else length
-    with place.path.open("rb", buffering=0) as file:
-        file.seek(place.offset + start)
+def _read(place: TensorPlace, piece: int = COPY_BYTES) -> Iterator[bytes]:
+    """Bytes of a tensor, in pieces of that many; the last may be shorter."""
+    left = place.spec.nbytes
+    with place.path.open("rb") as file:
+        file.seek(place.offset)
         while left:
-            data = file.read(min(left, COPY_BYTES))
-            if not data:
+            data = file.read(min(left, piece))
+            if len(data) < min(left, piece):
                 raise ModelError(f"{place.path}: ends too soon; the file changed while in use")
             left -= len(data)
             yield data
@@ -121,34 +141,31 @@ def _quantized(stored: Stored, places: Mapping[str, TensorPlace], errors: dict) 
     decode = {"int8": formats.decode_int8, "int4": formats.decode_int4}[stored.format]
     place = places[stored.source]
     totals = errors.setdefault(tensor_class(stored.source, place.spec.dtype), [0.0, 0.0])
-    rows, cols = place.spec.shape
-    step = max(1, BLOCK_VALUES // cols // formats.BLOCK) * formats.BLOCK  # whole FP8 blocks
-    for row in range(0, rows, step):
-        values = _dense_rows(stored.source, places, row, min(step, rows - row))
-        if not values.isfinite().all():
-            raise ModelError(f"{place.path}: tensor {stored.source} holds values that are not finite")
+    for values in _dense_blocks(stored.source, places):
         codes, scale = encode(values)
-        totals[0] += float((decode(codes, scale) - values).square().sum(dtype=torch.float64))
+        if not scale.isfinite().all():  # as it is if any value of its group is not
+            raise ModelError(f"{place.path}: tensor {stored.source} holds values that are not finite")
+        totals[0] += float(decode(codes, scale).sub_(values).square_().sum(dtype=torch.float64))
         totals[1] += float(values.square().sum(dtype=torch.float64))
         yield codes.numpy().tobytes(), scale.view(torch.int16).numpy().tobytes()
 
 
-def _dense_rows(name: str, places: Mapping[str, TensorPlace], row: int, count: int):
-    """Rows of an official FP8 or BF16 matrix in fp32."""
+def _dense_blocks(name: str, places: Mapping[str, TensorPlace]) -> Iterator:
+    """An official FP8 or BF16 matrix in fp32, block of rows by block of rows."""
     import torch
 
     from v4cli.weights import formats
 
     place = places[name]
-    width = place.spec.nbytes // place.spec.shape[0]
+    rows, cols = place.spec.shape
+    step = min(formats.BLOCK, 1 << max(1, BLOCK_VALUES // cols).bit_length() - 1)  # rows that share their FP8 scales
     dtype = {"F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16}[place.spec.dtype]
-    data = bytearray().join(_read(place, row * width, count * width))
-    values = torch.frombuffer(data, dtype=dtype).view(count, -1)
-    if place.spec.dtype == "BF16":
-        return values.float()
-    scales = places[name.removesuffix("weight") + "scale"]
-    blocks, per_row = formats.BLOCK, scales.spec.shape[1]
-    needed = -(-count // blocks) * per_row
-    raw = bytearray().join(_read(scales, row // blocks * per_row, needed))
-    scale = torch.frombuffer(raw, dtype=torch.float8_e8m0fnu).view(-1, per_row)
-    return formats.decode_fp8(values, scale)
+    if dtype == torch.float8_e4m3fn:
+        where = places[name.removesuffix("weight") + "scale"]
+        scales = torch.frombuffer(bytearray().join(_read(where)), dtype=torch.float8_e8m0fnu).view(where.spec.shape)
+    for row, data in zip(range(0, rows, step), _read(place, step * (place.spec.nbytes // rows))):
+        values = torch.frombuffer(bytearray(data), dtype=dtype).view(-1, cols)
+        if dtype == torch.bfloat16:
+            yield values.float()
+        else:
+            yield formats.decode_fp8(values, scales[row // formats.BLOCK, None])
