@@ -35,9 +35,10 @@ lint: $(VENV)/installed-test  ## style and layering
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
 
-nano: $(VENV)/installed  ## train the embedded model from nothing (about an hour on 2 idle cores)
+nano: $(VENV)/installed  ## train the embedded model from nothing (about 80 minutes on 2 idle cores)
 	$(PYTHON) -m v4cli.nano.vocab v4cli/nano/checkpoint/tokenizer.json
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --polish --log runs/nano/polish.csv
 
 nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues
 	$(PYTHON) -m v4cli.nano.evaluate

@@ -22,9 +22,22 @@ struct Format<V4K_INT4> {
   static const int code_bytes = 16, scale_bytes = 2;
 };
 
+// The last, partial block of a row: inputs and their scales are padded with zeros, so it may run on into the rows behind,
+// unless the matrix ends there (`inside` false), and the file with it.
+template <int F>
+static inline Lanes last_block(const uint8_t *codes, const uint8_t *scale, int64_t n_groups, bool inside,
+                               const int8_t *q, const float *xs, const int32_t *offset, Lanes acc) {
+  if (inside) return block<F>(codes, scale, q, xs, offset, acc);
+  uint8_t last_codes[V4K_BLOCK * 32] = {0}, last_scale[V4K_BLOCK * 2] = {0};
+  __builtin_memcpy(last_codes, codes, n_groups * Format<F>::code_bytes);
+  __builtin_memcpy(last_scale, scale, n_groups * Format<F>::scale_bytes);
+  return block<F>(last_codes, last_scale, q, xs, offset, acc);
+}
+
 // One output: a row of `groups` groups times one token.
 template <int F>
-static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t groups, const v4k_acts *x, int64_t token) {
+static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t groups, bool inside, const v4k_acts *x,
+                        int64_t token) {
   const int8_t *q = x->q + token * x->groups * V4K_GROUP;
   const float *xs = x->scale + token * x->groups;
   const int32_t *offset = x->offset + token * x->groups;
@@ -33,12 +46,8 @@ static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t grou
   int64_t g = 0;
   for (; g + V4K_BLOCK <= groups; g += V4K_BLOCK)
     acc = block<F>(codes + g * cb, scale + g * sb, q + g * V4K_GROUP, xs + g, offset + g, acc);
-  if (g < groups) {  // the rest of the row, padded with zeros: the file may end right behind it
-    uint8_t last_codes[V4K_BLOCK * 32] = {0}, last_scale[V4K_BLOCK * 2] = {0};
-    __builtin_memcpy(last_codes, codes + g * cb, (groups - g) * cb);
-    __builtin_memcpy(last_scale, scale + g * sb, (groups - g) * sb);
-    acc = block<F>(last_codes, last_scale, q + g * V4K_GROUP, xs + g, offset + g, acc);
-  }
+  if (g < groups)
+    acc = last_block<F>(codes + g * cb, scale + g * sb, groups - g, inside, q + g * V4K_GROUP, xs + g, offset + g, acc);
   return total(acc);
 }
 
@@ -54,8 +63,9 @@ static void by_dots(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k
     for (int64_t i = 0; i < n_tokens; ++i) {
       const int64_t token = tokens ? tokens[i] : i;
       for (int64_t r = r0; r < stop; ++r)
-        y[i * stride + r] = dot<F>(codes + r * groups * Format<F>::code_bytes,
-                                   scale + r * groups * Format<F>::scale_bytes, groups, x, token);
+        y[i * stride + r] =
+            dot<F>(codes + r * groups * Format<F>::code_bytes, scale + r * groups * Format<F>::scale_bytes, groups,
+                   (w->rows - 1 - row0 - r) * groups >= V4K_BLOCK, x, token);
     }
   }
 }

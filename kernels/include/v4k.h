@@ -37,6 +37,7 @@ enum {
   V4K_OK = 0,
   V4K_EARGUMENT = -1, /* null pointer, size or format out of range, expert id outside [0, n_experts) */
   V4K_EMEMORY = -2,   /* no memory for scratch */
+  V4K_EVALUE = -3,    /* a value that is not finite */
 };
 
 typedef struct {
@@ -70,6 +71,12 @@ V4K_API int v4k_threads(void);
 
 /* Set the above; 1 <= n <= 1024. */
 V4K_API int v4k_set_threads(int n);
+
+/* Weights [rows, cols] to INT8: codes [rows, cols], scale [rows, cols/32] bf16. Per group the better, by squared error, of
+ * amax/127 rounded up to bf16 and the next power of two. `block_scale` NULL: values are bf16; else they are e4m3 with a
+ * scale byte per 128x128 block [ceil(rows/128), ceil(cols/128)]. V4K_EVALUE if one is not finite. */
+V4K_API int v4k_encode_int8(const void *values, const uint8_t *block_scale, int64_t rows, int64_t cols, int8_t *codes,
+                            uint16_t *scale);
 
 /* Quantize activations: x [n, k] fp32 -> q [n, k] int8 in [-127, 127], scale [n, k/32] fp32, x ~ q * scale.
  * scale = max(amax/127, 2^-120), q = x/scale rounded to the nearest, ties to even; for a group that is not finite NaN

@@ -87,10 +87,14 @@ class CpuOps:
 
     # -- ops --------------------------------------------------------------------------------------------------
 
-    def embed(self, ids: np.ndarray, table: PackedWeight, n_streams: int) -> Buffer:
-        out = self._take("streams", len(ids), n_streams * table.matrix.cols)
-        at = ctypes.addressof(table.matrix)
-        native.checked(self._call.v4k_embed(at, ids.ctypes.data, len(ids), n_streams, out.at))
+    def tokens(self, ids) -> Buffer:
+        held = self._take("ids", len(ids), 1, np.int64)
+        held.array()[:, 0] = ids
+        return held
+
+    def embed(self, ids: Buffer, table: PackedWeight, n_streams: int) -> Buffer:
+        out = self._take("streams", ids.rows, n_streams * table.matrix.cols)
+        native.checked(self._call.v4k_embed(ctypes.addressof(table.matrix), ids.at, ids.rows, n_streams, out.at))
         return out
 
     def rotations(self, freqs: np.ndarray, start: int, n: int) -> Buffer:
@@ -154,10 +158,10 @@ class CpuOps:
         native.checked(self._call.v4k_attention_output(attn.at, heads.at, heads.rows, out.at))
         return out
 
-    def route(self, ffn, x: Buffer, ids: np.ndarray):
+    def route(self, ffn, x: Buffer, ids: Buffer):
         chosen = self._take("chosen", x.rows, ffn.top_k, np.int64)
         weights = self._take("weights", x.rows, ffn.top_k)
-        native.checked(self._call.v4k_route(ffn.at, x.at, ids.ctypes.data, x.rows, chosen.at, weights.at))
+        native.checked(self._call.v4k_route(ffn.at, x.at, ids.at, x.rows, chosen.at, weights.at))
         return chosen, weights
 
     def experts(self, ffn, x: Buffer, chosen: Buffer, weights: Buffer) -> Buffer:

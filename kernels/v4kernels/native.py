@@ -76,6 +76,7 @@ SIGNATURES = {
     "v4k_set_isa": (c_int, (c_char_p,)),
     "v4k_threads": (c_int, ()),
     "v4k_set_threads": (c_int, (c_int,)),
+    "v4k_encode_int8": (c_int, (_P, _P, _N, _N, _P, _P)),
     "v4k_quantize": (c_int, (_P, _N, _N, _P, _P)),
     "v4k_linear": (c_int, (_P, _N, _P, _N, _P)),
     "v4k_experts": (c_int, (_P, _N, _P, _P, _N, _P, _P, _N, c_float, _P)),
@@ -242,8 +243,10 @@ def _fp32(x: Tensor) -> Tensor:
 
 
 def checked(code: int) -> None:
-    """ValueError or MemoryError for a V4K_E code."""
+    """ValueError, MemoryError or FloatingPointError for a V4K_E code."""
     if code == -2:
         raise MemoryError("no memory for the kernels' scratch")
+    if code == -3:
+        raise FloatingPointError("a value is not finite")
     if code:
         raise ValueError("argument out of range (v4k.h)")

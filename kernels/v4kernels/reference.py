@@ -24,9 +24,13 @@ class ReferenceOps(Primitives):
         """What to run a forward in when no gradient is wanted."""
         return torch.inference_mode()
 
-    def embed(self, ids, table: Weight, n_streams: int) -> Tensor:
-        """ids (N,) int64 -> streams (N, S, D), all alike."""
-        return self.lookup(torch.as_tensor(ids), table)[:, None].expand(-1, n_streams, -1)
+    def tokens(self, ids) -> Tensor:
+        """Token ids as the other ops take them: (N,) int64."""
+        return torch.as_tensor(ids)
+
+    def embed(self, ids: Tensor, table: Weight, n_streams: int) -> Tensor:
+        """ids (N,) -> streams (N, S, D), all alike."""
+        return self.lookup(ids, table)[:, None].expand(-1, n_streams, -1)
 
     def rotations(self, freqs, start: int, n: int, step: int = 1) -> Tensor:
         """e^(i * position * frequency) for n positions from start on: (n, R/2) complex64."""
@@ -121,9 +125,9 @@ class ReferenceOps(Primitives):
 
     # -- feed-forward (spec 3.10) ---------------------------------------------------------------------------
 
-    def route(self, ffn, x: Tensor, ids):
+    def route(self, ffn, x: Tensor, ids: Tensor):
         """Experts of each token and their weights, (N, k) each; hash layers route by token id."""
-        chosen = None if ffn.tid2eid is None else ffn.tid2eid[torch.as_tensor(ids)]
+        chosen = None if ffn.tid2eid is None else ffn.tid2eid[ids]
         return self.scored(x, ffn.gate, ffn.top_k, ffn.scale, ffn.gate_bias, chosen)
 
     def experts(self, ffn, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from v4kernels import native
 
 V4 = [sys.executable, "-m", "v4cli"]
 
@@ -38,6 +39,18 @@ def test_doctor_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+def test_run_on_the_kernels_needs_no_torch():
+    """A second of the start, and 200 MB."""
+    code = (
+        "import sys\nfrom v4cli.cli.app import app\n"
+        "try: app(['run', '--model', 'nano', '-n', '5', 'Hello'])\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and done.stdout.strip()
 
 
 def test_run_answers_on_stdout_only():

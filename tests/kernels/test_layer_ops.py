@@ -334,7 +334,7 @@ def test_router_chooses_by_biased_score_and_weighs_without_it(ops):
         from v4kernels import cpu
 
         cpu._describe_ffn(ffn)
-        ids, weights = (b.array().copy() for b in ops.route(ffn, buffer(ops, x), tokens))
+        ids, weights = (b.array().copy() for b in ops.route(ffn, buffer(ops, x), ops.tokens(tokens)))
         want = torch.from_numpy(table[tokens]) if hashed else (scores + f64(bias)).topk(3).indices
         assert torch.equal(torch.from_numpy(ids), want)
         chosen = scores.gather(1, want)
@@ -370,9 +370,9 @@ def test_arguments_out_of_range_are_refused(ops):
     attn, layer = tree(), PackedLayer(tree())
     x = buffer(ops, values(1, 2, D))
     with pytest.raises(ValueError, match="out of range"):
-        ops.embed(np.array([-1]), matrix(1, 4, 32), 4)
+        ops.embed(ops.tokens([-1]), matrix(1, 4, 32), 4)
     with pytest.raises(ValueError, match="out of range"):
-        ops.embed(np.array([4]), matrix(1, 4, 32), 4)
+        ops.embed(ops.tokens([4]), matrix(1, 4, 32), 4)
     attn.native.head_dim = 2048
     with pytest.raises(ValueError, match="out of range"):
         ops.append_window(attn, x, ops.rotations(FREQS, 0, 2), layer)

@@ -14,9 +14,7 @@ from v4kernels import native
 from v4cli.weights import formats
 
 ROOT = Path(__file__).parents[2]
-BASELINE = (
-    "linear", "experts", "attention", "compress", "hyper", "index", "kv", "router", "pool", "dispatch", "scalar"
-)  # fmt: skip
+BASELINE = sorted(f.stem for f in (ROOT / "kernels" / "cpu").glob("*.cpp") if f.stem not in ("avx2", "avx512", "neon"))
 needs_library = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 EPS = 2.0**-24
 
@@ -333,3 +331,25 @@ def test_a_forked_child_computes_with_threads_of_its_own():
         os._exit(0 if torch.equal(native.linear(x, m), want) and native.threads() == 2 else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(native.linear(x, m), want)
+
+
+@needs_library
+@pytest.mark.parametrize("official", ["fp8", "bf16"])
+def test_int8_weights_are_those_of_the_reference(official):
+    w = torch.randn((200, 160), generator=g(1)) * torch.exp2(torch.randint(-30, 20, (200, 1), generator=g(2)))
+    w[3], w[5, 40:70] = 0, torch.linspace(-448, 448, 30)
+    w[9, :32] = torch.arange(-16, 16) / 2  # on the grid of a power of two
+    if official == "fp8":
+        values, block = formats.encode_fp8(w)
+        dense, block_at = formats.decode_fp8(values, block), block.data_ptr()
+    else:
+        values, block_at = w.bfloat16(), None
+        dense = values.float()
+    want_codes, want_scale = formats.encode_int8(dense)
+    codes, scale = torch.empty_like(want_codes), torch.empty_like(want_scale)
+    call = native.library().v4k_encode_int8
+    native.checked(call(values.data_ptr(), block_at, 200, 160, codes.data_ptr(), scale.data_ptr()))
+    assert torch.equal(codes, want_codes) and torch.equal(scale, want_scale)
+    values[7, 9] = float("nan")
+    with pytest.raises(FloatingPointError):
+        native.checked(call(values.data_ptr(), block_at, 200, 160, codes.data_ptr(), scale.data_ptr()))

@@ -142,7 +142,7 @@ class Session:
         model, before = self.engine.model, self.state.checkpoint(n_next=len(tokens))
         try:
             with model.ops.inference():
-                hidden = model.forward(np.asarray(tokens, np.int64), self.state)
+                hidden = model.forward(tokens, self.state)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
         except BaseException:  # Ctrl-C included: some layers may have advanced
             self.state.restore(before)

@@ -72,18 +72,24 @@ class PackedSource:
         if dtype == "I8":
             return "fp4"
         wanted = format_of("native", name, dtype, self.checkpoint.spec(name).shape[1])
-        return PLAIN.get(dtype) if wanted == "keep" or stored == "keep" else None
+        if wanted == "keep" and dtype not in PLAIN:
+            raise ModelError(f"{name}: rows of {self.checkpoint.spec(name).shape[1]} values suit no kernel")
+        return PLAIN[dtype] if wanted == "keep" else None
 
     def _quantized(self, name: str) -> PackedWeight:
-        import torch
-
-        from v4cli.weights.formats import encode_int8
-
-        dense = self.checkpoint.dense(name)
-        if dense.shape[1] % GROUP:
-            return PackedWeight.of("f32", np.ascontiguousarray(dense.numpy()))
-        codes, scale = encode_int8(dense)
-        return PackedWeight.of("int8", codes.contiguous().numpy(), scale.view(torch.int16).contiguous().numpy())
+        """An official FP8 or BF16 matrix in INT8."""
+        spec, block_scale = self.checkpoint.spec(name), None
+        values, (rows, cols) = self.checkpoint.raw(name), spec.shape
+        if spec.dtype == "F8_E4M3":
+            block_scale = self.checkpoint.raw(name.removesuffix("weight") + "scale")
+        codes, scale = np.empty((rows, cols), np.int8), np.empty((rows, cols // GROUP), np.uint16)
+        scale_at = None if block_scale is None else block_scale.ctypes.data
+        call = native.library().v4k_encode_int8
+        try:
+            native.checked(call(values.ctypes.data, scale_at, rows, cols, codes.ctypes.data, scale.ctypes.data))
+        except FloatingPointError:
+            raise self._not_finite(name) from None
+        return PackedWeight.of("int8", codes, scale)
 
     def vector(self, name: str) -> np.ndarray:
         dtype, shape = self.checkpoint.spec(name).dtype, self.checkpoint.spec(name).shape
@@ -105,4 +111,7 @@ class PackedSource:
         else:
             bad = not np.isfinite(raw.view(np.float32)).all()
         if bad:
-            raise ModelError(f"{self.checkpoint.places[name].path}: tensor {name} holds values that are not finite")
+            raise self._not_finite(name)
+
+    def _not_finite(self, name: str) -> ModelError:
+        return ModelError(f"{self.checkpoint.places[name].path}: tensor {name} holds values that are not finite")

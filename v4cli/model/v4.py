@@ -26,7 +26,8 @@ class V4:
     def forward(self, ids, state: State):
         """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head."""
         ops, w, start = self.ops, self.weights, state.n_tokens
-        turns = {ratio: ops.rotations(freqs, start, len(ids)) for ratio, freqs in w.freqs.items()}
+        n, ids = len(ids), ops.tokens(ids)
+        turns = {ratio: ops.rotations(freqs, start, n) for ratio, freqs in w.freqs.items()}
         streams = ops.embed(ids, w.embed, self.config.hc_mult)  # (N, S, D)
         for layer, kv in zip(w.layers, state.layers):
             x, mix = ops.sublayer_input(streams, layer.hc_attn)  # (N, D)
@@ -36,7 +37,7 @@ class V4:
             chosen, weights = ops.route(layer.ffn, x, ids)  # (N, top_k)
             x = ops.experts(layer.ffn, x, chosen, weights)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
-        state.n_tokens += len(ids)
+        state.n_tokens += n
         return ops.final_hidden(streams, w.hc_head)  # (N, D)
 
     def attention(self, attn, x, turns, start: int, kv):

@@ -20,10 +20,10 @@ class Dialogue:
     skills: dict[int, str]
 
 
-def generate(rng: random.Random, split: str = "train", tools_share: float = 0.5) -> Dialogue:
+def generate(rng: random.Random, split: str = "train", tools_share: float = 0.5, drill_share: float = 0.0) -> Dialogue:
     """One dialogue of a few turns. `split` is "train" or "heldout": their made-up values never overlap.
 
-    `tools_share`: probability that the prompt offers tools.
+    `tools_share`: probability that the prompt offers tools; `drill_share`: of turns that drill what is slow to learn.
     """
     with_tools = rng.random() < tools_share
     thinking = rng.random() < 0.5
@@ -34,7 +34,7 @@ def generate(rng: random.Random, split: str = "train", tools_share: float = 0.5)
     # Without tools only the last turn keeps its reasoning (spec 5.3), so long thinking dialogues teach little.
     n_turns = rng.randint(5, 11) if with_tools else rng.randint(1, 3) if thinking else rng.randint(1, 6)
     for _ in range(n_turns):
-        skill = _choose(scene, thinking)
+        skill = rng.choice(_drills(scene)) if rng.random() < drill_share else _choose(scene, thinking)
         for message in skill(scene):
             if message["role"] == "assistant":
                 labels[len(messages)] = skill.__name__
@@ -57,14 +57,22 @@ def _system(rng: random.Random, names: tuple[str, ...]) -> list[dict]:
     return [{"role": "system", "content": text}] if text else []
 
 
+def _drills(scene: Scene) -> list:
+    """Skills in which mistakes last longest: order, and copying over a distance."""
+    found = [skills.reverse, skills.sort, skills.recall_fact if scene.facts else skills.tell_fact]
+    if {"list_folder", "read_file"} <= set(scene.tools):
+        found += [skills.list_then_read, skills.list_folder, skills.read_file]
+    if "search_text" in scene.tools:
+        found.append(skills.search_text)
+    return found
+
+
 def _choose(scene: Scene, thinking: bool):
     """Draw a skill that fits the tools at hand and the facts told so far."""
     rng, roll = scene.rng, scene.rng.random()
     if scene.facts and roll < 0.15:
         return skills.recall_fact
     if scene.tools and roll < 0.75:
-        if len(scene.tools) < len(BY_NAME) and rng.random() < 0.2:
-            return skills.tool_missing
         if {"list_folder", "read_file"} <= set(scene.tools) and rng.random() < 0.15:
             return skills.list_then_read
         return rng.choice(skills.TOOL_SKILLS[rng.choice(scene.tools)])

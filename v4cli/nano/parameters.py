@@ -55,6 +55,12 @@ class Parameters:
     def vector(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    def load(self, checkpoint) -> None:
+        """Start from the values of an official checkpoint."""
+        for name, tensor in self.tensors.items():
+            stored = checkpoint.dense(name) if tensor.is_floating_point() else checkpoint.tensor(name)
+            tensor.data.copy_(stored)
+
     def requantize(self) -> None:
         for weight in self.weights.values():
             weight.requantize()

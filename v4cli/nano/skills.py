@@ -316,4 +316,4 @@ def recall_fact(s: Scene) -> list[dict]:
     return [user(vary(s.rng, FACTS[kind][1])), answer(reply, "The user told me before.")]
 
 
-TEXT_SKILLS = (repeat, reverse, reverse, sort, sort, extract, ends)  # twice: what is slow to learn
+TEXT_SKILLS = (repeat, reverse, sort, extract, ends)
