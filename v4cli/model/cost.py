@@ -17,6 +17,7 @@ SCALE_GROUP = 64  # e4m3 dims per KV scale byte
 KV_PADDING = 8  # the scale bytes of an entry are padded to a multiple of this
 V32_KV_BYTES_PER_TOKEN = 61 * (656 + 132)
 CHUNK = 512  # tokens the engine prefills at a time
+SCORES = 16 << 20  # index scores held at a time, or those of one token
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,10 @@ def work_bytes(config, n_tokens: int) -> int:
     c = config
     ratios = c.compress_ratios[: c.num_hidden_layers]
     per_token = 2 * c.hc_mult * c.hidden_size + 2 * c.num_attention_heads * c.head_dim
-    scores = n_tokens // 4 if 4 in ratios else 0
+    keys = n_tokens // 4 if 4 in ratios else 0
+    scores = min(CHUNK * keys, max(SCORES, keys))
     tails = {0: 0, 4: 2 * 8 * 2 * (c.head_dim + c.index_head_dim), 128: 2 * 127 * c.head_dim}
-    return 4 * (CHUNK * (per_token + scores) + sum(tails[r] for r in ratios))
+    return 4 * (CHUNK * per_token + scores + sum(tails[r] for r in ratios))
 
 
 def flops(config, n_tokens: int) -> Flops:

@@ -47,7 +47,7 @@ def evaluate(chat: Chat, n_dialogues: int, seed: int) -> dict[tuple[str, str], l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="nano on held-out dialogues")
-    parser.add_argument("-n", type=int, default=60, help="dialogues")
+    parser.add_argument("-n", type=int, default=200, help="dialogues")
     parser.add_argument("--seed", type=int, default=99)
     parser.add_argument("--numerics", help="exact or official; default: the fastest")
     args = parser.parse_args()
