@@ -16,7 +16,7 @@ void pool_set_threads(int n);
 // Concurrent callers take turns. `work` must not throw and must not call for_each.
 void for_each(int64_t n, void (*work)(void *context, int64_t unit), void *context);
 
-const int64_t SMALL_WORK = 1 << 17;  // multiply-adds below which waking threads costs more than it saves
+const int64_t SMALL_WORK = 1 << 19;  // multiply-adds below which waking threads costs more than it saves
 const int64_t QUANTIZE_COST = 8;     // multiply-adds that take as long as quantizing one activation
 
 // The same for a callable, on the calling thread alone if all units together cost less than SMALL_WORK.

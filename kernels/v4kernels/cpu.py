@@ -69,6 +69,8 @@ class CpuOps:
     def _take(self, name: str, rows: int, width: int, dtype=np.float32) -> Buffer:
         """Room for an op's result, by name: what it held before is gone."""
         buffer = self._buffers.get(name)
+        if buffer is not None and buffer.rows == rows and buffer.width == width:
+            return buffer
         if buffer is None or len(buffer.data) < rows * width:
             buffer = self._buffers[name] = Buffer(np.empty(rows * width, dtype))
         buffer.rows, buffer.width = rows, width

@@ -26,7 +26,12 @@ SMALL = CONFIG | {
     "vocab_size": 512, "hidden_size": 256, "q_lora_rank": 128, "o_lora_rank": 128, "head_dim": 512, "index_n_heads": 8,
     "index_topk": 64, "compress_ratios": [0, 0, 4, 128, 4, 128],
 }  # fmt: skip
-SHAPES = {"small": SMALL, "flash": MODELS["flash-preview"][1], "pro": MODELS["pro-preview"][1]}
+TINY = MODELS["flash-preview"][1] | {  # Flash's depth with next to no work in a layer: what is left is overhead
+    "vocab_size": 512, "hidden_size": 64, "q_lora_rank": 32, "o_lora_rank": 32, "head_dim": 128, "o_groups": 1,
+    "num_attention_heads": 2, "index_n_heads": 2, "moe_intermediate_size": 32, "n_routed_experts": 16,
+    "bos_token_id": 0, "eos_token_id": 1, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+SHAPES = {"small": SMALL, "tiny": TINY, "flash": MODELS["flash-preview"][1], "pro": MODELS["pro-preview"][1]}
 
 
 def shape(like: str, n_layers: int | None = None) -> V4Config:

@@ -108,6 +108,7 @@ class Session:
                 progress(len(self.tokens), len(tokens))
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
+        self.stats.kv_bytes = self.state.nbytes
         return len(self.tokens) == len(tokens)
 
     def generate(
@@ -122,20 +123,23 @@ class Session:
             raise UsageError("nothing to continue: sync the session to a prompt first")
         sampler = Sampler(sampling)
         self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
-        for count in range(1, max_tokens + 1):
-            if cancelled():
-                return
-            start = time.monotonic()
-            token, logprob = sampler.pick(self.logits)
-            finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
-            self.stats.completion_tokens = count
-            self.stats.decode_s += time.monotonic() - start
-            yield Step(token, logprob, finish)
-            if finish:
-                return
-            start = time.monotonic()
-            self.feed([token])
-            self.stats.decode_s += time.monotonic() - start
+        try:
+            for count in range(1, max_tokens + 1):
+                if cancelled():
+                    return
+                start = time.monotonic()
+                token, logprob = sampler.pick(self.logits)
+                finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
+                self.stats.completion_tokens = count
+                self.stats.decode_s += time.monotonic() - start
+                yield Step(token, logprob, finish)
+                if finish:
+                    return
+                start = time.monotonic()
+                self.feed([token])
+                self.stats.decode_s += time.monotonic() - start
+        finally:
+            self.stats.kv_bytes = self.state.nbytes
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
@@ -149,7 +153,6 @@ class Session:
             raise
         self.tokens.extend(tokens)
         self.logits = logits[-1]
-        self.stats.kv_bytes = self.state.nbytes
         return logits if all_logits else logits[-1]
 
     def rewind(self, n_tokens: int) -> None:
