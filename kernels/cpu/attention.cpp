@@ -171,14 +171,14 @@ int split_blocks(const Attention &t, int64_t blocks, int64_t most, int64_t cost)
 }
 
 int attend(const Attention &t) {
-  const int64_t blocks = (t.a->heads + UNIT_HEADS - 1) / UNIT_HEADS, last = t.n - 1;
+  const int64_t blocks = (t.a->heads + UNIT_HEADS - 1) / UNIT_HEADS;
   int64_t keys = 0;
   for (int64_t i = 0; i < t.n; ++i) {
     const int64_t count = t.window_keys(i) + t.compressed_keys(i);
     keys = count > keys ? count : keys;
   }
   const int64_t most = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS, cost = t.n * keys * t.a->heads * t.a->head_dim * 2;
-  if (t.n <= FEW_QUERIES && last >= 0) return split_blocks(t, blocks, most, cost);
+  if (t.n && t.n <= FEW_QUERIES) return split_blocks(t, blocks, most, cost);
   return whole_blocks(t, blocks, cost);
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bits.h"
 #include "pool.h"
 #include "v4k.h"
 
@@ -12,18 +13,6 @@ namespace {
 const int64_t BLOCK = 128;          // rows and columns that share an official scale
 const float LEAST = 0x1p-100f;      // scale of a group of zeros
 const int64_t VALUE_COST = 32;      // multiply-adds that take as long as encoding one value
-
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
 
 float from_e4m3(uint8_t code) {
   if ((code & 0x7f) == 0x7f) return NAN;
@@ -51,8 +40,7 @@ bool encode_group(const float *w, int8_t *codes, uint16_t *scale) {
   }
   const float tight = amax / 127.0f > LEAST ? amax / 127.0f : LEAST;
   const float up = from_bits((bits_of(tight) + 0xffff) & 0xffff0000);
-  const uint32_t exponent = (bits_of(tight) >> 23) + ((bits_of(tight) & 0x7fffff) != 0);
-  const float power = from_bits(exponent << 23);
+  const float power = power_of_two(exponent_above(tight));
   int8_t other[V4K_GROUP];
   const double first = round_to(w, up, codes);
   const bool better = power != up && round_to(w, power, other) < first;
@@ -76,11 +64,11 @@ extern "C" int v4k_encode_int8(const void *values, const uint8_t *block_scale, i
       const int64_t at = r * cols + c;
       if (block_scale) {
         const uint8_t byte = block_scale[r / BLOCK * per_row + c / BLOCK];
-        const float s = byte == 255 ? NAN : byte ? from_bits(static_cast<uint32_t>(byte) << 23) : 0x1p-127f;
+        const float s = byte == 255 ? NAN : power_of_two(byte);
         for (int i = 0; i < V4K_GROUP; ++i) w[i] = from_e4m3(static_cast<const uint8_t *>(values)[at + i]) * s;
       } else {
         for (int i = 0; i < V4K_GROUP; ++i)
-          w[i] = from_bits(static_cast<uint32_t>(static_cast<const uint16_t *>(values)[at + i]) << 16);
+          w[i] = from_bf16(static_cast<const uint16_t *>(values)[at + i]);
       }
       if (!encode_group(w, codes + at, scale + at / V4K_GROUP)) finite = false;
     }

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bits.h"
 #include "check.h"
 #include "dispatch.h"
 #include "linear.h"
@@ -104,21 +105,15 @@ bool embed_row(const v4k_matrix &w, int64_t row, float *out) {
     std::memcpy(out, static_cast<const float *>(w.codes) + row * n, n * sizeof(float));
     return true;
   }
-  const auto widen = [](uint16_t half) {
-    const uint32_t bits = static_cast<uint32_t>(half) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  };
   if (w.format == V4K_BF16) {
     const uint16_t *from = static_cast<const uint16_t *>(w.codes) + row * n;
-    for (int64_t i = 0; i < n; ++i) out[i] = widen(from[i]);
+    for (int64_t i = 0; i < n; ++i) out[i] = from_bf16(from[i]);
     return true;
   }
   if (w.format != V4K_INT8) return false;
   const int8_t *codes = static_cast<const int8_t *>(w.codes) + row * n;
   const uint16_t *scales = static_cast<const uint16_t *>(w.scale) + row * (n / V4K_GROUP);
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(codes[i]) * widen(scales[i / V4K_GROUP]);
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(codes[i]) * from_bf16(scales[i / V4K_GROUP]);
   return true;
 }
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "acts.h"
+#include "bits.h"
 #include "check.h"
 #include "kv.h"
 #include "linear.h"
@@ -35,9 +36,7 @@ void fill_row(const Acts &acts, int64_t i, const int8_t *doubled, const uint8_t 
     }
     row.offset[g] = static_cast<int32_t>(static_cast<uint32_t>(-12 * sums[1]) << 16 |
                                          (static_cast<uint32_t>(-12 * sums[0]) & 0xffff));
-    const uint32_t bits = static_cast<uint32_t>(scales[g]) << 23;
-    std::memcpy(row.scale + g, &bits, 4);
-    row.scale[g] *= 0.25f;  // both factors are doubled
+    row.scale[g] = 0.25f * power_of_two(scales[g]);  // both factors are doubled
   }
 }
 
@@ -81,8 +80,7 @@ bool best(const float *scores, int64_t n, int64_t top_k, int32_t *selected) {
   if (!order) return false;
   uint64_t *o = order.get();
   for (int64_t j = 0; j < n; ++j) {
-    uint32_t bits;
-    std::memcpy(&bits, scores + j, 4);
+    uint32_t bits = bits_of(scores[j]);
     bits ^= bits >> 31 ? 0xffffffff : 0x80000000;  // ascending as unsigned
     o[j] = static_cast<uint64_t>(~bits) << 32 | static_cast<uint64_t>(j);
   }

@@ -3,32 +3,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "bits.h"
+
 namespace v4k {
 namespace {
 
-uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits;
-}
-
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-// Exponent byte of the smallest power of two >= x, for positive normal x.
-uint8_t exponent_above(float x) {
-  const uint32_t bits = bits_of(x);
-  return static_cast<uint8_t>((bits >> 23) + ((bits & 0x7fffff) != 0));
-}
-
 // 1 / 2^(byte - 127), exact.
-float inverse_power(uint8_t byte) {
-  const int exponent = 254 - byte;
-  return exponent > 0 ? from_bits(static_cast<uint32_t>(exponent) << 23) : 0x1p-127f;
-}
+float inverse_power(uint8_t byte) { return power_of_two(static_cast<uint8_t>(254 - byte)); }
 
 float peak(const float *x, int64_t n) {
   float top = 0;

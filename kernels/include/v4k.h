@@ -190,7 +190,8 @@ typedef struct {
 V4K_API int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t start,
                        int64_t n, const uint8_t *keys, const uint8_t *scales, int32_t *selected);
 
-/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads]. For tests. */
+/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads]. For
+ * tests and benchmarks. */
 V4K_API int v4k_index_scores(const v4k_indexer *ix, const float *q, const float *weights, const uint8_t *keys,
                              const uint8_t *scales, int64_t n_keys, float *out);
 

@@ -14,6 +14,8 @@ import psutil
 
 from v4kernels import native
 
+MOST_DIMS = 1024  # of a head, as v4k.h says
+
 
 class PackedWeight:
     """A matrix (out, in) as stored: where its codes and scales lie, in a format of native.FORMATS."""
@@ -79,7 +81,7 @@ class CpuOps:
     # -- argument structures, built once ----------------------------------------------------------------------
 
     def prepare(self, weights) -> None:
-        """Describe every node of the tree to the library."""
+        """Describe every node of the tree to the library. ValueError for sizes it does not take."""
         _describe_hyper(weights.hc_head)
         for layer in weights.layers:
             _describe_hyper(layer.hc_attn)
@@ -214,6 +216,8 @@ def _describe_hyper(h) -> None:
 
 
 def _describe_attention(a) -> None:
+    if a.head_dim > MOST_DIMS or a.rope_dims % 16:
+        raise ValueError(f"the kernels take heads of up to {MOST_DIMS} dims and RoPE dims in sixteens")
     matrices = (w.matrix for w in (a.wq_a, a.wq_b, a.wkv, a.wo_a, a.wo_b))
     sizes = a.heads, a.head_dim, a.rope_dims, a.groups, a.window
     _described(a, native.Attention(*matrices, _at(a.q_norm), _at(a.kv_norm), _at(a.sink), *sizes, a.eps))

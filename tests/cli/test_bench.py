@@ -36,6 +36,7 @@ def test_bench_of_random_weights_says_so_and_prints_csv():
     "arguments, code, words",
     [
         (["--synthetic", "dense"], 2, "choose from"),
+        (["--synthetic", "small", "--quant", "q3"], 2, "native, q4"),
         (["--synthetic", "pro"], 4, "--layers"),
         (["--prompt", "1048576"], 2, "context"),
     ],

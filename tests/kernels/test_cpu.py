@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import make_store
+from tiny import STORE_LIKE, make_store, random_checkpoint
 from v4kernels import native, ops
 
 from v4cli.engine.engine import Engine
@@ -73,6 +73,14 @@ def test_what_it_cannot_do_is_refused_with_a_reason(made, monkeypatch):
     with pytest.raises(UsageError, match=r"not available: libv4k.so was not built"):
         Engine.open(made, "cpu")
     assert ops("reference").name == "reference"
+
+
+def test_a_size_the_kernels_do_not_take_is_refused_and_the_reference_named(tmp_path):
+    odd = random_checkpoint(tmp_path / "odd", STORE_LIKE | {"head_dim": 88, "qk_rope_head_dim": 24, "o_groups": 1})
+    with pytest.raises(UsageError, match="in sixteens") as refused:
+        Engine.open(odd)
+    assert "reference" in refused.value.hint
+    assert Engine.open(odd, "reference").session().feed([1, 2]).size
 
 
 def test_scales_that_are_not_finite_are_refused_at_load(source, tmp_path):

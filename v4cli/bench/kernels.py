@@ -7,7 +7,6 @@ is a plain loop). Every round measures both, the fraction is the median of the r
 
 import csv
 import sys
-import time
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,6 +17,7 @@ from v4kernels import native
 from v4kernels.cpu import default_threads
 
 from v4cli.bench.attention_layer import AttentionLayer
+from v4cli.bench.speed import PROBE_BYTES, seconds
 from v4cli.errors import UsageError
 
 HIDDEN, INTER, EXPERTS, TOP_K = 4096, 2048, 256, 6  # Flash
@@ -25,7 +25,6 @@ DENSE_SHAPES = ((32768, 1024), (1024, 4096), (4096, 8192), (2048, 4096))  # wq_b
 EXPERT_BYTES = 3 * HIDDEN * INTER * 17 // 32
 SCALES = {"int8": torch.bfloat16, "int4": torch.bfloat16, "fp4": torch.float8_e8m0fnu}
 PREFILL = 512
-PROBE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,6 @@ class Row:
     unit: str
     baseline: float
     fraction: float
-
-
-def seconds(work) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def random_matrix(rows: int, cols: int, form: str) -> native.Matrix:

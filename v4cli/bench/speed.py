@@ -81,17 +81,17 @@ def random_engine(config, quant: str, name: str) -> Engine:
 def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: int) -> Report:
     """Prefill `prompt` random tokens, decode `tokens` more. The cpu backend only."""
     config, ops = engine.config, engine.model.ops
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, prompt + 3 * tokens + 1).tolist()
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, prompt + 2 * tokens).tolist()
     warm = engine.session()
     warm.feed(ids[: min(prompt, 64)])
     bandwidths = [read_bandwidth()]
     session, start = engine.session(), time.perf_counter()
     session.sync(ids[:prompt])
     prefill_s = time.perf_counter() - start
-    times = [_seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt, prompt + tokens)]
+    times = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt, prompt + tokens)]
     bandwidths.append(read_bandwidth())
     timed = ops._call = Timed(ops._call)
-    clocked = [_seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
+    clocked = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
     ops._call = timed._library
     inside = sum(timed.seconds.values()) / tokens
     read = cost.read_bytes_per_token(config, cost.stored_tensors(layout(config, quant, with_mtp=False)))
@@ -110,7 +110,8 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
     )  # fmt: skip
 
 
-def _seconds(work) -> float:
+def seconds(work) -> float:
+    """Wall time of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -119,7 +120,7 @@ def _seconds(work) -> float:
 def read_bandwidth(rounds: int = 3) -> float:
     """GB/s of reading a gibibyte with all threads, the median round."""
     data = np.ones(PROBE_BYTES // 8, np.int64)
-    return PROBE_BYTES / 1e9 / median(_seconds(lambda: native.read_probe(data)) for _ in range(rounds))
+    return PROBE_BYTES / 1e9 / median(seconds(lambda: native.read_probe(data)) for _ in range(rounds))
 
 
 def product_rates(rounds: int = 3) -> dict[str, float]:
@@ -138,4 +139,4 @@ def product_rates(rounds: int = 3) -> dict[str, float]:
         "v4k int8": lambda: native.linear(x, matrix),
     }
     macs = tokens * inputs * outputs / 1e9
-    return {name: macs / median(_seconds(product) for _ in range(rounds)) for name, product in work.items()}
+    return {name: macs / median(seconds(product) for _ in range(rounds)) for name, product in work.items()}

@@ -40,10 +40,12 @@ def _synthetic(name: str, layers: int | None, quant: str):
     from v4cli.bench import speed
     from v4cli.bench.synthetic import SHAPES, shape
     from v4cli.model import cost
+    from v4cli.weights.recipe import RECIPES
     from v4cli.weights.store import layout
 
-    if name not in SHAPES:
-        raise UsageError(f"no shape {name!r}; choose from {', '.join(SHAPES)}")
+    for what, chosen, known in (("shape", name, SHAPES), ("recipe", quant, RECIPES)):
+        if chosen not in known:
+            raise UsageError(f"no {what} {chosen!r}; choose from {', '.join(known)}")
     config = shape(name, layers)
     need = cost.payload_bytes(cost.stored_tensors(layout(config, quant, with_mtp=False))).total
     free = psutil.virtual_memory().available

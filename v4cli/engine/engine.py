@@ -64,7 +64,11 @@ class Engine:
             values = sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
             source = DenseSource(checkpoint, lazy=4 * values > room)
         with ops.inference():
-            model = V4(checkpoint.config, build(checkpoint.config, source), ops)
+            weights = build(checkpoint.config, source)
+            try:
+                model = V4(checkpoint.config, weights, ops)
+            except ValueError as error:
+                raise UsageError(str(error), "--backend reference takes any size") from None
         return cls(model, Path(path), time.monotonic() - start)
 
     def session(self) -> "Session":

@@ -34,7 +34,7 @@ class DenseSource:
 
     def vector(self, name: str):
         tensor = self.checkpoint.tensor(name)
-        return tensor.clone() if tensor.is_signed() and not tensor.is_floating_point() else tensor.float()
+        return tensor.clone() if self.checkpoint.spec(name).dtype == "I64" else tensor.float()
 
 
 class PackedSource:
@@ -73,7 +73,10 @@ class PackedSource:
             return "fp4"
         wanted = format_of("native", name, dtype, self.checkpoint.spec(name).shape[1])
         if wanted == "keep" and dtype not in PLAIN:
-            raise ModelError(f"{name}: rows of {self.checkpoint.spec(name).shape[1]} values suit no kernel")
+            raise ModelError(
+                f"{name}: rows of {self.checkpoint.spec(name).shape[1]} values suit no kernel",
+                "--backend reference computes it",
+            )
         return PLAIN[dtype] if wanted == "keep" else None
 
     def _quantized(self, name: str) -> PackedWeight:
