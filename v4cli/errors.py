@@ -4,6 +4,7 @@ Library code raises these; only `v4cli.cli` turns them into output and an exit s
 """
 
 from enum import IntEnum
+from pathlib import Path
 
 
 class Exit(IntEnum):
@@ -43,6 +44,16 @@ class ModelError(V4Error):
     """A model is missing, incomplete, corrupt or of an unsupported kind."""
 
     exit_code = Exit.MODEL
+
+
+class SnapshotError(V4Error):
+    """A stored piece of a context cannot be used or made; `path` is the file that is to blame, if one is."""
+
+    exit_code = Exit.MODEL
+
+    def __init__(self, message: str, path: Path | None = None):
+        super().__init__(message)
+        self.path = path
 
 
 class ResourceError(V4Error):

@@ -1,5 +1,6 @@
 """Pulling: what comes out, what is refused, and what is said about it."""
 
+import contextlib
 import json
 import shutil
 import subprocess

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from v4cli.config import V4Config
+from v4cli.files import write_atomically
 from v4cli.nano.recipe import CONFIG, GENERATION_CONFIG
 from v4cli.weights.checkpoint import INDEX
 from v4cli.weights.formats import pack_fp4
 from v4cli.weights.known import MODELS
 from v4cli.weights.schema import TensorSpec, expected_tensors
-from v4cli.weights.store import Part, write_atomically
+from v4cli.weights.store import Part
 
 POOL = 1 << 23  # random numbers drawn once
 SMALL = CONFIG | {

@@ -3,9 +3,10 @@
 The fixed-size parts are replaced, not written in place, so a mark of them is a handful of references.
 """
 
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -40,13 +41,6 @@ class Entries:
         """Forget all but the first n entries."""
         self.n = n
 
-    def clone(self) -> "Entries":
-        """An independent copy: later appends to one never show in the other."""
-        twin = Entries()
-        if self.n:
-            twin.append(self._buffer[: self.n].clone())
-        return twin
-
     @property
     def nbytes(self) -> int:
         return 0 if self._buffer is None else self._buffer.nbytes
@@ -71,11 +65,9 @@ class Pending:
 class CompressedKV:
     """Entries of one compressor and what the next entry will need."""
 
+    ratio: int
     entries: Entries = field(default_factory=Entries)
     pending: Pending = field(default_factory=Pending)
-
-    def clone(self) -> "CompressedKV":
-        return CompressedKV(self.entries.clone(), replace(self.pending))
 
 
 class Layer:
@@ -84,28 +76,44 @@ class Layer:
     def __init__(self, attn):
         """For one attention node of the weight tree."""
         self.window: Tensor | None = None
-        self.main = CompressedKV() if attn.compressor is not None else None
-        self.index = CompressedKV() if attn.indexer is not None else None
+        self.main = CompressedKV(attn.compressor.ratio) if attn.compressor is not None else None
+        self.index = CompressedKV(attn.indexer.compressor.ratio) if attn.indexer is not None else None
 
-    def _parts(self) -> list[CompressedKV]:
-        return [part for part in (self.main, self.index) if part is not None]
+    def _parts(self) -> dict[str, CompressedKV]:
+        return {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
 
-    def mark(self, n_tokens: int, n_next: int | None):
-        """The fixed-size parts; costs references only."""
-        return self.window, tuple((replace(part.pending), part.entries.n) for part in self._parts())
+    def mark(self, n_tokens: int, n_next: int | None) -> dict[str, np.ndarray]:
+        """The fixed-size parts by name; references only."""
+        small = {"window": self.window}
+        for name, part in self._parts().items():
+            small |= {f"{name}.{key}": value for key, value in vars(part.pending).items()}
+        return {name: tensor.numpy() for name, tensor in small.items() if tensor is not None}
 
-    def restore(self, mark) -> None:
-        self.window = mark[0]
-        for part, (pending, count) in zip(self._parts(), mark[1]):
-            part.pending = replace(pending)
-            part.entries.truncate(count)
+    def restore(self, mark: dict[str, np.ndarray], n_tokens: int) -> None:
+        """Be at n_tokens again."""
+        tensors = {name: torch.from_numpy(array) for name, array in mark.items()}
+        self.window = tensors.get("window")
+        for name, part in self._parts().items():
+            part.pending = Pending(**{key: tensors.get(f"{name}.{key}") for key in vars(part.pending)})
+            part.entries.truncate(n_tokens // part.ratio)
 
-    def fork(self, n_tokens: int) -> "Layer":
-        twin = copy(self)
-        twin.main, twin.index = (part.clone() if part else None for part in (self.main, self.index))
-        return twin
+    def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Views of the entries of tokens [first, last), whole blocks of every ratio, by name."""
+        found = {}
+        for name, part in self._parts().items():
+            rows = part.entries.view()
+            if rows is not None:
+                found[f"{name}.entries"] = rows[first // part.ratio : last // part.ratio].numpy()
+        return found
+
+    def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
+        """Write what `entries(first, last)` gave elsewhere."""
+        for name, part in self._parts().items():
+            part.entries.truncate(first // part.ratio)
+            if f"{name}.entries" in entries:
+                part.entries.append(torch.from_numpy(entries[f"{name}.entries"].copy()))
 
     @property
     def nbytes(self) -> int:
         window = 0 if self.window is None else self.window.nbytes
-        return window + sum(part.entries.nbytes + part.pending.nbytes for part in self._parts())
+        return window + sum(part.entries.nbytes + part.pending.nbytes for part in self._parts().values())

@@ -1,7 +1,8 @@
 """One layer's state as the CPU kernels read it: packed entries (spec 4.1) in numpy arrays of bytes.
 
-Entries lie one behind the other and grow; windows and tails are rings by position, written in place, so a mark copies
-what is in use of them. One token leaves all that the state before it needs (v4k.h, v4k_compress): no copy then.
+Entries lie one behind the other in memory that grows (cache/memory.py); windows and tails are rings by position,
+written in place, so a mark copies what is in use of them. One token leaves all that the state before it needs (v4k.h,
+v4k_compress): no copy then.
 """
 
 import ctypes
@@ -9,13 +10,15 @@ import ctypes
 import numpy as np
 from v4kernels import native
 
+from v4cli.cache.memory import Memory
+
 OVERLAPPED = 4  # the ratio whose blocks overlap
 
 
 class PackedEntries:
-    """What one compressor keeps: tails (slots, C) fp32 by position, and room for entries."""
+    """What one compressor keeps: tails (slots, C) fp32 by position, and entries."""
 
-    def __init__(self, compressor):
+    def __init__(self, compressor, most_tokens: int, memory: Memory):
         self.ratio = compressor.ratio
         overlap = self.ratio == OVERLAPPED
         width = compressor.head_dim * (2 if overlap else 1)
@@ -23,84 +26,94 @@ class PackedEntries:
         self.tails = np.zeros((2, self.slots, width), np.float32)  # kv, gate
         dims, rope = compressor.head_dim, compressor.rope_dims
         if compressor.is_index:
-            sizes = native.key_bytes(dims)
+            sizes = dict(zip(("entries", "scales"), native.key_bytes(dims)))
         else:
-            sizes = native.entry_bytes(dims, rope), 0
-        self.rows = [np.empty((0, size), np.uint8) for size in sizes]  # entries, scales of index keys
-        self.native = native.Compressed()
-        self._describe()
-
-    def _describe(self) -> None:
-        pointers = (self.tails[0], self.tails[1], *self.rows)
-        for (name, _), array in zip(native.Compressed._fields_, pointers):
-            setattr(self.native, name, array.ctypes.data if array.size else None)
+            sizes = {"entries": native.entry_bytes(dims, rope)}
+        self.rows = {name: memory.rows(most_tokens // self.ratio, size) for name, size in sizes.items()}
+        self.room = 0  # entries that may be written
+        self.native = native.Compressed(
+            self.tails[0].ctypes.data, self.tails[1].ctypes.data, *(r.data.ctypes.data for r in self.rows.values())
+        )
         self.at = ctypes.addressof(self.native)
 
     def reserve(self, n_tokens: int) -> None:
         """Room for the entries of the first n_tokens tokens."""
-        need, have = n_tokens // self.ratio, len(self.rows[0])
-        if need > have:
-            self._resize(max(need, have * 3 // 2 + 8), have)
+        need = n_tokens // self.ratio
+        if need > self.room:
+            for rows in self.rows.values():
+                rows.reserve(need)
+            self.room = need
 
-    def _resize(self, room: int, keep: int) -> None:
-        grown = [np.empty((room, rows.shape[1]), np.uint8) for rows in self.rows]
-        for new, old in zip(grown, self.rows):
-            new[:keep] = old[:keep]
-        self.rows = grown
-        self._describe()
+    def trim(self, n_tokens: int) -> None:
+        """Give back the memory of entries behind the first n_tokens tokens."""
+        self.room = min(self.room, n_tokens // self.ratio)
+        for rows in self.rows.values():
+            rows.trim(self.room)
 
     def tail(self, n_tokens: int) -> np.ndarray:
-        """A copy of the tails in use at n_tokens."""
-        return self.tails.copy() if self.ratio == OVERLAPPED else self.tails[:, : n_tokens % self.ratio].copy()
-
-    def put_back(self, tail: np.ndarray) -> None:
-        self.tails[:, : tail.shape[1]] = tail
-
-    def fork(self, n_tokens: int) -> "PackedEntries":
-        twin = object.__new__(PackedEntries)
-        twin.ratio, twin.slots, twin.tails = self.ratio, self.slots, self.tails.copy()
-        twin.rows, twin.native = self.rows, native.Compressed()
-        twin._resize(n_tokens // self.ratio, n_tokens // self.ratio)
-        return twin
+        """The tails in use at n_tokens, (2, slots in use, C), as a view."""
+        return self.tails if self.ratio == OVERLAPPED else self.tails[:, : n_tokens % self.ratio]
 
     @property
     def nbytes(self) -> int:
-        return self.tails.nbytes + sum(rows.nbytes for rows in self.rows)
+        return self.tails.nbytes + sum(rows.nbytes for rows in self.rows.values())
 
 
 class PackedLayer:
     """Window ring (window, entry bytes), compressed entries (ratio > 0), index keys (ratio 4)."""
 
-    def __init__(self, attn):
+    def __init__(self, attn, most_tokens: int, memory: Memory):
         """For one attention node of the weight tree."""
         self.ring = np.zeros((attn.window, native.entry_bytes(attn.head_dim, attn.rope_dims)), np.uint8)
-        self.main = PackedEntries(attn.compressor) if attn.compressor is not None else None
-        self.index = PackedEntries(attn.indexer.compressor) if attn.indexer is not None else None
         self.ring_at = self.ring.ctypes.data
+        self.main = self.index = None
+        if attn.compressor is not None:
+            self.main = PackedEntries(attn.compressor, most_tokens, memory)
+        if attn.indexer is not None:
+            self.index = PackedEntries(attn.indexer.compressor, most_tokens, memory)
 
-    def _parts(self) -> list[PackedEntries]:
-        return [part for part in (self.main, self.index) if part is not None]
+    def _parts(self) -> dict[str, PackedEntries]:
+        return {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
 
-    def mark(self, n_tokens: int, n_next: int | None):
-        """Copies of window and tails; None where the next token spares them."""
-        if n_next == 1:
-            return None
-        return self.ring[: min(n_tokens, len(self.ring))].copy(), [part.tail(n_tokens) for part in self._parts()]
+    def _small(self, n_tokens: int) -> dict[str, np.ndarray]:
+        """Views of what is in use of windows and tails."""
+        window = {"window": self.ring[: min(n_tokens, len(self.ring))]}
+        return window | {f"{name}.tail": part.tail(n_tokens) for name, part in self._parts().items()}
 
-    def restore(self, mark) -> None:
-        if mark is None:
-            return
-        self.ring[: len(mark[0])] = mark[0]
-        for part, tail in zip(self._parts(), mark[1]):
-            part.put_back(tail)
+    def mark(self, n_tokens: int, n_next: int | None) -> dict[str, np.ndarray] | None:
+        """Copies of windows and tails by name; None where the next token spares them."""
+        return None if n_next == 1 else {name: array.copy() for name, array in self._small(n_tokens).items()}
 
-    def fork(self, n_tokens: int) -> "PackedLayer":
-        twin = object.__new__(PackedLayer)
-        twin.ring = self.ring.copy()
-        twin.main, twin.index = (part.fork(n_tokens) if part else None for part in (self.main, self.index))
-        twin.ring_at = twin.ring.ctypes.data
-        return twin
+    def restore(self, mark: dict[str, np.ndarray] | None, n_tokens: int) -> None:
+        """Be at n_tokens again. ValueError if the mark is not of such a layer and place."""
+        for part in self._parts().values():
+            part.trim(n_tokens)
+        if mark is not None:
+            _copy(mark, self._small(n_tokens))
+
+    def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Views of the entries of tokens [first, last), whole blocks of every ratio, by name."""
+        return {
+            f"{name}.{kind}": rows.data[first // part.ratio : last // part.ratio]
+            for name, part in self._parts().items()
+            for kind, rows in part.rows.items()
+        }
+
+    def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
+        """Write what `entries(first, last)` gave elsewhere. ValueError if it does not fit."""
+        for part in self._parts().values():
+            part.reserve(last)
+        _copy(entries, self.entries(first, last))
 
     @property
     def nbytes(self) -> int:
-        return self.ring.nbytes + sum(part.nbytes for part in self._parts())
+        return self.ring.nbytes + sum(part.nbytes for part in self._parts().values())
+
+
+def _copy(source: dict[str, np.ndarray], to: dict[str, np.ndarray]) -> None:
+    """Array by array, of equal names, shapes and dtypes."""
+    kinds = [{name: (array.shape, array.dtype) for name, array in arrays.items()} for arrays in (source, to)]
+    if kinds[0] != kinds[1]:
+        raise ValueError("arrays of another shape")
+    for name, array in to.items():
+        array[...] = source[name]

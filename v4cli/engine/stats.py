@@ -11,7 +11,8 @@ class Stats:
 
     load_s: float = 0.0
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # not computed for this turn
+    restored_tokens: int = 0  # of these, how far a stored prefix went
     prefill_tokens: int = 0
     prefill_s: float = 0.0
     completion_tokens: int = 0

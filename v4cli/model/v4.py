@@ -7,6 +7,8 @@ op); what is remembered is the State's. Knows nothing of text, files or sampling
 Sizes: N new tokens, D hidden_size, S hc_mult streams, H heads, d head_dim.
 """
 
+from pathlib import Path
+
 from v4cli.cache.state import State
 
 
@@ -19,9 +21,10 @@ class V4:
         self.ops = ops
         ops.prepare(weights)
 
-    def new_state(self) -> State:
-        """An empty timeline for this model."""
-        return State([layer.attn for layer in self.weights.layers], self.ops.packed)
+    def new_state(self, kv_dir: Path | None = None) -> State:
+        """An empty timeline for this model, its entries in RAM or in a file in folder `kv_dir`."""
+        attentions = [layer.attn for layer in self.weights.layers]
+        return State(attentions, self.ops.packed, self.config.max_position_embeddings, kv_dir)
 
     def forward(self, ids, state: State):
         """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head."""

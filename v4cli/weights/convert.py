@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from v4cli.errors import ModelError
+from v4cli.files import sync_folder
 from v4cli.weights.recipe import tensor_class
 from v4cli.weights.safetensors_header import TensorPlace
-from v4cli.weights.store import Part, Stored, sync_folder
+from v4cli.weights.store import Part, Stored
 
 BLOCK_VALUES = 1 << 18  # quantized together: 1 MiB in fp32; larger temporaries cost more in page faults than in sums
 COPY_BYTES = 4 << 20

@@ -30,6 +30,12 @@ class MappedTensors:
         """Payload bytes of all tensors."""
         return sum(place.spec.nbytes for place in self.places.values())
 
+    @property
+    def fingerprint(self) -> dict:
+        """What tells these weights from others: here size and time of every file."""
+        stats = {path.name: path.stat() for path in {place.path for place in self.places.values()}}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())}
+
     def raw(self, name: str):
         """The stored bytes as a numpy array, mapped from the file."""
         import numpy as np

@@ -17,6 +17,7 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.config import V4Config
 from v4cli.errors import Interrupted, ModelError, ResourceError, UsageError
+from v4cli.files import write_atomically
 from v4cli.weights import store
 from v4cli.weights.checkpoint import INDEX, SINGLE
 from v4cli.weights.fetcher import Fetcher, Reporter
@@ -26,7 +27,7 @@ from v4cli.weights.pull_plan import SMALL, Plan, Work, intact, open_manifest, si
 from v4cli.weights.repack import repack
 from v4cli.weights.safetensors_header import TensorPlace, read_header
 from v4cli.weights.schema import TensorSpec, expected_tensors
-from v4cli.weights.store import Manifest, Part, layout, write_atomically
+from v4cli.weights.store import Manifest, Part, layout
 from v4cli.weights.transfer import AGAIN
 
 STAGING = ".source"  # folder in the store while it is made; with keep_source it stays, an official checkpoint

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
+from v4cli.files import sync_folder
 from v4cli.weights import store
 from v4cli.weights.fetcher import Fetcher, Reporter
 from v4cli.weights.making import make_parts
 from v4cli.weights.pull_plan import SMALL, Work, open_manifest, unfinished
 from v4cli.weights.safetensors_header import read_header
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY, Manifest, layout, sync_folder
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, Manifest, layout
 from v4cli.weights.transfer import Cancelled, OnBytes, Partial, RemoteFile
 
 OLD = ".old"

@@ -27,7 +27,6 @@ contiguous read (13,369,344 bytes in Flash, 35,094,528 in Pro, no padding).
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +35,7 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
+from v4cli.files import write_atomically
 from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.mapped import MappedTensors
 from v4cli.weights.recipe import GROUP, RECIPES, format_of
@@ -243,26 +243,6 @@ def _is_error(pair) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, float) and v >= 0 for v in pair)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class Store(MappedTensors):
     """An opened store. Tensors are views of the mapped files."""
 
@@ -295,6 +275,11 @@ class Store(MappedTensors):
         for part in parts.values():
             _check_file(path / part.file, part, f"v4 verify {path.name} tells what is damaged")
         return cls(path, config, manifest, parts)
+
+    @property
+    def fingerprint(self) -> dict:
+        """What tells these weights from others: the checksum of every file."""
+        return {name: record["sha256"] for name, record in sorted(self.manifest.files.items())}
 
     def official_dtype(self, name: str) -> str:
         return self._official[name].dtype

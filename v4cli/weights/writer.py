@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from v4cli.files import write_atomically
 from v4cli.weights.checkpoint import INDEX
 from v4cli.weights.formats import encode_fp4, encode_fp8
 from v4cli.weights.schema import TensorSpec, expected_tensors
@@ -47,6 +48,4 @@ def _encode(name: str, spec: TensorSpec, value: Tensor) -> dict[str, Tensor]:
 
 
 def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

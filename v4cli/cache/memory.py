@@ -1,0 +1,94 @@
+"""Memory for what grows with the context: room for all of it is reserved, pages come when they are first written.
+
+Reserving costs address space only, so rows never move and growing copies nothing. In RAM the pages are anonymous; in a
+folder (`--kv-dir`) they belong to a file there that has no name and goes with the process: the system then keeps in RAM
+what is used and leaves the rest on the disk, so a context may be larger than what is free.
+"""
+
+import contextlib
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from v4cli.errors import ResourceError
+
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+STEP = 4 << 20  # bytes of disk taken at a time
+
+
+class Memory:
+    """Hands out rows of bytes, in RAM or in one file in `folder`."""
+
+    def __init__(self, folder: Path | None = None):
+        """ResourceError if a file cannot be made in `folder`."""
+        self.folder, self.file, self.end = folder, None, 0
+        if folder is not None:
+            try:
+                self.file = tempfile.TemporaryFile(dir=folder, prefix="v4-kv-")
+            except OSError as error:
+                raise ResourceError(f"{folder}: cannot hold the KV cache ({error.strerror})") from None
+
+    def rows(self, most: int, width: int) -> "Rows":
+        """Room for up to `most` rows of `width` bytes, none in use. ResourceError without the address space."""
+        most = max(most, 1)
+        size = _pages(most * width)
+        try:
+            if self.file is None:
+                room = mmap.mmap(-1, size, flags=PRIVATE)
+                return Rows(room, most, width, None, 0)
+            os.ftruncate(self.file.fileno(), self.end + size)
+            room = mmap.mmap(self.file.fileno(), size, offset=self.end)
+        except OSError as error:
+            raise ResourceError(f"no room for a context of this size ({error.strerror})") from None
+        rows = Rows(room, most, width, self.file, self.end)
+        self.end += size
+        return rows
+
+
+class Rows:
+    """Rows of bytes: `data` uint8 (most, width), of which the first `used` have been asked for."""
+
+    def __init__(self, room: mmap.mmap, most: int, width: int, file, offset: int):
+        self.data = np.frombuffer(room, np.uint8, most * width).reshape(most, width)
+        self.used = 0
+        self._room, self._file, self._offset = room, file, offset
+        self._backed = 0 if file is not None else len(room)  # bytes that can be written
+
+    def reserve(self, n: int) -> None:
+        """The first n rows may be written. ResourceError if the disk is full: nothing is lost then."""
+        if n <= self.used:
+            return
+        end = n * self.data.shape[1]
+        if end > self._backed:
+            end = min((end + STEP - 1) // STEP * STEP, len(self._room))
+            try:
+                os.posix_fallocate(self._file.fileno(), self._offset + self._backed, end - self._backed)
+            except OSError as error:
+                raise ResourceError(
+                    f"the KV cache cannot grow to {n} entries ({error.strerror})", "give --kv-dir a disk with more room"
+                ) from None
+            self._backed = end
+        self.used = n
+
+    def trim(self, n: int) -> None:
+        """Give back the pages behind the first n rows."""
+        if n >= self.used:
+            return
+        first, last = _pages(n * self.data.shape[1]), _pages(self.used * self.data.shape[1])
+        self.used = n
+        if last > first and self._file is None:  # of a file the room stays taken
+            with contextlib.suppress(OSError):
+                self._room.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pages in use."""
+        return _pages(self.used * self.data.shape[1])
+
+
+def _pages(n_bytes: int) -> int:
+    """Rounded up to whole pages."""
+    return (n_bytes + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -1,0 +1,231 @@
+"""One timeline of tokens. A caller hands `Session.sync` the full list of tokens it wants to be at; the session takes up
+the longest prefix it has in memory or finds on disk, and prefills the rest. `Session.generate` then yields tokens.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from v4cli.cache.prefixes import Prefixes, Snapshot
+from v4cli.engine.sampler import Sampler, Sampling
+from v4cli.engine.stats import Stats
+from v4cli.errors import ResourceError, SnapshotError, UsageError
+
+PREFILL_CHUNK = 512
+MAX_POINTS = 16  # places a session can go back to without recomputing much
+WORTH_S = 1.0  # of computing: what takes less is not stored
+SPACING = 16384  # tokens: a long prefill is stored about this often on the way
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token; `finish` is "stop" at a stop token, "length" at the limit, else None."""
+
+    token: int
+    logprob: float
+    finish: str | None
+
+
+class Session:
+    """The tokens fed so far, the model's state after them, and the logits of the last one."""
+
+    def __init__(self, engine, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S):
+        """`kv_dir`: keep entries in a file there. `prefixes`: where computed prefixes are found and stored.
+
+        `worth_s`: seconds of computing that are worth storing. ResourceError without room.
+        """
+        self.engine, self.kv_dir, self.prefixes, self.worth_s = engine, kv_dir, prefixes, worth_s
+        self.tokens: list[int] = []
+        self.state = engine.model.new_state(kv_dir)
+        self.logits: np.ndarray | None = None  # (vocab,) fp32 after the last token
+        self.points = [self.state.checkpoint()]
+        self.stored: list[Snapshot] = []  # those this timeline passes through
+        self.unsaved_s = 0.0  # of computing since the last of them
+        self.title = ""
+        self.notes: list[str] = []  # what went wrong with stored prefixes, for people
+        self.stats = Stats(load_s=engine.load_s)
+
+    # -- being at some tokens ---------------------------------------------------------------------------------
+
+    def sync(
+        self,
+        tokens: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        anchors: Sequence[int] = (),
+    ) -> bool:
+        """Be at exactly `tokens`, with logits for the next one; False if cancelled on the way (work is kept).
+
+        `progress(done, total)` is called after every chunk with prompt tokens in place. `anchors`: numbers of tokens
+        after which other prompts may go on differently; what is computed up to there is stored for them.
+        """
+        tokens = self.checked(tokens)
+        start = time.monotonic()
+        self._take_up(tokens)
+        common = len(self.tokens)
+        self.stats.prompt_tokens, self.stats.cached_tokens = len(tokens), common
+        stops = sorted(anchor for anchor in anchors if common < anchor < len(tokens))
+        while len(self.tokens) < len(tokens) and not cancelled():
+            at = len(self.tokens)
+            end = min((at // PREFILL_CHUNK + 1) * PREFILL_CHUNK, len(tokens), *stops[:1])
+            self.feed(tokens[at:end])
+            self._mark()
+            if progress:
+                progress(end, len(tokens))
+            if end in stops or end // SPACING > at // SPACING:
+                self.keep()
+            stops = [anchor for anchor in stops if anchor > end]
+        if len(self.tokens) < len(tokens):
+            self.keep()
+        self.stats.prefill_tokens = len(self.tokens) - common
+        self.stats.prefill_s = time.monotonic() - start
+        self.stats.kv_bytes = self.state.nbytes
+        return len(self.tokens) == len(tokens)
+
+    def _take_up(self, tokens: list[int]) -> None:
+        """Be at the longest prefix of `tokens` that needs no computing, from memory or from disk."""
+        common = next((i for i, (a, b) in enumerate(zip(self.tokens, tokens)) if a != b), None)
+        common = min(len(self.tokens), len(tokens)) if common is None else common
+        if common == len(self.tokens) and (common < len(tokens) or self.logits is not None):
+            here = common  # go on from here, or nothing to do
+        else:
+            here = max(point.n_tokens for point in self.points if point.n_tokens <= min(common, len(tokens) - 1))
+        self.stats.restored_tokens = 0
+        found = self.prefixes.longest(tokens, here) if self.prefixes else None
+        if here < len(self.tokens):
+            self._restore(here)
+        if found is not None:
+            self._load(found, tokens)
+
+    def _load(self, snapshot: Snapshot, tokens: list[int]) -> None:
+        """Take up a stored prefix; one that cannot be used is named in `notes` and deleted."""
+        try:
+            self.logits = self.prefixes.load(snapshot, self.state, self.state.n_tokens)
+        except SnapshotError as error:
+            self.notes.append(f"{error}; computing it again")
+            (error.path or snapshot.path).unlink(missing_ok=True)
+            self.state.restore(self.points[-1])
+            self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
+            return
+        self.tokens = tokens[: snapshot.n_tokens]
+        self.points.append(self.state.checkpoint())
+        self.stored.append(snapshot)
+        self.unsaved_s = 0.0
+        self.stats.restored_tokens = snapshot.n_tokens
+
+    def _restore(self, n_tokens: int) -> None:
+        """Go back to the point at n_tokens."""
+        while self.points[-1].n_tokens > n_tokens:
+            self.points.pop()
+        self.stored = [snapshot for snapshot in self.stored if snapshot.n_tokens <= n_tokens]
+        self.state.restore(self.points[-1])
+        del self.tokens[n_tokens:]
+        self.logits = None
+
+    def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
+        model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
+        try:
+            with model.ops.inference():
+                hidden = model.forward(tokens, self.state)
+                logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
+        except BaseException:  # Ctrl-C included: some layers may have advanced
+            self.state.restore(before)
+            raise
+        self.tokens.extend(tokens)
+        self.logits = logits[-1]
+        self.unsaved_s += time.monotonic() - start
+        return logits if all_logits else logits[-1]
+
+    def rewind(self, n_tokens: int) -> None:
+        """Go back to the first `n_tokens` tokens: nearest point before them, then replay."""
+        if n_tokens >= len(self.tokens):
+            return
+        tokens = self.tokens[:n_tokens]
+        self._restore(max(point.n_tokens for point in self.points if point.n_tokens <= n_tokens))
+        for i in range(len(self.tokens), n_tokens, PREFILL_CHUNK):
+            self.feed(tokens[i : i + PREFILL_CHUNK])
+
+    def fork(self) -> "Session":
+        """An independent session at the same place."""
+        twin = Session(self.engine, self.kv_dir, self.prefixes, self.worth_s)
+        twin.tokens = list(self.tokens)
+        twin.state = self.state.fork()
+        twin.logits = self.logits
+        twin.points, twin.stored = list(self.points), list(self.stored)
+        twin.title, twin.unsaved_s = self.title, self.unsaved_s
+        return twin
+
+    def keep(self, worth_s: float | None = None) -> Snapshot | None:
+        """Store this place for later, if the computing since the last one is worth it; what hinders goes to `notes`."""
+        worth_s = self.worth_s if worth_s is None else worth_s
+        if self.prefixes is None or self.logits is None or self.unsaved_s < worth_s:
+            return None
+        about = {"title": self.title, "after": self.stored[-1].id if self.stored else ""}
+        try:
+            snapshot = self.prefixes.save(self.tokens, self.state, self.state.checkpoint(), self.logits, about)
+        except (SnapshotError, OSError) as error:
+            self.notes.append(f"not stored: {getattr(error, 'strerror', None) or error}")
+            self.unsaved_s = 0.0
+            return None
+        self.stored.append(snapshot)
+        self.unsaved_s = 0.0
+        return snapshot
+
+    def _mark(self) -> None:
+        """Remember this place; when there are too many, drop the one that costs least to do without."""
+        if self.points[-1].n_tokens != len(self.tokens):
+            self.points.append(self.state.checkpoint())
+        if len(self.points) > MAX_POINTS:
+            n = [point.n_tokens for point in self.points]
+            # Spacing may grow with the distance from the end: far rewinds are rare.
+            cost = [(n[i + 1] - n[i - 1]) / (n[-1] - n[i - 1]) for i in range(1, len(n) - 1)]
+            del self.points[1 + cost.index(min(cost))]
+
+    def checked(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens as ints; UsageError if none or outside the vocabulary, ResourceError if beyond the context."""
+        tokens = [int(token) for token in tokens]
+        vocab, limit = self.engine.config.vocab_size, self.engine.config.max_position_embeddings
+        if not tokens:
+            raise UsageError("the prompt is empty")
+        if len(tokens) > limit:
+            raise ResourceError(f"{len(tokens)} tokens exceed the model's context of {limit}")
+        bad = next((token for token in tokens if not 0 <= token < vocab), None)
+        if bad is not None:
+            raise UsageError(f"token id {bad} is outside the vocabulary of {vocab}")
+        return tokens
+
+    # -- going on ---------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        sampling: Sampling,
+        max_tokens: int,
+        stop_tokens: Sequence[int] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Step]:
+        """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for."""
+        if self.logits is None:
+            raise UsageError("nothing to continue: sync the session to a prompt first")
+        sampler = Sampler(sampling)
+        self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
+        try:
+            for count in range(1, max_tokens + 1):
+                if cancelled():
+                    return
+                start = time.monotonic()
+                token, logprob = sampler.pick(self.logits)
+                finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
+                self.stats.completion_tokens = count
+                self.stats.decode_s += time.monotonic() - start
+                yield Step(token, logprob, finish)
+                if finish:
+                    return
+                start = time.monotonic()
+                self.feed([token])
+                self.stats.decode_s += time.monotonic() - start
+        finally:
+            self.stats.kv_bytes = self.state.nbytes
