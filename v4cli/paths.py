@@ -25,6 +25,12 @@ def models_dir() -> Path:
     return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "models"
 
 
+def prefixes_dir() -> Path:
+    """Folder of computed prefixes; it need not exist yet."""
+    home = os.environ.get("V4_HOME")
+    return (Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("v4cli"))) / "prefixes"
+
+
 def model_folder(model: str) -> Path:
     """Folder of a model: nano, a name under models_dir(), or a path (./NAME where both exist).
 

@@ -1,5 +1,8 @@
 """Sessions: reuse, rewind, fork, cancellation and sampling, on a small random model."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,27 +37,32 @@ def close(engine, a, b):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["extend", "rewind", "fork", "branch"]), st.integers(1, 300)),
+        st.tuples(st.sampled_from(["extend", "rewind", "fork", "branch", "save", "load"]), st.integers(1, 300)),
         min_size=1,
-        max_size=6,
+        max_size=8,
     )
 )
-def test_any_sequence_of_extend_rewind_and_fork_equals_a_fresh_prefill(engine, steps):
-    session, target = engine.session(), IDS[:40]
-    session.sync(target)
-    for action, n in steps:
-        if action == "extend":
-            target = (target + IDS)[: min(len(target) + n, 500)]
-        elif action == "rewind":
-            target = target[: max(1, len(target) - n)]
-        elif action == "branch":
-            target = [*target[: n % len(target) + 1], *IDS[n : n + 20]]
-        else:
-            other = session.fork()
-            other.sync([*target, *IDS[:50]])
+def test_any_sequence_of_extend_rewind_fork_save_and_load_equals_a_fresh_prefill(engine, steps):
+    with tempfile.TemporaryDirectory() as folder:
+        prefixes = engine.prefixes(Path(folder), 1 << 30, 1 << 30)
+        session, target = engine.session(prefixes=prefixes, worth_s=1e9), IDS[:40]
         session.sync(target)
-        assert session.tokens == target
-        assert close(engine, session.logits, fresh(engine, target))
+        for action, n in steps:
+            if action == "extend":
+                target = (target + IDS)[: min(len(target) + n, 500)]
+            elif action == "rewind":
+                target = target[: max(1, len(target) - n)]
+            elif action == "branch":
+                target = [*target[: n % len(target) + 1], *IDS[n : n + 20]]
+            elif action == "fork":
+                session.fork().sync([*target, *IDS[:50]])
+            elif action == "save":
+                session.keep(0.0)
+            else:
+                session = engine.session(prefixes=prefixes, worth_s=1e9)
+            session.sync(target)
+            assert session.tokens == target and not session.notes
+            assert close(engine, session.logits, fresh(engine, target))
 
 
 def test_sync_computes_only_what_is_new(engine):

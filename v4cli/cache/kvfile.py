@@ -1,4 +1,4 @@
-"""Files of cached tensors: safetensors with a checksum over everything, written so that no crash leaves half of one.
+"""Files of cached tensors: safetensors with a checksum over everything.
 
 The metadata holds `about` (JSON: what the arrays are) and `sha256` of that text and of every array by name.
 """
@@ -13,20 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from v4cli.errors import SnapshotError
-from v4cli.files import write_atomically
 
 FORMAT = "v4cli kv 1"  # the number counts up when older files can no longer be read
 
 
-def write(path: Path, arrays: dict[str, np.ndarray], about: dict) -> int:
-    """Write or replace `path`, readable by its owner only; its bytes. OSError if the disk is full: nothing is left."""
+def encoded(arrays: dict[str, np.ndarray], about: dict) -> bytes:
+    """The file of these arrays."""
     text = json.dumps(about)
-    data = save(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-        {"format": FORMAT, "about": text, "sha256": _digest(text, arrays)},
-    )
-    write_atomically(path, data, 0o600)
-    return len(data)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return save(arrays, {"format": FORMAT, "about": text, "sha256": _digest(text, arrays)})
 
 
 def read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
@@ -67,7 +62,7 @@ def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:
     """sha256 of the text and of names, dtypes, shapes and bytes of the arrays, sorted by name."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = arrays[name]
         digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data if array.size else b"")
     return digest.hexdigest()

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,10 @@ class Prefixes:
         found = [kvfile.read_about(files.chunks[key].path)["tokens"] for key in files.path_of(snapshot)[::-1]]
         return [token for some in found for token in some] + kvfile.read_about(snapshot.path)["tokens"]
 
+    def about(self, snapshot: Snapshot) -> dict:
+        """What was remembered of it: title, the snapshot it went on from. SnapshotError."""
+        return kvfile.read_about(snapshot.path)
+
     # -- writing ----------------------------------------------------------------------------------------------
 
     def save(self, tokens: list[int], state: State, point: Checkpoint, logits: np.ndarray, about: dict) -> Snapshot:
@@ -165,34 +170,47 @@ class Prefixes:
         `about`: what to remember of it besides. SnapshotError if a budget does not allow it; OSError if the disk
         does not.
         """
-        files, n = Folder(self.folder), point.n_tokens
-        ids = np.asarray(tokens[:n], np.int32)
-        keys = self._keys(ids)
-        key, behind = keys[-1], ids[n // CHUNK * CHUNK :]
-        path = self.folder / f"{key}.{n}.{_snapshot_id(key, behind)}.snapshot"
-        if found := next((s for s in files.snapshots.get(key, ()) if s.path == path), None):
+        n, whole = point.n_tokens, point.n_tokens // CHUNK * CHUNK
+        rest = {f"rest.{name}": array for name, array in state.entries(whole, n).items()}
+        per_chunk = sum(array.nbytes for array in state.entries(0, CHUNK).values()) if whole else 0
+
+        def chunk(i: int) -> bytes:
+            first, last = i * CHUNK, (i + 1) * CHUNK
+            return kvfile.encoded(state.entries(first, last), {"tokens": tokens[first:last]})
+
+        return self._store(tokens[:n], chunk, per_chunk, point.arrays | rest | {"logits": logits}, about)
+
+    def adopt(self, tokens: list[int], chunks: list[Path], small: dict[str, np.ndarray], about: dict) -> Snapshot:
+        """Store what another machine saved: the files of its chunks, and the arrays of its snapshot. As `save`."""
+        per_chunk = chunks[0].stat().st_size if chunks else 0
+        return self._store(tokens, lambda i: chunks[i].read_bytes(), per_chunk, small, about | {"after": ""})
+
+    def _store(self, tokens: list[int], chunk: Callable[[int], bytes], per_chunk: int, small: dict, about: dict):
+        files, n, ids = Folder(self.folder), len(tokens), np.asarray(tokens, np.int32)
+        keys, behind = self._keys(ids), ids[n // CHUNK * CHUNK :]
+        path = self.folder / f"{keys[-1]}.{n}.{_snapshot_id(keys[-1], behind)}.snapshot"
+        missing = [i for i in range(n // CHUNK) if keys[i + 1] not in files.chunks]
+        found = next((s for s in files.snapshots.get(keys[-1], ()) if s.path == path), None)
+        if found and not missing:
             os.utime(path)
             return found
-        missing = [i for i in range(n // CHUNK) if keys[i + 1] not in files.chunks]
-        rest = state.entries(n // CHUNK * CHUNK, n)
-        small = point.arrays | {f"rest.{name}": array for name, array in rest.items()} | {"logits": logits}
-        per_chunk = sum(array.nbytes for array in state.entries(0, CHUNK).values()) if missing else 0
         self._allow(len(missing) * per_chunk + sum(array.nbytes for array in small.values()))
+        self._make_folder()
 
         def write(i: int) -> int:
-            first, last = i * CHUNK, (i + 1) * CHUNK
-            chunk = self.folder / f"{keys[i]}-{keys[i + 1]}.chunk"
-            return kvfile.write(chunk, state.entries(first, last), {"tokens": ids[first:last].tolist()})
+            data = chunk(i)
+            write_atomically(self.folder / f"{keys[i]}-{keys[i + 1]}.chunk", data, 0o600)
+            return len(data)
 
-        self._make_folder()
         with ThreadPoolExecutor(WORKERS) as pool:
             written = sum(pool.map(write, missing))
-        size = kvfile.write(path, small, about | {"tokens": behind.tolist()})
-        self._count(written + size)
+        data = kvfile.encoded(small, about | {"tokens": behind.tolist()})
+        write_atomically(path, data, 0o600)
+        self._count(written + len(data))
         trim(self.root, self.disk_budget)
         if not path.exists():
-            raise SnapshotError(f"a context of {n} tokens takes more than the disk budget of the prefix cache")
-        return next(s for s in Folder(self.folder).snapshots[key] if s.path == path)
+            raise SnapshotError(f"a context of {n} tokens takes more than the disk budget of stored prefixes")
+        return next(s for s in Folder(self.folder).snapshots[keys[-1]] if s.path == path)
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -201,9 +219,11 @@ class Prefixes:
 
     def _allow(self, n_bytes: int) -> None:
         if n_bytes > self.disk_budget:
-            raise SnapshotError(f"{n_bytes} bytes exceed the disk budget of the prefix cache, {self.disk_budget}")
+            raise SnapshotError(f"{n_bytes} bytes exceed the disk budget of stored prefixes, {self.disk_budget}")
         if self.written_today() + n_bytes > self.write_budget:
-            raise SnapshotError(f"the prefix cache has written its {self.write_budget} bytes of today")
+            raise SnapshotError(
+                f"the {self.write_budget} bytes of stored prefixes that may be written per day are written"
+            )
 
     def written_today(self) -> int:
         """Bytes written since midnight, all models."""
@@ -223,6 +243,28 @@ class Prefixes:
         for first in range(0, len(ids) // CHUNK * CHUNK, CHUNK):
             keys.append(_hash(bytes.fromhex(keys[-1]) + ids[first : first + CHUNK].tobytes(), 16))
         return keys
+
+
+def remove(files: Folder, snapshots: list[Snapshot]) -> None:
+    """Delete snapshots, and the chunks that no other of this model goes through."""
+    rest = [snapshot for snapshot in files.all_snapshots() if snapshot not in snapshots]
+    needed = {key for snapshot in rest for key in files.path_of(snapshot)}
+    for snapshot in snapshots:
+        snapshot.path.unlink(missing_ok=True)
+        for key in files.path_of(snapshot):
+            if key not in needed:
+                files.chunks[key].path.unlink(missing_ok=True)
+
+
+def stored(root: Path) -> list[Prefixes]:
+    """All models that have something stored under `root`. Folders that say nothing of themselves are left out."""
+    found = []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        with contextlib.suppress(OSError, ValueError):
+            prefixes = Prefixes(root, json.loads((path / IDENTITY).read_text()), 0, 0)
+            if prefixes.folder == path:
+                found.append(prefixes)
+    return found
 
 
 def trim(root: Path, budget: int) -> None:

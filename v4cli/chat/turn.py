@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import jsonfile
+from v4cli.chat import special
 from v4cli.chat.parser import End, Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
+from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
 
 
@@ -31,24 +33,33 @@ class Options:
 class Chat:
     """An engine, its tokenizer and one session that keeps its state between turns."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, defaults: dict):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, defaults: dict, session: Session):
         self.engine = engine
         self.tokenizer = tokenizer
         self.defaults = defaults
-        self.session = engine.session()
+        self.session = session
         self.message: dict = {}
         self.finish = ""
 
     @classmethod
-    def open(cls, folder: Path, backend: str | None = None, numerics: str | None = None) -> "Chat":
-        """Load a model folder: weights, tokenizer.json and generation_config.json. ModelError if unusable."""
+    def open(
+        cls,
+        folder: Path,
+        backend: str | None = None,
+        numerics: str | None = None,
+        session: Callable[[Engine], Session] = Engine.session,
+    ) -> "Chat":
+        """Load a model folder: weights, tokenizer.json and generation_config.json; `session` makes the timeline.
+
+        ModelError if the model is unusable.
+        """
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
             raise ModelError(f"{folder}: tokenizer.json is missing")
         engine = Engine.open(folder, backend, numerics)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         if tokenizer.vocab_size > engine.config.vocab_size:
             raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
-        return cls(engine, tokenizer, _generation_defaults(folder))
+        return cls(engine, tokenizer, _generation_defaults(folder), session(engine))
 
     @property
     def stats(self):
@@ -70,10 +81,12 @@ class Chat:
         ids = self.tokenizer.encode_prompt(request.prompt)
         limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
         sampling = self._sampling(options, request)
+        turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
+        self.session.title = self.session.title or _title(messages)
         parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
         reason = "interrupted"
-        if self.session.sync(ids, progress, cancelled):
+        if self.session.sync(ids, progress, cancelled, turns):
             decoder = self.tokenizer.stream()
             eos = self.tokenizer.eos_id
             for step in self.session.generate(sampling, limit, (eos,), cancelled):
@@ -122,6 +135,12 @@ class Chat:
             message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
             message["tool_block"] = parser.tool_block
         self.message = message
+
+
+def _title(messages: list[dict]) -> str:
+    """The first words of the user."""
+    text = next((m["content"] for m in messages if m.get("role") == "user" and isinstance(m.get("content"), str)), "")
+    return " ".join(text[:200].split())[:60]
 
 
 def _generation_defaults(folder: Path) -> dict:

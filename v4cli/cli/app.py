@@ -34,6 +34,11 @@ Backend = Annotated[str | None, typer.Option(help="cpu (int8 kernels; default) o
 Numerics = Annotated[
     str | None, typer.Option(help="Of the reference: exact (fp32; default) or official (simulated quantization).")
 ]
+KvDir = Annotated[
+    Path | None,
+    typer.Option(envvar="V4_KV_DIR", help="Keep the KV cache in a file in this folder, so that it may exceed the RAM."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor store computed prefixes (v4 sessions).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -77,6 +82,8 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
     backend: Backend = None,
     numerics: Numerics = None,
+    kv_dir: KvDir = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Answer one prompt. Only the answer goes to stdout."""
     options = dict(locals())
@@ -92,11 +99,13 @@ def chat(
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
     backend: Backend = None,
     numerics: Numerics = None,
+    kv_dir: KvDir = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
     from v4cli.cli.chat import chat_loop
 
-    chat_loop(model, system, think, backend, numerics)
+    chat_loop(model, system, think, backend, numerics, kv_dir, no_cache)
 
 
 @app.command("download", hidden=True)
@@ -217,6 +226,59 @@ def score(
     from v4cli.cli.plumbing import score_tokens
 
     score_tokens(model, ids, file, logits, numerics, backend, chunk)
+
+
+sessions = typer.Typer(
+    help="Contexts that are stored: what begins like one of them goes on from there.",
+    epilog="V4_CACHE_DISK (20G) bounds what they take, V4_CACHE_WRITES (50G) what is written per day; 0 turns it off.",
+    no_args_is_help=True,
+)
+app.add_typer(sessions, name="sessions")
+SessionId = Annotated[str, typer.Argument(metavar="ID", help="The beginning of an ID from v4 sessions ls.")]
+
+
+@sessions.command("ls")
+def sessions_ls(as_json: Json = False) -> None:
+    """List them, those used last first."""
+    from v4cli.cli.sessions import ls
+
+    ls(as_json)
+
+
+@sessions.command("show")
+def sessions_show(wanted: SessionId, as_json: Json = False) -> None:
+    """Show one with its text."""
+    from v4cli.cli.sessions import show
+
+    show(wanted, as_json)
+
+
+@sessions.command("rm")
+def sessions_rm(
+    wanted: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Beginnings of IDs.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete some. What others share stays."""
+    from v4cli.cli.sessions import rm
+
+    rm(wanted or [], everything, yes)
+
+
+@sessions.command("export")
+def sessions_export(wanted: SessionId, to: Annotated[Path, typer.Argument(metavar="FILE")]) -> None:
+    """Write one to a file that v4 sessions import takes on any machine."""
+    from v4cli.cli.sessions import export
+
+    export(wanted, to)
+
+
+@sessions.command("import")
+def sessions_import(source: Annotated[Path, typer.Argument(metavar="FILE")], model: Model) -> None:
+    """Store one from a file, for a model of the same configuration; its quantization may be another."""
+    from v4cli.cli.sessions import import_file
+
+    import_file(source, model)
 
 
 bench = typer.Typer(help="Measure speed.", no_args_is_help=False)

@@ -1,21 +1,26 @@
 """`v4 chat`: a simple loop of questions and answers that share one session."""
 
 import sys
+from pathlib import Path
 
 from v4cli import paths
 from v4cli.chat.parser import Text, Thinking, ToolCallEnd
-from v4cli.cli import output
+from v4cli.cli import output, sessions
+from v4cli.cli.progress import Prefill
 from v4cli.cli.run import cancellable, stats_line
 from v4cli.errors import V4Error
 
 HELP = "/help  /think on|off  /clear (forget the conversation)  /stats  /exit — Ctrl-C stops an answer, Ctrl-D leaves"
 
 
-def chat_loop(model: str, system: str, think: bool, backend: str | None, numerics: str | None) -> None:
+def chat_loop(
+    model: str, system: str, think: bool, backend: str | None, numerics: str | None, kv_dir: Path | None, no_cache: bool
+) -> None:
     """Read, answer, repeat until /exit or the end of the input."""
     from v4cli.chat.turn import Chat
 
-    chat = Chat.open(paths.model_folder(model), backend, numerics)
+    session = sessions.session_maker(kv_dir, not no_cache)
+    chat = Chat.open(paths.model_folder(model), backend, numerics, session)
     loop = Loop(chat, system, think)
     ask = _reader()
     output.note(f"{model} is ready. {HELP}", dim=True)
@@ -83,7 +88,7 @@ class Loop:
         messages = [*self.messages, {"role": "user", "content": question}]
         thinking = False
         with cancellable() as cancelled:
-            for event in self.chat.reply(messages, Options(thinking=self.think), cancelled=cancelled):
+            for event in self.chat.reply(messages, Options(thinking=self.think), None, Prefill(), cancelled):
                 if isinstance(event, Thinking):
                     thinking = True
                     output.note(event.text, end="", dim=True)
@@ -99,3 +104,4 @@ class Loop:
         if self.chat.finish == "interrupted":
             output.note("(stopped)", dim=True)
         self.messages = [*messages, self.chat.message]
+        sessions.keep(self.chat.session)

@@ -2,7 +2,12 @@
 
 import json
 import os
+import re
 import sys
+
+from v4cli.errors import UsageError
+
+UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def styled(stream) -> bool:
@@ -52,3 +57,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.2f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.2f} TiB"
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes from 12G, 12GiB (both 2^30), 12GB (10^9), 800M, 1.5T or a plain number. UsageError names the option."""
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(I?B)?", text.strip().upper())
+    if match is None or (match[3] == "IB" and not match[2]):
+        raise UsageError(f"{option} {text!r} is not a size", f"sizes look like 12G, 12GiB or 800M: {option} 12G")
+    return int(float(match[1]) * (1000 if match[3] == "B" else 1024) ** UNITS[match[2]])

@@ -1,7 +1,6 @@
 """`v4 plan`: where every byte of a model would live on this machine, what a token would cost, and on which other
 machines it would fit."""
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,15 +39,6 @@ HEADER = (
     f"workstation {WORKSTATION / 1e9:.0f}, server {SERVER / 1e9:.0f}, GPU {GPU_SPEED / 1e9:.0f}"
 )
 SMALLEST = "q4"  # the recipe with the fewest bytes
-UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-
-
-def parse_size(text: str, option: str) -> int:
-    """Bytes from 12G, 12GiB (both 2^30), 12GB (10^9), 800M, 1.5T or a plain number. UsageError names the option."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(I?B)?", text.strip().upper())
-    if match is None or (match[3] == "IB" and not match[2]):
-        raise UsageError(f"{option} {text!r} is not a size", f"sizes look like 12G, 12GiB or 800M: {option} 12G")
-    return int(float(match[1]) * (1000 if match[3] == "B" else 1024) ** UNITS[match[2]])
 
 
 @dataclass(frozen=True)
@@ -82,8 +72,8 @@ def plan_model(
 def _memory(ram: str | None, vram: str | None) -> Budget:
     """Budgets as asked for, or from what is free now; speeds not yet known."""
     return Budget(
-        ram=int(USABLE * hardware.ram()[1]) if ram is None else parse_size(ram, "--ram"),
-        vram=int(USABLE * hardware.vram()[1]) if vram is None else parse_size(vram, "--vram"),
+        ram=int(USABLE * hardware.ram()[1]) if ram is None else output.parse_size(ram, "--ram"),
+        vram=int(USABLE * hardware.vram()[1]) if vram is None else output.parse_size(vram, "--vram"),
         ram_speed=DESKTOP,
         vram_speed=GPU_SPEED,
         ssd_speed=SSD_SPEED,

@@ -1,4 +1,4 @@
-"""Progress of a long job on stderr: a bar on a terminal, plain lines now and then elsewhere."""
+"""Progress of a long job on stderr: a bar or a changing line on a terminal, plain lines now and then elsewhere."""
 
 import sys
 import threading
@@ -46,6 +46,26 @@ class Bytes:
                     f"{self.what}: {self.done / self.total:.0%} of {output.size(self.total)}, "
                     f"{output.size(self.done / self.seconds)}/s, {left:.0f} s left"
                 )
+
+
+class Prefill:
+    """Called with tokens done and in all, after every chunk; says something once that takes a while."""
+
+    def __init__(self):
+        self._start = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now, styled = time.monotonic(), output.styled(sys.stderr)
+        if self._first is None:
+            self._first, self._start = done, now
+        elif now - self._told > (1.0 if styled else LINE_EVERY):
+            self._told = now
+            rate = (done - self._first) / (now - self._start)
+            line = f"prefill {done:,} of {total:,} tokens, {rate:.0f} tokens/s, {(total - done) / rate:.0f} s left"
+            output.note(f"\r\x1b[2m{line}\x1b[0m\x1b[K" if styled else line, end="" if styled else "\n")
+        if styled and done == total and self._told != self._start:
+            output.note("\r\x1b[K", end="")
 
 
 def _bar(what: str, total: int):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from v4cli import jsonfile, paths
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
-from v4cli.cli import output
+from v4cli.cli import output, sessions
+from v4cli.cli.progress import Prefill
 from v4cli.errors import Exit, RequestError, UsageError
 
 FORMATS = ("text", "json", "stream-json")
@@ -42,6 +43,8 @@ class RunRequest:
     stats: bool
     backend: str | None
     numerics: str | None
+    kv_dir: Path | None
+    no_cache: bool
 
 
 def run_once(request: RunRequest) -> None:
@@ -66,10 +69,12 @@ def run_once(request: RunRequest) -> None:
     )
     writer = {"text": TextWriter, "json": SilentWriter, "stream-json": StreamWriter}[style](request)
     with cancellable() as cancelled:
-        chat = Chat.open(paths.model_folder(request.model), request.backend, request.numerics)
-        for event in chat.reply(messages, options, tools, cancelled=cancelled):
+        session = sessions.session_maker(request.kv_dir, not request.no_cache)
+        chat = Chat.open(paths.model_folder(request.model), request.backend, request.numerics, session)
+        for event in chat.reply(messages, options, tools, Prefill(), cancelled):
             writer.event(event)
     writer.end(result(request.model, chat))
+    sessions.keep(chat.session)
     if request.stats:
         output.note(stats_line(chat.stats), dim=True)
     if chat.finish == "interrupted":

@@ -3,6 +3,8 @@
 Knows nothing of text.
 """
 
+import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -24,13 +26,13 @@ MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at 
 class Engine:
     """A loaded model. Sessions share it."""
 
-    def __init__(self, model: V4, path: Path, load_s: float, weights: dict | None = None):
-        """`weights`: what tells the weights from others, for stored prefixes; None: nothing can be stored."""
+    def __init__(self, model: V4, path: Path, load_s: float, identity: dict | None = None):
+        """`identity`: everything that stored prefixes depend on; None: none can be stored."""
         self.model = model
         self.config = model.config
         self.path = path
         self.load_s = load_s
-        self.weights = weights
+        self.identity = identity
 
     @classmethod
     def open(cls, path: Path, backend: str | None = None, numerics: str | None = None) -> "Engine":
@@ -56,7 +58,7 @@ class Engine:
                 model = V4(checkpoint.config, weights, ops)
             except ValueError as error:
                 raise UsageError(str(error), "--backend reference takes any size") from None
-        return cls(model, Path(path), time.monotonic() - start, checkpoint.fingerprint)
+        return cls(model, Path(path), time.monotonic() - start, _identity(checkpoint, ops))
 
     def session(
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
@@ -68,8 +70,15 @@ class Engine:
 
     def prefixes(self, root: Path, disk_budget: int, write_budget: int) -> Prefixes | None:
         """The stored prefixes of this model under `root`, budgets in bytes; None for weights that have no files."""
-        if self.weights is None:
-            return None
-        ops = self.model.ops
-        identity = {"model": str(self.path), "backend": ops.name, "numerics": ops.numerics, "weights": self.weights}
-        return Prefixes(root, identity, disk_budget, write_budget)
+        return Prefixes(root, self.identity, disk_budget, write_budget) if self.identity else None
+
+
+def identity_of(folder: Path) -> dict:
+    """The identity an engine over this model has by default. ModelError, UsageError."""
+    return _identity(open_model(folder), op_table())
+
+
+def _identity(checkpoint, ops) -> dict:
+    config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
+    kind = {"backend": ops.name, "numerics": ops.numerics, "config": config}
+    return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}

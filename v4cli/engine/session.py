@@ -78,7 +78,7 @@ class Session:
             if end in stops or end // SPACING > at // SPACING:
                 self.keep()
             stops = [anchor for anchor in stops if anchor > end]
-        if len(self.tokens) < len(tokens):
+        if len(self.tokens) > common:
             self.keep()
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start

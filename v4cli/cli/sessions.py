@@ -1,0 +1,187 @@
+"""`v4 sessions`: the contexts that are stored, so that nothing computed once is computed again."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from v4cli import paths
+from v4cli.cache import archive
+from v4cli.cache.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
+from v4cli.cli import output
+from v4cli.errors import SnapshotError, UsageError
+
+DISK, WRITES = "V4_CACHE_DISK", "V4_CACHE_WRITES"
+DEFAULTS = {DISK: "20G", WRITES: "50G"}
+ID_LENGTH = 8
+
+
+def budgets() -> tuple[int, int]:
+    """Bytes that stored prefixes may take, and that may be written per day. UsageError for a bad variable."""
+    disk, writes = (output.parse_size(os.environ.get(name) or DEFAULTS[name], name) for name in (DISK, WRITES))
+    return disk, writes
+
+
+def prefixes_of(engine, wanted: bool) -> Prefixes | None:
+    """Where a command finds and stores computed prefixes; None if it should not, or may not store anything."""
+    disk, writes = budgets()
+    return engine.prefixes(paths.prefixes_dir(), disk, writes) if wanted and disk else None
+
+
+def session_maker(kv_dir: Path | None, cache: bool):
+    """What makes the session of a command: its cache in `kv_dir` if given, stored prefixes used if `cache`."""
+    if kv_dir is not None and not kv_dir.is_dir():
+        raise UsageError(f"--kv-dir {kv_dir}: no such folder", f"mkdir -p {kv_dir}")
+    return lambda engine: engine.session(kv_dir, prefixes_of(engine, cache))
+
+
+def keep(session) -> None:
+    """Store what the next turn or command can go on from; say what hindered that."""
+    session.keep()
+    for note in session.notes:
+        output.note(f"v4: {note}", dim=True)
+    session.notes.clear()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A stored context that no other one continues."""
+
+    prefixes: Prefixes
+    files: Folder
+    snapshot: Snapshot
+    title: str
+    before: tuple[Snapshot, ...]  # the places stored on its way, the last first
+
+    @property
+    def n_bytes(self) -> int:
+        """Of all its files, those shared with others too."""
+        chunks = sum(self.files.chunks[key].size for key in self.files.path_of(self.snapshot))
+        return chunks + sum(snapshot.size for snapshot in (self.snapshot, *self.before))
+
+    def to_dict(self) -> dict:
+        return {
+            "id": self.snapshot.id, "model": self.prefixes.identity["model"], "tokens": self.snapshot.n_tokens,
+            "bytes": self.n_bytes, "used": self.snapshot.used, "title": self.title,
+            "places": [snapshot.n_tokens for snapshot in reversed((self.snapshot, *self.before))],
+        }  # fmt: skip
+
+
+def ls(as_json: bool) -> None:
+    """All contexts, those used last first."""
+    found = sorted(_all(), key=lambda listed: -listed.snapshot.used)
+    if as_json:
+        output.json_page([listed.to_dict() for listed in found])
+        return
+    if not found:
+        output.note(f"no contexts are stored yet under {paths.prefixes_dir()}")
+        return
+    rows = [("ID", "MODEL", "TOKENS", "SIZE", "USED", "TITLE")]
+    for listed in found:
+        name = Path(listed.prefixes.identity["model"])
+        model = "nano" if name == paths.NANO else name.name
+        tokens = f"{listed.snapshot.n_tokens:,}"
+        used = _ago(time.time() - listed.snapshot.used)
+        rows.append((listed.snapshot.id[:ID_LENGTH], model, tokens, output.size(listed.n_bytes), used, listed.title))
+    output.table(rows)
+    total = sum(path.stat().st_size for path in paths.prefixes_dir().rglob("*") if path.is_file())
+    disk, writes = budgets()
+    today = found[0].prefixes.written_today()
+    output.note(
+        f"{output.size(total)} of {output.size(disk)} ({DISK}) on disk, what conversations share counted once; "
+        f"{output.size(today)} of {output.size(writes)} ({WRITES}) written today"
+    )
+
+
+def show(wanted: str, as_json: bool) -> None:
+    """One context: its places, its files, its text."""
+    from v4cli.chat.tokenizer import Tokenizer
+
+    listed = _find(wanted)
+    tokens = listed.prefixes.tokens(listed.snapshot)
+    tokenizer = Path(listed.prefixes.identity["model"]) / "tokenizer.json"
+    text = Tokenizer.from_file(tokenizer).decode(tokens) if tokenizer.is_file() else ""
+    about = listed.to_dict() | {"chunks": len(listed.files.path_of(listed.snapshot)), "text": text}
+    if as_json:
+        output.json_page(about)
+        return
+    places = ", ".join(f"{n:,}" for n in about["places"])
+    output.answer(
+        f"{about['id']}  {about['tokens']:,} tokens of {about['model']}\n"
+        f"{output.size(about['bytes'])} in {about['chunks']} chunks of {CHUNK:,} tokens and the places {places}\n\n"
+        f"{text}\n"
+    )
+
+
+def rm(wanted: list[str], everything: bool, yes: bool) -> None:
+    """Delete contexts; what others share stays. UsageError without --yes or an answer in a terminal."""
+    if bool(wanted) == everything:
+        raise UsageError("give IDs, or --all", "v4 sessions ls lists them")
+    chosen = list(_all()) if everything else [_find(one) for one in wanted]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("not asked in a pipe", "add --yes")
+        output.note(f"delete {len(chosen)} contexts? [y/N] ", end="")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return
+    for listed in chosen:
+        files = Folder(listed.prefixes.folder)
+        others = {s.id for other in _all() if other.snapshot.id != listed.snapshot.id for s in other.before}
+        gone = [s for s in (listed.snapshot, *listed.before) if s.id not in others]
+        remove(files, [s for s in files.all_snapshots() if s.id in {one.id for one in gone}])
+    output.note(f"{len(chosen)} deleted")
+
+
+def export(wanted: str, to: Path) -> None:
+    """Write one context to a file that `v4 sessions import` takes anywhere."""
+    listed = _find(wanted)
+    n_bytes = archive.write(to, listed.prefixes, listed.snapshot)
+    output.note(f"{to}: {listed.snapshot.n_tokens:,} tokens, {output.size(n_bytes)}")
+
+
+def import_file(source: Path, model: str) -> None:
+    """Store a context from a file for a model of the same shape."""
+    from v4cli.engine.engine import identity_of
+
+    folder = paths.model_folder(model)
+    disk, writes = budgets()
+    prefixes = Prefixes(paths.prefixes_dir(), identity_of(folder), disk, writes)
+    snapshot, same = archive.read(source, prefixes)
+    output.note(f"{snapshot.id[:ID_LENGTH]}: {snapshot.n_tokens:,} tokens for {model}")
+    if not same:
+        output.note("computed with other weights of this shape: answers may differ from those after computing it anew")
+
+
+def _all():
+    """Every context that no other continues."""
+    for prefixes in stored(paths.prefixes_dir()):
+        files, about = Folder(prefixes.folder), {}
+        for snapshot in files.all_snapshots():
+            try:
+                about[snapshot.id] = snapshot, prefixes.about(snapshot)
+            except SnapshotError as error:
+                output.note(f"v4: {error}")
+        continued = {says.get("after") for _, says in about.values()}
+        for id, (snapshot, says) in about.items():
+            if id not in continued:
+                before, at = [], says.get("after")
+                while at in about and about[at][0] not in before:
+                    before.append(about[at][0])
+                    at = about[at][1].get("after")
+                yield Listed(prefixes, files, snapshot, str(says.get("title", "")), tuple(before))
+
+
+def _find(wanted: str) -> Listed:
+    found = [listed for listed in _all() if wanted and listed.snapshot.id.startswith(wanted)]
+    if len(found) != 1:
+        state = "no stored context has" if not found else f"{len(found)} stored contexts have"
+        raise UsageError(f"{state} an ID that begins with {wanted!r}", "v4 sessions ls lists them")
+    return found[0]
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit} ago"
+    return "now"
