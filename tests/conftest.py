@@ -1,10 +1,19 @@
 """Shared fixtures: where the golden data is; a random checkpoint and the stores of it, to be read only."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory) -> Path:
+    """Commands keep what they keep here, not in the user's folders."""
+    path = tmp_path_factory.mktemp("home")
+    os.environ["V4_HOME"] = str(path)
+    return path
 
 
 @pytest.fixture(scope="session")

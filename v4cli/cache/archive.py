@@ -45,7 +45,7 @@ def read(source: Path, prefixes: Prefixes) -> tuple[Snapshot, bool]:
     SnapshotError if the file is damaged or of a model of another shape.
     """
     try:
-        with tarfile.open(source) as tar, tempfile.TemporaryDirectory() as scratch:
+        with tarfile.open(source, "r:") as tar, tempfile.TemporaryDirectory() as scratch:
             members = iter(tar)
             identity = json.loads(_contents(tar, next(members, None), IDENTITY, 1 << 20))
             if not isinstance(identity, dict) or _shape(identity) != _shape(prefixes.identity):
