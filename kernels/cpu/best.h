@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <functional>
 #include <memory>
 #include <new>
 
+#include "bits.h"
 #include "scratch.h"
 
 namespace v4k {
@@ -17,13 +17,13 @@ namespace v4k {
 // there are so many, the k best stay, and only what is above the last of them can still be among the k best.
 class Best {
  public:
-  // Room for 4k floats and 2k ids; `floor`: below the k-th best score found anywhere, shared with others of this token.
-  void reset(int64_t k, float *room, int32_t *ids, std::atomic<float> *floor) {
+  // Room for 2k floats and 4k integers; `floor`: below the k-th best score found anywhere, shared with others of this token.
+  void reset(int64_t k, float *scores, int32_t *ids, std::atomic<float> *floor) {
     k_ = k;
     count_ = 0;
-    scores_ = room;
-    sorted_ = room + 2 * k;
+    scores_ = scores;
     ids_ = ids;
+    order_ = ids + 2 * k;
     floor_ = floor;
     least_ = -INFINITY;
   }
@@ -52,15 +52,14 @@ class Best {
 
  private:
   void shrink() {
-    std::copy(scores_, scores_ + count_, sorted_);
-    std::nth_element(sorted_, sorted_ + k_ - 1, sorted_ + count_, std::greater<float>());
-    least_ = sorted_[k_ - 1];
-    int64_t equal = k_ - std::count_if(sorted_, sorted_ + k_, [&](float s) { return s > least_; }), kept = 0;
+    least_ = kth();
+    int64_t equal = k_, kept = 0;
+    for (int64_t j = 0; j < count_; ++j) equal -= scores_[j] > least_;
     for (int64_t j = 0; j < count_; ++j) {
-      const bool keep = scores_[j] > least_ || (scores_[j] == least_ && equal-- > 0);
       scores_[kept] = scores_[j];
       ids_[kept] = ids_[j];
-      kept += keep;
+      kept += scores_[j] > least_;
+      if (scores_[j] == least_ && equal-- > 0) ++kept;
     }
     count_ = kept;
     const float below = std::nextafter(least_, -INFINITY);  // where ids are lower, equals are better
@@ -69,9 +68,27 @@ class Best {
     }
   }
 
+  // The k-th best score, by bisection: as integers in the order of the floats, whose bits are settled from the highest
+  // on by counting. 32 passes that compare many at a time beat any that branch.
+  float kth() {
+    for (int64_t j = 0; j < count_; ++j) {
+      const int32_t bits = static_cast<int32_t>(bits_of(scores_[j]));
+      order_[j] = bits ^ ((bits >> 31) & INT32_MAX);
+    }
+    uint32_t found = 0x80000000;  // the lowest int32
+    for (uint32_t bit = 0x80000000; bit; bit >>= 1) {
+      const int32_t tried = static_cast<int32_t>(found + bit);
+      int32_t reached = 0;
+      for (int64_t j = 0; j < count_; ++j) reached += order_[j] >= tried;
+      if (reached >= k_) found += bit;
+    }
+    const int32_t order = static_cast<int32_t>(found);
+    return from_bits(static_cast<uint32_t>(order ^ ((order >> 31) & INT32_MAX)));
+  }
+
   int64_t k_ = 0, count_ = 0;
-  float least_ = -INFINITY, *scores_ = nullptr, *sorted_ = nullptr;
-  int32_t *ids_ = nullptr;
+  float least_ = -INFINITY, *scores_ = nullptr;
+  int32_t *ids_ = nullptr, *order_ = nullptr;
   std::atomic<float> *floor_ = nullptr;
 };
 
@@ -79,12 +96,12 @@ class Best {
 class Bests {
  public:
   Bests(int64_t tokens, int64_t ranges, int64_t k)
-      : tokens_(tokens), ranges_(ranges), k_(k), scores_(tokens * ranges * 4 * k), ids_(tokens * ranges * 2 * k),
+      : tokens_(tokens), ranges_(ranges), k_(k), scores_(tokens * ranges * 2 * k), ids_(tokens * ranges * 4 * k),
         floors_(new(std::nothrow) std::atomic<float>[tokens]), all_(new(std::nothrow) Best[tokens * ranges]) {
     if (!*this) return;
     for (int64_t t = 0; t < tokens; ++t) floors_[t] = -INFINITY;
     for (int64_t i = 0; i < tokens * ranges; ++i)
-      all_[i].reset(k, scores_.get() + i * 4 * k, ids_.get() + i * 2 * k, &floors_[i % tokens]);
+      all_[i].reset(k, scores_.get() + i * 2 * k, ids_.get() + i * 4 * k, &floors_[i % tokens]);
   }
   explicit operator bool() const { return scores_ && ids_ && floors_ && all_; }
 

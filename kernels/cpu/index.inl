@@ -108,8 +108,9 @@ static uint64_t index_scores(const uint8_t *panel, int64_t dims, const v4k_index
     for (int k = 0; k < KEY_VECTORS; ++k) score[k] = splat_keys(0);
     index_heads<INDEX_HEADS>(codes, scales + first * groups, groups, query, 0, raising, score);
     uint64_t some = bits_above(score, least);
-    if (some && raising < heads) {  // the others can only lower a score: rounding is monotonic
-      index_heads<INDEX_HEADS>(codes, scales + first * groups, groups, query, raising, heads, score);
+    for (int64_t h = raising; some && h < heads; h += INDEX_HEADS) {  // rounding is monotonic: these can only lower it
+      const int64_t stop = h + INDEX_HEADS < heads ? h + INDEX_HEADS : heads;
+      index_heads<INDEX_HEADS>(codes, scales + first * groups, groups, query, h, stop, score);
       some = bits_above(score, least);
     }
     for (int k = 0; k < KEY_VECTORS; ++k) store_keys(out + first + k * KEYS, score[k]);
