@@ -34,6 +34,19 @@ static inline float total(Lanes a) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
+// total() of each of eight, as a tree of them all: 21 instructions.
+static inline Lanes totals(const Lanes a[8]) {
+  __m256 s[4], t[2];
+  for (int k = 0; k < 4; ++k)
+    s[k] = _mm256_add_ps(_mm256_permute2f128_ps(a[k].v, a[k + 4].v, 0x20),
+                         _mm256_permute2f128_ps(a[k].v, a[k + 4].v, 0x31));
+  for (int k = 0; k < 2; ++k) {
+    const __m256d x = _mm256_castps_pd(s[2 * k]), y = _mm256_castps_pd(s[2 * k + 1]);
+    t[k] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  }
+  return Lanes{_mm256_add_ps(_mm256_shuffle_ps(t[0], t[1], 0x88), _mm256_shuffle_ps(t[0], t[1], 0xdd))};
+}
+
 // 8 consecutive weight scales in fp32.
 template <int F>
 static inline __m256 scales8(const uint8_t *scale) {
