@@ -85,7 +85,7 @@ struct Attention {
       for (int64_t i = token; i < stop; ++i) {
         const int64_t left = keys(i) - j, count = left < BLOCK_KEYS ? left : BLOCK_KEYS;
         if (count <= 0) continue;
-        const int64_t own = i * h > row ? i * h : row, end = (i + 1) * h < row + rows ? (i + 1) * h : row + rows, r = own - row;
+        const int64_t own = std::max(i * h, row), end = std::min((i + 1) * h, row + rows), r = own - row;
         unpack(i, j, count, unpacked);
         tier().attend(q + own * d, end - own, unpacked, count, d, {part.peak + r, part.total + r, part.out + r * d});
       }

@@ -125,7 +125,7 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
-// -- index scores: codes + 12 <= 24 and |q| <= 12, so an int16 sums 16 products exactly --------------------------------
+// -- index scores: codes + 12 <= 24 and |q| <= 12, so an int16 holds the sum of 16 products -------------------------
 
 typedef Lanes Keys;
 static const int KEYS = 8, INDEX_HEADS = 3;
@@ -158,5 +158,6 @@ static inline unsigned above(Keys a, Keys least) { return _mm256_movemask_ps(_mm
 }  // namespace v4k_avx2
 
 extern "C" const v4k_tier v4k_tier_avx2 = {
-    "avx2",      v4k_avx2::quantize, v4k_avx2::rows,   v4k_avx2::swiglu,      v4k_avx2::rows_fp32,    v4k_avx2::rms_norm,
-    v4k_avx2::unpack, v4k_avx2::attend, v4k_avx2::pool, v4k_avx2::index_panel, v4k_avx2::index_scores, v4k_avx2::read};
+    "avx2",                 v4k_avx2::quantize,     v4k_avx2::rows,         v4k_avx2::swiglu,
+    v4k_avx2::rows_fp32,    v4k_avx2::rms_norm,     v4k_avx2::unpack,       v4k_avx2::attend,
+    v4k_avx2::pool,         v4k_avx2::index_panel,  v4k_avx2::index_scores, v4k_avx2::read};

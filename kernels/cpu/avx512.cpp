@@ -104,7 +104,7 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
-// -- index scores ------------------------------------------------------------------------------------------------------
+// -- index scores -------------------------------------------------------------------------------------------------
 
 struct Keys {
   __m512 v;
@@ -143,5 +143,6 @@ static inline Keys from_dots(Dots d, int32_t offset) {
 }  // namespace v4k_avx512
 
 extern "C" const v4k_tier v4k_tier_avx512 = {
-    "avx512",    v4k_avx512::quantize, v4k_avx512::rows,   v4k_avx512::swiglu,      v4k_avx512::rows_fp32,    v4k_avx512::rms_norm,
-    v4k_avx512::unpack, v4k_avx512::attend, v4k_avx512::pool, v4k_avx512::index_panel, v4k_avx512::index_scores, v4k_avx512::read};
+    "avx512",                 v4k_avx512::quantize,     v4k_avx512::rows,         v4k_avx512::swiglu,
+    v4k_avx512::rows_fp32,    v4k_avx512::rms_norm,     v4k_avx512::unpack,       v4k_avx512::attend,
+    v4k_avx512::pool,         v4k_avx512::index_panel,  v4k_avx512::index_scores, v4k_avx512::read};

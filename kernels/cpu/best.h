@@ -17,7 +17,7 @@ namespace v4k {
 // there are so many, the k best stay, and only what is above the last of them can still be among the k best.
 class Best {
  public:
-  // Room for 2k floats and 4k integers; `floor`: below the k-th best score found anywhere, shared with others of this token.
+  // Room for 2k scores and 4k ids. `floor`, shared by all of one token: below the k-th best score of any of them.
   void reset(int64_t k, float *scores, int32_t *ids, std::atomic<float> *floor) {
     k_ = k;
     count_ = 0;

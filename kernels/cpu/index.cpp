@@ -1,9 +1,8 @@
 // Indexer: scores of all keys by exact integer products, and the best of them (spec 3.7). Nothing is kept of a score
 // but whether it is among the best so far.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
-#include <new>
 
 #include "best.h"
 #include "bits.h"
@@ -124,8 +123,8 @@ struct Selection {
     Bests best(n, ranges, ix->top_k);
     if (!best) return false;
     auto unit = [&](int64_t u) {
-      const int64_t t = u / ranges * TOKEN_BLOCK, first = u % ranges * step, stop = n - t < TOKEN_BLOCK ? n : t + TOKEN_BLOCK;
-      const int64_t seen = visible(i0 + stop - 1), last = first + step < seen ? first + step : seen;
+      const int64_t t = u / ranges * TOKEN_BLOCK, stop = std::min(t + TOKEN_BLOCK, n);
+      const int64_t first = u % ranges * step, last = std::min(first + step, visible(i0 + stop - 1));
       scan(first, last, i0 + t, i0 + stop, best.of(u % ranges) + t);
     };
     for_each(blocks * ranges, n * most * ix->heads * ix->dims / MAC_COST, unit);

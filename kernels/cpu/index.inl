@@ -79,8 +79,10 @@ static inline void index_tile(const uint8_t *codes, const float *scales, int64_t
                         mul(scale, splat_keys(q_scale[r * groups + g])), sum[r][k]);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int k = 0; k < KEY_VECTORS; ++k) score[k] = fma(splat_keys(query->weight[h + r]), max(sum[r][k], splat_keys(0)), score[k]);
+  for (int r = 0; r < R; ++r) {
+    const Keys weight = splat_keys(query->weight[h + r]);
+    for (int k = 0; k < KEY_VECTORS; ++k) score[k] = fma(weight, max(sum[r][k], splat_keys(0)), score[k]);
+  }
 }
 
 // Heads [h, last), R at a time.

@@ -190,7 +190,7 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
-// -- index scores ------------------------------------------------------------------------------------------------------
+// -- index scores -------------------------------------------------------------------------------------------------
 
 typedef Lanes Keys;
 static const int KEYS = 8, INDEX_HEADS = 4;
@@ -202,7 +202,9 @@ struct Dots {
   int32x4_t low, high;
 };
 
-static inline Quads load_quads(const uint8_t *p) { return Quads{vld1q_s8((const int8_t *)p), vld1q_s8((const int8_t *)p + 16)}; }
+static inline Quads load_quads(const uint8_t *p) {
+  return Quads{vld1q_s8((const int8_t *)p), vld1q_s8((const int8_t *)p + 16)};
+}
 
 static inline Quads splat_quads(const int8_t *q) {
   int32_t four;
@@ -229,5 +231,6 @@ static inline unsigned above(Keys a, Keys least) {
 }  // namespace v4k_neon
 
 extern "C" const v4k_tier v4k_tier_neon = {
-    "neon",      v4k_neon::quantize, v4k_neon::rows,   v4k_neon::swiglu,      v4k_neon::rows_fp32,    v4k_neon::rms_norm,
-    v4k_neon::unpack, v4k_neon::attend, v4k_neon::pool, v4k_neon::index_panel, v4k_neon::index_scores, v4k_neon::read};
+    "neon",                 v4k_neon::quantize,     v4k_neon::rows,         v4k_neon::swiglu,
+    v4k_neon::rows_fp32,    v4k_neon::rms_norm,     v4k_neon::unpack,       v4k_neon::attend,
+    v4k_neon::pool,         v4k_neon::index_panel,  v4k_neon::index_scores, v4k_neon::read};

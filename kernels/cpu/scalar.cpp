@@ -123,7 +123,7 @@ static inline Lanes exp_lanes(const Lanes &a) {
 
 #include "fused.inl"
 
-// -- index scores ------------------------------------------------------------------------------------------------------
+// -- index scores -------------------------------------------------------------------------------------------------
 
 typedef Lanes Keys;
 static const int TILE_ROWS = 8, KEYS = 8, INDEX_HEADS = 1;
@@ -180,5 +180,6 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 }  // namespace v4k_scalar
 
 extern "C" const v4k_tier v4k_tier_scalar = {
-    "scalar",    v4k_scalar::quantize, v4k_scalar::rows,   v4k_scalar::swiglu,      v4k_scalar::rows_fp32,    v4k_scalar::rms_norm,
-    v4k_scalar::unpack, v4k_scalar::attend, v4k_scalar::pool, v4k_scalar::index_panel, v4k_scalar::index_scores, v4k_scalar::read};
+    "scalar",                 v4k_scalar::quantize,     v4k_scalar::rows,         v4k_scalar::swiglu,
+    v4k_scalar::rows_fp32,    v4k_scalar::rms_norm,     v4k_scalar::unpack,       v4k_scalar::attend,
+    v4k_scalar::pool,         v4k_scalar::index_panel,  v4k_scalar::index_scores, v4k_scalar::read};
