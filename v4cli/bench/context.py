@@ -5,7 +5,7 @@ stays at the first frontier and decodes in turns with the one that grows: retent
 Ceilings are measured at every frontier. GB, GMAC are 10^9.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from v4cli.model import cost
 from v4cli.weights.store import layout
 
 INT8, FP32 = "v4k int8", "torch fp32"  # products whose rates bound index scores and attention
+WEIGHTS = ("experts", "dense", "head", "embed")  # components of what is read that are not cache
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class Whole:
     layer_s: dict[str, float]  # by kind of attention
     rest_s: float  # embedding and head
     bytes_read: dict[str, int]
+    read_fraction: float
+    parts: dict[str, Part]
+    bound: str
 
 
 @dataclass(frozen=True)
@@ -129,35 +133,27 @@ class _Run:
         self.first: Session | None = None
 
     def at(self, n_tokens: int) -> Frontier:
-        plan, session = self.plan, self.session
+        config, whole, ratios = self.engine.config, self.plan.whole, _ratios(self.engine.config)
         prefilled, prefill_s = self._advance(n_tokens)
-        ids = self.ids[-2 * plan.tokens :] if plan.synthetic_fill else self.ids[n_tokens - 2 * plan.tokens : n_tokens]
-        reads = disk_reads()
-        first, here = self._decode(ids)
-        reads = None if reads is None else (disk_reads() - reads) // (2 * plan.tokens)
-        held = resident(plan.kv_dir) - self.empty
-        if self.first is None:
-            before = resident(plan.kv_dir)
-            self.first = session.fork()
-            self.empty += resident(plan.kv_dir) - before  # that session is not the cache
-        rates, bandwidth = speed.product_rates(self.products), speed.read_bandwidth()
-        macs = cost.token_macs(self.engine.config, n_tokens - (2 * plan.tokens + prefilled // 2))
-        parts = self._parts(here, n_tokens, rates, bandwidth)
-        largest = max(parts, key=lambda name: parts[name].seconds)
-        read = self._reads("own", self.engine.config, n_tokens)
-        whole_flops = cost.flops(plan.whole, n_tokens)
-        whole_kv = cost.kv_bytes(plan.whole, n_tokens).total
+        first, here, disk = self._decode(n_tokens)
+        held = self._held()
+        machine = Machine(speed.product_rates(self.products), speed.read_bandwidth())
+        middle = n_tokens - 2 * self.plan.tokens - prefilled // 2
+        macs = prefilled / prefill_s * cost.token_macs(config, middle) / 1e9
+        read = self.weight_reads["own"] | cost.kv_read_parts(config, n_tokens)
+        parts = machine.parts(here.parts(ratios, ratios), config, n_tokens, read)
+        whole_kv = cost.kv_bytes(whole, n_tokens).total
+        v32_flops = cost.v32_flops(n_tokens).fp8_equivalent
         return Frontier(
             n_tokens=n_tokens, decode_tokens_per_s=1 / here.median, first_tokens_per_s=1 / first.median,
             retention=first.median / here.median, prefill_tokens=prefilled, prefill_tokens_per_s=prefilled / prefill_s,
-            prefill_fraction={name: prefilled / prefill_s * macs / 1e9 / rate for name, rate in rates.items()},
-            kv_bytes=cost.kv_bytes(self.engine.config, n_tokens).total, kv_resident_bytes=held, bytes_read=read,
-            disk_read_bytes=reads, flops=_flops(self.engine.config, n_tokens), read_bandwidth=bandwidth,
-            product_rates=rates, read_fraction=sum(read.values()) / 1e9 / bandwidth / here.median, parts=parts,
-            bound=f"{largest}: {parts[largest].ceiling}",
-            v32_flops_ratio=whole_flops.fp8_equivalent / cost.v32_flops(n_tokens).fp8_equivalent,
+            prefill_fraction={name: macs / rate for name, rate in machine.product_rates.items()},
+            kv_bytes=cost.kv_bytes(config, n_tokens).total, kv_resident_bytes=held, bytes_read=read,
+            disk_read_bytes=disk, flops=_flops(config, n_tokens), read_bandwidth=machine.read_bandwidth,
+            product_rates=machine.product_rates, read_fraction=machine.reading_s(read) / here.median, parts=parts,
+            bound=_bound(parts), v32_flops_ratio=cost.flops(whole, n_tokens).fp8_equivalent / v32_flops,
             v32_kv_ratio=whole_kv / (cost.V32_KV_BYTES_PER_TOKEN * n_tokens), whole_kv_bytes=whole_kv,
-            whole=self._whole(first, here, n_tokens),
+            whole=self._whole(first, here, n_tokens, machine),
         )  # fmt: skip
 
     def _advance(self, n_tokens: int) -> tuple[int, float]:
@@ -178,46 +174,73 @@ class _Run:
 
             return start - before, speed.seconds(lambda: session.sync(self.ids[:start], progress))
 
-    def _decode(self, ids: Sequence[int]) -> tuple[Steps, Steps]:
-        """Steps of the session that stays at the first frontier and of the one that grows."""
-        sessions = [self.session] if self.first is None else [self.first, self.session]
-        steps = decode(sessions, ids)
-        return steps[0], steps[-1]
+    def _decode(self, n_tokens: int) -> tuple[Steps, Steps, int | None]:
+        """Steps of the session that stays at the first frontier and of the one that grows; bytes from disk per token
+        of both."""
+        count = 2 * self.plan.tokens
+        ids = self.ids[-count:] if self.plan.synthetic_fill else self.ids[n_tokens - count : n_tokens]
+        before = disk_reads()
+        steps = decode([self.session] if self.first is None else [self.first, self.session], ids)
+        return steps[0], steps[-1], None if before is None else (disk_reads() - before) // count
 
-    def _reads(self, which: str, config, n_tokens: int) -> dict[str, int]:
-        return self.weight_reads[which] | cost.kv_read_parts(config, n_tokens)
+    def _held(self) -> int:
+        """Memory that the growing session has taken so far. Then the first one is made, if it was not."""
+        now = resident(self.plan.kv_dir)
+        held = now - self.empty
+        if self.first is None:
+            self.first = self.session.fork()
+            self.empty += resident(self.plan.kv_dir) - now  # that session is not the cache
+        return held
 
-    def _parts(self, steps: Steps, n_tokens: int, rates: dict[str, float], bandwidth: float) -> dict[str, Part]:
-        """Step time by what bounds it. Scores are int8 products, attention is fp32, all else waits for weights."""
-        config, part = self.engine.config, steps.part_seconds()
-        f = cost.flops(config, n_tokens)
-        read = sum(self.weight_reads["own"].values()) / 1e9
-        scores = f.indexer_scores / 2e9 if cost.kv_read_parts(config, n_tokens)["index_keys"] else 0.0
-
-        def of(name: str, ceiling: str, least_s: float) -> Part:
-            return Part(part[name], ceiling, least_s / part[name] if part[name] else 0.0)
-
-        return {
-            "weights": of("weights", "reading memory", read / bandwidth),
-            "index": of("index", "int8 products", scores / rates[INT8]),
-            "attention": of("attention", "fp32 products", f.attention / 2e9 / rates[FP32]),
-            "python": Part(part["python"], "calls", 0.0),
-        }
-
-    def _whole(self, first: Steps, here: Steps, n_tokens: int) -> Whole | None:
+    def _whole(self, first: Steps, here: Steps, n_tokens: int, machine: "Machine") -> Whole | None:
         """None if the model is not cut, or if a kind of layer was not measured."""
-        config, whole = self.engine.config, self.plan.whole
-        ratios = whole.compress_ratios[: whole.num_hidden_layers]
-        measured = config.compress_ratios[: config.num_hidden_layers]
+        whole, measured, ratios = self.plan.whole, _ratios(self.engine.config), _ratios(self.plan.whole)
         if len(ratios) == len(measured) or set(ratios) - set(measured):
             return None
-        then, now = (steps.estimate(measured, ratios) for steps in (first, here))
-        by_kind, rest = here.layer_seconds(measured)
+        then, now = (sum(steps.parts(measured, ratios).values()) for steps in (first, here))
+        read = self.weight_reads["whole"] | cost.kv_read_parts(whole, n_tokens)
+        parts = machine.parts(here.parts(measured, ratios), whole, n_tokens, read)
+        layers = {kind: sum(row.values()) for kind, row in here.kinds(measured).items()}
         return Whole(
-            layers=len(ratios), decode_tokens_per_s=1 / now, retention=then / now,
-            layer_s={KINDS[ratio]: s for ratio, s in by_kind.items()}, rest_s=rest,
-            bytes_read=self._reads("whole", whole, n_tokens),
+            layers=len(ratios), decode_tokens_per_s=1 / now, retention=then / now, rest_s=layers.pop(None),
+            layer_s={KINDS[ratio]: s for ratio, s in layers.items()}, bytes_read=read,
+            read_fraction=machine.reading_s(read) / now, parts=parts, bound=_bound(parts),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Ceilings: GMAC/s of products, GB/s of reading."""
+
+    product_rates: dict[str, float]
+    read_bandwidth: float
+
+    def reading_s(self, read: dict[str, int]) -> float:
+        """Least seconds for reading these components."""
+        return sum(read.values()) / 1e9 / self.read_bandwidth
+
+    def parts(self, seconds: dict[str, float], config, n_tokens: int, read: dict[str, int]) -> dict[str, Part]:
+        """A step's seconds by part beside what bounds them: scores are int8 products, attention is fp32, all else
+        waits for weights."""
+        f = cost.flops(config, n_tokens)
+        scores = f.indexer_scores if read["index_keys"] else 0.0
+        least = {
+            "weights": ("reading memory", self.reading_s({name: read[name] for name in WEIGHTS})),
+            "index": ("int8 products", scores / 2e9 / self.product_rates[INT8]),
+            "attention": ("fp32 products", f.attention / 2e9 / self.product_rates[FP32]),
+            "python": ("calls", 0.0),
+        }
+        return {name: Part(s, least[name][0], least[name][1] / s if s else 0.0) for name, s in seconds.items()}
+
+
+def _bound(parts: dict[str, Part]) -> str:
+    largest = max(parts, key=lambda name: parts[name].seconds)
+    return f"{largest}: {parts[largest].ceiling}"
+
+
+def _ratios(config) -> tuple[int, ...]:
+    """Compression ratios of the layers."""
+    return config.compress_ratios[: config.num_hidden_layers]
 
 
 def _products() -> dict[str, Callable]:

@@ -23,34 +23,33 @@ class Steps:
         """Seconds of the median step."""
         return median(self.seconds)
 
-    def part_seconds(self) -> dict[str, float]:
-        """The median step by part: weights, index, attention, python (outside the kernels)."""
-        rows = []
+    def kinds(self, ratios: Sequence[int]) -> dict[int | None, dict[str, float]]:
+        """Median seconds by part of a layer of each compression ratio; None: of all that is outside the layers.
+
+        `ratios` are those of the layers in order. A layer begins with every second hyper_pre (model/v4.py); python is
+        the time outside the kernels."""
+        rows: dict[int | None, list[dict[str, float]]] = {ratio: [] for ratio in (*ratios, None)}
         for seconds, calls in self.clocked:
-            row = {"weights": 0.0, "index": 0.0, "attention": 0.0}
-            for kernel, start, end in calls:
-                row[PARTS.get(kernel, "weights")] += end - start
-            rows.append(row | {"python": seconds - sum(row.values())})
-        return {name: median(row[name] for row in rows) for name in rows[0]}
+            begins = [i for i, call in enumerate(calls) if call[0] == "hyper_pre"][::2]
+            end = next(i for i, call in enumerate(calls) if call[0] == "hyper_head")
+            for ratio, begin, after in zip(ratios, begins, [*begins[1:], end], strict=True):
+                rows[ratio].append(_parts(calls[begin:after], calls[after][1] - calls[begin][1]))
+            inside = calls[end][1] - calls[begins[0]][1]
+            rows[None].append(_parts(calls[: begins[0]] + calls[end:], seconds - inside))
+        return {kind: {part: median(row[part] for row in of) for part in of[0]} for kind, of in rows.items()}
 
-    def layer_seconds(self, ratios: Sequence[int]) -> tuple[dict[int, float], float]:
-        """Median seconds of a layer by compression ratio, the time between kernels included, and of all else.
+    def parts(self, measured: Sequence[int], ratios: Sequence[int]) -> dict[str, float]:
+        """Seconds by part of a step through layers of `ratios`, from the layers `measured`."""
+        kinds = self.kinds(measured)
+        return {part: s + sum(kinds[ratio][part] for ratio in ratios) for part, s in kinds[None].items()}
 
-        `ratios` are those of the layers in order. A layer begins with every second hyper_pre (model/v4.py)."""
-        layers: dict[int, list[float]] = {ratio: [] for ratio in ratios}
-        rest = []
-        for seconds, calls in self.clocked:
-            begins = [start for kernel, start, _ in calls if kernel == "hyper_pre"][::2]
-            ends = [*begins[1:], next(start for kernel, start, _ in calls if kernel == "hyper_head")]
-            for ratio, begin, end in zip(ratios, begins, ends, strict=True):
-                layers[ratio].append(end - begin)
-            rest.append(seconds - (ends[-1] - begins[0]))
-        return {ratio: median(times) for ratio, times in layers.items()}, median(rest)
 
-    def estimate(self, measured: Sequence[int], ratios: Sequence[int]) -> float:
-        """Seconds of a step of a model with layers of `ratios`, from those measured."""
-        layers, rest = self.layer_seconds(measured)
-        return rest + sum(layers[ratio] for ratio in ratios)
+def _parts(calls: list, seconds: float) -> dict[str, float]:
+    """Time of some calls, made in `seconds`, by part."""
+    row = {"weights": 0.0, "index": 0.0, "attention": 0.0}
+    for kernel, start, end in calls:
+        row[PARTS.get(kernel, "weights")] += end - start
+    return row | {"python": seconds - sum(row.values())}
 
 
 def decode(sessions: Sequence[Session], ids: Sequence[int]) -> list[Steps]:

@@ -49,8 +49,9 @@ def as_text(about: dict, frontiers: list[dict]) -> None:
     _grid("Read by a decoded token", _reads(frontiers))
     _grid("Work of a decoded token; the model as a whole beside V3.2", _work(frontiers))
     if frontiers[0]["whole"]:
-        layers = frontiers[0]["whole"]["layers"]
-        _grid(f"ESTIMATE for all {layers} layers, from the times of those measured", _whole(frontiers))
+        title = f"ESTIMATE for all {frontiers[0]['whole']['layers']} layers, from the times of those measured"
+        _grid(title, _whole(frontiers))
+        _grid(f"{title}: a decoded token by part", _time([f["whole"] | {"n_tokens": f["n_tokens"]} for f in frontiers]))
     _bars(f"decoded tokens/s{' - ' + note if note else ''}", frontiers)
 
 
@@ -100,12 +101,14 @@ def _work(frontiers: list[dict]) -> list[tuple[str, ...]]:
 
 def _whole(frontiers: list[dict]) -> list[tuple[str, ...]]:
     kinds = list(frontiers[0]["whole"]["layer_s"])
-    rows = [("CONTEXT", "DECODE", "RETAINED", *(f"{kind.upper()} LAYER" for kind in kinds), "EMBED, HEAD", "READ")]
+    heads = (f"{kind.upper()} LAYER" for kind in kinds)
+    rows = [("CONTEXT", "DECODE", "RETAINED", *heads, "EMBED, HEAD", "READ", "BOUND BY")]
     for f in frontiers:
         whole = f["whole"]
         times = (f"{1e3 * s:.3g} ms" for s in (*(whole["layer_s"][kind] for kind in kinds), whole["rest_s"]))
         rate = f"{whole['decode_tokens_per_s']:.4g}", _percent(whole["retention"])
-        rows.append((f"{f['n_tokens']:,}", *rate, *times, output.size(sum(whole["bytes_read"].values()))))
+        read = output.size(sum(whole["bytes_read"].values()))
+        rows.append((f"{f['n_tokens']:,}", *rate, *times, read, whole["bound"]))
     return rows
 
 
@@ -153,7 +156,12 @@ def check_plot(path: Path) -> None:
 
 
 def save_plot(about: dict, frontiers: list[dict], path: Path) -> None:
-    """Tokens/s, and the time of a decoded token by part, over the context."""
+    draw(about, frontiers).savefig(path, dpi=120)
+    output.note(f"plot: {path}")
+
+
+def draw(about: dict, frontiers: list[dict]):
+    """A matplotlib figure: tokens/s, and the time of a decoded token by part, over the context."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -173,5 +181,4 @@ def save_plot(about: dict, frontiers: list[dict], path: Path) -> None:
     for axes in (speed, time):
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    output.note(f"plot: {path}")
+    return figure
