@@ -1,5 +1,6 @@
 """What this process holds in memory and reads from disk, as the system counts it."""
 
+import ctypes
 import re
 import sys
 from pathlib import Path
@@ -8,9 +9,13 @@ import psutil
 
 
 def resident(kv_dir: Path | None) -> int:
-    """Bytes in memory that files of weights do not back: anonymous ones, and mappings of files in `kv_dir`.
+    """Bytes in memory that files of weights do not back: anonymous ones, and mappings of files in `kv_dir`. What the
+    allocator keeps of freed working memory is given back first, where it can be asked to.
 
     Where the system does not tell them apart: all resident bytes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
     if not sys.platform.startswith("linux"):
         return psutil.Process().memory_info().rss
     total = _kilobytes(Path("/proc/self/smaps_rollup").read_text(), "Anonymous")

@@ -70,13 +70,13 @@ def _time(frontiers: list[dict]) -> list[tuple[str, ...]]:
     heads = (name.upper() + (f" (OF {of.upper()})" if of else "") for name, of in PARTS.items())
     rows = [("CONTEXT", "TOKEN", "OF READING", *heads)]
     for f in frontiers:
-        token = f"{1e3 / f['decode_tokens_per_s']:.3g} ms", _percent(f["read_fraction"])
+        token = _ms(1 / f["decode_tokens_per_s"]), _percent(f["read_fraction"])
         rows.append((f"{f['n_tokens']:,}", *token, *(_part(f["parts"][name]) for name in PARTS)))
     return rows
 
 
 def _part(part: dict) -> str:
-    return f"{1e3 * part['seconds']:.3g} ms" + (f" ({_percent(part['reached'])})" if part["reached"] else "")
+    return _ms(part["seconds"]) + (f" ({_percent(part['reached'])})" if part["reached"] else "")
 
 
 def _reads(frontiers: list[dict]) -> list[tuple[str, ...]]:
@@ -105,7 +105,7 @@ def _whole(frontiers: list[dict]) -> list[tuple[str, ...]]:
     rows = [("CONTEXT", "DECODE", "RETAINED", *heads, "EMBED, HEAD", "READ", "BOUND BY")]
     for f in frontiers:
         whole = f["whole"]
-        times = (f"{1e3 * s:.3g} ms" for s in (*(whole["layer_s"][kind] for kind in kinds), whole["rest_s"]))
+        times = map(_ms, (*(whole["layer_s"][kind] for kind in kinds), whole["rest_s"]))
         rate = f"{whole['decode_tokens_per_s']:.4g}", _percent(whole["retention"])
         read = output.size(sum(whole["bytes_read"].values()))
         rows.append((f"{f['n_tokens']:,}", *rate, *times, read, whole["bound"]))
@@ -136,6 +136,10 @@ def _bars(title: str, frontiers: list[dict]) -> None:
     for f in frontiers:
         rate = f["decode_tokens_per_s"]
         output.answer(f"{f['n_tokens']:>9,} {'█' * max(1, round(BAR * rate / most))} {rate:.4g}\n")
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:,.0f} ms"
 
 
 def _percent(fraction: float) -> str:
