@@ -31,12 +31,12 @@ def test_a_filled_session_decodes_and_grows_without_touching_what_it_has(nano):
     session = nano.session()
     fill(session, 4 * ENTRIES + 1003)
     parts = [part for layer in session.state.layers for part in (layer.main, layer.index) if part]
-    before = [part.rows[0][: session.state.n_tokens // part.ratio].copy() for part in parts]
+    before = [part.rows["entries"].data[: session.state.n_tokens // part.ratio].copy() for part in parts]
     assert np.isfinite(session.feed([5, 6, 7])).all()
     fill(session, 5 * ENTRIES)
     assert session.state.n_tokens == len(session.tokens) == 5 * ENTRIES
     for part, old in zip(parts, before):
-        assert np.array_equal(part.rows[0][: len(old)], old)
+        assert np.array_equal(part.rows["entries"].data[: len(old)], old)
     assert np.isfinite(session.feed([8])).all()
 
 
@@ -46,13 +46,14 @@ def test_filled_entries_are_finite_vary_and_keys_are_all_different(nano):
     fill(session, 8_000)
     plain = config.head_dim - config.qk_rope_head_dim
     for layer in session.state.layers:
-        for rows in (layer.ring, *([layer.main.rows[0][: 8_000 // layer.main.ratio]] if layer.main else [])):
+        main = [layer.main.rows["entries"].data[: 8_000 // layer.main.ratio]] if layer.main else []
+        for rows in (layer.ring, *main):
             codes = torch.from_numpy(rows[:, :plain].copy()).view(torch.float8_e4m3fn).float()
             turned = torch.from_numpy(rows[:, plain : plain + 128].copy()).view(torch.bfloat16).float()
             assert codes.isfinite().all() and codes.std() > 1
             assert turned.abs().max() < 2.01 and turned.min() < -0.5
         if layer.index:
-            assert len(np.unique(layer.index.rows[0][:2_000], axis=0)) == 2_000
+            assert len(np.unique(layer.index.rows["entries"].data[:2_000], axis=0)) == 2_000
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def small_probes(monkeypatch):
 @needs_kernels
 def test_frontiers_count_what_the_layout_holds(nano, small_probes):
     plan = Plan((1_500, 3_000), True, 2, "native", nano.config)
-    first, last = measure(nano, plan, job=None)
+    first, last = measure(nano, plan, progress=None)
     for frontier in (first, last):
         assert frontier.kv_bytes == cost.kv_bytes(nano.config, frontier.n_tokens).total
         assert frontier.retention == pytest.approx(frontier.decode_tokens_per_s / frontier.first_tokens_per_s)
@@ -87,28 +88,14 @@ def test_a_prefilled_frontier_is_where_a_plain_session_would_be(nano, small_prob
 
         model, config, path = nano.model, nano.config, nano.path
 
-        def session(self):
-            sessions.append(plain())
+        def session(self, kv_dir=None):
+            sessions.append(plain(kv_dir))
             return sessions[-1]
 
     counted = []
-
-    class Job:
-        def __init__(self, what, total):
-            counted.append([total, 0])
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def advance(self, n):
-            counted[-1][1] += n
-
-    list(measure(Watched(), plan, Job))
+    list(measure(Watched(), plan, lambda: lambda *at: counted.append(at)))
     grown = sessions[-1]
-    assert len(grown.tokens) == 700 and counted == [[294, 294], [394, 394]]
+    assert len(grown.tokens) == 700 and counted == [(294, 294), (512, 694), (694, 694)]
     fresh = nano.session()
     fresh.sync(grown.tokens)
     assert np.array_equal(fresh.logits, grown.logits)

@@ -12,7 +12,7 @@ import pytest
 from test_cli import V4, v4
 from v4kernels import native
 
-from v4cli.cli import bench_output
+from v4cli.cli import bench, bench_output
 from v4cli.cli.bench_context import parse_frontiers, parse_tokens
 from v4cli.errors import UsageError
 from v4cli.model import cost
@@ -33,12 +33,15 @@ def test_bench_reports_rates_ceilings_and_bytes():
     assert report["python_s_per_token"] > 0 and report["op_s_per_token"]["experts"] > 0
 
 
-def test_bench_of_random_weights_says_so_and_prints_csv():
-    done = v4("bench", "--synthetic", "small", "--layers", "3", "--prompt", "20", "-n", "2", "--csv")
-    (row,) = csv.DictReader(io.StringIO(done.stdout))
+def test_bench_of_random_weights_says_so(capsys):
+    done = v4("bench", "--synthetic", "small", "--layers", "3", "--prompt", "20", "-n", "2", "--json", timeout=240)
+    report = json.loads(done.stdout)
+    bench.STYLES["csv"](report)
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert row["synthetic"] == "True" and "synthetic small, 3 layers" in row["model"]
-    assert float(row["decode_tokens_per_s"]) > 0
-    text = v4("bench", "--synthetic", "small", "--layers", "2", "--prompt", "9", "-n", "1").stdout
+    assert float(row["decode_tokens_per_s"]) == report["decode_tokens_per_s"] > 0
+    bench.STYLES["text"](report)
+    text = capsys.readouterr().out
     assert "only the speed means something" in text and "GB/s read" in text
 
 
@@ -59,6 +62,7 @@ def test_bench_of_random_weights_says_so_and_prints_csv():
         (["--ctx", "2k", "--prompt", "3"], 2, "exclude"),
         (["--ctx", "2k", "--plot", "x.svg"], 2, ".png"),
         (["--ctx", "40", "--frontiers", "30"], 2, "too close"),
+        (["--ctx", "2k", "--kv-dir", "no/such/folder"], 4, "no/such/folder"),
     ],
 )
 def test_bench_refuses_what_cannot_be_measured(arguments, code, words):
@@ -77,10 +81,11 @@ def test_tokens_are_counted_in_thousands():
             parse_tokens(text, "--ctx")
 
 
-def test_bench_over_a_prefilled_context_is_not_called_synthetic(capsys):
-    done = v4("bench", "--model", "nano", "--ctx", "2k", "--frontiers", "600,2k", "-n", "2", "--json")
+def test_bench_over_a_prefilled_context_is_not_called_synthetic(capsys, tmp_path):
+    options = ["--frontiers", "600,2k", "-n", "2", "--kv-dir", tmp_path, "--json"]
+    done = v4("bench", "--model", "nano", "--ctx", "2k", *options)
     report = json.loads(done.stdout)
-    assert report["weights"] == "stored" and report["cache"] == "prefilled"
+    assert report["weights"] == "stored" and report["cache"] == "prefilled" and report["kv_dir"] == str(tmp_path)
     first, last = report["frontiers"]
     assert (first["n_tokens"], last["n_tokens"]) == (600, 2000)
     assert last["prefill_tokens"] == 1400 - 4 and last["prefill_tokens_per_s"] > 0

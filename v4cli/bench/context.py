@@ -15,7 +15,8 @@ from v4cli.bench import speed
 from v4cli.bench.fill import fill
 from v4cli.bench.resident import disk_reads, resident
 from v4cli.bench.steps import KINDS, Steps, decode
-from v4cli.engine.engine import PREFILL_CHUNK, Engine, Session
+from v4cli.engine.engine import Engine
+from v4cli.engine.session import PREFILL_CHUNK, Session
 from v4cli.errors import UsageError
 from v4cli.model import cost
 from v4cli.weights.store import layout
@@ -106,10 +107,10 @@ class Frontier:
         return asdict(self)
 
 
-def measure(engine: Engine, plan: Plan, job: Callable) -> Iterator[Frontier]:
-    """One Frontier after the other. `job(what, total)` gives a context manager whose advance(n) counts tokens."""
+def measure(engine: Engine, plan: Plan, progress: Callable[[], Callable[[int, int], None]]) -> Iterator[Frontier]:
+    """One Frontier after the other. `progress()` gives what Session.sync calls in one prefill."""
     plan.check()
-    run = _Run(engine, plan, job)
+    run = _Run(engine, plan, progress)
     for n_tokens in plan.frontiers:
         yield run.at(n_tokens)
 
@@ -117,8 +118,8 @@ def measure(engine: Engine, plan: Plan, job: Callable) -> Iterator[Frontier]:
 class _Run:
     """The sessions of one measurement."""
 
-    def __init__(self, engine: Engine, plan: Plan, job: Callable):
-        self.engine, self.plan, self.job = engine, plan, job
+    def __init__(self, engine: Engine, plan: Plan, progress: Callable):
+        self.engine, self.plan, self.progress = engine, plan, progress
         config, read = engine.config, {}
         for name, shape in (("own", config), ("whole", plan.whole)):
             tensors = cost.stored_tensors(layout(shape, plan.quant, with_mtp=False))
@@ -129,7 +130,7 @@ class _Run:
         self.products = _products()
         engine.session().feed((self.ids * PREFILL_CHUNK)[:PREFILL_CHUNK])  # working memory is not growth
         self.empty = resident(plan.kv_dir)
-        self.session = engine.session(kv_dir=plan.kv_dir) if plan.kv_dir else engine.session()
+        self.session = engine.session(plan.kv_dir)
         self.first: Session | None = None
 
     def at(self, n_tokens: int) -> Frontier:
@@ -165,14 +166,7 @@ class _Run:
             chunk = self.ids[:PREFILL_CHUNK]
             return PREFILL_CHUNK, speed.seconds(lambda: session.feed(chunk))
         before = len(session.tokens)
-        with self.job(f"prefill to {n_tokens:,}", start - before) as bar:
-            done = [before]
-
-            def progress(at: int, _total: int) -> None:
-                bar.advance(at - done[0])
-                done[0] = at
-
-            return start - before, speed.seconds(lambda: session.sync(self.ids[:start], progress))
+        return start - before, speed.seconds(lambda: session.sync(self.ids[:start], self.progress()))
 
     def _decode(self, n_tokens: int) -> tuple[Steps, Steps, int | None]:
         """Steps of the session that stays at the first frontier and of the one that grows; bytes from disk per token

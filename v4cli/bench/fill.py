@@ -32,14 +32,14 @@ def fill(session, n_tokens: int, seed: int = 0) -> None:
 def _grow(rng, entries, part, before: int, after: int) -> None:
     part.reserve(after)
     part.tails[:] = rng.standard_normal(part.tails.shape, np.float32)
-    codes, scales = part.rows
+    codes, scales = part.rows["entries"].data, part.rows.get("scales")
     end = after // part.ratio
     for at in range(before // part.ratio, end, ENTRIES):
         to = min(at + ENTRIES, end)
-        if scales.shape[1]:
-            codes[at:to], scales[at:to] = _bytes(rng, to - at, codes.shape[1]), KEY_SCALE
-        else:
+        if scales is None:
             codes[at:to] = entries[: to - at]
+        else:
+            codes[at:to], scales.data[at:to] = _bytes(rng, to - at, codes.shape[1]), KEY_SCALE
 
 
 def _entries(rng, config) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from v4cli.bench import speed
-from v4cli.engine.engine import Session
+from v4cli.engine.session import Session
 
 KINDS = {0: "window", 4: "csa", 128: "hca"}  # layers by compression ratio
 PARTS = {"select": "index", "attend": "attention"}  # kernels; the others stream weights

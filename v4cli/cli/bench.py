@@ -22,7 +22,7 @@ def bench_model(
         raise UsageError(f"--prompt and twice --tokens exceed the model's context of {limit}")
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
     report = speed.measure(engine, quant, bool(synthetic), prompt, tokens).to_dict()
-    {"json": output.json_page, "csv": _csv, "text": _text}[style](report)
+    STYLES[style](report)
 
 
 def open_engine(model: str, synthetic: str | None, layers: int | None, quant: str):
@@ -118,3 +118,6 @@ def _text(r: dict) -> None:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
+
+
+STYLES = {"text": _text, "csv": _csv, "json": output.json_page}

@@ -3,7 +3,6 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from v4cli.cli import bench, bench_output, output, progress
@@ -81,7 +80,7 @@ def bench_context(request: ContextRequest) -> None:
     done = []
     stopped = True
     with suppress(KeyboardInterrupt):
-        for frontier in context.measure(engine, plan, partial(progress.Job, show=progress.tokens)):
+        for frontier in context.measure(engine, plan, progress.Prefill):
             done.append(frontier.to_dict())
             rate = f"{frontier.decode_tokens_per_s:.4g} tokens/s decoded, {frontier.retention:.0%} of the first"
             output.note(f"{frontier.n_tokens:,} tokens: {rate}")

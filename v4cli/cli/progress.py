@@ -3,25 +3,23 @@
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 from v4cli.cli import output
 
 LINE_EVERY = 10.0  # seconds
 
 
-class Job:
-    """Counts what is done of a job whose total is known, in bytes unless `show` puts another unit into words; usable
-    from several threads."""
+class Bytes:
+    """Counts bytes of a job whose total is known; usable from several threads."""
 
-    def __init__(self, what: str, total: int, show: Callable[[float], str] = output.size):
-        self.what, self.total, self.show = what, total, show
+    def __init__(self, what: str, total: int):
+        self.what, self.total = what, total
         self.done = 0
         self._lock = threading.Lock()
         self._start = self._told = time.monotonic()
         self._bar = None
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> "Bytes":
         if output.styled(sys.stderr):
             self._bar = _bar(self.what, self.total)
             self._bar.start()
@@ -36,23 +34,18 @@ class Job:
         return max(1e-9, time.monotonic() - self._start)
 
     def advance(self, n: int) -> None:
-        """`n` more are done."""
+        """`n` more bytes are done."""
         with self._lock:
             self.done += n
             if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=self.done, amount=self._amount())
+                self._bar.update(self._bar.task_ids[0], completed=self.done)
             elif time.monotonic() - self._told > LINE_EVERY:
                 self._told = time.monotonic()
                 left = (self.total - self.done) * self.seconds / self.done
-                output.note(f"{self.what}: {self.done / self.total:.0%} of {self._amount()}, {left:.0f} s left")
-
-    def _amount(self) -> str:
-        return f"{self.show(self.total)}, {self.show(self.done / self.seconds)}/s"
-
-
-def tokens(n: float) -> str:
-    """Tokens for people."""
-    return f"{n:,.0f} tokens"
+                output.note(
+                    f"{self.what}: {self.done / self.total:.0%} of {output.size(self.total)}, "
+                    f"{output.size(self.done / self.seconds)}/s, {left:.0f} s left"
+                )
 
 
 class Prefill:
@@ -77,9 +70,9 @@ class Prefill:
 
 def _bar(what: str, total: int):
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[amount]}")
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=total, amount="")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    bar = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    bar.add_task(what, total=total)
     return bar

@@ -35,7 +35,7 @@ def _verify_store(model: str, folder: Path) -> dict:
     """Every byte against the manifest."""
     from v4cli.weights.verify import recorded_bytes, verify_store
 
-    with progress.Job(f"verify {model}", recorded_bytes(folder)) as bar:
+    with progress.Bytes(f"verify {model}", recorded_bytes(folder)) as bar:
         report = verify_store(folder, bar.advance)
     rate = f"{bar.seconds:.1f} s, {output.size(report.n_bytes / bar.seconds)}/s"
     return {
