@@ -120,6 +120,19 @@ def test_steps_are_split_by_part_and_layer():
 
 
 @needs_kernels
+def test_a_step_under_the_clock_is_the_same_step_and_shows_its_parts(nano):
+    sessions = [nano.session(), nano.session()]
+    for session in sessions:
+        session.sync([i % 1000 for i in range(2_500)])
+    for token in range(130):  # a block of every ratio closes
+        plain = sessions[0].feed([token])
+        with speed.clocked(nano.model.ops) as clock:
+            assert np.array_equal(sessions[1].feed([token]), plain)
+    kernels = [kernel for kernel, _, _ in clock.calls]
+    assert kernels.count("select") == 3 and kernels.count("attend") == 6  # layers with an indexer; all
+
+
+@needs_kernels
 def test_sessions_decode_in_turns_and_alike(nano):
     sessions = [nano.session(), nano.session()]
     both = decode(sessions, [3, 1, 4, 1])

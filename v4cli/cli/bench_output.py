@@ -183,6 +183,8 @@ def draw(about: dict, frontiers: list[dict]):
     time.stackplot(x, parts, labels=PARTS)
     time.set(xscale="log", xlabel="tokens of context", ylabel="ms of a decoded token")
     for axes in (speed, time):
+        axes.set_xticks(x, [f"{n:,}" for n in x], fontsize=8)
+        axes.minorticks_off()
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
