@@ -4,7 +4,10 @@ Decoding must read every weight a token uses, so its ceiling is read bandwidth; 
 its tokens, so its ceiling is the rate of int8 products. GB, GMAC are 10^9.
 """
 
+import math
 import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
@@ -47,24 +50,42 @@ class Report:
         return asdict(self)
 
 
-class Timed:
+class Clock:
     """The kernel library with a clock around every call."""
 
     def __init__(self, library):
         self._library = library
-        self.seconds: dict[str, float] = {}
+        self.calls: list[tuple[str, float, float]] = []  # kernel, start and end by perf_counter, in order
 
     def __getattr__(self, name: str):
-        function = getattr(self._library, name)
+        function, kernel = getattr(self._library, name), name.removeprefix("v4k_")
 
         def timed(*args):
             start = time.perf_counter()
             result = function(*args)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.calls.append((kernel, start, time.perf_counter()))
             return result
 
         setattr(self, name, timed)
         return timed
+
+    def seconds(self) -> dict[str, float]:
+        """Time inside each kernel."""
+        total: dict[str, float] = {}
+        for kernel, start, end in self.calls:
+            total[kernel] = total.get(kernel, 0.0) + end - start
+        return total
+
+
+@contextmanager
+def clocked(ops):
+    """Within: every kernel call of the op table goes through the Clock."""
+    library = ops._call
+    ops._call = Clock(library)
+    try:
+        yield ops._call
+    finally:
+        ops._call = library
 
 
 def random_engine(config, quant: str, name: str) -> Engine:
@@ -90,14 +111,13 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
     prefill_s = time.perf_counter() - start
     times = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt, prompt + tokens)]
     bandwidths.append(read_bandwidth())
-    timed = ops._call = Timed(ops._call)
-    clocked = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
-    ops._call = timed._library
-    inside = sum(timed.seconds.values()) / tokens
+    with clocked(ops) as clock:
+        slower = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
+    kernels = {name: s / tokens for name, s in sorted(clock.seconds().items())}
     read = cost.read_bytes_per_token(config, cost.stored_tensors(layout(config, quant, with_mtp=False)))
-    read["kv"] = int(cost.kv_read_bytes(config, prompt + tokens // 2))
-    macs = cost.prefill_macs(config, prompt) / prompt
-    rates, bandwidth = product_rates(), median(bandwidths)
+    read["kv"] = cost.kv_read_bytes(config, prompt + tokens // 2)
+    macs = cost.token_macs(config, prompt // 2)
+    rates, bandwidth = product_rates(products()), median(bandwidths)
     return Report(
         model=str(engine.path), synthetic=synthetic, backend=ops.name, isa=native.isa(), threads=native.threads(),
         prompt_tokens=prompt, prefill_tokens_per_s=prompt / prefill_s, decode_tokens=tokens,
@@ -105,8 +125,7 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
         decode_fraction=sum(read.values()) / 1e9 / bandwidth / median(times), macs_per_token=macs,
         product_rates=rates,
         prefill_fraction={name: prompt / prefill_s * macs / 1e9 / rate for name, rate in rates.items()},
-        python_s_per_token=sum(clocked) / tokens - inside,
-        op_s_per_token={name.removeprefix("v4k_"): s / tokens for name, s in sorted(timed.seconds.items())},
+        python_s_per_token=sum(slower) / tokens - sum(kernels.values()), op_s_per_token=kernels,
     )  # fmt: skip
 
 
@@ -123,8 +142,8 @@ def read_bandwidth(rounds: int = 3) -> float:
     return PROBE_BYTES / 1e9 / median(seconds(lambda: native.read_probe(data)) for _ in range(rounds))
 
 
-def product_rates(rounds: int = 3) -> dict[str, float]:
-    """GMAC/s of one matrix product by torch._int_mm, torch in fp32 and our int8 kernel."""
+def products() -> dict[str, Callable]:
+    """One matrix product of sizes PRODUCT by torch._int_mm, torch in fp32 and our int8 kernel."""
     import torch
 
     tokens, inputs, outputs = PRODUCT
@@ -133,12 +152,16 @@ def product_rates(rounds: int = 3) -> dict[str, float]:
     b = torch.randint(-127, 128, (inputs, outputs), dtype=torch.int8)
     x, w, out = a.float(), b.float(), torch.empty(tokens, outputs)
     matrix = native.matrix(b.T.contiguous(), torch.full((outputs, inputs // native.GROUP), 0.01).bfloat16(), "int8")
-    work = {
+    return {
         "torch._int_mm": lambda: torch._int_mm(a, b),
         "torch fp32": lambda: torch.mm(x, w, out=out),
         "v4k int8": lambda: native.linear(x, matrix),
     }
-    macs = tokens * inputs * outputs / 1e9
+
+
+def product_rates(work: dict[str, Callable], rounds: int = 3) -> dict[str, float]:
+    """GMAC/s of products that products() made."""
+    macs = math.prod(PRODUCT) / 1e9
     return {name: macs / _typical(product, rounds) for name, product in work.items()}
 
 

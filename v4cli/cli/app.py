@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from v4cli import __version__, paths
-from v4cli.errors import Exit, V4Error
+from v4cli.errors import Exit, UsageError, V4Error
 
 app = typer.Typer(
     name="v4",
@@ -292,16 +292,50 @@ def bench_speed(
     synthetic: Annotated[str | None, typer.Option(help="Random weights of this shape instead: flash, pro.")] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Only its first layers.")] = None,
     quant: Annotated[str, typer.Option(help="Of synthetic weights: native or q4.")] = "native",
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 512,
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens to prefill. Default: 512.")] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to decode.")] = 16,
+    ctx: Annotated[
+        str | None,
+        typer.Option(metavar="TOKENS", help="Measure up to this context instead; k is 1,000, M 1,000,000: 64k, 1M."),
+    ] = None,
+    frontiers: Annotated[
+        str | None, typer.Option(help="With --ctx: where to measure. Default: 4k,16k,64k,256k,1M as far as they go.")
+    ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(help="With --ctx: prefill (random tokens; default) or synthetic (random cache entries)."),
+    ] = None,
+    kv_dir: Annotated[Path | None, typer.Option(help="With --ctx: keep the cache in a file in this folder.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="With --ctx: draw this too (needs v4cli[bench]).")
+    ] = None,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print two lines of CSV.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, names in the first line.")] = False,
 ) -> None:
-    """Tokens per second, bytes per token and the share of this machine's ceilings reached."""
-    if context.invoked_subcommand is None:
+    """Tokens per second, bytes per token and the share of this machine's ceilings reached; with --ctx, over a growing
+    context."""
+    if context.invoked_subcommand is not None:
+        return
+    style = "json" if as_json else "csv" if as_csv else "text"
+    if ctx is None:
         from v4cli.cli.bench import bench_model
 
-        bench_model(model, synthetic, layers, quant, prompt, tokens, "json" if as_json else "csv" if as_csv else "text")
+        only = {"--frontiers": frontiers, "--fill": fill, "--kv-dir": kv_dir, "--plot": plot}
+        _refuse(only, "needs --ctx")
+        bench_model(model, synthetic, layers, quant, prompt or 512, tokens, style)
+    else:
+        from v4cli.cli.bench_context import ContextRequest, bench_context
+
+        _refuse({"--prompt": prompt}, "and --ctx exclude each other")
+        request = ContextRequest(ctx, frontiers, fill, kv_dir, plot, model, synthetic, layers, quant, tokens, style)
+        bench_context(request)
+
+
+def _refuse(options: dict, why: str) -> None:
+    """UsageError for the first option that was given."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given:
+        raise UsageError(f"{given} {why}", f"drop {given}")
 
 
 @bench.command("kernels")

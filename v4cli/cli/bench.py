@@ -14,24 +14,31 @@ def bench_model(
     model: str, synthetic: str | None, layers: int | None, quant: str, prompt: int, tokens: int, style: str
 ):
     """Measure and print. `style`: text, json or csv."""
-    from v4kernels import native
-
-    if not native.available():
-        raise UsageError(f"v4 bench measures the cpu backend, which is not available: {native.reason()}")
+    engine, quant = open_engine(model, synthetic, layers, quant)
     from v4cli.bench import speed
-    from v4cli.engine.engine import Engine
 
-    if synthetic:
-        engine = _synthetic(synthetic, layers, quant)
-    else:
-        engine = Engine.open(paths.model_folder(model), "cpu")
-        quant = _quant_of(engine.path)
     limit = engine.config.max_position_embeddings
     if prompt + 2 * tokens > limit:
         raise UsageError(f"--prompt and twice --tokens exceed the model's context of {limit}")
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
     report = speed.measure(engine, quant, bool(synthetic), prompt, tokens).to_dict()
-    {"json": output.json_page, "csv": _csv, "text": _text}[style](report)
+    STYLES[style](report)
+
+
+def open_engine(model: str, synthetic: str | None, layers: int | None, quant: str):
+    """The engine to measure, of `model` or of random weights, and the recipe of its weights."""
+    from v4kernels import native
+
+    if not native.available():
+        raise UsageError(f"v4 bench measures the cpu backend, which is not available: {native.reason()}")
+    from v4cli.engine.engine import Engine
+
+    if synthetic:
+        return _synthetic(synthetic, layers, quant), quant
+    if layers:
+        raise UsageError("--layers cuts random weights only", "add --synthetic flash, or drop --layers")
+    engine = Engine.open(paths.model_folder(model), "cpu")
+    return engine, _quant_of(engine.path)
 
 
 def _synthetic(name: str, layers: int | None, quant: str):
@@ -111,3 +118,6 @@ def _text(r: dict) -> None:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
+
+
+STYLES = {"text": _text, "csv": _csv, "json": output.json_page}

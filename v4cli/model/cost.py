@@ -180,12 +180,28 @@ def kv_bytes_per_token(config) -> float:
     return sum(kv / r + (key / r if r == 4 else 0) for r in config.compress_ratios[: config.num_hidden_layers] if r)
 
 
-def kv_read_bytes(config, n_tokens: int) -> int:
-    """KV bytes that one decoded token reads: all index keys, the chosen entries of ratio 4, all of ratio 128."""
+def kv_read_parts(config, n_tokens: int) -> dict[str, int]:
+    """KV bytes that one decoded token reads, by component: all index keys (none while every entry is chosen), the
+    chosen entries of ratio 4, all of ratio 128."""
     kv, key = entry_bytes(config)
     ratios = config.compress_ratios[: config.num_hidden_layers]
-    entries = sum(int(_keys(config, r, n_tokens)) for r in ratios)
-    return entries * kv + ratios.count(4) * (n_tokens // 4) * key
+    entries = n_tokens // 4
+    return {
+        "window": len(ratios) * min(n_tokens, config.sliding_window) * kv,
+        "index_keys": ratios.count(4) * (entries if _selects(config, n_tokens) else 0) * key,
+        "csa_entries": ratios.count(4) * min(config.index_topk, entries) * kv,
+        "hca_entries": ratios.count(128) * (n_tokens // 128) * kv,
+    }
+
+
+def kv_read_bytes(config, n_tokens: int) -> int:
+    """The sum of `kv_read_parts`."""
+    return sum(kv_read_parts(config, n_tokens).values())
+
+
+def _selects(config, n_tokens: int) -> bool:
+    """Whether there are more entries than are chosen: until then nothing is scored."""
+    return n_tokens // 4 > config.index_topk
 
 
 def work_bytes(config) -> int:
@@ -225,13 +241,13 @@ def flops(config, n_tokens: int) -> Flops:
     )
 
 
-def prefill_macs(config, n_tokens: int) -> float:
-    """Multiply-adds of prefilling n tokens, head left out; no index scores while all entries are chosen."""
-    middle = flops(config, n_tokens // 2)
-    work = middle.linear + middle.compressor + middle.attention + middle.ffn
-    if n_tokens // 4 > config.index_topk:
-        work += middle.indexer_projection + middle.indexer_scores
-    return n_tokens * work / 2
+def token_macs(config, n_tokens: int) -> float:
+    """Multiply-adds of one prefilled token at `n_tokens` of context, head left out."""
+    f = flops(config, n_tokens)
+    work = f.linear + f.compressor + f.attention + f.ffn
+    if _selects(config, n_tokens):
+        work += f.indexer_projection + f.indexer_scores
+    return work / 2
 
 
 def _keys(config, ratio: int, n_tokens: int) -> float:
