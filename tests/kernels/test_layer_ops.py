@@ -12,6 +12,7 @@ from v4kernels.cpu import CpuOps, PackedWeight
 from v4kernels.primitives import sinkhorn
 from v4kernels.quant import fake_fp4, fake_fp8, hadamard
 
+from v4cli.cache.memory import Memory
 from v4cli.cache.packed import PackedLayer
 
 EPS = 2.0**-24
@@ -29,6 +30,10 @@ def ops(request):
     native.set_isa(request.param)
     yield CpuOps()
     native.set_isa(native.isa_tiers()[-1])
+
+
+def packed_layer(attn):
+    return PackedLayer(attn, 1 << 14, Memory())
 
 
 def values(seed, *shape, spread=1.0):
@@ -207,7 +212,7 @@ def test_compressor_entries_for_any_chunking(ops, ratio):
     want = stored(turned(pooled, range(0, blocks * ratio, ratio)))
     held = []
     for cuts in ((n,), (1, 130, 131, 259, n), tuple(range(1, n + 1))):
-        layer, start = PackedLayer(attn), 0
+        layer, start = packed_layer(attn), 0
         for stop in cuts:
             ops.append_compressed(attn.compressor, buffer(ops, x[start:stop]), start, layer.main)
             start = stop
@@ -231,7 +236,7 @@ def chosen(ops, ix, layer, x, qr, start):
 
 def test_index_scores_are_exact_and_the_best_are_chosen(ops):
     attn, n = tree(4), 4 * 700
-    ix, layer, x, qr = attn.indexer, PackedLayer(attn), values(1, n, D), values(2, n, RANK)
+    ix, layer, x, qr = attn.indexer, packed_layer(attn), values(1, n, D), values(2, n, RANK)
     ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
     codes, scales = (rows[: n // 4].copy() for rows in layer.index.rows)
     e2m1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -253,7 +258,7 @@ def test_index_scores_are_exact_and_the_best_are_chosen(ops):
 def test_the_best_of_many_keys_are_those_of_the_highest_scores(ops, threads):
     """Against a stable sort of all scores, for one token and many; thousands of keys are the same."""
     attn, n, before = tree(4, top_k=100), 4 * 20_000, native.threads()
-    ix, layer, x, qr = attn.indexer, PackedLayer(attn), values(1, 40, D), values(2, 40, RANK)
+    ix, layer, x, qr = attn.indexer, packed_layer(attn), values(1, 40, D), values(2, 40, RANK)
     x[7] = -f64(ix.weights_proj).sum(0).numpy()  # all its weights are below zero, its best scores zero
     layer.index.reserve(n)
     codes, scales = layer.index.rows
@@ -277,7 +282,7 @@ def test_the_best_of_many_keys_are_those_of_the_highest_scores(ops, threads):
 
 def test_ties_go_to_the_lower_entry_and_few_entries_are_all_chosen(ops):
     attn = tree(4)
-    ix, layer = attn.indexer, PackedLayer(attn)
+    ix, layer = attn.indexer, packed_layer(attn)
     x = np.tile(values(1, 4, D), (30, 1))  # from the second block on all keys differ by rotation only
     ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
     layer.index.rows[0][:], layer.index.rows[1][:] = layer.index.rows[0][3], layer.index.rows[1][3]
@@ -290,7 +295,7 @@ def test_ties_go_to_the_lower_entry_and_few_entries_are_all_chosen(ops):
 @pytest.mark.parametrize("ratio", [0, 4, 128])
 def test_attention_over_window_and_entries(ops, ratio):
     attn, n = tree(ratio), 700
-    x, layer = values(1, n, D), PackedLayer(attn)
+    x, layer = values(1, n, D), packed_layer(attn)
     if ratio:
         ops.append_compressed(attn.compressor, buffer(ops, x), 0, layer.main)
     q = values(3, n, HEADS * DIM) * (
@@ -317,7 +322,7 @@ def test_attention_over_window_and_entries(ops, ratio):
         got = f64(whole[i]).unflatten(0, (HEADS, DIM))
         # scores up to 60 carry their dot's error into the weights
         assert (got - want).abs().max() < 300 * EPS * keys.abs().max()
-    chunked, _ = run_attention(ops, attn, PackedLayer(attn), x, q, chosen, (1, 2, 17, 40, 300, 301, n), layer.main)
+    chunked, _ = run_attention(ops, attn, packed_layer(attn), x, q, chosen, (1, 2, 17, 40, 300, 301, n), layer.main)
     assert np.array_equal(whole, chunked)
 
 
@@ -335,13 +340,13 @@ def run_attention(ops, attn, layer, x, q, chosen, cuts, main=None):
 
 
 def test_attention_survives_extreme_scores_and_sinks(ops):
-    attn, x, layer = tree(), values(1, 3, D), PackedLayer(tree())
+    attn, x, layer = tree(), values(1, 3, D), packed_layer(tree())
     attn.sink[:] = [80, -80, 0, 200, -200, 1]
     q = values(2, 3, HEADS * DIM, spread=30.0)
     out, _ = run_attention(ops, attn, layer, x, q, None, (3,))
     assert np.isfinite(out).all()
     q[1, :DIM] = np.nan
-    out, _ = run_attention(ops, attn, PackedLayer(attn), x, q, None, (3,))
+    out, _ = run_attention(ops, attn, packed_layer(attn), x, q, None, (3,))
     assert np.isnan(out[1, :DIM]).all() and np.isfinite(out[0]).all() and np.isfinite(out[1, DIM:]).all()
 
 
@@ -370,7 +375,7 @@ def test_every_tier_gives_the_scalar_bits(ops):
     x, q = values(1, 90, D), values(2, 90, HEADS * DIM)
 
     def compute():
-        layer = PackedLayer(attn)
+        layer = packed_layer(attn)
         ops.append_compressed(attn.compressor, buffer(ops, x), 0, layer.main)
         ops.append_compressed(attn.indexer.compressor, buffer(ops, x), 0, layer.index)
         turns = ops.rotations(FREQS, 0, 90)
@@ -391,7 +396,7 @@ def test_every_tier_gives_the_scalar_bits(ops):
 
 
 def test_arguments_out_of_range_are_refused(ops):
-    attn, layer = tree(), PackedLayer(tree())
+    attn, layer = tree(), packed_layer(tree())
     x = buffer(ops, values(1, 2, D))
     with pytest.raises(ValueError, match="out of range"):
         ops.embed(ops.tokens([-1]), matrix(1, 4, 32), 4)

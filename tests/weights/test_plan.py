@@ -3,9 +3,9 @@
 import pytest
 
 from v4cli import hardware
-from v4cli.cli.plan import parse_size
+from v4cli.cli.output import parse_size
 from v4cli.config import V4Config
-from v4cli.engine.engine import PREFILL_CHUNK
+from v4cli.engine.session import PREFILL_CHUNK
 from v4cli.errors import ResourceError, UsageError
 from v4cli.model import cost
 from v4cli.weights.library import n_parts
