@@ -216,7 +216,7 @@ def test_compressor_entries_for_any_chunking(ops, ratio):
         for stop in cuts:
             ops.append_compressed(attn.compressor, buffer(ops, x[start:stop]), start, layer.main)
             start = stop
-        held.append(layer.main.rows[0][:blocks].copy())
+        held.append(layer.main.rows["entries"].data[:blocks].copy())
     almost_all_equal(unpacked(held[0]), want, 0.13)
     assert np.array_equal(held[0], held[1]) and np.array_equal(held[0], held[2])
 
@@ -285,7 +285,8 @@ def test_ties_go_to_the_lower_entry_and_few_entries_are_all_chosen(ops):
     ix, layer = attn.indexer, packed_layer(attn)
     x = np.tile(values(1, 4, D), (30, 1))  # from the second block on all keys differ by rotation only
     ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
-    layer.index.rows[0][:], layer.index.rows[1][:] = layer.index.rows[0][3], layer.index.rows[1][3]
+    for rows in layer.index.rows.values():
+        rows.data[: rows.used] = rows.data[3]
     turns = ops.rotations(FREQS, 20, 100)
     rows = ops.select(ix, buffer(ops, x[20:]), buffer(ops, values(2, 100, RANK)), turns, 20, layer.index).array()
     assert list(rows[0]) == [0, 1, 2, 3, 4, -1, -1, -1]
@@ -309,7 +310,7 @@ def test_attention_over_window_and_entries(ops, ratio):
             some = np.sort(np.random.default_rng(i).permutation(seen)[:300])
             chosen[i, : len(some)] = some
     whole, latents = run_attention(ops, attn, layer, x, q, chosen, (n,))
-    entries = unpacked(layer.main.rows[0][: n // ratio]) if ratio else None
+    entries = unpacked(layer.main.rows["entries"].data[: n // ratio]) if ratio else None
     for i in (0, 1, 15, 16, 127, 128, 650, n - 1):
         keys = [latents[max(0, i - WINDOW + 1) : i + 1]]
         if ratio == 4:
@@ -385,8 +386,8 @@ def test_every_tier_gives_the_scalar_bits(ops):
         done = ops.attention_output(attn, buffer(ops, out)).array().copy()
         return (
             queries.array().copy(),
-            layer.main.rows[0][:22].copy(),
-            layer.index.rows[0][:22].copy(),
+            layer.main.rows["entries"].data[:22].copy(),
+            layer.index.rows["entries"].data[:22].copy(),
             chosen,
             out,
             done,
