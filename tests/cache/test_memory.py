@@ -26,6 +26,8 @@ def test_rows_never_move_and_keep_what_is_written(memory):
     second.data[:] = 9
     assert first.data.ctypes.data == at
     assert [int(first.data[n - 1, 67]) for n in (1, 700, 99_999)] == [1, 700 % 256, 99_999 % 256]
+    with pytest.raises(ResourceError, match="context is full"):
+        second.reserve(1001)
     assert first.nbytes == -(-99_999 * 68 // 4096) * 4096
 
 

@@ -33,7 +33,7 @@ def ops(request):
 
 
 def packed_layer(attn):
-    return PackedLayer(attn, 1 << 14, Memory())
+    return PackedLayer(attn, 1 << 17, Memory())
 
 
 def values(seed, *shape, spread=1.0):
@@ -261,7 +261,7 @@ def test_the_best_of_many_keys_are_those_of_the_highest_scores(ops, threads):
     ix, layer, x, qr = attn.indexer, packed_layer(attn), values(1, 40, D), values(2, 40, RANK)
     x[7] = -f64(ix.weights_proj).sum(0).numpy()  # all its weights are below zero, its best scores zero
     layer.index.reserve(n)
-    codes, scales = layer.index.rows
+    codes, scales = (rows.data[: rows.used] for rows in layer.index.rows.values())
     codes[:] = np.random.default_rng(3).integers(0, 256, codes.shape, np.uint8)
     scales[:] = np.random.default_rng(4).integers(124, 130, scales.shape, np.uint8)
     codes[5000:9000], scales[5000:9000] = codes[5000], scales[5000]

@@ -63,6 +63,8 @@ class Rows:
         """The first n rows may be written. ResourceError if the disk is full: nothing is lost then."""
         if n <= self.used:
             return
+        if n > len(self.data):
+            raise ResourceError(f"the context is full: {n} entries, there is room for {len(self.data)}")
         end = n * self.data.shape[1]
         if end > self._backed:
             end = min((end + STEP - 1) // STEP * STEP, len(self._room))
