@@ -238,7 +238,7 @@ def test_index_scores_are_exact_and_the_best_are_chosen(ops):
     attn, n = tree(4), 4 * 700
     ix, layer, x, qr = attn.indexer, packed_layer(attn), values(1, n, D), values(2, n, RANK)
     ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
-    codes, scales = (rows[: n // 4].copy() for rows in layer.index.rows)
+    codes, scales = (rows.data[: n // 4].copy() for rows in layer.index.rows.values())
     e2m1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     magnitudes = torch.stack((torch.from_numpy(codes & 7), torch.from_numpy(codes >> 4 & 7)), -1).flatten(1).long()
     negative = torch.stack((torch.from_numpy(codes & 8), torch.from_numpy(codes >> 4 & 8)), -1).flatten(1) > 0
