@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from steps import Steps
 from v4kernels import native
 from v4kernels.cpu import CpuOps, PackedWeight
 from v4kernels.primitives import sinkhorn
@@ -27,7 +28,7 @@ def ops(request):
     if request.param not in native.isa_tiers():
         pytest.skip(f"this machine has no {request.param}")
     native.set_isa(request.param)
-    yield CpuOps()
+    yield Steps()
     native.set_isa(native.isa_tiers()[-1])
 
 

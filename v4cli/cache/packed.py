@@ -76,31 +76,38 @@ class PackedLayer:
         self.ring = np.zeros((attn.window, native.entry_bytes(attn.head_dim, attn.rope_dims)), np.uint8)
         self.main = PackedEntries(attn.compressor) if attn.compressor is not None else None
         self.index = PackedEntries(attn.indexer.compressor) if attn.indexer is not None else None
-        self.ring_at = self.ring.ctypes.data
+        self._describe()
 
-    def _parts(self) -> list[PackedEntries]:
-        return [part for part in (self.main, self.index) if part is not None]
+    def _describe(self) -> None:
+        self.parts = [part for part in (self.main, self.index) if part is not None]
+        self.native = native.Memory(self.ring.ctypes.data, self.main and self.main.at, self.index and self.index.at)
+        self.at = ctypes.addressof(self.native)
+
+    def reserve(self, n_tokens: int) -> None:
+        """Room for the entries of the first n_tokens tokens."""
+        for part in self.parts:
+            part.reserve(n_tokens)
 
     def mark(self, n_tokens: int, n_next: int | None):
         """Copies of window and tails; None where the next token spares them."""
         if n_next == 1:
             return None
-        return self.ring[: min(n_tokens, len(self.ring))].copy(), [part.tail(n_tokens) for part in self._parts()]
+        return self.ring[: min(n_tokens, len(self.ring))].copy(), [part.tail(n_tokens) for part in self.parts]
 
     def restore(self, mark) -> None:
         if mark is None:
             return
         self.ring[: len(mark[0])] = mark[0]
-        for part, tail in zip(self._parts(), mark[1]):
+        for part, tail in zip(self.parts, mark[1]):
             part.put_back(tail)
 
     def fork(self, n_tokens: int) -> "PackedLayer":
         twin = object.__new__(PackedLayer)
         twin.ring = self.ring.copy()
         twin.main, twin.index = (part.fork(n_tokens) if part else None for part in (self.main, self.index))
-        twin.ring_at = twin.ring.ctypes.data
+        twin._describe()
         return twin
 
     @property
     def nbytes(self) -> int:
-        return self.ring.nbytes + sum(part.nbytes for part in self._parts())
+        return self.ring.nbytes + sum(part.nbytes for part in self.parts)
