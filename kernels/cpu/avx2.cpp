@@ -1,8 +1,8 @@
 // AVX2 and FMA. Bounds that keep 16-bit arithmetic exact, with |q| <= 127:
-//   dot, nibbles   maddubs of codes <= 24: pairs <= 6,096, four of them added <= 24,384
-//   tile, nibbles  each int16 lane sums 16 products of signed codes, |sum| <= 16 * 12 * 127 = 24,384. The unsigned form
-//                  may wrap on the way; it starts at the (exact) offset, so modulo 2^16 it ends at that sum.
-//   INT8           |code| <= 128 by the sign trick: pairs <= 2 * 128 * 127 = 32,512, which int16 holds.
+//   nibbles   maddubs of codes <= 24: pairs <= 6,096. An int16 lane sums 16 products of signed codes, |sum| <=
+//             16 * 12 * 127 = 24,384; the unsigned form may wrap on the way, but with the (exact) offset it is that sum
+//             modulo 2^16.
+//   INT8      |code| <= 128 by the sign trick: pairs <= 2 * 128 * 127 = 32,512, which int16 holds.
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -28,10 +28,9 @@ static inline __m256i pair_dots(const uint8_t *codes, const int8_t *q) {
                           _mm256_maddubs_epi16(odd, _mm256_loadu_si256((const __m256i *)(q + 64))));
 }
 
-// Per half, dwords a0+a1, b0+b1, a2+a3, b2+b3 of pairs of int16: cheaper than a horizontal add.
-static inline __m256i merge_pairs(__m256i a, __m256i b) {
-  const __m256i crossed = _mm256_shuffle_epi32(_mm256_blend_epi32(b, a, 0xaa), 0xb1);
-  return _mm256_add_epi16(_mm256_blend_epi32(a, b, 0xaa), crossed);
+// Per half, of pairs of int16: a0+a2, b0+b2, a1+a3, b1+b3.
+static inline __m256i fold(__m256i a, __m256i b) {
+  return _mm256_add_epi16(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
 }
 
 // Eight int32 partial sums of one INT8 group.
@@ -50,15 +49,11 @@ static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const in
     const __m256i a = _mm256_hadd_epi32(h[0], h[1]), b = _mm256_hadd_epi32(h[2], h[3]);
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
   }
-  const __m256i ones = _mm256_set1_epi16(1);
-  const __m256i a = _mm256_madd_epi16(merge_pairs(pair_dots<F>(codes, q), pair_dots<F>(codes + 32, q + 32)), ones);
-  const __m256i b =
-      _mm256_madd_epi16(merge_pairs(pair_dots<F>(codes + 64, q + 128), pair_dots<F>(codes + 96, q + 160)), ones);
-  const __m256i even_odd = _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
-  const __m256i dots =  // from groups 0 2 4 6, 1 3 5 7
-      _mm256_permutevar8x32_epi32(even_odd, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  const __m256i off = _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)offset), ones);
-  return _mm256_add_epi32(dots, off);
+  const __m256i a = fold(pair_dots<F>(codes, q), pair_dots<F>(codes + 32, q + 32));            // groups 0 2, 1 3
+  const __m256i b = fold(pair_dots<F>(codes + 64, q + 128), pair_dots<F>(codes + 96, q + 160));  // 4 6, 5 7
+  const __m256i even = _mm256_permute2x128_si256(a, b, 0x20), odd = _mm256_permute2x128_si256(a, b, 0x31);
+  const __m256i dots = _mm256_add_epi16(fold(even, odd), _mm256_loadu_si256((const __m256i *)offset));
+  return _mm256_madd_epi16(dots, _mm256_set1_epi16(1));
 }
 
 template <int F>

@@ -10,7 +10,8 @@
 namespace v4k {
 namespace {
 
-const int64_t ROWS = V4K_GROUP;  // of a unit: one group of z
+const int64_t MOST_ROWS = 4 * V4K_GROUP;  // of a unit: whole groups of z, enough of them to read memory in long streams
+const int64_t UNITS_PER_THREAD = 8;
 const int64_t SCRATCH_SLOTS = 8192;
 
 // An expert with work to do and its slots [first, first + count).
@@ -98,58 +99,67 @@ class Layer {
     for_each(n, n * d_ * QUANTIZE_COST, unit);
   }
 
-  // A unit is ROWS rows of w1 and of w3 of one job.
+  // Rows of a unit where there are `rows` in all.
+  static int64_t unit_rows(int64_t rows) {
+    const int64_t share = rows / (UNITS_PER_THREAD * pool_threads()) / V4K_GROUP * V4K_GROUP;
+    return share < V4K_GROUP ? V4K_GROUP : share < MOST_ROWS ? share : MOST_ROWS;
+  }
+
+  // A unit is some rows of w1 and of w3 of one job.
   void gate_up() {
-    int64_t n_units = 0;
-    cost_ = 0;
+    int64_t rows = 0, n_units = 0;
     for (int64_t j = 0; j < n_jobs_; ++j) {
-      n_units += jobs_[j].expert->w1.rows / ROWS;
+      rows += jobs_[j].expert->w1.rows;
       cost_ += jobs_[j].count * jobs_[j].expert->w1.rows * d_;
     }
+    const int64_t step = unit_rows(rows);
+    auto units = [&](const Job &job) { return (job.expert->w1.rows + step - 1) / step; };
+    for (int64_t j = 0; j < n_jobs_; ++j) n_units += units(jobs_[j]);
     auto unit = [&](int64_t u) {
-      int64_t j = 0;
-      for (; u >= jobs_[j].expert->w1.rows / ROWS; ++j) u -= jobs_[j].expert->w1.rows / ROWS;
-      gate_up_rows(jobs_[j], u);
+      const Job *job = jobs_.get();
+      for (; u >= units(*job); ++job) u -= units(*job);
+      const int64_t left = job->expert->w1.rows - u * step;
+      gate_up_rows(*job, u * step, left < step ? left : step);
     };
     for_each(n_units, 2 * cost_, unit);
   }
 
-  // Group `group` of z for all slots of a job.
-  void gate_up_rows(const Job &job, int64_t group) {
-    float gate[V4K_TOKEN_BLOCK * ROWS], up[V4K_TOKEN_BLOCK * ROWS];
+  // z of all slots of a job, `rows` of its values from `row` on.
+  void gate_up_rows(const Job &job, int64_t row, int64_t rows) {
+    float gate[V4K_TOKEN_BLOCK * MOST_ROWS], up[V4K_TOKEN_BLOCK * MOST_ROWS];
     const v4k_expert &e = *job.expert;
     for (int64_t i = 0; i < job.count; i += V4K_TOKEN_BLOCK) {
       const int64_t n = job.count - i < V4K_TOKEN_BLOCK ? job.count - i : V4K_TOKEN_BLOCK;
       const int32_t *tokens = tokens_.get() + job.first + i;
-      tier().rows(&e.w1, group * ROWS, ROWS, &job.x->view, tokens, n, gate, ROWS);
-      tier().rows(&e.w3, group * ROWS, ROWS, &job.x->view, tokens, n, up, ROWS);
+      tier().rows(&e.w1, row, rows, &job.x->view, tokens, n, gate, rows);
+      tier().rows(&e.w3, row, rows, &job.x->view, tokens, n, up, rows);
       for (int64_t k = 0; k < n; ++k) {
         const int64_t slot = job.first + i + k;
-        tier().swiglu(gate + k * ROWS, up + k * ROWS, ROWS, weights_[slot], limit_, gate + k * ROWS);
-        tier().quantize(gate + k * ROWS, group, 1, e.w2.format, job.z->row(slot));
+        tier().swiglu(gate + k * rows, up + k * rows, rows, weights_[slot], limit_, gate + k * rows);
+        tier().quantize(gate + k * rows, row / V4K_GROUP, rows / V4K_GROUP, e.w2.format, job.z->row(slot));
       }
     }
   }
 
   void down(float *out) {
-    const int64_t n_units = (d_ + ROWS - 1) / ROWS;
+    const int64_t step = unit_rows(d_);
     auto unit = [&](int64_t u) {
-      const int64_t row = u * ROWS, rows = d_ - row < ROWS ? d_ - row : ROWS;
+      const int64_t row = u * step, rows = d_ - row < step ? d_ - row : step;
       for (int64_t j = 0; j < n_jobs_; ++j) down_rows(jobs_[j], row, rows, out);
     };
-    for_each(n_units, cost_, unit);
+    for_each((d_ + step - 1) / step, cost_, unit);
   }
 
   void down_rows(const Job &job, int64_t row, int64_t rows, float *out) {
-    float y[V4K_TOKEN_BLOCK * ROWS];
+    float y[V4K_TOKEN_BLOCK * MOST_ROWS];
     int32_t slots[V4K_TOKEN_BLOCK];
     for (int64_t i = 0; i < job.count; i += V4K_TOKEN_BLOCK) {
       const int64_t n = job.count - i < V4K_TOKEN_BLOCK ? job.count - i : V4K_TOKEN_BLOCK;
       for (int64_t k = 0; k < n; ++k) slots[k] = static_cast<int32_t>(job.first + i + k);
-      tier().rows(&job.expert->w2, row, rows, &job.z->view, slots, n, y, ROWS);
+      tier().rows(&job.expert->w2, row, rows, &job.z->view, slots, n, y, rows);
       for (int64_t k = 0; k < n; ++k) {
         float *to = out + tokens_[job.first + i + k] * d_ + row;
-        for (int64_t r = 0; r < rows; ++r) to[r] += y[k * ROWS + r];
+        for (int64_t r = 0; r < rows; ++r) to[r] += y[k * rows + r];
       }
     }
   }

@@ -32,6 +32,8 @@ template <int F, int T>
 static void fp32_rows(const uint8_t *codes, int64_t row_bytes, int64_t cols, int64_t n_rows, const float *x,
                       int64_t x_stride, float *y, int64_t stride) {
   int64_t r = 0;
+  for (; T == 1 && r + 8 <= n_rows; r += 8)  // sums enough to hide the latency of adding to one
+    fp32_tile<F, 8, T>(codes + r * row_bytes, row_bytes, cols, x, x_stride, y + r, stride);
   for (; r + 4 <= n_rows; r += 4)
     fp32_tile<F, 4, T>(codes + r * row_bytes, row_bytes, cols, x, x_stride, y + r, stride);
   for (; r < n_rows; ++r)

@@ -12,15 +12,18 @@
 namespace v4k {
 namespace {
 
-const int64_t UNIT_BYTES = 1 << 16;    // weights of one unit: stays in L2 while tokens pass, amortizes its ticket
+const int64_t UNIT_BYTES = 1 << 18;    // weights of one unit at most: a long stream, in L2 while tokens pass
+const int64_t UNITS_PER_THREAD = 8;    // at least, where there are rows enough
 const int64_t UNIT_TOKENS = 16;        // fp32 inputs that pass together
 const int64_t PROBE_BYTES = 1 << 18;   // of one unit of the read probe
 const int64_t SCRATCH_TOKENS = 4096;   // tokens quantized together: bounds the scratch
 
-// Rows of a unit: a multiple of 32 with about UNIT_BYTES of weights.
+// Rows of a unit: whole tiles.
 int64_t unit_rows(const v4k_matrix &w) {
   const int64_t bits = w.format == V4K_F32 ? 32 : w.format == V4K_BF16 ? 16 : w.format == V4K_INT8 ? 8 : 4;
-  const int64_t rows = UNIT_BYTES * 8 / (w.cols * bits) / 32 * 32, least = is_fp32(w) ? 4 : 32;
+  const int64_t most = UNIT_BYTES * 8 / (w.cols * bits), share = w.rows / (UNITS_PER_THREAD * pool_threads());
+  const int64_t tile = is_fp32(w) ? 8 : 32, least = is_fp32(w) ? 4 : 32;
+  const int64_t rows = (most < share ? most : share) / tile * tile;
   return rows < least ? least : rows;
 }
 

@@ -7,6 +7,8 @@
 //
 // so that each tier instantiates them for itself: nothing here has external linkage.
 
+static const int FETCH_AHEAD = 2048;  // bytes of codes: the machine's own prefetchers stop at the end of a page
+
 template <int F>
 struct Format;
 template <>
@@ -34,24 +36,25 @@ static inline Lanes last_block(const uint8_t *codes, const uint8_t *scale, int64
   return block<F>(last_codes, last_scale, q, xs, offset, acc);
 }
 
-// One output: a row of `groups` groups times one token.
+// One output: a row of `groups` groups times one token. Fetches FETCH_AHEAD codes further on, in the rows behind.
 template <int F>
-static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t groups, bool inside, const v4k_acts *x,
-                        int64_t token) {
-  const int8_t *q = x->q + token * x->groups * V4K_GROUP;
-  const float *xs = x->scale + token * x->groups;
-  const int32_t *offset = x->offset + token * x->groups;
+static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t groups, bool inside, v4k_acts x) {
   const int cb = Format<F>::code_bytes, sb = Format<F>::scale_bytes;
   Lanes acc = zero();
   int64_t g = 0;
-  for (; g + V4K_BLOCK <= groups; g += V4K_BLOCK)
-    acc = block<F>(codes + g * cb, scale + g * sb, q + g * V4K_GROUP, xs + g, offset + g, acc);
+  for (; g + V4K_BLOCK <= groups; g += V4K_BLOCK) {
+    for (int k = 0; k < V4K_BLOCK * cb; k += 64) __builtin_prefetch(codes + g * cb + FETCH_AHEAD + k);
+    __builtin_prefetch(scale + g * sb + FETCH_AHEAD / cb * sb);
+    acc = block<F>(codes + g * cb, scale + g * sb, x.q + g * V4K_GROUP, x.scale + g, x.offset + g, acc);
+  }
   if (g < groups)
-    acc = last_block<F>(codes + g * cb, scale + g * sb, groups - g, inside, q + g * V4K_GROUP, xs + g, offset + g, acc);
+    acc = last_block<F>(codes + g * cb, scale + g * sb, groups - g, inside, x.q + g * V4K_GROUP, x.scale + g,
+                        x.offset + g, acc);
   return total(acc);
 }
 
-// Few tokens: each row is read once, a block of rows stays in L1 for the next token.
+// Few tokens: each row is read once, a block of rows stays in L1 for the next token. One row after the other, so that
+// memory is read in one stream.
 template <int F>
 static void by_dots(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
                     int64_t n_tokens, float *y, int64_t stride) {
@@ -62,10 +65,12 @@ static void by_dots(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k
     const int64_t stop = r0 + 8 < n_rows ? r0 + 8 : n_rows;
     for (int64_t i = 0; i < n_tokens; ++i) {
       const int64_t token = tokens ? tokens[i] : i;
+      const v4k_acts t = {x->q + token * x->groups * V4K_GROUP, x->scale + token * x->groups,
+                          x->offset + token * x->groups, x->groups};
       for (int64_t r = r0; r < stop; ++r)
         y[i * stride + r] =
             dot<F>(codes + r * groups * Format<F>::code_bytes, scale + r * groups * Format<F>::scale_bytes, groups,
-                   (w->rows - 1 - row0 - r) * groups >= V4K_BLOCK, x, token);
+                   (w->rows - 1 - row0 - r) * groups >= V4K_BLOCK, t);
     }
   }
 }

@@ -54,7 +54,10 @@ static inline __m256 scales8(const uint8_t *scale) {
     const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)scale)), 23);
     return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x400000)));  // byte 0 is 2^-127
   }
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)scale)), 16));
+  const __m256i spread = _mm256_setr_epi8(-1, -1, 0, 1, -1, -1, 2, 3, -1, -1, 4, 5, -1, -1, 6, 7, -1, -1, 8, 9, -1, -1,
+                                          10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
+  const __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)scale));
+  return _mm256_castsi256_ps(_mm256_shuffle_epi8(both, spread));
 }
 
 // Unsigned codes (code + Z) of 16 bytes per half, low or high nibbles already isolated.

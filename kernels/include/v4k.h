@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 2
+#define V4K_ABI_VERSION 3
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
@@ -199,6 +199,28 @@ V4K_API int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, c
  * tests and benchmarks. */
 V4K_API int v4k_index_scores(const v4k_indexer *ix, const float *q, const float *weights, const uint8_t *keys,
                              const uint8_t *scales, int64_t n_keys, float *out);
+
+/* All of that for one layer. */
+typedef struct {
+  const v4k_attention *attention;
+  const v4k_compressor *compressor; /* NULL: window only */
+  const v4k_compressor *keys;       /* of index keys; with indexer, or both NULL */
+  const v4k_indexer *indexer;
+} v4k_attention_layer;
+
+/* What a layer remembers of one timeline; parts as far as the layer has them. */
+typedef struct {
+  uint8_t *ring; /* see v4k_attend */
+  const v4k_compressed *main, *keys;
+} v4k_memory;
+
+/* Bytes of scratch that v4k_self_attention needs for each token, or V4K_EARGUMENT. */
+V4K_API int64_t v4k_attention_scratch(const v4k_attention_layer *l);
+
+/* out [n, D]: queries, new window entries, compressed entries and index keys; selection where more entries than top_k
+ * are visible to the last token; attention and its output. Equal to those calls one after the other. */
+V4K_API int v4k_self_attention(const v4k_attention_layer *l, const float *x, const float *turns, int64_t start,
+                               int64_t n, const v4k_memory *m, void *scratch, float *out);
 
 typedef struct {
   v4k_matrix gate;        /* [E, D] */

@@ -121,45 +121,12 @@ class CpuOps:
         native.checked(self._call.v4k_hyper_head(hyper.at, streams.at, streams.rows, out.at))
         return out
 
-    def queries(self, attn, x: Buffer, turns: Buffer):
-        q = self._take("q", x.rows, attn.heads * attn.head_dim)
-        qr = self._take("qr", x.rows, attn.q_rank)
-        native.checked(self._call.v4k_queries(attn.at, x.at, x.rows, turns.at, q.at, qr.at))
-        return q, qr
-
-    def append_window(self, attn, x: Buffer, turns: Buffer, kv) -> None:
-        fresh = self._take("fresh", x.rows, attn.entry_bytes, np.uint8)  # joins the ring in attend
-        native.checked(self._call.v4k_window_entries(attn.at, x.at, x.rows, turns.at, fresh.at))
-
-    def append_compressed(self, compressor, x: Buffer, start: int, part) -> None:
-        part.reserve(start + x.rows)
-        native.checked(self._call.v4k_compress(compressor.at, x.at, start, x.rows, part.at))
-
-    def select(self, indexer, x: Buffer, qr: Buffer, turns: Buffer, start: int, part) -> Buffer | None:
-        if (start + x.rows) // 4 <= indexer.top_k:
-            return None
-        out = self._take("selected", x.rows, indexer.top_k, np.int32)
-        keys = part.native
-        code = self._call.v4k_select(
-            indexer.at, x.at, qr.at, turns.at, start, x.rows, keys.entries, keys.scales, out.at
-        )
+    def self_attention(self, attn, x: Buffer, turns: Buffer, start: int, kv) -> Buffer:
+        n = x.rows
+        kv.reserve(start + n)
+        out, scratch = self._take("out", n, attn.dim), self._take("scratch", n, attn.scratch, np.uint8)
+        code = self._call.v4k_self_attention(attn.layer_at, x.at, turns.at, start, n, kv.at, scratch.at, out.at)
         native.checked(code)
-        return out
-
-    def attend(self, attn, q: Buffer, turns: Buffer, start: int, kv, selected: Buffer | None) -> Buffer:
-        out = self._take("heads", q.rows, q.width)
-        fresh = self._buffers["fresh"]
-        entries = kv.main.native.entries if kv.main else None
-        chosen, k = (selected.at, selected.width) if selected else (None, 0)
-        code = self._call.v4k_attend(
-            attn.at, q.at, turns.at, start, q.rows, kv.ring_at, fresh.at, entries, attn.ratio, chosen, k, out.at
-        )
-        native.checked(code)
-        return out
-
-    def attention_output(self, attn, heads: Buffer) -> Buffer:
-        out = self._take("out", heads.rows, attn.dim)
-        native.checked(self._call.v4k_attention_output(attn.at, heads.at, heads.rows, out.at))
         return out
 
     def route(self, ffn, x: Buffer, ids: Buffer):
@@ -230,6 +197,10 @@ def _describe_attention(a) -> None:
         struct = native.Indexer(ix.wq_b.matrix, ix.weights_proj.matrix, ix.heads, ix.head_dim, ix.rope_dims, ix.top_k)
         _described(ix, struct)
         _describe_compressor(ix.compressor)
+    parts = a, a.compressor, a.indexer and a.indexer.compressor, a.indexer
+    a.layer = native.AttentionLayer(*(part and part.at for part in parts))
+    a.layer_at = ctypes.addressof(a.layer)
+    a.scratch = native.library().v4k_attention_scratch(a.layer_at)  # bytes per token
 
 
 def _describe_compressor(c) -> None:

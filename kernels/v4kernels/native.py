@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 GROUP = 32
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
 LIBRARY = "libv4k.so"
@@ -55,6 +55,8 @@ Attention = _structure(
 Compressor = _structure("Compressor", "ape norm freqs", "ratio dims rope_dims index", "eps", "wkv wgate")
 Compressed = _structure("Compressed", "tail_kv tail_gate entries scales")
 Indexer = _structure("Indexer", "", "heads dims rope_dims top_k", "", "wq_b weights_proj")
+AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer")
+Memory = _structure("Memory", "ring main keys")
 Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
 
 
@@ -92,6 +94,8 @@ SIGNATURES = {
     "v4k_compress": (c_int, (_P, _P, _N, _N, _P)),
     "v4k_select": (c_int, (_P, _P, _P, _P, _N, _N, _P, _P, _P)),
     "v4k_index_scores": (c_int, (_P, _P, _P, _P, _P, _N, _P)),
+    "v4k_attention_scratch": (c_int64, (_P,)),
+    "v4k_self_attention": (c_int, (_P, _P, _P, _N, _N, _P, _P, _P)),
     "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
 }

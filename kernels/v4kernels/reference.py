@@ -56,6 +56,19 @@ class ReferenceOps(Primitives):
 
     # -- attention (spec 3.3-3.8) ---------------------------------------------------------------------------
 
+    def self_attention(self, attn, x: Tensor, turns, start: int, kv) -> Tensor:
+        """One layer's attention: x (N, D) normed input, turns (N, R/2) rotations, kv the layer's state -> (N, D)."""
+        selected = None
+        q, qr = self.queries(attn, x, turns)  # (N, H, d), (N, q_lora_rank)
+        self.append_window(attn, x, turns, kv)
+        if attn.compressor is not None:
+            self.append_compressed(attn.compressor, x, start, kv.main)
+        if attn.indexer is not None:
+            self.append_compressed(attn.indexer.compressor, x, start, kv.index)
+            selected = self.select(attn.indexer, x, qr, turns, start, kv.index)  # (N, index_topk) or None
+        heads = self.attend(attn, q, turns, start, kv, selected)  # (N, H, d)
+        return self.attention_output(attn, heads)
+
     def queries(self, attn, x: Tensor, turns):
         """x (N, D) -> q (N, H, d), normed and rotated, and qr (N, q_lora_rank), from which the indexer starts."""
         qr = self.rms_norm(self.linear(x, attn.wq_a), attn.q_norm, attn.eps)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from steps import Steps
 from v4kernels import cpu, native
 from v4kernels.cpu import CpuOps, PackedWeight
 from v4kernels.primitives import sinkhorn
@@ -28,7 +29,7 @@ def ops(request):
     if request.param not in native.isa_tiers():
         pytest.skip(f"this machine has no {request.param}")
     native.set_isa(request.param)
-    yield CpuOps()
+    yield Steps()
     native.set_isa(native.isa_tiers()[-1])
 
 
@@ -406,3 +407,23 @@ def test_arguments_out_of_range_are_refused(ops):
     attn.native.head_dim = 2048
     with pytest.raises(ValueError, match="out of range"):
         ops.append_window(attn, x, ops.rotations(FREQS, 0, 2), layer)
+
+
+@pytest.mark.parametrize("ratio", [0, 4, 128])
+def test_attention_in_one_call_is_its_steps_one_after_the_other(ops, ratio):
+    """Before and after there are more than top_k entries to choose from."""
+    attn, x, whole, stepwise = tree(ratio), values(1, 150, D), *(packed_layer(tree(ratio)) for _ in range(2))
+    for start, stop in ((0, 20), (20, 21), (21, 149), (149, 150)):
+        given, turns = buffer(ops, x[start:stop]), ops.rotations(FREQS, start, stop - start)
+        got = ops.self_attention(attn, given, turns, start, whole).array().copy()
+        selected, (q, qr) = None, ops.queries(attn, given, turns)
+        ops.append_window(attn, given, turns, stepwise)
+        if ratio:
+            ops.append_compressed(attn.compressor, given, start, stepwise.main)
+        if ratio == 4:
+            ops.append_compressed(attn.indexer.compressor, given, start, stepwise.index)
+            selected = ops.select(attn.indexer, given, qr, turns, start, stepwise.index)
+            assert (selected is None) == (stop // 4 <= attn.indexer.top_k)
+        heads = ops.attend(attn, q, turns, start, stepwise, selected)
+        assert np.array_equal(got, ops.attention_output(attn, heads).array())
+        assert np.array_equal(whole.ring, stepwise.ring)

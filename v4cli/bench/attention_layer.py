@@ -57,7 +57,7 @@ class AttentionLayer:
     def step(self) -> None:
         """One token through the layer's attention, always at the same place."""
         attn = self.model.weights.layers[0].attn
-        self.model.attention(attn, self.x, self.turns, self.context, self.state.layers[0])
+        self.model.ops.self_attention(attn, self.x, self.turns, self.context, self.state.layers[0])
 
     def score(self) -> None:
         """Index scores of one token over all keys."""

@@ -25,6 +25,7 @@ DENSE_SHAPES = ((32768, 1024), (1024, 4096), (4096, 8192), (2048, 4096))  # wq_b
 EXPERT_BYTES = 3 * HIDDEN * INTER * 17 // 32
 SCALES = {"int8": torch.bfloat16, "int4": torch.bfloat16, "fp4": torch.float8_e8m0fnu}
 PREFILL = 512
+RANDOM = np.random.default_rng(0)
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Row:
 
 
 def random_matrix(rows: int, cols: int, form: str) -> native.Matrix:
-    """Random codes; scales that keep products O(1)."""
-    codes = torch.randint(0, 256, (rows, cols if form == "int8" else cols // 2), dtype=torch.uint8)
+    """Random codes, in numpy's memory as the probe's, which has large pages; scales that keep products O(1)."""
+    codes = torch.from_numpy(RANDOM.integers(0, 256, (rows, cols if form == "int8" else cols // 2), np.uint8))
     scale = torch.full((rows, cols // native.GROUP), 2.0**-6).to(SCALES[form])
     return native.matrix(codes, scale, form)
 

@@ -65,20 +65,19 @@ class PackedLayer:
     def __init__(self, attn, most_tokens: int, memory: Memory):
         """For one attention node of the weight tree."""
         self.ring = np.zeros((attn.window, native.entry_bytes(attn.head_dim, attn.rope_dims)), np.uint8)
-        self.ring_at = self.ring.ctypes.data
         self.main = self.index = None
         if attn.compressor is not None:
             self.main = PackedEntries(attn.compressor, most_tokens, memory)
         if attn.indexer is not None:
             self.index = PackedEntries(attn.indexer.compressor, most_tokens, memory)
-
-    def _parts(self) -> dict[str, PackedEntries]:
-        return {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
+        self.parts = {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
+        self.native = native.Memory(self.ring.ctypes.data, self.main and self.main.at, self.index and self.index.at)
+        self.at = ctypes.addressof(self.native)
 
     def _small(self, n_tokens: int) -> dict[str, np.ndarray]:
         """Views of what is in use of windows and tails."""
         window = {"window": self.ring[: min(n_tokens, len(self.ring))]}
-        return window | {f"{name}.tail": part.tail(n_tokens) for name, part in self._parts().items()}
+        return window | {f"{name}.tail": part.tail(n_tokens) for name, part in self.parts.items()}
 
     def mark(self, n_tokens: int, n_next: int | None) -> dict[str, np.ndarray] | None:
         """Copies of windows and tails by name; None where the next token spares them."""
@@ -86,21 +85,21 @@ class PackedLayer:
 
     def restore(self, mark: dict[str, np.ndarray] | None, n_tokens: int) -> None:
         """Be at n_tokens again. ValueError if the mark is not of such a layer and place."""
-        for part in self._parts().values():
+        for part in self.parts.values():
             part.trim(n_tokens)
         if mark is not None:
             _copy(mark, self._small(n_tokens))
 
     def reserve(self, n_tokens: int) -> None:
         """Room for the entries of the first n_tokens tokens."""
-        for part in self._parts().values():
+        for part in self.parts.values():
             part.reserve(n_tokens)
 
     def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Views of the entries of tokens [first, last), whole blocks of every ratio, by name."""
         return {
             f"{name}.{kind}": rows.data[first // part.ratio : last // part.ratio]
-            for name, part in self._parts().items()
+            for name, part in self.parts.items()
             for kind, rows in part.rows.items()
         }
 
@@ -111,7 +110,7 @@ class PackedLayer:
 
     @property
     def nbytes(self) -> int:
-        return self.ring.nbytes + sum(part.nbytes for part in self._parts().values())
+        return self.ring.nbytes + sum(part.nbytes for part in self.parts.values())
 
 
 def _copy(source: dict[str, np.ndarray], to: dict[str, np.ndarray]) -> None:

@@ -34,7 +34,7 @@ class V4:
         streams = ops.embed(ids, w.embed, self.config.hc_mult)  # (N, S, D)
         for layer, kv in zip(w.layers, state.layers):
             x, mix = ops.sublayer_input(streams, layer.hc_attn)  # (N, D)
-            x = self.attention(layer.attn, x, turns[layer.attn.ratio], start, kv)  # (N, D)
+            x = ops.self_attention(layer.attn, x, turns[layer.attn.ratio], start, kv)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
             x, mix = ops.sublayer_input(streams, layer.hc_ffn)  # (N, D)
             chosen, weights = ops.route(layer.ffn, x, ids)  # (N, top_k)
@@ -42,19 +42,6 @@ class V4:
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
         state.n_tokens += n
         return ops.final_hidden(streams, w.hc_head)  # (N, D)
-
-    def attention(self, attn, x, turns, start: int, kv):
-        """One layer's attention: x (N, D) normed input, turns (N, R/2) rotations, kv the layer's state -> (N, D)."""
-        ops, selected = self.ops, None
-        q, qr = ops.queries(attn, x, turns)  # (N, H, d), (N, q_lora_rank)
-        ops.append_window(attn, x, turns, kv)
-        if attn.compressor is not None:
-            ops.append_compressed(attn.compressor, x, start, kv.main)
-        if attn.indexer is not None:
-            ops.append_compressed(attn.indexer.compressor, x, start, kv.index)
-            selected = ops.select(attn.indexer, x, qr, turns, start, kv.index)  # (N, index_topk) or None
-        heads = ops.attend(attn, q, turns, start, kv, selected)  # (N, H, d)
-        return ops.attention_output(attn, heads)
 
     def logits(self, hidden):
         """hidden (M, D) -> logits (M, vocab_size) fp32."""
