@@ -91,8 +91,8 @@ def test_any_place_can_be_stored_and_gone_on_from(engine, prefixes, n):
 def test_longest_fitting_place_is_taken_and_no_other(engine, prefixes):
     stored_at(engine, prefixes, IDS[:3000], anchors=(500, 1100, 2048))
     for ids, expected in (
-        (IDS[:3000], 3000), (IDS[:2999], 2048), (IDS[:2048] + IDS[:9], 2048), (IDS[:2047], 1100), (IDS[1:], 0),
-        (IDS[:1100] + [IDS[1100] ^ 1], 1100), (IDS[:499], 0),
+        (IDS[:3000], 3000), (IDS[:2999], 2048), ([*IDS[:2048], *IDS[:9]], 2048), (IDS[:2047], 1100), (IDS[1:], 0),
+        ([*IDS[:1100], IDS[1100] ^ 1], 1100), (IDS[:499], 0),
     ):  # fmt: skip
         found = prefixes.longest(ids, 0)
         assert (found.n_tokens if found else 0) == expected
@@ -260,7 +260,7 @@ def test_kill_during_a_save_never_loses_the_one_before(model, engine, tmp_path):
 
 def test_removing_one_leaves_what_others_need(engine, prefixes):
     stored_at(engine, prefixes, IDS[:2500])
-    other = stored_at(engine, prefixes, IDS[:1024] + IDS[:1200]).stored[-1]
+    other = stored_at(engine, prefixes, [*IDS[:1024], *IDS[:1200]]).stored[-1]
     remove(Folder(prefixes.folder), [other])
     assert prefixes.longest(IDS[:2500], 0).n_tokens == 2500
     assert len(Folder(prefixes.folder).chunks) == 2

@@ -97,6 +97,9 @@ class Layer:
             part.pending = Pending(**{key: tensors.get(f"{name}.{key}") for key in vars(part.pending)})
             part.entries.truncate(n_tokens // part.ratio)
 
+    def reserve(self, n_tokens: int) -> None:
+        """Nothing: tensors grow as entries come."""
+
     def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Views of the entries of tokens [first, last), whole blocks of every ratio, by name."""
         found = {}

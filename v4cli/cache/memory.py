@@ -17,6 +17,7 @@ from v4cli.errors import ResourceError
 
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 STEP = 4 << 20  # bytes of disk taken at a time
+HUGE_PAGE, HUGE_FROM = 2 << 20, 8 << 20  # rows of so many bytes get huge pages: fewer faults, at most a quarter more
 
 
 class Memory:
@@ -56,6 +57,7 @@ class Rows:
         self.used = 0
         self._room, self._file, self._offset = room, file, offset
         self._backed = 0 if file is not None else len(room)  # bytes that can be written
+        self._page = mmap.PAGESIZE
 
     def reserve(self, n: int) -> None:
         """The first n rows may be written. ResourceError if the disk is full: nothing is lost then."""
@@ -71,13 +73,18 @@ class Rows:
                     f"the KV cache cannot grow to {n} entries ({error.strerror})", "give --kv-dir a disk with more room"
                 ) from None
             self._backed = end
+        elif end >= HUGE_FROM and self._file is None and self._page != HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                self._room.madvise(mmap.MADV_HUGEPAGE)
+                self._page = HUGE_PAGE
         self.used = n
 
     def trim(self, n: int) -> None:
         """Give back the pages behind the first n rows."""
         if n >= self.used:
             return
-        first, last = _pages(n * self.data.shape[1]), _pages(self.used * self.data.shape[1])
+        first, last = (_pages(rows * self.data.shape[1], self._page) for rows in (n, self.used))
+        last = min(last, len(self._room))
         self.used = n
         if last > first and self._file is None:  # of a file the room stays taken
             with contextlib.suppress(OSError):
@@ -86,9 +93,9 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes of pages in use."""
-        return _pages(self.used * self.data.shape[1])
+        return min(_pages(self.used * self.data.shape[1], self._page), len(self._room))
 
 
-def _pages(n_bytes: int) -> int:
+def _pages(n_bytes: int, page: int = mmap.PAGESIZE) -> int:
     """Rounded up to whole pages."""
-    return (n_bytes + mmap.PAGESIZE - 1) // mmap.PAGESIZE * mmap.PAGESIZE
+    return (n_bytes + page - 1) // page * page

@@ -91,6 +91,11 @@ class PackedLayer:
         if mark is not None:
             _copy(mark, self._small(n_tokens))
 
+    def reserve(self, n_tokens: int) -> None:
+        """Room for the entries of the first n_tokens tokens."""
+        for part in self._parts().values():
+            part.reserve(n_tokens)
+
     def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Views of the entries of tokens [first, last), whole blocks of every ratio, by name."""
         return {
@@ -101,8 +106,7 @@ class PackedLayer:
 
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
         """Write what `entries(first, last)` gave elsewhere. ValueError if it does not fit."""
-        for part in self._parts().values():
-            part.reserve(last)
+        self.reserve(last)
         _copy(entries, self.entries(first, last))
 
     @property

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,11 +138,11 @@ class Prefixes:
         rest = {name.removeprefix("rest."): small.pop(name) for name in list(small) if name.startswith("rest.")}
         try:
             logits = small.pop("logits")
+            state.reserve(n)
             with ThreadPoolExecutor(WORKERS) as pool:
-                for i in range(first, len(keys), WORKERS):
-                    chunks = [files.chunks[key] for key in keys[i : i + WORKERS]]
-                    for j, entries in enumerate(pool.map(_entries, keys[i : i + WORKERS], chunks), i):
-                        state.put(j * CHUNK, (j + 1) * CHUNK, entries)
+                chunks = _ahead(pool, _entries, [(key, files.chunks[key]) for key in keys[first:]])
+                for i, entries in enumerate(chunks, first):
+                    state.put(i * CHUNK, (i + 1) * CHUNK, entries)
             if _snapshot_id(snapshot.chunk, _ids(about)) != snapshot.id:
                 raise ValueError("its name is of other tokens")
             state.put(whole, n, rest)
@@ -290,6 +291,17 @@ def trim(root: Path, budget: int) -> None:
         doomed |= {path for path in files.path.glob("*.tmp") if _age(path) > ORPHAN_AGE}
     for path in doomed - kept:
         path.unlink(missing_ok=True)
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable, arguments: list[tuple]):
+    """Results in order, a few of them made before they are asked for."""
+    pending = deque()
+    for some in arguments:
+        pending.append(pool.submit(work, *some))
+        if len(pending) > 2 * WORKERS:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _entries(key: str, chunk: Chunk) -> dict[str, np.ndarray]:

@@ -65,6 +65,11 @@ class State:
         """Views of the compressed entries of tokens [first, last) by name; `first` a multiple of 128."""
         return _joined(layer.entries(first, last) for layer in self.layers)
 
+    def reserve(self, n_tokens: int) -> None:
+        """Room for the entries of n_tokens tokens at once. ResourceError without it."""
+        for layer in self.layers:
+            layer.reserve(n_tokens)
+
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
         """Write what `entries(first, last)` gave elsewhere, behind n_tokens. ValueError if it does not fit."""
         for layer, own in zip(self.layers, _split(entries, len(self.layers))):

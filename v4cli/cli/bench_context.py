@@ -1,6 +1,7 @@
 """`v4 bench --ctx`: what a token costs as the context grows."""
 
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def bench_context(request: ContextRequest) -> None:
             rate = f"{frontier.decode_tokens_per_s:.4g} tokens/s decoded, {frontier.retention:.0%} of the first"
             output.note(f"{frontier.n_tokens:,} tokens: {rate}")
         stopped = False
+    if stopped and output.styled(sys.stderr):
+        output.note("")  # behind the progress of a prefill
     if done:
         bench_output.STYLES[request.style](about, done)
         if request.plot:
