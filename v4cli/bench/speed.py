@@ -69,6 +69,41 @@ class Clock:
         setattr(self, name, timed)
         return timed
 
+    def v4k_self_attention(self, layer_at, x, turns, start, n, memory_at, scratch, out) -> int:
+        """Its steps one by one (v4k.h), so that index and attention have times of their own."""
+        layer, memory = native.AttentionLayer.from_address(layer_at), native.Memory.from_address(memory_at)
+        a = native.Attention.from_address(layer.attention)
+        top_k = native.Indexer.from_address(layer.indexer).top_k if layer.indexer else 0
+        ratio = native.Compressor.from_address(layer.compressor).ratio if layer.compressor else 0
+        heads = 4 * a.heads * a.head_dim
+        sizes = heads, heads, 4 * a.wq_a.rows, native.entry_bytes(a.head_dim, a.rope_dims), 4 * top_k
+        at = [scratch]
+        for size in sizes[:-1]:
+            at.append(at[-1] + n * size + -n * size % 64)
+        q, result, qr, fresh, selected = at
+        entries, chosen = None, None
+        codes = [
+            self.v4k_queries(layer.attention, x, n, turns, q, qr),
+            self.v4k_window_entries(layer.attention, x, n, turns, fresh),
+        ]
+        if ratio:
+            codes.append(self.v4k_compress(layer.compressor, x, start, n, memory.main))
+            entries = native.Compressed.from_address(memory.main).entries
+        if top_k:
+            keys = native.Compressed.from_address(memory.keys)
+            codes.append(self.v4k_compress(layer.keys, x, start, n, memory.keys))
+            if (start + n) // ratio > top_k:
+                chosen = selected
+                codes.append(
+                    self.v4k_select(layer.indexer, x, qr, turns, start, n, keys.entries, keys.scales, selected)
+                )
+        k = top_k if chosen else 0
+        codes.append(
+            self.v4k_attend(layer.attention, q, turns, start, n, memory.ring, fresh, entries, ratio, chosen, k, result)
+        )
+        codes.append(self.v4k_attention_output(layer.attention, result, n, out))
+        return min(codes)
+
     def seconds(self) -> dict[str, float]:
         """Time inside each kernel."""
         total: dict[str, float] = {}
