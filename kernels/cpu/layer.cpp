@@ -1,6 +1,7 @@
 // The whole attention of a layer, step after step, for as few calls per token as can be.
 #include "check.h"
 #include "kv.h"
+#include "paging.h"
 
 namespace v4k {
 namespace {
@@ -72,6 +73,8 @@ extern "C" int v4k_self_attention(const v4k_attention_layer *l, const float *x, 
         return error;
     }
   }
+  if (selected && m->main->on_disk)
+    will_need(entries, entry_bytes(a->head_dim, a->rope_dims), selected, n * l->indexer->top_k);
   const int64_t k = selected ? l->indexer->top_k : 0;
   if (int error = v4k_attend(a, s.q, turns, start, n, m->ring, s.fresh, entries, ratio, selected, k, s.heads))
     return error;

@@ -174,6 +174,7 @@ typedef struct {
 typedef struct {
   float *tail_kv, *tail_gate;
   uint8_t *entries, *scales; /* scales: of index keys only */
+  int64_t on_disk;           /* entries are pages of a file: those selected are asked for before they are read */
 } v4k_compressed;
 
 /* Feed n tokens; entries start / ratio .. (start + n) / ratio - 1 are written. Tokens fed one at a time leave all that

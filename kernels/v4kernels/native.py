@@ -53,7 +53,7 @@ Attention = _structure(
     "Attention", "q_norm kv_norm sink", "heads head_dim rope_dims groups window", "eps", "wq_a wq_b wkv wo_a wo_b"
 )
 Compressor = _structure("Compressor", "ape norm freqs", "ratio dims rope_dims index", "eps", "wkv wgate")
-Compressed = _structure("Compressed", "tail_kv tail_gate entries scales")
+Compressed = _structure("Compressed", "tail_kv tail_gate entries scales", "on_disk")
 Indexer = _structure("Indexer", "", "heads dims rope_dims top_k", "", "wq_b weights_proj")
 AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer")
 Memory = _structure("Memory", "ring main keys")

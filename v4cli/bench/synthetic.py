@@ -35,9 +35,11 @@ TINY = MODELS["flash-preview"][1] | {  # Flash's depth with next to no work in a
 SHAPES = {"small": SMALL, "tiny": TINY, "flash": MODELS["flash-preview"][1], "pro": MODELS["pro-preview"][1]}
 
 
-def shape(like: str, n_layers: int | None = None) -> V4Config:
-    """A named config, cut to its first layers."""
+def shape(like: str, n_layers: int | None = None, n_experts: int | None = None) -> V4Config:
+    """A named config, cut to its first layers, and each layer to so many routed experts."""
     values = dict(SHAPES[like])
+    if n_experts:
+        values["n_routed_experts"] = n_experts
     if n_layers:
         values["num_hidden_layers"] = n_layers
         values["compress_ratios"] = values["compress_ratios"][:n_layers]

@@ -34,6 +34,7 @@ class PackedEntries:
         self.native = native.Compressed(
             self.tails[0].ctypes.data, self.tails[1].ctypes.data, *(r.data.ctypes.data for r in self.rows.values())
         )
+        self.native.on_disk = memory.file is not None
         self.at = ctypes.addressof(self.native)
 
     def reserve(self, n_tokens: int) -> None:

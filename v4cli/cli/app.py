@@ -291,6 +291,9 @@ def bench_speed(
     model: Model,
     synthetic: Annotated[str | None, typer.Option(help="Random weights of this shape instead: flash, pro.")] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Only its first layers.")] = None,
+    experts: Annotated[
+        int | None, typer.Option(min=1, help="Only so many experts in a layer; a token uses as many.")
+    ] = None,
     quant: Annotated[str, typer.Option(help="Of synthetic weights: native or q4.")] = "native",
     prompt: Annotated[int | None, typer.Option(min=1, help="Tokens to prefill. Default: 512.")] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to decode.")] = 16,
@@ -316,18 +319,19 @@ def bench_speed(
     context."""
     if context.invoked_subcommand is not None:
         return
+    from v4cli.cli.bench import Synthetic, bench_model
+
     style = "json" if as_json else "csv" if as_csv else "text"
     if ctx is None:
-        from v4cli.cli.bench import bench_model
-
         only = {"--frontiers": frontiers, "--fill": fill, "--kv-dir": kv_dir, "--plot": plot}
         _refuse(only, "needs --ctx")
-        bench_model(model, synthetic, layers, quant, prompt or 512, tokens, style)
+        bench_model(model, Synthetic.of(synthetic, layers, experts, quant), prompt or 512, tokens, style)
     else:
         from v4cli.cli.bench_context import ContextRequest, bench_context
 
         _refuse({"--prompt": prompt}, "and --ctx exclude each other")
-        request = ContextRequest(ctx, frontiers, fill, kv_dir, plot, model, synthetic, layers, quant, tokens, style)
+        weights = Synthetic.of(synthetic, layers, experts, quant)
+        request = ContextRequest(ctx, frontiers, fill, kv_dir, plot, model, weights, tokens, style)
         bench_context(request)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import dataclass
 
 from v4cli import paths
 from v4cli.cli import output
@@ -10,11 +11,27 @@ from v4cli.errors import ResourceError, UsageError
 MARGIN = 2 << 30  # memory left to the rest when synthetic weights are made
 
 
-def bench_model(
-    model: str, synthetic: str | None, layers: int | None, quant: str, prompt: int, tokens: int, style: str
-):
+@dataclass(frozen=True)
+class Synthetic:
+    """Random weights to measure instead of a model's: a shape, as far as it is cut, and their recipe."""
+
+    shape: str
+    layers: int | None
+    experts: int | None
+    quant: str
+
+    @classmethod
+    def of(cls, shape: str | None, layers: int | None, experts: int | None, quant: str) -> "Synthetic | None":
+        """None if no shape is asked for. UsageError for what cuts only these."""
+        for option, value in (("--layers", layers), ("--experts", experts)):
+            if value and not shape:
+                raise UsageError(f"{option} cuts random weights only", f"add --synthetic flash, or drop {option}")
+        return cls(shape, layers, experts, quant) if shape else None
+
+
+def bench_model(model: str, synthetic: Synthetic | None, prompt: int, tokens: int, style: str):
     """Measure and print. `style`: text, json or csv."""
-    engine, quant = open_engine(model, synthetic, layers, quant)
+    engine, quant = open_engine(model, synthetic)
     from v4cli.bench import speed
 
     limit = engine.config.max_position_embeddings
@@ -25,7 +42,7 @@ def bench_model(
     STYLES[style](report)
 
 
-def open_engine(model: str, synthetic: str | None, layers: int | None, quant: str):
+def open_engine(model: str, synthetic: Synthetic | None):
     """The engine to measure, of `model` or of random weights, and the recipe of its weights."""
     from v4kernels import native
 
@@ -34,14 +51,12 @@ def open_engine(model: str, synthetic: str | None, layers: int | None, quant: st
     from v4cli.engine.engine import Engine
 
     if synthetic:
-        return _synthetic(synthetic, layers, quant), quant
-    if layers:
-        raise UsageError("--layers cuts random weights only", "add --synthetic flash, or drop --layers")
+        return _random(synthetic), synthetic.quant
     engine = Engine.open(paths.model_folder(model), "cpu")
     return engine, _quant_of(engine.path)
 
 
-def _synthetic(name: str, layers: int | None, quant: str):
+def _random(wanted: Synthetic):
     import psutil
 
     from v4cli.bench import speed
@@ -50,19 +65,25 @@ def _synthetic(name: str, layers: int | None, quant: str):
     from v4cli.weights.recipe import RECIPES
     from v4cli.weights.store import layout
 
-    for what, chosen, known in (("shape", name, SHAPES), ("recipe", quant, RECIPES)):
+    for what, chosen, known in (("shape", wanted.shape, SHAPES), ("recipe", wanted.quant, RECIPES)):
         if chosen not in known:
             raise UsageError(f"no {what} {chosen!r}; choose from {', '.join(known)}")
-    config = shape(name, layers)
-    need = cost.payload_bytes(cost.stored_tensors(layout(config, quant, with_mtp=False))).total
+    config = shape(wanted.shape, wanted.layers, wanted.experts)
+    least, most = config.num_experts_per_tok, shape(wanted.shape).n_routed_experts
+    if not least <= config.n_routed_experts <= most:
+        raise UsageError(f"--experts {wanted.experts}: a layer of {wanted.shape} has {most}, a token uses {least}")
+    need = cost.payload_bytes(cost.stored_tensors(layout(config, wanted.quant, with_mtp=False))).total
     free = psutil.virtual_memory().available
+    name = f"{wanted.shape}, {config.num_hidden_layers} layers"
+    if wanted.experts:
+        name += f" of {wanted.experts} experts"
     if need + MARGIN > free:
         raise ResourceError(
-            f"{config.num_hidden_layers} layers of {name} take {output.size(need)}, {output.size(free)} are free",
-            "--layers takes fewer of them",
+            f"{name} take {output.size(need)}, {output.size(free)} are free",
+            "--layers takes fewer of them, --experts fewer experts of each",
         )
-    output.note(f"making random weights: {config.num_hidden_layers} layers of {name}, {output.size(need)}")
-    return speed.random_engine(config, quant, f"synthetic {name}, {config.num_hidden_layers} layers, {quant}")
+    output.note(f"making random weights: {name}, {output.size(need)}")
+    return speed.random_engine(config, wanted.quant, f"synthetic {name}, {wanted.quant}")
 
 
 def _quant_of(folder) -> str:

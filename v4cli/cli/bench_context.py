@@ -25,9 +25,7 @@ class ContextRequest:
     kv_dir: Path | None
     plot: Path | None
     model: str
-    synthetic: str | None
-    layers: int | None
-    quant: str
+    synthetic: bench.Synthetic | None
     tokens: int
     style: str  # text, json or csv
 
@@ -60,14 +58,14 @@ def bench_context(request: ContextRequest) -> None:
         raise UsageError(f"no fill {fill!r}; choose from {', '.join(FILLS)}")
     if request.plot:
         bench_output.check_plot(request.plot)
-    engine, quant = bench.open_engine(request.model, request.synthetic, request.layers, request.quant)
+    engine, quant = bench.open_engine(request.model, request.synthetic)
     from v4kernels import native
 
     from v4cli.bench import context
     from v4cli.bench.synthetic import shape
     from v4cli.model import cost
 
-    whole = shape(request.synthetic) if request.synthetic else engine.config
+    whole = shape(request.synthetic.shape) if request.synthetic else engine.config
     plan = context.Plan(frontiers, fill == "synthetic", request.tokens, quant, whole, request.kv_dir)
     plan.check()
     _check_memory(cost.kv_bytes(engine.config, frontiers[-1]).total, request.kv_dir)
