@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow lint nano nano-eval bench-quant bench-convert bench-kernels clean
+.PHONY: help run test test-slow lint nano nano-eval bench-quant bench-convert bench-contexts bench-kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -48,6 +48,9 @@ bench-quant: $(VENV)/installed  ## price of quantization, as CSV (minutes)
 
 bench-convert: $(VENV)/installed  ## conversion of two Flash layers, as CSV (minutes, 20 GB of disk in DIR)
 	$(PYTHON) -m v4cli.bench.conversion $(or $(DIR),build/bench)
+
+bench-contexts: $(VENV)/installed  ## saving, loading and sharing contexts, as CSV (a minute, 1 GB of disk in DIR)
+	$(PYTHON) -m v4cli.bench.contexts $(or $(DIR),build/bench)
 
 bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
 	$(VENV)/bin/v4 bench kernels
