@@ -115,6 +115,14 @@ def test_kept_in_a_folder_it_is_the_same(engine, prefixes, tmp_path):
         Engine.open(engine.path, "reference").session(kv_dir=folder)
 
 
+def test_what_a_cancelled_prefill_computed_is_stored(engine, prefixes):
+    stop = iter([False, False, True])
+    made = session(engine, prefixes)
+    assert not made.sync(IDS[:3000], cancelled=lambda: next(stop))
+    back = session(engine, prefixes)
+    assert back.sync(IDS[:3000]) and back.stats.restored_tokens == 1024
+
+
 # Sharing
 
 

@@ -30,6 +30,8 @@ def test_second_run_of_the_same_prompt_computes_nothing(kept):
     arguments = ("--model", "nano", "--file", prompt, "-n", "8", "--json", "--no-cache")
     fresh = json.loads(v4("run", *arguments, env=env).stdout)
     assert fresh["usage"]["cached_tokens"] == 0 and fresh["text"] == first["text"]
+    in_a_file = json.loads(v4("run", *arguments, "--kv-dir", prompt.parent, env=env).stdout)
+    assert in_a_file["text"] == first["text"]
     off = json.loads(v4("run", *arguments[:-1], env=env | {"V4_CACHE_DISK": "0"}).stdout)
     assert off["usage"]["cached_tokens"] == 0
 
@@ -39,8 +41,8 @@ def test_ls_show_export_import_and_rm(kept, tmp_path):
     (listed,) = json.loads(v4("sessions", "ls", "--json", env=env).stdout)
     assert listed["title"].startswith("Line 0 is about cats") and listed["tokens"] >= first["usage"]["prompt_tokens"]
     assert listed["places"] == sorted(listed["places"]) and listed["places"][-1] == listed["tokens"]
-    table = v4("sessions", "ls", env=env)
-    assert listed["id"][:8] in table.stdout and "of 20.00 GiB (V4_CACHE_DISK) on disk" in table.stderr
+    table = v4("sessions", "ls", env=env | {"V4_CACHE_DISK": "3G"})
+    assert listed["id"][:8] in table.stdout and "of 3.00 GiB (V4_CACHE_DISK) on disk" in table.stderr
     shown = v4("sessions", "show", listed["id"][:6], env=env).stdout
     assert "Line 799 is about cats and dogs." in shown
     file = tmp_path / "x.v4kv"

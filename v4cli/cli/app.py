@@ -230,7 +230,7 @@ def score(
 
 sessions = typer.Typer(
     help="Contexts that are stored: what begins like one of them goes on from there.",
-    epilog="V4_CACHE_DISK (20G) bounds what they take, V4_CACHE_WRITES (50G) what is written per day; 0 turns it off.",
+    epilog="V4_CACHE_DISK (20G, 0 is off) bounds what they take, V4_CACHE_WRITES (50G) what is written per day.",
     no_args_is_help=True,
 )
 app.add_typer(sessions, name="sessions")

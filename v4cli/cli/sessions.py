@@ -1,6 +1,7 @@
 """`v4 sessions`: the contexts that are stored, so that nothing computed once is computed again."""
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from v4cli.errors import SnapshotError, UsageError
 
 DISK, WRITES = "V4_CACHE_DISK", "V4_CACHE_WRITES"
 DEFAULTS = {DISK: "20G", WRITES: "50G"}
+DISK_SHARE = 10  # unless told: no more than a tenth of the disk
 ID_LENGTH = 8
 
 
 def budgets() -> tuple[int, int]:
     """Bytes that stored prefixes may take, and that may be written per day. UsageError for a bad variable."""
     disk, writes = (output.parse_size(os.environ.get(name) or DEFAULTS[name], name) for name in (DISK, WRITES))
+    if not os.environ.get(DISK):
+        there = next(path for path in (paths.prefixes_dir(), *paths.prefixes_dir().parents) if path.is_dir())
+        disk = min(disk, shutil.disk_usage(there).total // DISK_SHARE)
     return disk, writes
 
 
