@@ -25,10 +25,10 @@ SHAPE = SMALL | {
 IDS = np.random.default_rng(3).integers(0, 512, 6 * CHUNK).tolist()
 
 
-def open_engine(folder, backend="cpu"):
+def open_engine(folder, backend="cpu", numerics=None):
     if backend == "cpu" and not native.available():
         pytest.skip(native.reason())
-    return Engine.open(folder, backend)
+    return Engine.open(folder, backend, numerics)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def greedy(session, n):
 # What comes back
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_save_and_load_continue_with_the_same_bytes(model, tmp_path, backend):
-    engine = open_engine(model, backend)
+@pytest.mark.parametrize("backend, numerics", [*((backend, None) for backend in BACKENDS), ("reference", "official")])
+def test_save_and_load_continue_with_the_same_bytes(model, tmp_path, backend, numerics):
+    engine = open_engine(model, backend, numerics)
     prefixes = engine.prefixes(tmp_path, 1 << 30, 1 << 30)
     n = 2 * CHUNK + 77 if backend == "cpu" else CHUNK + 77
     whole = stored_at(engine, prefixes, IDS[:n])

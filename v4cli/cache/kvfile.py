@@ -17,12 +17,12 @@ from v4cli.errors import SnapshotError
 
 FORMAT = "v4cli kv 1"  # the number counts up when older files can no longer be read
 MARK, ZEROS = b'"crc32":"', b"00000000"
-DTYPES = {"U8": np.uint8, "F32": np.float32}
+DTYPES = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
 MAX_HEADER = 1 << 24
 
 
 def encoded(arrays: dict[str, np.ndarray], about: dict) -> bytearray:
-    """The file of these arrays, uint8 or fp32."""
+    """The file of these arrays, of DTYPES."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     data = bytearray(save(arrays, {"format": FORMAT, "about": json.dumps(about), "crc32": ZEROS.decode()}))
     at = _checksum_at(data)

@@ -87,11 +87,11 @@ class Layer:
         small = {"window": self.window}
         for name, part in self._parts().items():
             small |= {f"{name}.{key}": value for key, value in vars(part.pending).items()}
-        return {name: tensor.numpy() for name, tensor in small.items() if tensor is not None}
+        return {name: _array(tensor) for name, tensor in small.items() if tensor is not None}
 
     def restore(self, mark: dict[str, np.ndarray], n_tokens: int) -> None:
         """Be at n_tokens again."""
-        tensors = {name: torch.from_numpy(array) for name, array in mark.items()}
+        tensors = {name: _tensor(array) for name, array in mark.items()}
         self.window = tensors.get("window")
         for name, part in self._parts().items():
             part.pending = Pending(**{key: tensors.get(f"{name}.{key}") for key in vars(part.pending)})
@@ -106,7 +106,7 @@ class Layer:
         for name, part in self._parts().items():
             rows = part.entries.view()
             if rows is not None:
-                found[f"{name}.entries"] = rows[first // part.ratio : last // part.ratio].numpy()
+                found[f"{name}.entries"] = _array(rows[first // part.ratio : last // part.ratio])
         return found
 
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
@@ -114,9 +114,20 @@ class Layer:
         for name, part in self._parts().items():
             part.entries.truncate(first // part.ratio)
             if f"{name}.entries" in entries:
-                part.entries.append(torch.from_numpy(entries[f"{name}.entries"].copy()))
+                part.entries.append(_tensor(entries[f"{name}.entries"].copy()))
 
     @property
     def nbytes(self) -> int:
         window = 0 if self.window is None else self.window.nbytes
         return window + sum(part.entries.nbytes + part.pending.nbytes for part in self._parts().values())
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The same memory in numpy, which has no bf16: its bits as int16 then."""
+    return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """What `_array` was given."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if tensor.dtype == torch.int16 else tensor
