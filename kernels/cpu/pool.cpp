@@ -16,6 +16,7 @@ namespace v4k {
 namespace {
 
 const int SPINS = 4000;  // before sleeping: about 50 us, the gap between two calls of a layer
+const size_t STACK_BYTES = 2 << 20;
 const int64_t MOST_UNITS = INT64_C(1) << 31;
 
 inline void relax() {
@@ -60,12 +61,34 @@ class Pool {
     return n < 1 ? 1 : n > 1024 ? 1024 : n;
   }
 
+  // Some C libraries give threads less stack than attention uses.
+  bool start_worker() {
+    struct Start {
+      Pool *pool;
+      int index;
+    };
+    auto enter = [](void *start) -> void * {
+      const Start s = *static_cast<Start *>(start);
+      delete static_cast<Start *>(start);
+      s.pool->worker(s.index);
+      return nullptr;
+    };
+    Start *start = new (std::nothrow) Start{this, started_};
+    pthread_attr_t attributes;
+    pthread_t thread;
+    if (!start || pthread_attr_init(&attributes)) return delete start, false;
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    const bool started = pthread_create(&thread, &attributes, enter, start) == 0;
+    pthread_attr_destroy(&attributes);
+    if (!started) delete start;
+    return started;
+  }
+
   void start_workers() {
     const int wanted = threads - 1;
     while (started_ < wanted) {
-      try {
-        std::thread(&Pool::worker, this, started_).detach();
-      } catch (...) {  // the system allows no more: go on with those that run
+      if (!start_worker()) {  // the system allows no more: go on with those that run
         threads = started_ + 1;
         break;
       }
