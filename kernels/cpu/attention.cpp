@@ -1,4 +1,5 @@
 // Attention of one layer: projections, window entries, the attention itself, output (spec 3.3, 3.5, 3.8).
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -14,8 +15,8 @@ namespace {
 
 const int64_t BLOCK_KEYS = 64;   // unpacked together, one step of the online softmax
 const int64_t SPLIT_KEYS = 256;  // of one partial result; partial results are merged in order
-const int64_t UNIT_HEADS = 32;   // share unpacked keys
-const int64_t FEW_QUERIES = 8;   // up to which the splits of one query go to different threads
+const int64_t UNIT_ROWS = 32;    // heads, of one token or more, that share unpacked keys
+const int64_t FEW_QUERIES = 8;   // tokens up to which splits go to different threads
 
 bool is_attention(const v4k_attention *a) {
   return a && is_matrix(a->wq_a) && is_entry(a->head_dim, a->rope_dims) && a->heads > 0 && a->groups > 0 &&
@@ -38,12 +39,11 @@ struct Attention {
 
   int64_t window_keys(int64_t i) const { return start + i + 1 < a->window ? start + i + 1 : a->window; }
 
-  int64_t compressed_keys(int64_t i) const {
-    if (!ratio) return 0;
-    if (!selected) return (start + i + 1) / ratio;
-    int64_t count = 0;
-    while (count < k && selected[i * k + count] >= 0) ++count;
-    return count;
+  int64_t keys(int64_t i) const {
+    if (!ratio) return window_keys(i);
+    if (!selected) return window_keys(i) + (start + i + 1) / ratio;
+    const int32_t *own = selected + i * k;
+    return window_keys(i) + (std::partition_point(own, own + k, [](int32_t id) { return id >= 0; }) - own);
   }
 
   // Address of the j-th key of token i, `window` of them from the window.
@@ -55,128 +55,143 @@ struct Attention {
     return compressed + (selected ? selected[i * k + j - window] : j - window) * bytes;
   }
 
-  // Keys [first, last) of token i for heads [h0, h0 + heads).
-  void split(int64_t i, int64_t first, int64_t last, int64_t h0, int64_t n_heads, v4k_part part) const {
-    alignas(64) float keys[BLOCK_KEYS * MOST_DIMS];
+  void unpack(int64_t i, int64_t j, int64_t count, float *out) const {
     const uint8_t *at[BLOCK_KEYS];
     const int64_t d = a->head_dim, bytes = entry_bytes(d, a->rope_dims), window = window_keys(i);
-    for (int64_t h = 0; h < n_heads; ++h) {
-      part.peak[h] = -INFINITY;
-      part.total[h] = 0;
+    for (int64_t c = 0; c < count; ++c) at[c] = key(i, j + c, window, bytes);
+    tier().unpack(at, count, d - a->rope_dims, a->rope_dims, out);
+  }
+
+  // Whether keys [j, j + BLOCK_KEYS) of token i are those of all later tokens too.
+  bool common(int64_t i, int64_t j) const {
+    return !selected && j >= a->window && window_keys(i) == a->window && j + BLOCK_KEYS <= keys(i);
+  }
+
+  // Keys [first, last), as far as each token has them, for rows [row, row + rows) of q [n * heads].
+  void split(int64_t first, int64_t last, int64_t row, int64_t rows, v4k_part part) const {
+    alignas(64) float unpacked[BLOCK_KEYS * MOST_DIMS], queries[UNIT_ROWS * MOST_DIMS];  // aligned: twice as fast
+    const int64_t d = a->head_dim, h = a->heads, token = row / h, stop = (row + rows - 1) / h + 1;
+    for (int64_t r = 0; r < rows; ++r) {
+      part.peak[r] = -INFINITY;
+      part.total[r] = 0;
     }
-    std::memset(part.out, 0, static_cast<size_t>(n_heads * d) * sizeof(float));
+    std::memset(part.out, 0, static_cast<size_t>(rows * d) * sizeof(float));
+    std::memcpy(queries, q + row * d, static_cast<size_t>(rows * d) * sizeof(float));
     for (int64_t j = first; j < last; j += BLOCK_KEYS) {
-      const int64_t count = last - j < BLOCK_KEYS ? last - j : BLOCK_KEYS;
-      for (int64_t c = 0; c < count; ++c) at[c] = key(i, j + c, window, bytes);
-      tier().unpack(at, count, d - a->rope_dims, a->rope_dims, keys);
-      tier().attend(q + (i * a->heads + h0) * d, n_heads, keys, count, d, part);
+      if (common(token, j)) {
+        unpack(token, j, BLOCK_KEYS, unpacked);
+        tier().attend(queries, rows, unpacked, BLOCK_KEYS, d, part);
+        continue;
+      }
+      for (int64_t i = token; i < stop; ++i) {
+        const int64_t left = keys(i) - j, count = left < BLOCK_KEYS ? left : BLOCK_KEYS;
+        if (count <= 0) continue;
+        const int64_t own = std::max(i * h, row), end = std::min((i + 1) * h, row + rows), r = own - row;
+        unpack(i, j, count, unpacked);
+        tier().attend(queries + r * d, end - own, unpacked, count, d, {part.peak + r, part.total + r, part.out + r * d});
+      }
     }
   }
 
   // to += from.
-  void merge(int64_t n_heads, v4k_part from, v4k_part to) const {
-    for (int64_t h = 0; h < n_heads; ++h) {
-      const float peak = from.peak[h] > to.peak[h] || from.peak[h] != from.peak[h] ? from.peak[h] : to.peak[h];
-      const float f = std::exp(from.peak[h] - peak), t = std::exp(to.peak[h] - peak);
-      const float *add = from.out + h * a->head_dim;
-      float *out = to.out + h * a->head_dim;
+  void merge(int64_t rows, v4k_part from, v4k_part to) const {
+    for (int64_t r = 0; r < rows; ++r) {
+      if (from.total[r] == 0.0f) continue;  // this token had no keys there
+      const float peak = from.peak[r] > to.peak[r] || from.peak[r] != from.peak[r] ? from.peak[r] : to.peak[r];
+      const float f = std::exp(from.peak[r] - peak), t = std::exp(to.peak[r] - peak);
+      const float *add = from.out + r * a->head_dim;
+      float *out = to.out + r * a->head_dim;
       for (int64_t c = 0; c < a->head_dim; ++c) out[c] = out[c] * t + add[c] * f;
-      to.total[h] = to.total[h] * t + from.total[h] * f;
-      to.peak[h] = peak;
+      to.total[r] = to.total[r] * t + from.total[r] * f;
+      to.peak[r] = peak;
     }
   }
 
-  // Sink, division, turning back: part -> heads of token i.
-  void finish(int64_t i, int64_t h0, int64_t n_heads, v4k_part part) const {
+  // Sink, division, turning back: part -> heads.
+  void finish(int64_t row, int64_t rows, v4k_part part) const {
     const int64_t d = a->head_dim, rope = a->rope_dims;
-    for (int64_t h = 0; h < n_heads; ++h) {
-      const float sink = a->sink[h0 + h], peak = part.peak[h] > sink ? part.peak[h] : sink;
-      const float f = part.peak[h] == part.peak[h] ? std::exp(part.peak[h] - peak) : NAN;
-      const float factor = f / (part.total[h] * f + std::exp(sink - peak));
-      float *to = heads + (i * a->heads + h0 + h) * d;
-      for (int64_t c = 0; c < d; ++c) to[c] = part.out[h * d + c] * factor;
-      rotate(to + d - rope, rope, turns + i * rope, true);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float sink = a->sink[(row + r) % a->heads], peak = part.peak[r] > sink ? part.peak[r] : sink;
+      const float f = part.peak[r] == part.peak[r] ? std::exp(part.peak[r] - peak) : NAN;
+      const float factor = f / (part.total[r] * f + std::exp(sink - peak));
+      float *to = heads + (row + r) * d;
+      for (int64_t c = 0; c < d; ++c) to[c] = part.out[r * d + c] * factor;
+      rotate(to + d - rope, rope, turns + (row + r) / a->heads * rope, true);
     }
   }
 };
 
-// Partial results of `count` splits of UNIT_HEADS heads.
+// Partial results of `count` splits of UNIT_ROWS rows.
 struct Parts {
   Scratch<float> memory;
   int64_t d;
 
-  Parts(int64_t count, int64_t dims) : memory(count * UNIT_HEADS * (dims + 2)), d(dims) {}
+  Parts(int64_t count, int64_t dims) : memory(count * UNIT_ROWS * (dims + 2) + 16), d(dims) {}
   v4k_part at(int64_t i) const {
-    float *p = memory.get() + i * UNIT_HEADS * (d + 2);
-    return {p, p + UNIT_HEADS, p + 2 * UNIT_HEADS};
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64;
+    float *p = reinterpret_cast<float *>(start) + i * UNIT_ROWS * (d + 2);
+    return {p, p + UNIT_ROWS, p + 2 * UNIT_ROWS};
   }
 };
 
+// UNIT_ROWS rows of q, and the splits of the token with most keys among them.
 struct Block {
-  int64_t token, h0, heads, keys, splits;
+  int64_t row, rows, keys, splits;
+
+  Block(const Attention &t, int64_t u) : row(u * UNIT_ROWS), keys(0) {
+    rows = t.n * t.a->heads - row < UNIT_ROWS ? t.n * t.a->heads - row : UNIT_ROWS;
+    for (int64_t i = row / t.a->heads; i * t.a->heads < row + rows; ++i) keys = std::max(keys, t.keys(i));
+    splits = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
+  }
+
+  void run(const Attention &t, int64_t s, v4k_part part) const {
+    t.split(s * SPLIT_KEYS, std::min((s + 1) * SPLIT_KEYS, keys), row, rows, part);
+  }
 };
 
-Block block_of(const Attention &t, int64_t u, int64_t blocks) {
-  Block b;
-  b.token = u / blocks;
-  b.h0 = u % blocks * UNIT_HEADS;
-  b.heads = t.a->heads - b.h0 < UNIT_HEADS ? t.a->heads - b.h0 : UNIT_HEADS;
-  b.keys = t.window_keys(b.token) + t.compressed_keys(b.token);
-  b.splits = (b.keys + SPLIT_KEYS - 1) / SPLIT_KEYS;
-  return b;
-}
-
-void run_split(const Attention &t, const Block &b, int64_t s, v4k_part part) {
-  const int64_t first = s * SPLIT_KEYS, last = first + SPLIT_KEYS < b.keys ? first + SPLIT_KEYS : b.keys;
-  t.split(b.token, first, last, b.h0, b.heads, part);
-}
-
-// All splits of one block of heads, one after the other.
+// All splits of one block, one after the other.
 int whole_blocks(const Attention &t, int64_t blocks, int64_t cost) {
   bool memory = true;
   auto unit = [&](int64_t u) {
-    const Block b = block_of(t, u, blocks);
+    const Block b(t, u);
     Parts parts(2, t.a->head_dim);
     if (!parts.memory) {
       memory = false;
       return;
     }
-    run_split(t, b, 0, parts.at(0));
+    b.run(t, 0, parts.at(0));
     for (int64_t s = 1; s < b.splits; ++s) {
-      run_split(t, b, s, parts.at(1));
-      t.merge(b.heads, parts.at(1), parts.at(0));
+      b.run(t, s, parts.at(1));
+      t.merge(b.rows, parts.at(1), parts.at(0));
     }
-    t.finish(b.token, b.h0, b.heads, parts.at(0));
+    t.finish(b.row, b.rows, parts.at(0));
   };
-  for_each(t.n * blocks, cost, unit);
+  for_each(blocks, cost, unit);
   return memory ? V4K_OK : V4K_EMEMORY;
 }
 
 // Every split on its own, then the merging: the same sums, for as many threads as there are splits.
 int split_blocks(const Attention &t, int64_t blocks, int64_t most, int64_t cost) {
-  Parts parts(t.n * blocks * most, t.a->head_dim);
+  Parts parts(blocks * most, t.a->head_dim);
   if (!parts.memory) return V4K_EMEMORY;
   auto unit = [&](int64_t u) {
-    const Block b = block_of(t, u / most, blocks);
-    if (u % most < b.splits) run_split(t, b, u % most, parts.at(u));
+    const Block b(t, u / most);
+    if (u % most < b.splits) b.run(t, u % most, parts.at(u));
   };
-  for_each(t.n * blocks * most, cost, unit);
+  for_each(blocks * most, cost, unit);
   auto rest = [&](int64_t u) {
-    const Block b = block_of(t, u, blocks);
-    for (int64_t s = 1; s < b.splits; ++s) t.merge(b.heads, parts.at(u * most + s), parts.at(u * most));
-    t.finish(b.token, b.h0, b.heads, parts.at(u * most));
+    const Block b(t, u);
+    for (int64_t s = 1; s < b.splits; ++s) t.merge(b.rows, parts.at(u * most + s), parts.at(u * most));
+    t.finish(b.row, b.rows, parts.at(u * most));
   };
-  for_each(t.n * blocks, t.n * blocks * most * UNIT_HEADS * t.a->head_dim * 2, rest);
+  for_each(blocks, blocks * most * UNIT_ROWS * t.a->head_dim * 2, rest);
   return V4K_OK;
 }
 
 int attend(const Attention &t) {
-  const int64_t blocks = (t.a->heads + UNIT_HEADS - 1) / UNIT_HEADS;
+  const int64_t blocks = (t.n * t.a->heads + UNIT_ROWS - 1) / UNIT_ROWS;
   int64_t keys = 0;
-  for (int64_t i = 0; i < t.n; ++i) {
-    const int64_t count = t.window_keys(i) + t.compressed_keys(i);
-    keys = count > keys ? count : keys;
-  }
+  for (int64_t i = 0; i < t.n; ++i) keys = std::max(keys, t.keys(i));
   const int64_t most = (keys + SPLIT_KEYS - 1) / SPLIT_KEYS, cost = t.n * keys * t.a->heads * t.a->head_dim * 2;
   if (t.n && t.n <= FEW_QUERIES) return split_blocks(t, blocks, most, cost);
   return whole_blocks(t, blocks, cost);

@@ -125,8 +125,39 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
+// -- index scores: codes + 12 <= 24 and |q| <= 12, so an int16 holds the sum of 16 products -------------------------
+
+typedef Lanes Keys;
+static const int KEYS = 8, INDEX_HEADS = 3;
+
+typedef __m256i Quads;
+typedef __m256i Dots;
+
+static inline Quads load_quads(const uint8_t *p) {
+  __m256i codes = _mm256_load_si256((const __m256i *)p);
+  __asm__("" : "+x"(codes));  // in a register: not loaded again for every head
+  return codes;
+}
+static inline Quads splat_quads(const int8_t *q) { return load_dword(q); }
+static inline Dots no_dots() { return _mm256_setzero_si256(); }
+static inline Dots add_dots(Dots d, Quads codes, Quads q) {
+  d = _mm256_add_epi16(d, _mm256_maddubs_epi16(codes, q));
+  __asm__("" : "+x"(d));  // in this order: made a tree, the sums would not fit the registers
+  return d;
+}
+
+static inline Keys from_dots(Dots d, int32_t offset) {
+  const __m256i sums = _mm256_madd_epi16(d, _mm256_set1_epi16(1));
+  return Keys{_mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(offset)))};
+}
+
+static inline unsigned above(Keys a, Keys least) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, least.v, _CMP_GT_OQ)); }
+
+#include "index.inl"
+
 }  // namespace v4k_avx2
 
 extern "C" const v4k_tier v4k_tier_avx2 = {
-    "avx2",           v4k_avx2::quantize, v4k_avx2::rows,   v4k_avx2::swiglu, v4k_avx2::rows_fp32,
-    v4k_avx2::rms_norm, v4k_avx2::unpack,   v4k_avx2::attend, v4k_avx2::pool,   v4k_avx2::read};
+    "avx2",                 v4k_avx2::quantize,     v4k_avx2::rows,         v4k_avx2::swiglu,
+    v4k_avx2::rows_fp32,    v4k_avx2::rms_norm,     v4k_avx2::unpack,       v4k_avx2::attend,
+    v4k_avx2::pool,         v4k_avx2::index_panel,  v4k_avx2::index_scores, v4k_avx2::read};

@@ -104,8 +104,45 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
+// -- index scores -------------------------------------------------------------------------------------------------
+
+struct Keys {
+  __m512 v;
+};
+typedef __m512i Quads;
+typedef __m512i Dots;
+
+static const int KEYS = 16, INDEX_HEADS = 4;
+#define V4K_OWN_KEYS
+
+static inline Keys load_keys(const float *p) { return Keys{_mm512_load_ps(p)}; }
+static inline void store_keys(float *p, Keys a) { _mm512_store_ps(p, a.v); }
+static inline Keys splat_keys(float x) { return Keys{_mm512_set1_ps(x)}; }
+static inline Keys mul(Keys a, Keys b) { return Keys{_mm512_mul_ps(a.v, b.v)}; }
+static inline Keys fma(Keys a, Keys b, Keys c) { return Keys{_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Keys max(Keys a, Keys b) { return Keys{_mm512_max_ps(a.v, b.v)}; }
+static inline unsigned above(Keys a, Keys least) { return _mm512_cmp_ps_mask(a.v, least.v, _CMP_GT_OQ); }
+
+static inline Quads load_quads(const uint8_t *p) { return _mm512_load_si512(p); }
+
+static inline Quads splat_quads(const int8_t *q) {
+  int32_t four;
+  __builtin_memcpy(&four, q, 4);
+  return _mm512_set1_epi32(four);
+}
+
+static inline Dots no_dots() { return _mm512_setzero_si512(); }
+static inline Dots add_dots(Dots d, Quads codes, Quads q) { return _mm512_dpbusd_epi32(d, codes, q); }
+
+static inline Keys from_dots(Dots d, int32_t offset) {
+  return Keys{_mm512_cvtepi32_ps(_mm512_add_epi32(d, _mm512_set1_epi32(offset)))};
+}
+
+#include "index.inl"
+
 }  // namespace v4k_avx512
 
 extern "C" const v4k_tier v4k_tier_avx512 = {
-    "avx512",           v4k_avx512::quantize, v4k_avx512::rows,   v4k_avx512::swiglu, v4k_avx512::rows_fp32,
-    v4k_avx512::rms_norm, v4k_avx512::unpack,   v4k_avx512::attend, v4k_avx512::pool,   v4k_avx512::read};
+    "avx512",                 v4k_avx512::quantize,     v4k_avx512::rows,         v4k_avx512::swiglu,
+    v4k_avx512::rows_fp32,    v4k_avx512::rms_norm,     v4k_avx512::unpack,       v4k_avx512::attend,
+    v4k_avx512::pool,         v4k_avx512::index_panel,  v4k_avx512::index_scores, v4k_avx512::read};

@@ -1,5 +1,6 @@
 // fp32 kernels on eight lanes, the same in every tier. Included inside the tier's namespace, after Lanes with load,
-// load_bf16, load_fp8 (e4m3 * 2^-120), splat, store, add, sub, mul, fma (a * b + c), max, exp_lanes, zero and total.
+// load_bf16, load_fp8 (e4m3 * 2^-120), splat, store, add, sub, mul, fma (a * b + c), max, exp_lanes, zero, total, and
+// totals of eight Lanes.
 
 static const int ATTEND_KEYS = 64;  // of one call of attend
 
@@ -82,22 +83,23 @@ static void unpack(const uint8_t *const *entries, int64_t n, int64_t plain, int6
   }
 }
 
-// Scores of H heads times K keys.
+// Scores of H heads times K keys, at most 8.
 template <int H, int K>
 static inline void score_tile(const float *q, const float *keys, int64_t d, float *s) {
-  Lanes acc[H][K];
-  for (int h = 0; h < H; ++h)
-    for (int k = 0; k < K; ++k) acc[h][k] = zero();
+  Lanes acc[8];
+  for (int i = 0; i < 8; ++i) acc[i] = zero();
   for (int64_t i = 0; i < d; i += 8) {
     Lanes key[K];
     for (int k = 0; k < K; ++k) key[k] = load(keys + k * d + i);
     for (int h = 0; h < H; ++h) {
       const Lanes v = load(q + h * d + i);
-      for (int k = 0; k < K; ++k) acc[h][k] = fma(v, key[k], acc[h][k]);
+      for (int k = 0; k < K; ++k) acc[h * K + k] = fma(v, key[k], acc[h * K + k]);
     }
   }
+  float sums[8];
+  store(sums, totals(acc));
   for (int h = 0; h < H; ++h)
-    for (int k = 0; k < K; ++k) s[h * ATTEND_KEYS + k] = total(acc[h][k]);
+    for (int k = 0; k < K; ++k) s[h * ATTEND_KEYS + k] = sums[h * K + k];
 }
 
 // out [H, d] = out * factor[H] + p [H, n_keys] times values [n_keys, d].
@@ -123,36 +125,49 @@ static inline void weigh(const float *p, const float *factor, const float *value
   }
 }
 
-// Scores [n_keys] of one head to weights e^(score - peak), padded with zeros to whole lanes; returns the factor by which
-// what was summed before has shrunk.
-static inline float soften(float *s, int64_t n_keys, float *peak, float *sum) {
-  float top = *peak;
-  for (int64_t k = 0; k < n_keys; ++k) top = s[k] > top || s[k] != s[k] ? s[k] : top;
-  float factor[8] = {0};
-  store(factor, exp_lanes(splat(*peak - top)));
-  const float shrunk = *sum == 0.0f ? 0.0f : factor[0];
-  for (int64_t k = n_keys; k % 8; ++k) s[k] = -__builtin_inff();
-  Lanes added = zero();
-  for (int64_t k = 0; k < n_keys; k += 8) {
-    const Lanes e = exp_lanes(sub(load(s + k), splat(top)));
-    store(s + k, e);
-    if (k + 8 > n_keys)
-      for (int64_t j = n_keys - k; j < 8; ++j) s[k + j] = 0.0f;
-    added = add(added, load(s + k));
+// The highest of `top` and scores [n, whole lanes]; NaN if one of these is not finite.
+static inline float highest(const float *s, int64_t n, float top) {
+  Lanes high = splat(top), check = zero();
+  for (int64_t k = 0; k < n; k += 8) {
+    const Lanes v = load(s + k);
+    high = max(v, high);
+    check = fma(v, zero(), check);
   }
-  *peak = top;
-  *sum = *sum * shrunk + total(added);
-  return shrunk;
+  float each[8];
+  store(each, high);
+  for (int i = 0; i < 8; ++i) top = each[i] > top ? each[i] : top;
+  return top + total(check);
+}
+
+// Scores [n_keys] to weights e^(score - top), with zeros up to whole lanes; returns their sum.
+static inline float soften(float *s, int64_t n_keys, float top) {
+  Lanes sum = zero();
+  for (int64_t k = 0; k < n_keys; k += 8) {
+    store(s + k, exp_lanes(sub(load(s + k), splat(top))));
+    for (int64_t j = n_keys; j < k + 8; ++j) s[j] = 0.0f;
+    sum = add(sum, load(s + k));
+  }
+  return total(sum);
 }
 
 template <int H>
 static inline void attend_heads(const float *q, const float *keys, int64_t n_keys, int64_t d, v4k_part part) {
   alignas(64) float s[H * ATTEND_KEYS];
-  float factor[H];
+  float before[8] = {0}, top[8] = {0}, factor[8];
   int64_t k = 0;
   for (; k + 2 <= n_keys; k += 2) score_tile<H, 2>(q, keys + k * d, d, s + k);
   if (k < n_keys) score_tile<H, 1>(q, keys + k * d, d, s + k);
-  for (int h = 0; h < H; ++h) factor[h] = soften(s + h * ATTEND_KEYS, n_keys, part.peak + h, part.total + h);
+  const int64_t padded = (n_keys + 7) / 8 * 8;
+  for (int h = 0; h < H; ++h) {
+    for (k = n_keys; k < padded; ++k) s[h * ATTEND_KEYS + k] = s[h * ATTEND_KEYS];
+    before[h] = part.peak[h];
+    part.peak[h] = top[h] = highest(s + h * ATTEND_KEYS, padded, before[h]);
+  }
+  store(factor, exp_lanes(sub(load(before), load(top))));  // by which what was summed before has shrunk
+  for (int h = 0; h < H; ++h) {
+    if (part.total[h] == 0.0f) factor[h] = 0.0f;
+    part.total[h] = part.total[h] * factor[h] + soften(s + h * ATTEND_KEYS, n_keys, top[h]);
+  }
   weigh<H>(s, factor, keys, n_keys, d, part.out);
 }
 

@@ -1,10 +1,13 @@
-// Indexer: scores of all keys by exact integer products, and the best of them (spec 3.7).
+// Indexer: scores of all keys by exact integer products, and the best of them (spec 3.7). Nothing is kept of a score
+// but whether it is among the best so far.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
-#include "acts.h"
+#include "best.h"
 #include "bits.h"
 #include "check.h"
+#include "dispatch.h"
 #include "kv.h"
 #include "linear.h"
 #include "pool.h"
@@ -13,117 +16,123 @@
 namespace v4k {
 namespace {
 
-const int64_t UNIT_KEYS = 512;             // scored together
-const int64_t HEAD_BLOCK = 32;             // heads scored together
-const int64_t SCRATCH_SCORES = 16 << 20;   // held at a time
+const int64_t TOKEN_BLOCK = 32;    // share unpacked keys
+const int64_t TOKEN_BATCH = 256;   // hold candidates at a time
+const int64_t LEAST_RANGE = 4096;  // keys that are worth a unit of their own
+const int64_t MAC_COST = 4;        // products of codes in the time of an fp32 multiply-add
 
 bool is_indexer(const v4k_indexer *ix) {
   return ix && ix->heads > 0 && ix->top_k > 0 && is_key(ix->dims, ix->rope_dims) && is_matrix(ix->wq_b) &&
          ix->wq_b.rows == ix->heads * ix->dims && is_matrix(ix->weights_proj) && ix->weights_proj.rows == ix->heads;
 }
 
-// Doubled e2m1 values and exponent bytes as a row of activations for FP4 weights.
-void fill_row(const Acts &acts, int64_t i, const int8_t *doubled, const uint8_t *scales, int64_t dims) {
-  acts.pad(i);
-  const v4k_acts row = acts.row(i);
-  for (int64_t g = 0; g < dims / V4K_GROUP; ++g, doubled += V4K_GROUP) {
-    int8_t *even = row.q + g / 4 * 128 + g % 4 * 16;
-    int sums[2] = {0, 0};
-    for (int k = 0; k < 16; ++k) {
-      even[k] = doubled[2 * k];
-      even[64 + k] = doubled[2 * k + 1];
-      sums[k / 2 % 2] += doubled[2 * k] + doubled[2 * k + 1];
-    }
-    row.offset[g] = static_cast<int32_t>(static_cast<uint32_t>(-12 * sums[1]) << 16 |
-                                         (static_cast<uint32_t>(-12 * sums[0]) & 0xffff));
-    row.scale[g] = 0.25f * power_of_two(scales[g]);  // both factors are doubled
-  }
-}
+// Queries of n tokens as the tiers take them.
+class Queries {
+ public:
+  Queries(const v4k_indexer *ix, int64_t n)
+      : heads_(ix->heads), dims_(ix->dims), q_(n * heads_ * dims_), scale_(n * heads_ * groups()),
+        offset_(n * heads_ * groups()), weight_(n * heads_), raising_(n) {}
+  explicit operator bool() const { return q_ && scale_ && offset_ && weight_ && raising_; }
 
-// One token's queries q [heads, dims], rotated: Hadamard and e2m1.
-void quantize_queries(const v4k_indexer *ix, float *q, const Acts &acts, int64_t first) {
-  int8_t doubled[MOST_DIMS];
-  uint8_t scales[MOST_DIMS / KEY_GROUP];
-  for (int64_t h = 0; h < ix->heads; ++h) {
-    hadamard(q + h * ix->dims, ix->dims);
-    quantize_key(q + h * ix->dims, ix->dims, doubled, scales);
-    fill_row(acts, first + h, doubled, scales, ix->dims);
-  }
-}
-
-// out [count] = sum over heads of weights * relu(score) for keys [first, first + count).
-void score_unit(const v4k_matrix &keys, int64_t first, int64_t count, const Acts &acts, int64_t row,
-                const float *weights, int64_t heads, float *out) {
-  float y[HEAD_BLOCK * UNIT_KEYS];
-  int32_t rows[HEAD_BLOCK];
-  std::memset(out, 0, static_cast<size_t>(count) * sizeof(float));
-  for (int64_t h0 = 0; h0 < heads; h0 += HEAD_BLOCK) {
-    const int64_t n = heads - h0 < HEAD_BLOCK ? heads - h0 : HEAD_BLOCK;
-    for (int64_t h = 0; h < n; ++h) rows[h] = static_cast<int32_t>(row + h0 + h);
-    tier().rows(&keys, first, count, &acts.view, rows, n, y, UNIT_KEYS);
-    for (int64_t h = 0; h < n; ++h) {
-      const float w = weights[h0 + h], *s = y + h * UNIT_KEYS;
-      for (int64_t k = 0; k < count; ++k) out[k] += w * (s[k] > 0 ? s[k] : 0);
+  // Token i: q [heads, dims], rotated, is overwritten.
+  void set(int64_t i, float *q, const float *weights) {
+    int64_t up = 0, down = 0;
+    for (int64_t h = 0; h < heads_; ++h) down += weights[h] > 0;
+    raising_.get()[i] = down;
+    for (int64_t h = 0; h < heads_; ++h) {
+      const int64_t row = i * heads_ + (weights[h] > 0 ? up++ : down++);
+      weight_.get()[row] = weights[h];
+      set_row(row, q + h * dims_);
     }
   }
-}
 
-// The `top_k` best of scores [n], lower ids first on ties, ascending; -1 behind them.
-bool best(const float *scores, int64_t n, int64_t top_k, int32_t *selected) {
-  const int64_t count = n < top_k ? n : top_k;
-  for (int64_t j = count; j < top_k; ++j) selected[j] = -1;
-  if (n <= top_k) {
-    for (int64_t j = 0; j < n; ++j) selected[j] = static_cast<int32_t>(j);
-    return true;
+  v4k_index_query operator[](int64_t i) const {
+    const int64_t row = i * heads_;
+    return {q_.get() + row * dims_, scale_.get() + row * groups(), offset_.get() + row * groups(), weight_.get() + row,
+            heads_, raising_.get()[i]};
   }
-  Scratch<uint64_t> order(n);
-  if (!order) return false;
-  uint64_t *o = order.get();
-  for (int64_t j = 0; j < n; ++j) {
-    uint32_t bits = bits_of(scores[j]);
-    bits ^= bits >> 31 ? 0xffffffff : 0x80000000;  // ascending as unsigned
-    o[j] = static_cast<uint64_t>(~bits) << 32 | static_cast<uint64_t>(j);
-  }
-  std::nth_element(o, o + count - 1, o + n);
-  for (int64_t j = 0; j < count; ++j) selected[j] = static_cast<int32_t>(o[j] & 0xffffffff);
-  std::sort(selected, selected + count);
-  return true;
-}
 
-// Everything about one call of v4k_select.
+ private:
+  int64_t groups() const { return dims_ / KEY_GROUP; }
+
+  void set_row(int64_t row, float *x) {
+    int8_t doubled[MOST_DIMS];
+    uint8_t scales[MOST_DIMS / KEY_GROUP];
+    hadamard(x, dims_);
+    quantize_key(x, dims_, doubled, scales);
+    for (int64_t g = 0; g < groups(); ++g) {
+      int8_t *even = q_.get() + row * dims_ + g * KEY_GROUP, *odd = even + KEY_GROUP / 2;
+      const int8_t *from = doubled + g * KEY_GROUP;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < KEY_GROUP / 2; ++k) {
+        even[k] = from[2 * k];
+        odd[k] = from[2 * k + 1];
+        sum += even[k] + odd[k];
+      }
+      offset_.get()[row * groups() + g] = -12 * sum;
+      scale_.get()[row * groups() + g] = 0.25f * power_of_two(scales[g]);
+    }
+  }
+
+  int64_t heads_, dims_;
+  Scratch<int8_t> q_;
+  Scratch<float> scale_;
+  Scratch<int32_t> offset_;
+  Scratch<float> weight_;
+  Scratch<int64_t> raising_;
+};
+
+// One call of v4k_select.
 struct Selection {
   const v4k_indexer *ix;
-  v4k_matrix keys;
+  const uint8_t *keys, *scales;
   int64_t start;
-  const Acts &acts;      // [n * heads]
-  const float *weights;  // [n, heads]
+  const Queries &queries;
 
   int64_t visible(int64_t i) const { return (start + i + 1) / 4; }
 
-  // Tokens [first, first + n): scores [n, most], then the choice.
-  bool run(int64_t first, int64_t n, int64_t most, float *scores, int32_t *selected) const {
-    const int64_t units = (most + UNIT_KEYS - 1) / UNIT_KEYS, top_k = ix->top_k;
-    auto score = [&](int64_t u) {
-      const int64_t i = first + u / units, at = u % units * UNIT_KEYS, seen = visible(i);
-      if (seen <= top_k || at >= seen) return;
-      const int64_t count = seen - at < UNIT_KEYS ? seen - at : UNIT_KEYS;
-      score_unit(keys, at, count, acts, i * ix->heads, weights + i * ix->heads, ix->heads,
-                 scores + (i - first) * most + at);
+  // Offer keys [first, last) to tokens [i, stop) as far as they see them; best[i - at] is token i's.
+  void scan(int64_t first, int64_t last, int64_t i, int64_t stop, Best *best) const {
+    alignas(64) uint8_t panel[V4K_PANEL_KEYS * (MOST_DIMS + MOST_DIMS / 8)];
+    alignas(64) float scores[V4K_PANEL_KEYS];
+    for (int64_t at = first; at < last; at += V4K_PANEL_KEYS) {
+      const int64_t count = last - at < V4K_PANEL_KEYS ? last - at : V4K_PANEL_KEYS;
+      tier().index_panel(keys + at * ix->dims / 2, scales + at * ix->dims / KEY_GROUP, count, ix->dims, panel);
+      for (int64_t t = i; t < stop; ++t) {
+        const int64_t seen = visible(t);
+        if (seen <= ix->top_k || seen <= at) continue;  // all are chosen, or none of these is seen
+        const v4k_index_query query = queries[t];
+        Best &of = best[t - i];
+        uint64_t above = tier().index_scores(panel, ix->dims, &query, of.least(), scores);
+        if (seen - at < count) above &= (UINT64_C(1) << (seen - at)) - 1;
+        if (count < V4K_PANEL_KEYS) above &= (UINT64_C(1) << count) - 1;
+        for (; above; above &= above - 1) {
+          const int k = __builtin_ctzll(above);
+          of.offer(scores[k], static_cast<int32_t>(at + k));
+        }
+      }
+    }
+  }
+
+  // Tokens [i0, i0 + n), n <= TOKEN_BATCH, by blocks of tokens and, where these are few, ranges of keys.
+  bool run(int64_t i0, int64_t n, int32_t *selected) const {
+    const int64_t blocks = (n + TOKEN_BLOCK - 1) / TOKEN_BLOCK, most = visible(i0 + n - 1), wanted = 2 * pool_threads();
+    int64_t ranges = (wanted + blocks - 1) / blocks;
+    if (ranges > most / LEAST_RANGE) ranges = most / LEAST_RANGE > 1 ? most / LEAST_RANGE : 1;
+    const int64_t step = (most / ranges + V4K_PANEL_KEYS) / V4K_PANEL_KEYS * V4K_PANEL_KEYS;
+    Bests best(n, ranges, ix->top_k);
+    if (!best) return false;
+    auto unit = [&](int64_t u) {
+      const int64_t t = u / ranges * TOKEN_BLOCK, stop = std::min(t + TOKEN_BLOCK, n);
+      const int64_t first = u % ranges * step, last = std::min(first + step, visible(i0 + stop - 1));
+      scan(first, last, i0 + t, i0 + stop, best.of(u % ranges) + t);
     };
-    for_each(n * units, n * most * ix->heads * ix->dims / 4, score);
-    bool memory = true;
-    auto choose = [&](int64_t j) {
-      const int64_t i = first + j;
-      if (!best(scores + j * most, visible(i), top_k, selected + i * top_k)) memory = false;
-    };
-    for_each(n, n > 1 ? n * most * 16 : 0, choose);
-    return memory;
+    for_each(blocks * ranges, n * most * ix->heads * ix->dims / MAC_COST, unit);
+    auto finish = [&](int64_t t) { best.finish(t, visible(i0 + t), selected + (i0 + t) * ix->top_k); };
+    for_each(n, n * ranges * ix->top_k * 32, finish);
+    return true;
   }
 };
-
-v4k_matrix key_matrix(const v4k_indexer *ix, const uint8_t *keys, const uint8_t *scales, int64_t n) {
-  return {keys, scales, n, ix->dims, V4K_FP4};
-}
 
 }  // namespace
 }  // namespace v4k
@@ -133,27 +142,23 @@ extern "C" int v4k_select(const v4k_indexer *ix, const float *x, const float *qr
   using namespace v4k;
   if (!is_indexer(ix) || !x || !qr || !turns || start < 0 || n < 0 || !keys || !scales || !selected)
     return V4K_EARGUMENT;
-  const int64_t heads = ix->heads, dims = ix->dims, most = (start + n) / 4;
+  const int64_t heads = ix->heads, dims = ix->dims;
   Scratch<float> q(n * heads * dims), weights(n * heads);
-  Acts acts;
-  if (!q || !weights || !acts.reserve(n * heads, dims)) return V4K_EMEMORY;
+  Queries queries(ix, n);
+  if (!q || !weights || !queries) return V4K_EMEMORY;
   if (int error = linear(ix->wq_b, 1, qr, n, q.get())) return error;
   if (int error = linear(ix->weights_proj, 1, x, n, weights.get())) return error;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dims * heads));
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dims * heads));
   for (int64_t i = 0; i < n * heads; ++i) weights.get()[i] *= scale;
   auto token = [&](int64_t i) {
     for (int64_t h = 0; h < heads; ++h)
       rotate(q.get() + (i * heads + h + 1) * dims - ix->rope_dims, ix->rope_dims, turns + i * ix->rope_dims, false);
-    quantize_queries(ix, q.get() + i * heads * dims, acts, i * heads);
+    queries.set(i, q.get() + i * heads * dims, weights.get() + i * heads);
   };
   for_each(n, n > 1 ? n * heads * dims * 16 : 0, token);
-  int64_t batch = most ? SCRATCH_SCORES / most : n;
-  batch = batch < 1 ? 1 : batch < n ? batch : n;
-  Scratch<float> scores(batch * most);
-  if (!scores) return V4K_EMEMORY;
-  const Selection work{ix, key_matrix(ix, keys, scales, most), start, acts, weights.get()};
-  for (int64_t i = 0; i < n; i += batch)
-    if (!work.run(i, n - i < batch ? n - i : batch, most, scores.get(), selected)) return V4K_EMEMORY;
+  const Selection work{ix, keys, scales, start, queries};
+  for (int64_t i = 0; i < n; i += TOKEN_BATCH)
+    if (!work.run(i, n - i < TOKEN_BATCH ? n - i : TOKEN_BATCH, selected)) return V4K_EMEMORY;
   return V4K_OK;
 }
 
@@ -161,16 +166,21 @@ extern "C" int v4k_index_scores(const v4k_indexer *ix, const float *q, const flo
                                 const uint8_t *scales, int64_t n_keys, float *out) {
   using namespace v4k;
   if (!is_indexer(ix) || !q || !weights || !keys || !scales || n_keys < 0 || !out) return V4K_EARGUMENT;
-  Acts acts;
-  Scratch<float> copy(ix->heads * ix->dims);
-  if (!copy || !acts.reserve(ix->heads, ix->dims)) return V4K_EMEMORY;
-  std::memcpy(copy.get(), q, static_cast<size_t>(ix->heads * ix->dims) * sizeof(float));
-  quantize_queries(ix, copy.get(), acts, 0);
-  const v4k_matrix matrix = key_matrix(ix, keys, scales, n_keys);
+  const int64_t dims = ix->dims;
+  Scratch<float> copy(ix->heads * dims);
+  Queries queries(ix, 1);
+  if (!copy || !queries) return V4K_EMEMORY;
+  std::memcpy(copy.get(), q, static_cast<size_t>(ix->heads * dims) * sizeof(float));
+  queries.set(0, copy.get(), weights);
+  const v4k_index_query query = queries[0];
   auto unit = [&](int64_t u) {
-    const int64_t at = u * UNIT_KEYS, count = n_keys - at < UNIT_KEYS ? n_keys - at : UNIT_KEYS;
-    score_unit(matrix, at, count, acts, 0, weights, ix->heads, out + at);
+    alignas(64) uint8_t panel[V4K_PANEL_KEYS * (MOST_DIMS + MOST_DIMS / 8)];
+    alignas(64) float scores[V4K_PANEL_KEYS];
+    const int64_t at = u * V4K_PANEL_KEYS, count = n_keys - at < V4K_PANEL_KEYS ? n_keys - at : V4K_PANEL_KEYS;
+    tier().index_panel(keys + at * dims / 2, scales + at * dims / KEY_GROUP, count, dims, panel);
+    tier().index_scores(panel, dims, &query, -INFINITY, scores);
+    std::memcpy(out + at, scores, static_cast<size_t>(count) * sizeof(float));
   };
-  for_each((n_keys + UNIT_KEYS - 1) / UNIT_KEYS, n_keys * ix->heads * ix->dims / 4, unit);
+  for_each((n_keys + V4K_PANEL_KEYS - 1) / V4K_PANEL_KEYS, n_keys * ix->heads * dims / MAC_COST, unit);
   return V4K_OK;
 }

@@ -118,19 +118,15 @@ static inline void transpose(const uint8x16_t a[4], uint8x16_t d[4]) {
   d[3] = vreinterpretq_u8_u64(vtrn2q_u64(t1, t3));
 }
 
-// n_groups groups of TILE_ROWS rows: panel [group][dword 8][row] of 4 signed codes, scales [group][row].
+// n_groups groups of TILE_ROWS rows, of which there are `rows`, to panel [group][dword 8][row] of 4 signed codes.
 template <int F>
-static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
-                 float *scales) {
-  const int code_bytes = F == V4K_INT8 ? 32 : 16;
-  const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
+static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_groups, uint8_t *panel) {
   for (int r0 = 0; r0 < TILE_ROWS; r0 += 4) {
     const uint8_t *row[4];
-    for (int k = 0; k < 4; ++k)
-      row[k] = (const uint8_t *)w->codes + (row0 + (r0 + k < rows ? r0 + k : rows - 1)) * row_bytes;
-    for (int part = 0; part < n_groups * code_bytes / 16; ++part) {
+    for (int k = 0; k < 4; ++k) row[k] = codes + (r0 + k < rows ? r0 + k : rows - 1) * row_bytes;
+    for (int part = 0; part < n_groups * (F == V4K_INT8 ? 2 : 1); ++part) {
       uint8x16_t a[4], d[4];
-      for (int k = 0; k < 4; ++k) a[k] = vld1q_u8(row[k] + g0 * code_bytes + part * 16);
+      for (int k = 0; k < 4; ++k) a[k] = vld1q_u8(row[k] + part * 16);
       transpose(a, d);
       for (int j = 0; j < 4; ++j) {
         if (F == V4K_INT8) {
@@ -143,6 +139,15 @@ static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_
       }
     }
   }
+}
+
+// The same of a matrix from row0 and group g0 on, and scales [group][row].
+template <int F>
+static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
+                 float *scales) {
+  const int code_bytes = F == V4K_INT8 ? 32 : 16;
+  const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
+  pack_codes<F>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
   pack_scales<F>(w, row0, rows, g0, n_groups, scales);
 }
 
@@ -185,8 +190,47 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
+// -- index scores -------------------------------------------------------------------------------------------------
+
+typedef Lanes Keys;
+static const int KEYS = 8, INDEX_HEADS = 4;
+
+struct Quads {
+  int8x16_t low, high;
+};
+struct Dots {
+  int32x4_t low, high;
+};
+
+static inline Quads load_quads(const uint8_t *p) {
+  return Quads{vld1q_s8((const int8_t *)p), vld1q_s8((const int8_t *)p + 16)};
+}
+
+static inline Quads splat_quads(const int8_t *q) {
+  int32_t four;
+  __builtin_memcpy(&four, q, 4);
+  const int8x16_t all = vreinterpretq_s8_s32(vdupq_n_s32(four));
+  return Quads{all, all};
+}
+
+static inline Dots no_dots() { return Dots{vdupq_n_s32(0), vdupq_n_s32(0)}; }
+static inline Dots add_dots(Dots d, Quads codes, Quads q) {
+  return Dots{vdotq_s32(d.low, codes.low, q.low), vdotq_s32(d.high, codes.high, q.high)};
+}
+static inline Keys from_dots(Dots d, int32_t) { return Keys{vcvtq_f32_s32(d.low), vcvtq_f32_s32(d.high)}; }
+
+static inline unsigned above(Keys a, Keys least) {
+  const uint32_t bits[4] = {1, 2, 4, 8};
+  const uint32x4_t at = vld1q_u32(bits);
+  return vaddvq_u32(vandq_u32(vcgtq_f32(a.low, least.low), at)) |
+         vaddvq_u32(vandq_u32(vcgtq_f32(a.high, least.high), at)) << 4;
+}
+
+#include "index.inl"
+
 }  // namespace v4k_neon
 
 extern "C" const v4k_tier v4k_tier_neon = {
-    "neon",           v4k_neon::quantize, v4k_neon::rows,   v4k_neon::swiglu, v4k_neon::rows_fp32,
-    v4k_neon::rms_norm, v4k_neon::unpack,   v4k_neon::attend, v4k_neon::pool,   v4k_neon::read};
+    "neon",                 v4k_neon::quantize,     v4k_neon::rows,         v4k_neon::swiglu,
+    v4k_neon::rows_fp32,    v4k_neon::rms_norm,     v4k_neon::unpack,       v4k_neon::attend,
+    v4k_neon::pool,         v4k_neon::index_panel,  v4k_neon::index_scores, v4k_neon::read};

@@ -1,4 +1,4 @@
-// Quantization and SwiGLU in plain C++, for tiers without a hand-written form. Included inside the tier's namespace.
+// Quantization, SwiGLU and sums in plain C++, for tiers without a hand-written form. Included inside the tier's namespace.
 // Every fp32 operation is the one the vector forms do, so the bits agree.
 
 static inline void quantize_group(const float *x, float *scale, int8_t *q) {
@@ -44,6 +44,12 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
     row.offset[g] = (int32_t)(high << 16 | low);
     if (format == V4K_FP4) row.scale[g] *= 0.5f;
   }
+}
+
+static inline Lanes totals(const Lanes a[8]) {
+  float t[8];
+  for (int i = 0; i < 8; ++i) t[i] = total(a[i]);
+  return load(t);
 }
 
 // e^x for x clamped to [-87, 88]: x = n ln 2 + r, Taylor to r^7 (|r| <= 0.35: below 2^-27), exponent bits.

@@ -123,8 +123,63 @@ static inline Lanes exp_lanes(const Lanes &a) {
 
 #include "fused.inl"
 
+// -- index scores -------------------------------------------------------------------------------------------------
+
+typedef Lanes Keys;
+static const int TILE_ROWS = 8, KEYS = 8, INDEX_HEADS = 1;
+
+struct Quads {
+  int8_t b[32];
+};
+struct Dots {
+  int32_t d[8];
+};
+
+static inline Quads load_quads(const uint8_t *p) {
+  Quads r;
+  __builtin_memcpy(r.b, p, sizeof r.b);
+  return r;
+}
+
+static inline Quads splat_quads(const int8_t *q) {
+  Quads r;
+  for (int k = 0; k < 8; ++k) __builtin_memcpy(r.b + 4 * k, q, 4);
+  return r;
+}
+
+static inline Dots no_dots() { return Dots{{0, 0, 0, 0, 0, 0, 0, 0}}; }
+
+static inline Dots add_dots(Dots d, const Quads &codes, const Quads &q) {
+  for (int i = 0; i < 32; ++i) d.d[i / 4] += codes.b[i] * q.b[i];
+  return d;
+}
+
+static inline Keys from_dots(const Dots &d, int32_t) {
+  return each([&](int i) { return (float)d.d[i]; });
+}
+
+static inline unsigned above(const Keys &a, const Keys &least) {
+  unsigned bits = 0;
+  for (int i = 0; i < 8; ++i) bits |= (unsigned)(a.l[i] > least.l[i]) << i;
+  return bits;
+}
+
+template <int F>
+static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_groups, uint8_t *panel) {
+  for (int i = 0; i < n_groups * 16; ++i)  // byte i of a row: inputs 2i and 2i + 1
+    for (int r = 0; r < TILE_ROWS; ++r) {
+      const uint8_t pair = codes[(r < rows ? r : rows - 1) * row_bytes + i];
+      uint8_t *even = panel + ((i / 16 * 8 + i % 16 / 4) * TILE_ROWS + r) * 4 + i % 4;
+      even[0] = (uint8_t)FP4_DOUBLED[pair & 15];
+      even[4 * TILE_ROWS * 4] = (uint8_t)FP4_DOUBLED[pair >> 4];
+    }
+}
+
+#include "index.inl"
+
 }  // namespace v4k_scalar
 
 extern "C" const v4k_tier v4k_tier_scalar = {
-    "scalar",           v4k_scalar::quantize, v4k_scalar::rows,   v4k_scalar::swiglu, v4k_scalar::rows_fp32,
-    v4k_scalar::rms_norm, v4k_scalar::unpack,   v4k_scalar::attend, v4k_scalar::pool,   v4k_scalar::read};
+    "scalar",                 v4k_scalar::quantize,     v4k_scalar::rows,         v4k_scalar::swiglu,
+    v4k_scalar::rows_fp32,    v4k_scalar::rms_norm,     v4k_scalar::unpack,       v4k_scalar::attend,
+    v4k_scalar::pool,         v4k_scalar::index_panel,  v4k_scalar::index_scores, v4k_scalar::read};

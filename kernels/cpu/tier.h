@@ -7,6 +7,7 @@
 
 #define V4K_BLOCK 8         // groups handled together; activation rows are padded to whole blocks
 #define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
+#define V4K_PANEL_KEYS 64   // index keys unpacked together
 
 // Quantized activations of some tokens, prepared for one weight format. `groups` counts the padded groups of a row.
 //
@@ -29,6 +30,20 @@ typedef struct {
 typedef struct {
   float *peak, *total, *out;
 } v4k_part;
+
+// The index queries of one token. Heads with weights above zero come first, both parts in ascending order.
+//
+// q      [heads, dims] doubled e2m1 values; of every 32 first the 16 even dims, then the 16 odd ones.
+// scale  [heads, dims / 32] a quarter of the query's, because both factors are doubled.
+// offset [heads, dims / 32] -12 * sum of q: what unsigned codes (code + 12) add to a dot product.
+// weight [heads], the first `raising` of them above zero.
+typedef struct {
+  const int8_t *q;
+  const float *scale;
+  const int32_t *offset;
+  const float *weight;
+  int64_t heads, raising;
+} v4k_index_query;
 
 typedef struct {
   const char *name;
@@ -60,6 +75,14 @@ typedef struct {
 
   // out[c] = sum over slots of softmax over slots(gate[slot][c]) * kv[slot][c], c < channels, a multiple of 8.
   void (*pool)(const float *const *kv, const float *const *gate, int64_t slots, int64_t channels, float *out);
+
+  // n_keys <= 64 index keys (v4k.h) of `dims` -> panel [64 * (dims + dims / 8)] in an order of the tier's own, aligned
+  // to 64 bytes. Keys past the last are like it.
+  void (*index_panel)(const uint8_t *codes, const uint8_t *scales, int64_t n_keys, int64_t dims, uint8_t *panel);
+
+  // out [64] = index scores (v4k_index_scores) of the panel's keys, or no less than that for those not above `least`.
+  // Bit k of what is returned: key k is above `least`.
+  uint64_t (*index_scores)(const uint8_t *panel, int64_t dims, const v4k_index_query *query, float least, float *out);
 
   // Read bytes (a multiple of 4,096) and fold them into a checksum.
   uint64_t (*read)(const void *data, int64_t bytes);

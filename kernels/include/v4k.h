@@ -149,9 +149,9 @@ V4K_API int v4k_window_entries(const v4k_attention *a, const float *x, int64_t n
 
 /* heads [n, H, d]: attention with sink of q over the window, `fresh` holding the entries of these n tokens and `ring`
  * those before (position p at p mod window), and over the compressed entries: of token t those in selected[t, k] up to
- * the first -1, or, with selected NULL, the first (t + 1) / ratio. Turned back by the query's position. Then the last
- * of `fresh` are put into `ring`. Keys are taken window first, each part in ascending order, in blocks of 64 with
- * online softmax, and runs of 256 are merged in order. ratio 0: no compressed entries. */
+ * the first -1, with only -1 behind it, or, with selected NULL, the first (t + 1) / ratio. Turned back by the query's
+ * position. Then the last of `fresh` are put into `ring`. Keys are taken window first, each part in ascending order, in
+ * blocks of 64 with online softmax, and runs of 256 are merged in order. ratio 0: no compressed entries. */
 V4K_API int v4k_attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n,
                        uint8_t *ring, const uint8_t *fresh, const uint8_t *compressed, int64_t ratio,
                        const int32_t *selected, int64_t k, float *heads);
@@ -186,11 +186,16 @@ typedef struct {
 } v4k_indexer;
 
 /* selected [n, top_k]: of token t the entries with the highest scores among the first (t + 1) / 4, ascending; the lower
- * id on a tie; -1 behind them. Scratch, whatever n: 64 MB of scores, or those of one token. */
+ * id on a tie; -1 behind them. The choice is exact; a score that is NaN is never chosen. Scores are not kept: scratch,
+ * whatever n, is that of 256 tokens' candidates, 24 * top_k bytes each (a few times that for the last of very few tokens
+ * on many threads), beside the n queries. */
 V4K_API int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t start,
                        int64_t n, const uint8_t *keys, const uint8_t *scales, int32_t *selected);
 
-/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads]. For
+/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads]. A head's product
+ * s is the sum over groups of 32, ascending, of exact integer products times both scales, by fused multiply-add; the
+ * score is the sum of weight * max(s, 0), by fused multiply-add: over heads with weights above zero, ascending, then over
+ * the others. These can only lower it, so v4k_select leaves them out where a key is already too low to be chosen. For
  * tests and benchmarks. */
 V4K_API int v4k_index_scores(const v4k_indexer *ix, const float *q, const float *weights, const uint8_t *keys,
                              const uint8_t *scales, int64_t n_keys, float *out);

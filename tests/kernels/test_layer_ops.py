@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from v4kernels import native
+from v4kernels import cpu, native
 from v4kernels.cpu import CpuOps, PackedWeight
 from v4kernels.primitives import sinkhorn
 from v4kernels.quant import fake_fp4, fake_fp8, hadamard
@@ -90,8 +90,6 @@ def tree(ratio=0, top_k=8):
         norm_eps=1e-6, eps=1e-6,
     )  # fmt: skip
     CpuOps().prepare(SimpleNamespace(hc_head=hyper, layers=[]))
-    from v4kernels import cpu
-
     cpu._describe_attention(attn)
     return attn
 
@@ -153,8 +151,6 @@ def test_hyper_connections(ops, spread):
         fn=values(1, S * S + 2 * S, S * D, spread=spread * (S * D) ** -0.5), base=values(2, S * S + 2 * S),
         scale=values(3, 3), norm=values(4, D), streams=S, iters=20, norm_eps=1e-6, eps=1e-6,
     )  # fmt: skip
-    from v4kernels import cpu
-
     cpu._describe_hyper(hyper)
     streams, out = values(5, 3, S * D), values(6, 3, D)
     x, mix = ops.sublayer_input(buffer(ops, streams), hyper)
@@ -220,11 +216,23 @@ def test_compressor_entries_for_any_chunking(ops, ratio):
     assert np.array_equal(held[0], held[1]) and np.array_equal(held[0], held[2])
 
 
+def index_scores(ix, q, w, keys, n):
+    """Scores of the first n entries for queries q (heads, dims) and weights w (heads,)."""
+    out = np.empty(n, np.float32)
+    pointers = q.ctypes.data, w.ctypes.data, keys.entries, keys.scales, n, out.ctypes.data
+    native.checked(native.library().v4k_index_scores(ix.at, *pointers))
+    return out
+
+
+def chosen(ops, ix, layer, x, qr, start):
+    turns = ops.rotations(FREQS, start, len(x))
+    return ops.select(ix, buffer(ops, x), buffer(ops, qr), turns, start, layer.index).array().copy()
+
+
 def test_index_scores_are_exact_and_the_best_are_chosen(ops):
     attn, n = tree(4), 4 * 700
     ix, layer, x, qr = attn.indexer, PackedLayer(attn), values(1, n, D), values(2, n, RANK)
     ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
-    keys = layer.index.native
     codes, scales = (rows[: n // 4].copy() for rows in layer.index.rows)
     e2m1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     magnitudes = torch.stack((torch.from_numpy(codes & 7), torch.from_numpy(codes >> 4 & 7)), -1).flatten(1).long()
@@ -232,21 +240,39 @@ def test_index_scores_are_exact_and_the_best_are_chosen(ops):
     k = torch.where(negative, -e2m1[magnitudes], e2m1[magnitudes]).double().unflatten(1, (4, 32))
     k = (k * 2.0 ** (torch.from_numpy(scales).double() - 127)[..., None]).flatten(1)
     q, w = values(3, 5, 128), values(4, 5)
-    got = np.empty(n // 4, np.float32)
-    native.checked(native.library().v4k_index_scores(
-        ix.at, q.ctypes.data, w.ctypes.data, keys.entries, keys.scales, n // 4, got.ctypes.data))  # fmt: skip
     dots = fake_fp4(hadamard(torch.from_numpy(q))).double() @ k.T
     want = (torch.from_numpy(w).double()[:, None] * dots.relu()).sum(0)
+    got = index_scores(ix, q, w, layer.index.native, n // 4)
     assert (f64(got) - want).abs().max() <= 8 * EPS * (np.abs(w)[:, None] * dots.relu().numpy()).sum(0).max()
-
-    def chosen(first, stop):
-        turns = ops.rotations(FREQS, first, stop - first)
-        held = ops.select(ix, buffer(ops, x[first:stop]), buffer(ops, qr[first:stop]), turns, first, layer.index)
-        return held.array().copy()
-
-    for at, row in enumerate(chosen(n - 6, n), n - 6):
+    for at, row in enumerate(chosen(ops, ix, layer, x[-6:], qr[-6:], n - 6), n - 6):
         assert list(row) == sorted(set(row)) and 0 <= row[0] and row[-1] < (at + 1) // 4
-        assert np.array_equal(chosen(at, at + 1)[0], row)
+        assert np.array_equal(chosen(ops, ix, layer, x[at : at + 1], qr[at : at + 1], at)[0], row)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_best_of_many_keys_are_those_of_the_highest_scores(ops, threads):
+    """Against a stable sort of all scores, for one token and many; thousands of keys are the same."""
+    attn, n, before = tree(4, top_k=100), 4 * 20_000, native.threads()
+    ix, layer, x, qr = attn.indexer, PackedLayer(attn), values(1, 40, D), values(2, 40, RANK)
+    x[7] = -f64(ix.weights_proj).sum(0).numpy()  # all its weights are below zero, its best scores zero
+    layer.index.reserve(n)
+    codes, scales = layer.index.rows
+    codes[:] = np.random.default_rng(3).integers(0, 256, codes.shape, np.uint8)
+    scales[:] = np.random.default_rng(4).integers(124, 130, scales.shape, np.uint8)
+    codes[5000:9000], scales[5000:9000] = codes[5000], scales[5000]
+    first = n - 40
+    q = native.linear(torch.from_numpy(qr), ix.wq_b.matrix).unflatten(1, (ix.heads, ix.head_dim)).double()
+    q = turned(q, range(first, n)).float().numpy()
+    w = native.linear(torch.from_numpy(x), ix.weights_proj.matrix).numpy() * np.float32((128 * ix.heads) ** -0.5)
+    assert not (w[7] > 0).any() and (w[0] > 0).any()
+    native.set_threads(threads)
+    whole = chosen(ops, ix, layer, x, qr, first)
+    for i in (0, 7, 39):
+        scores = index_scores(ix, q[i], w[i], layer.index.native, (first + i + 1) // 4)
+        want = np.sort(np.argsort(-scores, kind="stable")[: ix.top_k])
+        assert np.array_equal(whole[i], want)
+        assert np.array_equal(chosen(ops, ix, layer, x[i : i + 1], qr[i : i + 1], first + i)[0], want)
+    native.set_threads(before)
 
 
 def test_ties_go_to_the_lower_entry_and_few_entries_are_all_chosen(ops):
@@ -331,8 +357,6 @@ def test_router_chooses_by_biased_score_and_weighs_without_it(ops):
             gate=gate, gate_bias=None if hashed else bias, tid2eid=table if hashed else None, experts=[expert],
             shared_experts=expert, top_k=3, scale=1.5, limit=10.0,
         )  # fmt: skip
-        from v4kernels import cpu
-
         cpu._describe_ffn(ffn)
         ids, weights = (b.array().copy() for b in ops.route(ffn, buffer(ops, x), ops.tokens(tokens)))
         want = torch.from_numpy(table[tokens]) if hashed else (scores + f64(bias)).topk(3).indices

@@ -17,7 +17,7 @@ SCALE_GROUP = 64  # e4m3 dims per KV scale byte
 KV_PADDING = 8  # the scale bytes of an entry are padded to a multiple of this
 V32_KV_BYTES_PER_TOKEN = 61 * (656 + 132)
 CHUNK = 512  # tokens the engine prefills at a time
-SCORES = 16 << 20  # index scores held at a time, or those of one token
+CANDIDATES = 256  # tokens whose candidates for selection are held at a time, six numbers for each choice
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def at_context(bare: Needs, config, n_tokens: int) -> Needs:
     return replace(
         bare,
         kv=Use(kv_bytes(config, n_tokens).total, kv_read_bytes(config, n_tokens)),
-        work=work_bytes(config, n_tokens),
+        work=work_bytes(config),
     )
 
 
@@ -188,16 +188,15 @@ def kv_read_bytes(config, n_tokens: int) -> int:
     return entries * kv + ratios.count(4) * (n_tokens // 4) * key
 
 
-def work_bytes(config, n_tokens: int) -> int:
-    """Working memory of one prefill chunk in fp32: residual streams, queries and attention output, index scores,
-    and the compressors' unfinished blocks (spec 4.1)."""
+def work_bytes(config) -> int:
+    """Working memory of one prefill chunk in fp32: residual streams, queries and attention output, index
+    queries and candidates, and the compressors' unfinished blocks (spec 4.1)."""
     c = config
     ratios = c.compress_ratios[: c.num_hidden_layers]
     per_token = 2 * c.hc_mult * c.hidden_size + 2 * c.num_attention_heads * c.head_dim
-    keys = n_tokens // 4 if 4 in ratios else 0
-    scores = min(CHUNK * keys, max(SCORES, keys))
+    index = CHUNK * c.index_n_heads * c.index_head_dim * 5 // 4 + CANDIDATES * 6 * c.index_topk if 4 in ratios else 0
     tails = {0: 0, 4: 2 * 8 * 2 * (c.head_dim + c.index_head_dim), 128: 2 * 127 * c.head_dim}
-    return 4 * (CHUNK * per_token + scores + sum(tails[r] for r in ratios))
+    return 4 * (CHUNK * per_token + index + sum(tails[r] for r in ratios))
 
 
 def flops(config, n_tokens: int) -> Flops:

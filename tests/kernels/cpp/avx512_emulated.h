@@ -102,6 +102,16 @@ inline Float fma(Float a, Float b, Float c) {
   return a;
 }
 
+inline Float max(Float a, Float b) {
+  for (int i = 0; i < 16; ++i) a.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i];
+  return a;
+}
+inline unsigned greater(Float a, Float b) {
+  unsigned bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= (unsigned)(a.f[i] > b.f[i]) << i;
+  return bits;
+}
+
 }  // namespace emulated
 
 #undef _mm512_setr_epi32
@@ -136,3 +146,5 @@ inline Float fma(Float a, Float b, Float c) {
 #define _mm512_cvtepi32_ps emulated::to_float
 #define _mm512_mul_ps emulated::mul
 #define _mm512_fmadd_ps emulated::fma
+#define _mm512_max_ps emulated::max
+#define _mm512_cmp_ps_mask(a, b, greater_than) emulated::greater(a, b)

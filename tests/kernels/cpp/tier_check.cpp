@@ -145,6 +145,41 @@ static void check_attention(int64_t heads, int64_t n_keys) {
   require(!std::memcmp(want.get(), got.get(), heads * (d + 2) * 4), "attend", 0, n_keys, d, heads);
 }
 
+// Scores of all keys, and which of them are above a bound that many are not.
+static void check_index(int64_t dims, int64_t heads, int64_t raising, int64_t n_keys) {
+  const int64_t groups = dims / 32, panel_bytes = 64 * (dims + dims / 8);
+  std::unique_ptr<uint8_t[]> codes(new uint8_t[n_keys * dims / 2]), scales(new uint8_t[n_keys * groups]);
+  std::unique_ptr<int8_t[]> q(new int8_t[heads * dims]);
+  std::unique_ptr<int32_t[]> offset(new int32_t[heads * groups]());
+  const auto scale = floats(heads * groups), weight = floats(heads);
+  for (int64_t i = 0; i < n_keys * dims / 2; ++i) codes[i] = static_cast<uint8_t>(draw());
+  for (int64_t i = 0; i < n_keys * groups; ++i) scales[i] = static_cast<uint8_t>(draw() % 50 ? 120 + draw() % 16 : 0);
+  for (int64_t i = 0; i < heads * dims; ++i) {
+    q[i] = static_cast<int8_t>(draw() % 50 ? static_cast<int>(draw() % 25) - 12 : 12);
+    offset[i / 32] -= 12 * q[i];
+  }
+  for (int64_t h = 0; h < heads; ++h) weight[h] = h < raising ? 1.0f + draw_float() / 128 : -0.3f * (h % 3);
+  const v4k_index_query query = {q.get(), scale.get(), offset.get(), weight.get(), heads, raising};
+  alignas(64) static uint8_t a[64 * 1152], b[64 * 1152];
+  alignas(64) float want[64], got[64];
+  std::memset(a, 0, panel_bytes);
+  std::memset(b, 0, panel_bytes);
+  v4k_tier_scalar.index_panel(codes.get(), scales.get(), n_keys, dims, a);
+  TIER.index_panel(codes.get(), scales.get(), n_keys, dims, b);
+  v4k_tier_scalar.index_scores(a, dims, &query, -1e30f, want);
+  TIER.index_scores(b, dims, &query, -1e30f, got);
+  require(!std::memcmp(want, got, sizeof want), "index_scores", V4K_FP4, n_keys, dims, heads);
+  const float bound = want[n_keys / 2];
+  uint64_t above = 0;
+  for (int k = 0; k < 64; ++k) above |= static_cast<uint64_t>(want[k] > bound) << k;
+  for (const v4k_tier *tier : {&v4k_tier_scalar, &TIER}) {
+    const uint64_t bits = tier->index_scores(tier == &TIER ? b : a, dims, &query, bound, got);
+    require(bits == above, "what is above", V4K_FP4, n_keys, dims, heads);
+    for (int k = 0; k < 64; ++k)
+      require(above >> k & 1 ? got[k] == want[k] : got[k] >= want[k], "a pruned score", V4K_FP4, n_keys, dims, heads);
+  }
+}
+
 int main() {
   const int64_t formats[] = {V4K_FP4, V4K_INT8, V4K_INT4}, widths[] = {32, 96, 256, 288, 480, 768};
   for (int64_t format : formats)
@@ -157,6 +192,13 @@ int main() {
   check_norm_and_pool();
   for (int64_t heads : {1, 4, 6})
     for (int64_t n_keys : {1, 2, 63, 64}) check_attention(heads, n_keys);
+  for (int64_t dims : {32, 64, 128, 1024})
+    for (int64_t heads : {1, 2, 5, 64})
+      for (int64_t n_keys : {1, 17, 63, 64}) {
+        check_index(dims, heads, heads, n_keys);
+        check_index(dims, heads, heads / 2, n_keys);
+        check_index(dims, heads, 0, n_keys);
+      }
   check_swiglu();
   std::printf("%s: equal\n", TIER.name);
 }

@@ -1,0 +1,122 @@
+// Index scores, the same in every tier. Included inside the tier's namespace, after it has defined
+//
+//   TILE_ROWS, INDEX_HEADS        keys and heads of a register tile
+//   KEYS, Keys                    fp32 numbers of as many keys, Lanes unless V4K_OWN_KEYS, with mul, fma, max as there,
+//                                 and above(a, b), a bit per key
+//   Quads, load_quads, splat_quads  four codes of each of KEYS keys; four of a query for all of them
+//   Dots, no_dots, add_dots       integer sums of their products
+//   from_dots(dots, offset)       Keys, adding the offset of a query where codes are unsigned
+//   pack_codes<F>                 codes [group][dword 8][key] of TILE_ROWS keys
+//
+// A panel holds the codes of 64 keys, TILE_ROWS at a time, then their scales in fp32, [group][key] of each TILE_ROWS.
+
+static const int KEY_VECTORS = TILE_ROWS / KEYS;
+
+#ifndef V4K_OWN_KEYS
+static inline Keys load_keys(const float *p) { return load(p); }
+static inline void store_keys(float *p, const Keys &a) { store(p, a); }
+static inline Keys splat_keys(float x) { return splat(x); }
+#endif
+
+// Scale bytes of `rows` keys as fp32 [group][key], of TILE_ROWS keys.
+static inline void key_scales(const uint8_t *scales, int rows, int64_t groups, float *out) {
+  for (int64_t g0 = 0; g0 < groups; g0 += 4) {
+    uint32_t bytes[TILE_ROWS], bits[TILE_ROWS];
+    for (int r = 0; r < TILE_ROWS; ++r) {
+      const uint8_t *s = scales + (r < rows ? r : rows - 1) * groups + g0;
+      if (groups >= 4)
+        __builtin_memcpy(bytes + r, s, 4);
+      else
+        bytes[r] = s[0] | s[groups - 1] << 8;
+    }
+    for (int g = 0; g < 4 && g0 + g < groups; ++g) {
+      for (int r = 0; r < TILE_ROWS; ++r) {
+        bits[r] = (bytes[r] >> 8 * g & 255) << 23;
+        bits[r] = bits[r] > 0x400000 ? bits[r] : 0x400000;  // byte 0 is 2^-127
+      }
+      __builtin_memcpy(out + (g0 + g) * TILE_ROWS, bits, sizeof bits);
+    }
+  }
+}
+
+static void index_panel(const uint8_t *codes, const uint8_t *scales, int64_t n_keys, int64_t dims, uint8_t *panel) {
+  const int64_t groups = dims / V4K_GROUP;
+  for (int64_t first = 0; first < V4K_PANEL_KEYS; first += TILE_ROWS) {
+    const int64_t at = first < n_keys ? first : n_keys - 1;
+    const int rows = n_keys - at < TILE_ROWS ? (int)(n_keys - at) : TILE_ROWS;
+    pack_codes<V4K_FP4>(codes + at * dims / 2, dims / 2, rows, (int)groups, panel + first * dims);
+    key_scales(scales + at * groups, rows, groups, (float *)(panel + V4K_PANEL_KEYS * dims) + first * groups);
+  }
+}
+
+// R heads from h on times TILE_ROWS keys, added to their scores.
+template <int R>
+static inline void index_tile(const uint8_t *codes, const float *scales, int64_t groups, const v4k_index_query *query,
+                              int64_t h, Keys score[KEY_VECTORS]) {
+  const int8_t *q = query->q + h * groups * V4K_GROUP;
+  const float *q_scale = query->scale + h * groups;
+  const int32_t *offset = query->offset + h * groups;
+  Keys sum[R][KEY_VECTORS];
+  for (int r = 0; r < R; ++r)
+    for (int k = 0; k < KEY_VECTORS; ++k) sum[r][k] = splat_keys(0);
+  for (int64_t g = 0; g < groups; ++g, codes += V4K_GROUP * TILE_ROWS) {
+    Dots dots[R][KEY_VECTORS];
+    for (int r = 0; r < R; ++r)
+      for (int k = 0; k < KEY_VECTORS; ++k) dots[r][k] = no_dots();
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      Quads quads[KEY_VECTORS];
+      for (int k = 0; k < KEY_VECTORS; ++k) quads[k] = load_quads(codes + (j * TILE_ROWS + k * KEYS) * 4);
+      for (int r = 0; r < R; ++r) {
+        const Quads four = splat_quads(q + (r * groups + g) * V4K_GROUP + 4 * j);
+        for (int k = 0; k < KEY_VECTORS; ++k) dots[r][k] = add_dots(dots[r][k], quads[k], four);
+      }
+    }
+    for (int k = 0; k < KEY_VECTORS; ++k) {
+      const Keys scale = load_keys(scales + g * TILE_ROWS + k * KEYS);
+      for (int r = 0; r < R; ++r)
+        sum[r][k] = fma(from_dots(dots[r][k], offset[r * groups + g]),
+                        mul(scale, splat_keys(q_scale[r * groups + g])), sum[r][k]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    const Keys weight = splat_keys(query->weight[h + r]);
+    for (int k = 0; k < KEY_VECTORS; ++k) score[k] = fma(weight, max(sum[r][k], splat_keys(0)), score[k]);
+  }
+}
+
+// Heads [h, last), R at a time.
+template <int R>
+static inline void index_heads(const uint8_t *codes, const float *scales, int64_t groups, const v4k_index_query *query,
+                               int64_t h, int64_t last, Keys score[KEY_VECTORS]) {
+  for (; h + R <= last; h += R) index_tile<R>(codes, scales, groups, query, h, score);
+  if constexpr (R > 1) index_heads<R - 1>(codes, scales, groups, query, h, last, score);
+}
+
+static inline uint64_t bits_above(const Keys score[KEY_VECTORS], float least) {
+  uint64_t bits = 0;
+  for (int k = 0; k < KEY_VECTORS; ++k) bits |= (uint64_t)above(score[k], splat_keys(least)) << k * KEYS;
+  return bits;
+}
+
+static uint64_t index_scores(const uint8_t *panel, int64_t dims, const v4k_index_query *query, float least,
+                             float *out) {
+  const int64_t groups = dims / V4K_GROUP, raising = query->raising, heads = query->heads;
+  const float *scales = (const float *)(panel + V4K_PANEL_KEYS * dims);
+  uint64_t bits = 0;
+  for (int64_t first = 0; first < V4K_PANEL_KEYS; first += TILE_ROWS) {
+    const uint8_t *codes = panel + first * dims;
+    Keys score[KEY_VECTORS];
+    for (int k = 0; k < KEY_VECTORS; ++k) score[k] = splat_keys(0);
+    index_heads<INDEX_HEADS>(codes, scales + first * groups, groups, query, 0, raising, score);
+    uint64_t some = bits_above(score, least);
+    for (int64_t h = raising; some && h < heads; h += INDEX_HEADS) {  // rounding is monotonic: these can only lower it
+      const int64_t stop = h + INDEX_HEADS < heads ? h + INDEX_HEADS : heads;
+      index_heads<INDEX_HEADS>(codes, scales + first * groups, groups, query, h, stop, score);
+      some = bits_above(score, least);
+    }
+    for (int k = 0; k < KEY_VECTORS; ++k) store_keys(out + first + k * KEYS, score[k]);
+    bits |= some << first;
+  }
+  return bits;
+}
