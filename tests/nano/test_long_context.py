@@ -8,11 +8,13 @@ from v4kernels.reference import ReferenceOps
 
 from v4cli.chat.encoding import encode_april
 from v4cli.chat.tokenizer import Tokenizer
+from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.nano import recipe, skills
 from v4cli.nano.long_context import LONGEST, LongOps, trains
 from v4cli.nano.parameters import Parameters
+from v4cli.nano.recall import ask, haystack
 from v4cli.nano.skills import Scene
 from v4cli.nano.timelines import told_and_asked, turn_ids
 from v4cli.nano.words import Words
@@ -93,3 +95,13 @@ def test_indexers_learn_from_their_own_loss_alone():
     assert reached(ops.own_loss()) == indexer
     others = reached(out.square().sum())
     assert "layers.3.attn.compressor.wkv.weight" in others and others.isdisjoint(indexer)
+
+
+def test_the_shipped_model_recalls_facts_of_four_thousand_tokens_ago(tokenizer):
+    """Most of ten facts among 1,000 entries, of which the indexers choose 512."""
+    engine = Engine.open(NANO)
+    ids, questions = haystack(random.Random(1), tokenizer, 4000)
+    session = engine.session()
+    answers = [ask(session, tokenizer, ids, question) for question in questions]
+    assert len(ids) // 4 > engine.config.index_topk
+    assert sum(answer == question.answer for answer, question in zip(answers, questions)) >= 6

@@ -52,7 +52,7 @@ STAGES = {
     "start": Stage(2600, 8e-3, 0.4, start, fresh=True),
     "polish": Stage(600, 2e-3, 1.0, polish),
     "long": Stage(
-        2400,
+        1200,
         6e-3,
         1.0,
         long,
