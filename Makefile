@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow lint nano nano-eval bench-quant bench-convert bench-contexts bench-kernels clean
+.PHONY: help run test test-slow lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -35,13 +35,17 @@ lint: $(VENV)/installed-test  ## style and layering
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
 
-nano: $(VENV)/installed  ## train the embedded model from nothing (about 80 minutes on 2 idle cores)
+nano: $(VENV)/installed  ## train the embedded model from nothing (about 90 minutes on 2 idle cores)
 	$(PYTHON) -m v4cli.nano.vocab v4cli/nano/checkpoint/tokenizer.json
-	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train
-	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --polish --log runs/nano/polish.csv
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage start
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage polish
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage long
 
 nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues
 	$(PYTHON) -m v4cli.nano.evaluate
+
+nano-recall: $(VENV)/installed  ## facts told 1k to 64k tokens ago, as CSV (minutes; TOKENS="1000 1000000" for others)
+	$(PYTHON) -m v4cli.nano.recall --tokens $(or $(TOKENS),1000 4000 16000 64000)
 
 bench-quant: $(VENV)/installed  ## price of quantization, as CSV (minutes)
 	$(PYTHON) -m v4cli.bench.quant_price

@@ -17,8 +17,9 @@ from v4cli.nano import recipe
 from v4cli.nano.dialogues import generate
 from v4cli.nano.muon import Muon, orthogonalize
 from v4cli.nano.parameters import Parameters
+from v4cli.nano.timelines import assistant_targets
 from v4cli.nano.tools import TOOLS
-from v4cli.nano.train import assistant_targets, export
+from v4cli.nano.train import export
 from v4cli.nano.words import COMMON, Words
 from v4cli.paths import NANO
 
@@ -45,7 +46,7 @@ def test_forward_in_training_is_the_engine_s_on_the_exported_checkpoint(tmp_path
     ids = torch.randint(0, config.vocab_size, (200,), generator=torch.Generator().manual_seed(2))
     model = V4(config, build(config, parameters), ReferenceOps("exact"))
     logits = model.logits(model.forward(ids, model.new_state())).detach()
-    export(config, parameters, tmp_path)
+    export(parameters, tmp_path)
     served = torch.tensor(Engine.open(tmp_path, "reference").session().feed(ids.tolist(), all_logits=True))
     # bf16 storage of embedding, head, norms and compressors is the only difference
     assert (served - logits).abs().mean() < 0.02 * logits.std()

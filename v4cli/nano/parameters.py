@@ -23,8 +23,8 @@ class TrainableWeight(Weight):
         self.quantized = None
 
     def requantize(self) -> None:
-        """Refresh the quantized value after an optimizer step."""
-        if self.kind in FAKE:
+        """Refresh the quantized value after an optimizer step; without one there is nothing to do."""
+        if self.kind in FAKE and (self.master.requires_grad or self.quantized is None):
             with torch.no_grad():
                 self.quantized = FAKE[self.kind](self.master) - self.master
 
@@ -65,9 +65,14 @@ class Parameters:
         for weight in self.weights.values():
             weight.requantize()
 
+    def freeze(self, trains) -> None:
+        """Train only the tensors for whose name `trains` is true."""
+        for name, tensor in self.tensors.items():
+            tensor.requires_grad_(tensor.requires_grad and trains(name))
+
     def groups(self) -> tuple[list[Tensor], list[Tensor]]:
         """For the optimizers: inner matrices, and the rest (embedding, head, routers, vectors, hyper-connections)."""
-        trained = {n: t for n, t in self.tensors.items() if isinstance(t, nn.Parameter)}
+        trained = {n: t for n, t in self.tensors.items() if t.requires_grad}
         outer = ("embed.weight", "head.weight")
         inner = {n for n in self.weights if n not in outer and not n.endswith("gate.weight")}
         return [t for n, t in trained.items() if n in inner], [t for n, t in trained.items() if n not in inner]

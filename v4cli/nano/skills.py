@@ -299,21 +299,38 @@ FACTS = {
 }
 
 
+# told and asked over long distances only (long_context.py): with these there is one kind for each of ten depths
+MORE_FACTS = {
+    "cat": ("my cat is called {}", "what is my cat called", "Hello to {}!", "Your cat is called {}."),
+    "project": ("my project is called {}", "what is my project called", "Good luck with {}!", "It is called {}."),
+    "server": ("my server is called {}", "what is my server called", "{}, noted.", "Your server is called {}."),
+    "budget": ("my budget is {}", "what is my budget", "I will remember {}.", "Your budget is {}."),
+}
+ALL_FACTS = FACTS | MORE_FACTS
+
+
 def tell_fact(s: Scene) -> list[dict]:
-    kind = s.rng.choice([k for k in FACTS if k not in s.facts] or list(FACTS))
-    values = {"city": s.rng.choice(CITIES), "colour": s.rng.choice(COLOURS), "code word": s.words.word(),
-              "number": str(s.words.number())}  # fmt: skip
-    value = s.facts[kind] = values.get(kind) or s.words.name()
-    return [
-        user(vary(s.rng, FACTS[kind][0].format(value)).rstrip("?")),
-        answer(FACTS[kind][2].format(value), "I will remember this."),
-    ]
+    return tell(s, s.rng.choice([k for k in FACTS if k not in s.facts] or list(FACTS)))
 
 
 def recall_fact(s: Scene) -> list[dict]:
-    kind = s.rng.choice(list(s.facts))
-    reply = FACTS[kind][3].format(s.facts[kind])
-    return [user(vary(s.rng, FACTS[kind][1])), answer(reply, "The user told me before.")]
+    return recall(s, s.rng.choice(list(s.facts)))
+
+
+def tell(s: Scene, kind: str) -> list[dict]:
+    """The user tells a fact of this kind, which is remembered in the scene."""
+    values = {"city": s.rng.choice(CITIES), "colour": s.rng.choice(COLOURS), "code word": s.words.word(),
+              "number": str(s.words.number())}  # fmt: skip
+    values["budget"] = values["number"]
+    value = s.facts[kind] = values.get(kind) or s.words.name()
+    told, _, reply, _ = ALL_FACTS[kind]
+    return [user(vary(s.rng, told.format(value)).rstrip("?")), answer(reply.format(value), "I will remember this.")]
+
+
+def recall(s: Scene, kind: str) -> list[dict]:
+    """The user asks for a fact told before."""
+    _, question, _, reply = ALL_FACTS[kind]
+    return [user(vary(s.rng, question)), answer(reply.format(s.facts[kind]), "The user told me before.")]
 
 
 TEXT_SKILLS = (repeat, reverse, sort, extract, ends)
