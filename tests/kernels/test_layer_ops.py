@@ -1,139 +1,34 @@
-"""The ops of a layer beyond linear ones, on every tier: against float64, bit for bit against the scalar tier, and for
-any chunking. Weights are fp32 here, so that nothing but the op itself rounds."""
+"""The ops of a layer around its attention, on every tier: against float64, bit for bit against the scalar tier."""
 
-from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from steps import Steps
+from layer_parts import (
+    DIM,
+    EPS,
+    FREQS,
+    HEADS,
+    D,
+    S,
+    almost_all_equal,
+    buffer,
+    f64,
+    matrix,
+    on_scalar,
+    packed_layer,
+    rms,
+    run_attention,
+    stored,
+    tree,
+    turned,
+    unpacked,
+    values,
+)
 from v4kernels import cpu, native
-from v4kernels.cpu import CpuOps, PackedWeight
+from v4kernels.cpu import PackedWeight
 from v4kernels.primitives import sinkhorn
-from v4kernels.quant import fake_fp4, fake_fp8, hadamard
-
-from v4cli.cache.memory import Memory
-from v4cli.cache.packed import PackedLayer
-
-EPS = 2.0**-24
-NAMES = count()
-D, S, HEADS, DIM, ROPE, RANK, WINDOW = 96, 4, 6, 192, 64, 64, 16
-FREQS = (10000.0 ** -(np.arange(0, ROPE, 2) / ROPE)).astype(np.float32)
-
-
-@pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
-def ops(request):
-    if not native.available():
-        pytest.skip(native.reason())
-    if request.param not in native.isa_tiers():
-        pytest.skip(f"this machine has no {request.param}")
-    native.set_isa(request.param)
-    yield Steps()
-    native.set_isa(native.isa_tiers()[-1])
-
-
-def packed_layer(attn):
-    return PackedLayer(attn, 1 << 17, Memory())
-
-
-def values(seed, *shape, spread=1.0):
-    return (np.random.default_rng(seed).standard_normal(shape) * spread).astype(np.float32)
-
-
-def matrix(seed, rows, cols):
-    return PackedWeight.of("f32", values(seed, rows, cols, spread=cols**-0.5))
-
-
-def f64(x):
-    """An array, or a weight, as a float64 tensor."""
-    array = x.owners[0] if isinstance(x, PackedWeight) else x
-    return torch.from_numpy(np.asarray(array)).double()
-
-
-def buffer(ops, x):
-    """x (N, width) as an op takes it."""
-    held = ops._take(f"in {next(NAMES)}", *x.shape, x.dtype)
-    held.array()[:] = x
-    return held
-
-
-def on_scalar(ops, compute):
-    """The same by the scalar tier."""
-    before, got = native.isa(), compute()
-    native.set_isa("scalar")
-    want = compute()
-    native.set_isa(before)
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(got, want))
-
-
-def tree(ratio=0, top_k=8):
-    """Weights of one layer's attention, described to the library."""
-
-    def compressor(seed, dims, is_index):
-        width = 2 * dims if ratio == 4 else dims
-        return SimpleNamespace(
-            ape=values(seed, ratio, width), wkv=matrix(seed + 1, width, D), wgate=matrix(seed + 2, width, D),
-            norm=1 + values(seed + 3, dims, spread=0.1), freqs=FREQS, is_index=is_index, ratio=ratio, head_dim=dims,
-            rope_dims=ROPE, eps=1e-6,
-        )  # fmt: skip
-
-    indexer = None
-    if ratio == 4:
-        indexer = SimpleNamespace(
-            wq_b=matrix(20, 5 * 128, RANK), weights_proj=matrix(21, 5, D), compressor=compressor(30, 128, True),
-            heads=5, head_dim=128, rope_dims=ROPE, top_k=top_k,
-        )  # fmt: skip
-    attn = SimpleNamespace(
-        sink=values(1, HEADS), wq_a=matrix(2, RANK, D), q_norm=1 + values(3, RANK, spread=0.1),
-        wq_b=matrix(4, HEADS * DIM, RANK), wkv=matrix(5, DIM, D), kv_norm=1 + values(6, DIM, spread=0.1),
-        wo_a=matrix(7, 2 * 32, HEADS // 2 * DIM), wo_b=matrix(8, D, 64), ratio=ratio, indexer=indexer,
-        compressor=compressor(40, DIM, False) if ratio else None, heads=HEADS, head_dim=DIM, rope_dims=ROPE, groups=2,
-        window=WINDOW, eps=1e-6,
-    )  # fmt: skip
-    hyper = SimpleNamespace(
-        fn=values(9, S, S * D), base=values(10, S), scale=values(11, 1), norm=values(12, D), streams=S, iters=20,
-        norm_eps=1e-6, eps=1e-6,
-    )  # fmt: skip
-    CpuOps().prepare(SimpleNamespace(hc_head=hyper, layers=[]))
-    cpu._describe_attention(attn)
-    return attn
-
-
-def rms(x, weight=1.0):
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
-
-
-def turned(x, positions, inverse=False):
-    """The last ROPE of x (N, ..., d) turned, in float64 but by the fp32 angles that the model is defined with."""
-    angles = torch.outer(torch.tensor(positions, dtype=torch.float32), torch.from_numpy(FREQS)).double()
-    angles = (-angles if inverse else angles).reshape(len(x), *[1] * (x.dim() - 2), -1)
-    pairs = torch.view_as_complex(x[..., -ROPE:].unflatten(-1, (-1, 2)).contiguous())
-    pairs = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
-    return torch.cat((x[..., :-ROPE], pairs), -1)
-
-
-def unpacked(entries):
-    """KV entries (n, bytes) as float64 (n, DIM)."""
-    plain = DIM - ROPE
-    raw = torch.from_numpy(entries.copy())
-    codes = raw[:, :plain].view(torch.float8_e4m3fn).double().unflatten(1, (-1, 64))
-    scales = 2.0 ** (raw[:, plain + 2 * ROPE :][:, : plain // 64].double() - 127)
-    rope = raw[:, plain : plain + 2 * ROPE].contiguous().view(torch.bfloat16).double()
-    return torch.cat(((codes * scales[..., None]).flatten(1), rope), 1)
-
-
-def stored(kv):
-    """What an entry can hold of float64 kv (n, DIM)."""
-    plain = kv[:, :-ROPE].float()
-    return torch.cat((fake_fp8(plain, 64).double(), kv[:, -ROPE:].float().bfloat16().double()), 1)
-
-
-def almost_all_equal(got, want, step):
-    """A last bit before rounding may move a code to its neighbour, but hardly ever does."""
-    apart = got != want
-    assert apart.double().mean() < 2e-3
-    assert ((got - want).abs() <= step * want.abs().clamp_min(1e-3)).all()
 
 
 def test_fp32_and_bf16_products(ops):
@@ -222,136 +117,6 @@ def test_compressor_entries_for_any_chunking(ops, ratio):
     assert np.array_equal(held[0], held[1]) and np.array_equal(held[0], held[2])
 
 
-def index_scores(ix, q, w, keys, n):
-    """Scores of the first n entries for queries q (heads, dims) and weights w (heads,)."""
-    out = np.empty(n, np.float32)
-    pointers = q.ctypes.data, w.ctypes.data, keys.entries, keys.scales, n, out.ctypes.data
-    native.checked(native.library().v4k_index_scores(ix.at, *pointers))
-    return out
-
-
-def chosen(ops, ix, layer, x, qr, start):
-    turns = ops.rotations(FREQS, start, len(x))
-    return ops.select(ix, buffer(ops, x), buffer(ops, qr), turns, start, layer.index).array().copy()
-
-
-def test_index_scores_are_exact_and_the_best_are_chosen(ops):
-    attn, n = tree(4), 4 * 700
-    ix, layer, x, qr = attn.indexer, packed_layer(attn), values(1, n, D), values(2, n, RANK)
-    ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
-    codes, scales = (rows.data[: n // 4].copy() for rows in layer.index.rows.values())
-    e2m1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-    magnitudes = torch.stack((torch.from_numpy(codes & 7), torch.from_numpy(codes >> 4 & 7)), -1).flatten(1).long()
-    negative = torch.stack((torch.from_numpy(codes & 8), torch.from_numpy(codes >> 4 & 8)), -1).flatten(1) > 0
-    k = torch.where(negative, -e2m1[magnitudes], e2m1[magnitudes]).double().unflatten(1, (4, 32))
-    k = (k * 2.0 ** (torch.from_numpy(scales).double() - 127)[..., None]).flatten(1)
-    q, w = values(3, 5, 128), values(4, 5)
-    dots = fake_fp4(hadamard(torch.from_numpy(q))).double() @ k.T
-    want = (torch.from_numpy(w).double()[:, None] * dots.relu()).sum(0)
-    got = index_scores(ix, q, w, layer.index.native, n // 4)
-    assert (f64(got) - want).abs().max() <= 8 * EPS * (np.abs(w)[:, None] * dots.relu().numpy()).sum(0).max()
-    for at, row in enumerate(chosen(ops, ix, layer, x[-6:], qr[-6:], n - 6), n - 6):
-        assert list(row) == sorted(set(row)) and 0 <= row[0] and row[-1] < (at + 1) // 4
-        assert np.array_equal(chosen(ops, ix, layer, x[at : at + 1], qr[at : at + 1], at)[0], row)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_best_of_many_keys_are_those_of_the_highest_scores(ops, threads):
-    """Against a stable sort of all scores, for one token and many; thousands of keys are the same."""
-    attn, n, before = tree(4, top_k=100), 4 * 20_000, native.threads()
-    ix, layer, x, qr = attn.indexer, packed_layer(attn), values(1, 40, D), values(2, 40, RANK)
-    x[7] = -f64(ix.weights_proj).sum(0).numpy()  # all its weights are below zero, its best scores zero
-    layer.index.reserve(n)
-    codes, scales = (rows.data[: rows.used] for rows in layer.index.rows.values())
-    codes[:] = np.random.default_rng(3).integers(0, 256, codes.shape, np.uint8)
-    scales[:] = np.random.default_rng(4).integers(124, 130, scales.shape, np.uint8)
-    codes[5000:9000], scales[5000:9000] = codes[5000], scales[5000]
-    first = n - 40
-    q = native.linear(torch.from_numpy(qr), ix.wq_b.matrix).unflatten(1, (ix.heads, ix.head_dim)).double()
-    q = turned(q, range(first, n)).float().numpy()
-    w = native.linear(torch.from_numpy(x), ix.weights_proj.matrix).numpy() * np.float32((128 * ix.heads) ** -0.5)
-    assert not (w[7] > 0).any() and (w[0] > 0).any()
-    native.set_threads(threads)
-    whole = chosen(ops, ix, layer, x, qr, first)
-    for i in (0, 7, 39):
-        scores = index_scores(ix, q[i], w[i], layer.index.native, (first + i + 1) // 4)
-        want = np.sort(np.argsort(-scores, kind="stable")[: ix.top_k])
-        assert np.array_equal(whole[i], want)
-        assert np.array_equal(chosen(ops, ix, layer, x[i : i + 1], qr[i : i + 1], first + i)[0], want)
-    native.set_threads(before)
-
-
-def test_ties_go_to_the_lower_entry_and_few_entries_are_all_chosen(ops):
-    attn = tree(4)
-    ix, layer = attn.indexer, packed_layer(attn)
-    x = np.tile(values(1, 4, D), (30, 1))  # from the second block on all keys differ by rotation only
-    ops.append_compressed(ix.compressor, buffer(ops, x), 0, layer.index)
-    for rows in layer.index.rows.values():
-        rows.data[: rows.used] = rows.data[3]
-    turns = ops.rotations(FREQS, 20, 100)
-    rows = ops.select(ix, buffer(ops, x[20:]), buffer(ops, values(2, 100, RANK)), turns, 20, layer.index).array()
-    assert list(rows[0]) == [0, 1, 2, 3, 4, -1, -1, -1]
-    assert (rows[30:] == np.arange(8)).all()
-
-
-@pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_attention_over_window_and_entries(ops, ratio):
-    attn, n = tree(ratio), 700
-    x, layer = values(1, n, D), packed_layer(attn)
-    if ratio:
-        ops.append_compressed(attn.compressor, buffer(ops, x), 0, layer.main)
-    q = values(3, n, HEADS * DIM) * (
-        np.arange(HEADS, dtype=np.float32).repeat(DIM) * np.float32(0.3)
-    )  # a flat head, sharp ones
-    chosen = None
-    if ratio == 4:  # more than one partial result's worth
-        chosen = np.full((n, 300), -1, np.int32)
-        for i in range(n):
-            seen = (i + 1) // 4
-            some = np.sort(np.random.default_rng(i).permutation(seen)[:300])
-            chosen[i, : len(some)] = some
-    whole, latents = run_attention(ops, attn, layer, x, q, chosen, (n,))
-    entries = unpacked(layer.main.rows["entries"].data[: n // ratio]) if ratio else None
-    for i in (0, 1, 15, 16, 127, 128, 650, n - 1):
-        keys = [latents[max(0, i - WINDOW + 1) : i + 1]]
-        if ratio == 4:
-            keys.append(entries[torch.from_numpy(chosen[i][chosen[i] >= 0]).long()])
-        elif ratio:
-            keys.append(entries[: (i + 1) // ratio])
-        keys = torch.cat(keys)
-        scores = torch.cat((f64(q[i]).unflatten(0, (HEADS, DIM)) @ keys.T, f64(attn.sink)[:, None]), 1)
-        want = turned(((scores.softmax(1)[:, :-1]) @ keys)[None], [i], inverse=True)[0]
-        got = f64(whole[i]).unflatten(0, (HEADS, DIM))
-        # scores up to 60 carry their dot's error into the weights
-        assert (got - want).abs().max() < 300 * EPS * keys.abs().max()
-    chunked, _ = run_attention(ops, attn, packed_layer(attn), x, q, chosen, (1, 2, 17, 40, 300, 301, n), layer.main)
-    assert np.array_equal(whole, chunked)
-
-
-def run_attention(ops, attn, layer, x, q, chosen, cuts, main=None):
-    """Outputs (n, H * d) and the window latents of all tokens."""
-    layer.main, start, out, latents = main or layer.main, 0, [], []
-    for stop in cuts:
-        turns = ops.rotations(FREQS, start, stop - start)
-        ops.append_window(attn, buffer(ops, x[start:stop]), turns, layer)
-        latents.append(unpacked(ops._buffers["fresh"].array()))
-        selected = None if chosen is None else buffer(ops, chosen[start:stop])
-        out.append(ops.attend(attn, buffer(ops, q[start:stop]), turns, start, layer, selected).array().copy())
-        start = stop
-    return np.concatenate(out), torch.cat(latents)
-
-
-def test_attention_survives_extreme_scores_and_sinks(ops):
-    attn, x, layer = tree(), values(1, 3, D), packed_layer(tree())
-    attn.sink[:] = [80, -80, 0, 200, -200, 1]
-    q = values(2, 3, HEADS * DIM, spread=30.0)
-    out, _ = run_attention(ops, attn, layer, x, q, None, (3,))
-    assert np.isfinite(out).all()
-    q[1, :DIM] = np.nan
-    out, _ = run_attention(ops, attn, packed_layer(attn), x, q, None, (3,))
-    assert np.isnan(out[1, :DIM]).all() and np.isfinite(out[0]).all() and np.isfinite(out[1, DIM:]).all()
-
-
 def test_router_chooses_by_biased_score_and_weighs_without_it(ops):
     gate, bias = matrix(1, 40, D), values(2, 40)
     x = values(3, 9, D, spread=20.0)
@@ -407,23 +172,3 @@ def test_arguments_out_of_range_are_refused(ops):
     attn.native.head_dim = 2048
     with pytest.raises(ValueError, match="out of range"):
         ops.append_window(attn, x, ops.rotations(FREQS, 0, 2), layer)
-
-
-@pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_attention_in_one_call_is_its_steps_one_after_the_other(ops, ratio):
-    """Before and after there are more than top_k entries to choose from."""
-    attn, x, whole, stepwise = tree(ratio), values(1, 150, D), *(packed_layer(tree(ratio)) for _ in range(2))
-    for start, stop in ((0, 20), (20, 21), (21, 149), (149, 150)):
-        given, turns = buffer(ops, x[start:stop]), ops.rotations(FREQS, start, stop - start)
-        got = ops.self_attention(attn, given, turns, start, whole).array().copy()
-        selected, (q, qr) = None, ops.queries(attn, given, turns)
-        ops.append_window(attn, given, turns, stepwise)
-        if ratio:
-            ops.append_compressed(attn.compressor, given, start, stepwise.main)
-        if ratio == 4:
-            ops.append_compressed(attn.indexer.compressor, given, start, stepwise.index)
-            selected = ops.select(attn.indexer, given, qr, turns, start, stepwise.index)
-            assert (selected is None) == (stop // 4 <= attn.indexer.top_k)
-        heads = ops.attend(attn, q, turns, start, stepwise, selected)
-        assert np.array_equal(got, ops.attention_output(attn, heads).array())
-        assert np.array_equal(whole.ring, stepwise.ring)
