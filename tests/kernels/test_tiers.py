@@ -83,10 +83,11 @@ def test_ops_under_address_sanitizer(tmp_path):
         subprocess.run(["g++", *flags, "-fno-sanitize-recover=all", "-c", source, "-o", objects[-1]], check=True)
     link = ["g++", "-shared", "-pthread", "-fsanitize=address,undefined", *objects, "-o", built]
     subprocess.run(link, check=True)
+    files = [str(HERE.parent / name) for name in ("test_layer_ops.py", "test_attention.py")]
     run = (
         "import sys, pytest; from v4kernels import native; "
         f"loaded = native.load(__import__('pathlib').Path({str(built)!r})); native._loaded = lambda: loaded; "
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {str(HERE.parent / 'test_layer_ops.py')!r}]))"
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files!r}]))"
     )
     preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     env = os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
