@@ -355,6 +355,20 @@ def bench_kernels(
     report(rounds, working_set, threads, isa)
 
 
+@bench.command("cache")
+def bench_cache(
+    trace: Annotated[str, typer.Option(help="A file of v4 bench --trace, or synthetic: popular, topics, repeats.")],
+    slots: Annotated[str, typer.Option(help="Numbers of experts, or shares of all.")] = "5%,10%,25%,50%",
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Of a synthetic trace.")] = 1000,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Share of requests that an expert cache would have hit, by policy, beside the optimum that knows the future."""
+    from v4cli.cli.bench_cache import bench_cache as replay
+
+    replay(trace, slots, tokens, "json" if as_json else "csv" if as_csv else "text")
+
+
 @app.command()
 def render(
     source: Annotated[Path, typer.Option("--in", help="Request as JSON; - is stdin.")],

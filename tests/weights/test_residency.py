@@ -1,0 +1,112 @@
+"""Which experts stay in memory, without a model; the replay against other policies."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from v4cli.bench import cache
+from v4cli.bench.traces import KINDS, Trace, synthetic
+from v4cli.errors import UsageError
+from v4cli.weights.residency import Residency
+
+
+def test_places_are_filled_then_given_to_what_is_used_most():
+    policy = Residency(6, 2)
+    for used in ([0, 1], [0, 2], [0, 2], [0, 2]):
+        policy.used(np.array(used), 1)
+        for expert in used:
+            if not policy.resident[expert]:
+                policy.admit(expert)
+        policy.end_step()
+    assert policy.resident.tolist() == [True, False, True, False, False, False]
+    policy.used(np.array([5]), 1)
+    assert policy.admit(5) == 5, "one use does not outweigh three"
+
+
+def test_never_more_residents_than_places():
+    rng = np.random.default_rng(0)
+    policy = Residency(40, 7)
+    for _ in range(200):
+        used = rng.choice(40, 5, replace=False)
+        policy.used(used, 1)
+        for expert in used.tolist():
+            if not policy.resident[expert]:
+                victim = policy.admit(expert)
+                assert victim is None or victim == expert or not policy.resident[victim]
+        policy.end_step()
+        assert policy.n_resident == policy.resident.sum() <= 7
+
+
+def test_a_prompt_counts_and_does_not_wash_out():
+    """Experts used by a few of many prompt tokens displace none that every token uses."""
+    policy = Residency(64, 4)
+    for _ in range(30):
+        policy.used(np.arange(4), 1)
+        for expert in range(4):
+            if not policy.resident[expert]:
+                policy.admit(expert)
+        policy.end_step()
+    policy.used(np.arange(64), np.where(np.arange(64) < 4, 400, 10), 512)
+    assert all(policy.admit(expert) == expert for expert in range(4, 64))
+    policy.end_step(512)
+    assert policy.resident[:4].all()
+
+
+def test_a_second_start_knows_what_the_first_learned():
+    first, second = Residency(64, 8), Residency(64, 8)
+    trace = synthetic(100, n_layers=1, n_experts=64, skew=1.2).requests()
+    for token in trace:
+        first.used(token, 1)
+        first.end_step()
+    second.learn(first.learned())
+    assert second.best().tolist() == first.best().tolist()
+    popular = np.argsort(-np.bincount(trace.ravel(), minlength=64))[:4]
+    assert set(popular) <= set(second.best())
+    with pytest.raises(ValueError, match="rates"):
+        Residency(65, 8).learn(first.learned())
+
+
+def test_optimum_is_the_best_there_is():
+    """Belady's against every possible sequence of decisions, on short traces."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        requests = rng.integers(0, 4, (7, 1))
+        assert cache._optimum(requests, 2) * 7 == _best(requests.ravel().tolist(), 2)
+
+
+def _best(requests, places: int) -> int:
+    states = {frozenset(): 0}
+    for expert in requests:
+        after: dict = {}
+        for held, hits in states.items():
+            options = [held] if expert in held else [held, *_with(held, expert, places)]
+            for option in options:
+                after[option] = max(after.get(option, 0), hits + (expert in held))
+        states = after
+    return max(states.values())
+
+
+def _with(held: frozenset, expert: int, places: int):
+    if len(held) < places:
+        return [held | {expert}]
+    return [frozenset(rest) | {expert} for rest in itertools.combinations(held, places - 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_better_than_lru_on_every_kind(kind):
+    trace = synthetic(300, n_layers=6, **KINDS[kind])
+    hits = cache.replay(trace, trace.total // 10)
+    assert hits["lru"] < hits["v4"] < hits["optimum"]
+
+
+def test_trace_files(tmp_path):
+    trace = synthetic(5, 3, 16, 2)
+    trace.save(tmp_path / "t.npz")
+    again = Trace.load(tmp_path / "t.npz")
+    assert (again.experts == trace.experts).all() and again.n_experts == 16
+    (tmp_path / "bad.npz").write_bytes(b"PK nothing")
+    with pytest.raises(UsageError, match="bad.npz"):
+        Trace.load(tmp_path / "bad.npz")
+    with pytest.raises(UsageError, match="slots"):
+        list(cache.rows("t", trace, ["0"]))

@@ -1,0 +1,120 @@
+"""Which experts stay in memory: a fixed number of places, given to those most likely to be used by the next token.
+
+How often each expert was used is remembered at several time scales at once: rates that fade with half-lives of 1 to
+4,096 tokens, for all experts, resident or not. The chance of a use by the next token is a weighted sum of them, its
+weights learned on the way by least squares over all experts and tokens: where experts come again at once the short
+rates get the weight (then it is near LRU), where some are popular for good the long ones do (LFU). An expert that was
+read stays only if its chance exceeds that of the least likely resident, so what is used once displaces nothing.
+
+Knows no files and no memory: tests and `v4 bench cache` use it without a model. A token costs a few vector operations
+over all experts and one sort of the resident ones.
+"""
+
+import numpy as np
+
+HALF_LIVES = np.array([1.0, 8.0, 64.0, 512.0, 4096.0])  # tokens
+FIRST_WEIGHTS = np.array([0.1, 0.3, 0.3, 0.3, 0.3, 0.0])  # of the rates, and a constant
+PATIENCE = 0.998  # of what was learned, kept from token to token
+TRUST = 1e-3  # how firmly the first weights are held to
+
+
+class Residency:
+    """`places` places for experts numbered 0 .. n_experts - 1, over all layers."""
+
+    def __init__(self, n_experts: int, places: int):
+        self.places = places
+        self.resident = np.zeros(n_experts, bool)
+        self.n_resident = 0
+        self.rates = np.zeros((len(HALF_LIVES) + 1, n_experts), np.float32)
+        self.rates[-1] = 1  # the constant
+        self._squares = TRUST * np.eye(len(FIRST_WEIGHTS))  # of the least squares: F F^T and F u
+        self._products = TRUST * FIRST_WEIGHTS
+        self.weights = FIRST_WEIGHTS
+        self.chance = np.zeros(n_experts)  # of a use by the next token
+        self._used: list[tuple[np.ndarray, np.ndarray]] = []  # experts and their uses per token, of this step
+        self._candidates: list[int] | None = None  # residents this step, the least likely last
+
+    # -- a step: one decoded token, or one chunk of a prompt ----------------------------------------------------
+
+    def used(self, experts: np.ndarray, uses, n_tokens: int = 1) -> None:
+        """Count uses by this step of n tokens: experts (m,), `uses` of each among them."""
+        share = np.broadcast_to(np.asarray(uses, np.float32) / n_tokens, experts.shape)
+        self._used.append((experts, share))
+        fade = self._fade(n_tokens)
+        after = self.rates[:-1, experts] * fade + (1 - fade) * share
+        self.chance[experts] = self.weights[:-1] @ after + self.weights[-1]
+
+    def end_step(self, n_tokens: int = 1) -> None:
+        """The step is over: learn from it."""
+        if not self._used:
+            return
+        experts = np.concatenate([experts for experts, _ in self._used])
+        uses = np.concatenate([uses for _, uses in self._used])
+        if n_tokens == 1:
+            self._squares = PATIENCE * self._squares + self.rates @ self.rates.T
+            self._products = PATIENCE * self._products + self.rates[:, experts] @ uses
+            self.weights = np.linalg.solve(self._squares, self._products)
+        fade = self._fade(n_tokens)
+        self.rates[:-1] *= fade
+        self.rates[:-1, experts] += (1 - fade) * uses
+        self.chance = self.weights @ self.rates
+        self._used, self._candidates = [], None
+
+    def _fade(self, n_tokens: int) -> np.ndarray:
+        return (2.0 ** (-n_tokens / HALF_LIVES)).astype(np.float32)[:, None]
+
+    # -- places -------------------------------------------------------------------------------------------------
+
+    def admit(self, expert: int) -> int | None:
+        """Make it resident if it is worth it. The expert that gave way; `expert` itself if it stays out; None if a
+        place was free."""
+        victim = None
+        if self.n_resident >= self.places:
+            victim = self._least()
+            if victim is None or self.chance[victim] >= self.chance[expert]:
+                return expert
+            self.drop(victim)
+        self.resident[expert] = True
+        self.n_resident += 1
+        return victim
+
+    def drop(self, expert: int) -> None:
+        """It is no longer in memory."""
+        self.n_resident -= bool(self.resident[expert])
+        self.resident[expert] = False
+
+    def _least(self) -> int | None:
+        """The resident least likely to be used among those that were so when the step began."""
+        if self._candidates is None:
+            held = np.flatnonzero(self.resident)
+            self._candidates = held[np.argsort(-self.chance[held], kind="stable")].tolist()
+            self._before = self.chance.copy()
+        while self._candidates:
+            expert = self._candidates[-1]
+            if self.resident[expert] and self.chance[expert] == self._before[expert]:
+                return expert
+            self._candidates.pop()  # gone, or used since
+        return None
+
+    # -- learned use --------------------------------------------------------------------------------------------
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """Everything that was learned, as arrays by name."""
+        return {"rates": self.rates, "squares": self._squares, "products": self._products}
+
+    def learn(self, arrays: dict[str, np.ndarray]) -> None:
+        """Begin with what `learned` gave. ValueError if it is not of so many experts, or not finite."""
+        mine = self.learned()
+        for name, array in mine.items():
+            other = arrays.get(name)
+            if other is None or other.shape != array.shape or not np.isfinite(other).all():
+                raise ValueError(f"{name}: missing, of another shape, or not finite")
+        self.rates, self._squares, self._products = (arrays[name].astype(mine[name].dtype) for name in mine)
+        self.weights = np.linalg.solve(self._squares, self._products)
+        self.chance = self.weights @ self.rates
+        self._candidates = None
+
+    def best(self) -> np.ndarray:
+        """The experts that were ever used, the likeliest first, as many as there are places."""
+        order = np.argsort(-self.chance, kind="stable")
+        return order[self.rates[:-1, order].any(axis=0)][: max(self.places, 0)]
