@@ -24,6 +24,27 @@ def ram() -> tuple[int, int]:
     return memory.total, memory.available
 
 
+def usable_ram() -> int:
+    """Bytes free for new programs, not more than the control group of this process may have."""
+    limits = [ram()[1]]
+    for line in _text("/proc/self/cgroup").splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", "memory"):
+            file = "memory.max" if kinds == "" else "memory/{}/memory.limit_in_bytes"
+            file = f"{path.strip('/')}/{file}" if kinds == "" else file.format(path.strip("/"))
+            text = _text(f"/sys/fs/cgroup/{file}").strip()
+            limits += [int(text)] if text.isdigit() else []
+    return min(limits)
+
+
+def _text(path: str) -> str:
+    """Contents of a system file; nothing where there is none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
 def vram() -> tuple[int, int]:
     """Bytes of VRAM of the largest NVIDIA GPU: all, and free. (0, 0) without one; asks the driver, not torch."""
     command = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]

@@ -8,37 +8,46 @@ import json
 import time
 from pathlib import Path
 
-import psutil
 from v4kernels import ops as op_table
 
 from v4cli.cache.prefixes import Prefixes
+from v4cli.engine import loading
+from v4cli.engine.loading import residence_in
 from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import UsageError
-from v4cli.model.sources import DenseSource, PackedSource
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
-from v4cli.weights.schema import expected_tensors
 from v4cli.weights.store import open_model
-
-MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 
 
 class Engine:
     """A loaded model. Sessions share it."""
 
-    def __init__(self, model: V4, path: Path, load_s: float, identity: dict | None = None):
-        """`identity`: everything that stored prefixes depend on; None: none can be stored."""
+    def __init__(self, model: V4, path: Path, load_s: float, identity: dict | None = None, place=None):
+        """`identity`: everything that stored prefixes depend on; None: none can be stored. `place`: the Residence that
+        was planned, of a model whose experts are read on demand."""
         self.model = model
         self.config = model.config
         self.path = path
         self.load_s = load_s
         self.identity = identity
+        self.place = place
+        self.stream = model.ops.stream if place else None
 
     @classmethod
-    def open(cls, path: Path, backend: str | None = None, numerics: str | None = None) -> "Engine":
+    def open(
+        cls,
+        path: Path,
+        backend: str | None = None,
+        numerics: str | None = None,
+        ram: int | None = None,
+        learned: Path | None = None,
+    ) -> "Engine":
         """Load the store or official checkpoint in folder `path`, by default for the fastest backend.
 
-        ModelError, ResourceError, UsageError.
+        `ram`: bytes the process may use; by default, what is free less a margin. A store that does not fit has its
+        experts read on demand. `learned`: folder of files on their use (see `remember`). ModelError, ResourceError,
+        UsageError.
         """
         start = time.monotonic()
         try:
@@ -46,19 +55,26 @@ class Engine:
         except ValueError as error:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
-        room = MEMORY_SHARE * psutil.virtual_memory().available
-        if ops.packed:
-            source = PackedSource(checkpoint, check=checkpoint.nbytes < room)
+        identity = _identity(checkpoint, ops)
+        place = residence_in(checkpoint, ram) if ops.packed else None
+        if place:
+            ops, source = loading.streamed(checkpoint, place, learned and _learned_file(learned, identity))
+        elif ram is not None and not ops.packed:
+            raise UsageError("--ram needs the cpu backend", "drop --ram or --backend")
         else:
-            values = sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
-            source = DenseSource(checkpoint, lazy=4 * values > room)
+            source = loading.source_of(checkpoint, ops)
         with ops.inference():
             weights = build(checkpoint.config, source)
             try:
                 model = V4(checkpoint.config, weights, ops)
             except ValueError as error:
                 raise UsageError(str(error), "--backend reference takes any size") from None
-        return cls(model, Path(path), time.monotonic() - start, _identity(checkpoint, ops))
+        return cls(model, Path(path), time.monotonic() - start, identity, place)
+
+    def remember(self, folder: Path) -> None:
+        """Write what was learned about the use of experts, for `open(learned=folder)`. OSError."""
+        if self.stream:
+            loading.remember(self.stream, _learned_file(folder, self.identity))
 
     def session(
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
@@ -71,6 +87,10 @@ class Engine:
     def prefixes(self, root: Path, disk_budget: int, write_budget: int) -> Prefixes | None:
         """The stored prefixes of this model under `root`, budgets in bytes; None for weights that have no files."""
         return Prefixes(root, self.identity, disk_budget, write_budget) if self.identity else None
+
+
+def _learned_file(folder: Path, identity: dict) -> Path:
+    return folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.npz"
 
 
 def identity_of(folder: Path) -> dict:

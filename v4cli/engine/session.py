@@ -63,7 +63,7 @@ class Session:
         after which other prompts may go on differently; what is computed up to there is stored for them.
         """
         tokens = self.checked(tokens)
-        start = time.monotonic()
+        start, counts = time.monotonic(), self._counts()
         self._take_up(tokens)
         common = len(self.tokens)
         self.stats.prompt_tokens, self.stats.cached_tokens = len(tokens), common
@@ -82,6 +82,7 @@ class Session:
             self.keep()
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
+        self.stats.prefill_experts = self._since(counts)
         self.stats.kv_bytes = self.state.nbytes
         return len(self.tokens) == len(tokens)
 
@@ -210,7 +211,7 @@ class Session:
         """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for."""
         if self.logits is None:
             raise UsageError("nothing to continue: sync the session to a prompt first")
-        sampler = Sampler(sampling)
+        sampler, counts = Sampler(sampling), self._counts()
         self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
         try:
             for count in range(1, max_tokens + 1):
@@ -229,3 +230,11 @@ class Session:
                 self.stats.decode_s += time.monotonic() - start
         finally:
             self.stats.kv_bytes = self.state.nbytes
+            self.stats.decode_experts = self._since(counts)
+
+    def _counts(self):
+        """Of the experts on demand so far; None if all are in memory."""
+        return self.engine.stream and self.engine.stream.counts
+
+    def _since(self, before) -> dict | None:
+        return before and self.engine.stream.counts.since(before).to_dict()

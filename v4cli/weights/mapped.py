@@ -36,6 +36,10 @@ class MappedTensors:
         stats = {path.name: path.stat() for path in {place.path for place in self.places.values()}}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())}
 
+    def hold(self, path: Path, data) -> None:
+        """Take the tensors of a file from `data`, its bytes as a numpy array, instead of mapping it."""
+        self._maps[path] = data
+
     def raw(self, name: str):
         """The stored bytes as a numpy array, mapped from the file."""
         import numpy as np

@@ -44,8 +44,8 @@ class Needs:
 
     @property
     def staging(self) -> int:
-        """Room for one layer's experts on their way from the SSD."""
-        return self.experts_at_once * self.expert
+        """Room for two layers' experts on their way from the SSD."""
+        return 2 * self.experts_at_once * self.expert
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class Residency:
         self.weights = FIRST_WEIGHTS
         self.chance = np.zeros(n_experts)  # of a use by the next token
         self._used: list[tuple[np.ndarray, np.ndarray]] = []  # experts and their uses per token, of this step
-        self._candidates: list[int] | None = None  # residents this step, the least likely last
+        self._held = np.zeros(n_experts, bool)  # used by this step, or about to be
+        self._candidates: list[int] | None = None  # the other residents, the least likely last
 
     # -- a step: one decoded token, or one chunk of a prompt ----------------------------------------------------
 
@@ -40,9 +41,20 @@ class Residency:
         """Count uses by this step of n tokens: experts (m,), `uses` of each among them."""
         share = np.broadcast_to(np.asarray(uses, np.float32) / n_tokens, experts.shape)
         self._used.append((experts, share))
+        self.hold(experts)
         fade = self._fade(n_tokens)
         after = self.rates[:-1, experts] * fade + (1 - fade) * share
         self.chance[experts] = self.weights[:-1] @ after + self.weights[-1]
+
+    def hold(self, experts) -> None:
+        """These stay until the step is over, if they are resident."""
+        self._held[experts] = True
+
+    def forget_step(self) -> None:
+        """The step failed: it does not count."""
+        self._used, self._candidates = [], None
+        self._held[:] = False
+        self.chance = self.weights @ self.rates
 
     def end_step(self, n_tokens: int = 1) -> None:
         """The step is over: learn from it."""
@@ -57,8 +69,7 @@ class Residency:
         fade = self._fade(n_tokens)
         self.rates[:-1] *= fade
         self.rates[:-1, experts] += (1 - fade) * uses
-        self.chance = self.weights @ self.rates
-        self._used, self._candidates = [], None
+        self.forget_step()
 
     def _fade(self, n_tokens: int) -> np.ndarray:
         return (2.0 ** (-n_tokens / HALF_LIVES)).astype(np.float32)[:, None]
@@ -84,16 +95,15 @@ class Residency:
         self.resident[expert] = False
 
     def _least(self) -> int | None:
-        """The resident least likely to be used among those that were so when the step began."""
+        """The least likely resident that this step does not hold, among those that were so when it first asked."""
         if self._candidates is None:
-            held = np.flatnonzero(self.resident)
+            held = np.flatnonzero(self.resident & ~self._held)
             self._candidates = held[np.argsort(-self.chance[held], kind="stable")].tolist()
-            self._before = self.chance.copy()
         while self._candidates:
             expert = self._candidates[-1]
-            if self.resident[expert] and self.chance[expert] == self._before[expert]:
+            if self.resident[expert] and not self._held[expert]:
                 return expert
-            self._candidates.pop()  # gone, or used since
+            self._candidates.pop()
         return None
 
     # -- learned use --------------------------------------------------------------------------------------------

@@ -1,0 +1,124 @@
+"""Models larger than their memory budget: the same tokens whatever fits, errors that leave the session usable."""
+
+import numpy as np
+import pytest
+import tiny
+from v4kernels import native
+
+from v4cli.engine.budget import residence, streaming_needs
+from v4cli.engine.engine import Engine
+from v4cli.engine.sampler import Sampling
+from v4cli.errors import ModelError, ResourceError, UsageError
+from v4cli.model import cost
+from v4cli.weights.plan import Budget, shortage
+from v4cli.weights.store import Store, layout
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="needs the kernel library")
+PROMPT = np.random.default_rng(0).integers(0, tiny.STORE_LIKE["vocab_size"], 200).tolist()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("ram")
+    return tiny.make_store(tiny.random_checkpoint(home / "source", tiny.STORE_LIKE), home / "store")
+
+
+def budget(folder, n_experts: int) -> int:
+    """Bytes of RAM that hold the least and so many experts."""
+    store = Store.open(folder)
+    needs = streaming_needs(store.config, cost.stored_tensors(layout(store.config, "native", False)))
+    return shortage(needs, Budget(0, 0, 1, 1, 1)) + needs.embed.held + n_experts * needs.expert
+
+
+def answer(engine) -> tuple:
+    session = engine.session()
+    session.sync(PROMPT)
+    steps = list(session.generate(Sampling(temperature=0.0), 24))
+    return [step.token for step in steps], [step.logprob for step in steps], session.logits.tobytes()
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return answer(Engine.open(folder, "cpu"))
+
+
+@pytest.mark.parametrize("n_experts", [0, 1, 3, 10, 20])
+def test_same_bits_under_every_budget(folder, expected, n_experts):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, n_experts))
+    assert engine.place.slots == n_experts + engine.place.spare
+    assert answer(engine) == expected
+    assert answer(engine) == expected, "with whatever the first answer left in memory"
+    assert engine.stream.counts.misses > 0
+
+
+def test_single_steps_are_a_prefill(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 5))
+    session = engine.session()
+    for token in PROMPT:
+        session.feed([token])
+    assert [step.token for step in session.generate(Sampling(temperature=0.0), 24)] == expected[0]
+
+
+def test_a_prompt_reads_what_it_needs_once(folder):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 5))
+    session = engine.session()
+    session.sync(PROMPT)
+    read = session.stats.prefill_experts
+    assert read["hits"] == 0 and read["bytes_read"] <= 1.05 * read["bytes_used"]
+
+
+def test_all_fits(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=1 << 40)
+    assert engine.stream is None and answer(engine) == expected
+
+
+def test_too_small_a_budget_says_what_would_do(folder):
+    with pytest.raises(ResourceError, match="MiB of RAM") as caught:
+        Engine.open(folder, "cpu", ram=1 << 20)
+    least = int(caught.value.hint.removeprefix("--ram ").removesuffix("M")) << 20
+    store = Store.open(folder)
+    assert residence(store.config, cost.stored_tensors(store.parts), least)
+
+
+def test_official_checkpoints_and_the_reference_are_not_streamed(folder):
+    with pytest.raises(UsageError, match="stores only"):
+        Engine.open(folder.parent / "source", "cpu", ram=1 << 20)
+    with pytest.raises(UsageError, match="cpu backend"):
+        Engine.open(folder, "reference", ram=1 << 20)
+
+
+def test_a_file_that_changes_is_an_error_and_the_session_stays(folder, expected, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "store")
+    engine = Engine.open(copy, "cpu", ram=budget(folder, 2))
+    session = engine.session()
+    session.sync(PROMPT)
+    before = session.logits.tobytes()
+    path = copy / "layer-002-experts.safetensors"
+    stat, contents = path.stat(), path.read_bytes()
+    path.write_bytes(contents[:-5000] + bytes(5000))
+    with pytest.raises(ModelError, match=r"layer-002-experts.*changed while in use"):
+        for token in range(50):
+            session.feed([token])
+    fed = session.tokens[len(PROMPT) :]
+    assert fed == list(range(len(fed))) and session.state.n_tokens == len(session.tokens)
+    path.write_bytes(contents)
+    import os
+
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    session.rewind(len(PROMPT))
+    assert session.sync(PROMPT) and session.logits.tobytes() == before
+    assert [step.token for step in session.generate(Sampling(temperature=0.0), 24)] == expected[0]
+
+
+def test_learned_use_survives(folder, tmp_path, expected):
+    first = Engine.open(folder, "cpu", ram=budget(folder, 6), learned=tmp_path)
+    answer(first)
+    first.remember(tmp_path)
+    second = Engine.open(folder, "cpu", ram=budget(folder, 6), learned=tmp_path)
+    assert second.stream.policy.n_resident == 6
+    assert answer(second) == expected
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"PK damaged")
+    assert answer(Engine.open(folder, "cpu", ram=budget(folder, 6), learned=tmp_path)) == expected

@@ -1,0 +1,46 @@
+"""What a memory budget means for one model: how many experts stay in memory, or that it cannot be run in it."""
+
+from dataclasses import dataclass
+
+from v4cli.errors import ResourceError
+from v4cli.model import cost
+from v4cli.weights.plan import Budget, Needs, Plan, make_plan, shortage
+
+CONTEXT = 32_768  # tokens whose KV state is planned for
+SHARE = 0.9  # of what is free, by default; the rest is for everything else
+SPEED = 1.0  # of any tier: this plan is about room, not time
+
+
+@dataclass(frozen=True)
+class Residence:
+    """`plan`: who holds what. `slots`: experts in memory at a time, of them `spare` on their way; none if all fit."""
+
+    plan: Plan
+    slots: int
+    spare: int
+
+
+def residence(config, tensors, ram: int) -> Residence:
+    """Place a store's tensors in `ram` bytes. ResourceError, with what would fit, if that is impossible."""
+    needs = streaming_needs(config, tensors)
+    budget = Budget(ram, 0, SPEED, SPEED, SPEED)
+    missing = shortage(needs, budget)
+    if missing > 0:
+        least = -(-(ram + missing) >> 20)
+        raise ResourceError(
+            f"the model needs {least} MiB of RAM with its experts on disk, {ram >> 20} MiB may be used",
+            f"--ram {least}M",
+        )
+    plan = make_plan(needs, budget)
+    if plan.resident == 1:
+        return Residence(plan, 0, 0)
+    spare = needs.staging // needs.expert
+    return Residence(plan, plan.ram.holds.get("experts", 0) // needs.expert + spare, spare)
+
+
+def streaming_needs(config, tensors) -> Needs:
+    """Needs at the planned context, the results of a chunk's (token, expert) pairs and their inputs included."""
+    at = min(CONTEXT, config.max_position_embeddings)
+    needs = cost.at_context(cost.needs(config, tensors), config, at)
+    pairs = cost.CHUNK * config.num_experts_per_tok * config.hidden_size * 4
+    return needs.__class__(**{**vars(needs), "work": needs.work + 2 * pairs})

@@ -1,0 +1,81 @@
+"""How a model is loaded: mapped files, dense tensors, or, within a memory budget, experts on demand."""
+
+import contextlib
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from v4cli import hardware
+from v4cli.engine.budget import SHARE, Residence, residence
+from v4cli.errors import ResourceError, UsageError
+from v4cli.files import write_atomically
+from v4cli.model import cost
+from v4cli.model.sources import DenseSource, PackedSource
+from v4cli.model.streamed import StreamedOps, StreamedSource
+from v4cli.weights.expert_files import ExpertFiles, into_memory
+from v4cli.weights.schema import expected_tensors
+from v4cli.weights.store import Store, layout
+from v4cli.weights.streaming import ExpertStream
+
+MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
+
+
+def source_of(checkpoint, ops):
+    """Where the weights of an opened model come from if memory is no matter, for these ops."""
+    room = MEMORY_SHARE * psutil.virtual_memory().available
+    if ops.packed:
+        return PackedSource(checkpoint, check=checkpoint.nbytes < room)
+    values = sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
+    return DenseSource(checkpoint, lazy=4 * values > room)
+
+
+def residence_in(checkpoint, ram: int | None) -> Residence | None:
+    """What a budget means for a model; None if all of it fits, and for official checkpoints without a budget.
+
+    `ram`: bytes; by default SHARE of what is free. ResourceError if the least does not fit, UsageError for an official
+    checkpoint that would have to be streamed.
+    """
+    allowed = int(SHARE * hardware.usable_ram()) if ram is None else ram
+    if not isinstance(checkpoint, Store):
+        if ram is not None and checkpoint.nbytes > ram:
+            raise UsageError(
+                f"{checkpoint.path} is larger than --ram, and experts are read on demand from stores only",
+                f"v4 quantize {checkpoint.path} DST makes one",
+            )
+        return None
+    if ram is None and checkpoint.nbytes < allowed:
+        return None
+    parts = layout(checkpoint.config, checkpoint.manifest.quant, with_mtp=False)
+    place = residence(checkpoint.config, cost.stored_tensors(parts), allowed)
+    return place if place.slots else None
+
+
+def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[StreamedOps, StreamedSource]:
+    """Ops and source over experts on demand; everything else is read into memory.
+
+    `learned`: file of what an earlier run learned about the use of experts, if there is one. ModelError, ResourceError.
+    """
+    for name, part in store.parts.items():
+        on_demand = name.endswith("-experts") or name.startswith("mtp") or name in place.plan.ssd.holds
+        if not on_demand:
+            path = store.path / part.file
+            store.hold(path, np.frombuffer(into_memory(path, part.n_bytes), np.uint8, part.n_bytes))
+    try:
+        stream = ExpertStream(ExpertFiles(store), place.slots, place.spare)
+    except OSError as error:
+        raise ResourceError(f"no memory for {place.slots} experts ({error.strerror})", "a smaller --ram") from None
+    if learned is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError), np.load(learned) as arrays:
+            stream.learn(dict(arrays))
+    return StreamedOps(stream), StreamedSource(store)
+
+
+def remember(stream: ExpertStream, path: Path) -> None:
+    """Write what was learned about the use of experts. OSError."""
+    import io
+
+    data = io.BytesIO()
+    np.savez(data, **{name: array.astype(np.float32) for name, array in stream.policy.learned().items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data.getvalue())

@@ -1,0 +1,137 @@
+"""Experts as they lie in a store's files, and reading them past the page cache.
+
+Whole experts are read with O_DIRECT into aligned memory, or, where the file system refuses that, through the page
+cache, which is told to forget them. A file that changes while it is open is noticed at the next read.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+from pathlib import Path
+
+from v4cli.errors import ModelError
+from v4cli.weights.store import EXPERT_ORDER, PAGE, Store
+
+DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class File:
+    """One open file. Reads may run in several threads."""
+
+    def __init__(self, path: Path):
+        """ModelError if it cannot be opened."""
+        self.path = path
+        try:
+            self._handle = self._open(DIRECT)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        self._before = self._identity()
+
+    def _open(self, flags: int) -> int:
+        """Direct if the file system takes it."""
+        try:
+            self.direct = bool(flags)
+            return os.open(self.path, os.O_RDONLY | flags)
+        except OSError as error:
+            if not flags or error.errno != errno.EINVAL:
+                raise
+            return self._open(0)
+
+    def read_into(self, target: memoryview, offset: int, n_bytes: int) -> None:
+        """Bytes from `offset`, a multiple of PAGE, into the beginning of page-aligned `target`, which has room for
+        n_bytes rounded up to PAGE. ModelError if they cannot be read, or the file is not what it was when opened."""
+        done, direct, room = 0, self.direct, target[: -(-n_bytes // PAGE) * PAGE]
+        while done < n_bytes:
+            try:
+                count = self.pread(room[done:], offset + done)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not direct:
+                    raise self._unreadable(error) from None
+                direct, done = False, 0
+                self._give_up_direct()
+                continue
+            if count == 0:
+                raise ModelError(f"{self.path}: cut off; the file changed while in use", "open the model again")
+            done += count
+            if direct and done < n_bytes:
+                done -= done % PAGE  # a short read: direct ones go on at whole pages
+        if self._identity() != self._before:
+            raise ModelError(f"{self.path}: the file changed while in use", "open the model again")
+        if not direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._handle, offset, n_bytes, os.POSIX_FADV_DONTNEED)
+
+    def pread(self, target: memoryview, offset: int) -> int:
+        """One read, which may be short: its bytes. OSError."""
+        return os.preadv(self._handle, [target], offset)
+
+    def _give_up_direct(self) -> None:
+        """The same file under the same handle, through the page cache: other threads may be reading."""
+        self.direct = False
+        try:
+            plain = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        os.dup2(plain, self._handle, inheritable=False)
+        os.close(plain)
+
+    def _identity(self) -> tuple[int, int, int]:
+        stat = os.fstat(self._handle)
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+    def _unreadable(self, error: OSError) -> ModelError:
+        return ModelError(f"{self.path}: cannot be read ({error.strerror})", "v4 verify tells what is damaged")
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+class ExpertFiles:
+    """The routed experts of a store's trunk, numbered layer by layer."""
+
+    def __init__(self, store: Store, open_file=File):
+        """`open_file`: what opens a path; tests pass one that fails."""
+        config = store.config
+        self.n_layers, self.per_layer = config.num_hidden_layers, config.n_routed_experts
+        self._files = []
+        self._offsets: list[list[int]] = []
+        for layer in range(self.n_layers):
+            names = [f"layers.{layer}.ffn.experts.{e}.{EXPERT_ORDER[0]}" for e in range(self.per_layer)]
+            self._files.append(open_file(store.places[names[0]].path))
+            self._offsets.append([store.places[name].offset for name in names])
+        first = [store.places[f"layers.0.ffn.experts.0.{name}"] for name in EXPERT_ORDER]
+        self.parts = {name: place.offset - first[0].offset for name, place in zip(EXPERT_ORDER, first)}
+        self.n_bytes = sum(place.spec.nbytes for place in first)
+        self.room = -(-self.n_bytes // PAGE) * PAGE
+
+    def __len__(self) -> int:
+        return self.n_layers * self.per_layer
+
+    def read_into(self, expert: int, target: memoryview) -> None:
+        """The bytes of one expert, its tensors at the offsets `parts`, into `target` of `room` bytes. ModelError."""
+        layer, number = divmod(expert, self.per_layer)
+        self._files[layer].read_into(target, self._offsets[layer][number], self.n_bytes)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def into_memory(path: Path, n_bytes: int) -> mmap.mmap:
+    """A whole file in anonymous memory, nothing of it in the page cache. ModelError."""
+    memory = anonymous(-(-n_bytes // PAGE) * PAGE)
+    file = File(path)
+    try:
+        file.read_into(memoryview(memory), 0, n_bytes)
+    finally:
+        file.close()
+    return memory
+
+
+def anonymous(n_bytes: int) -> mmap.mmap:
+    """Private memory, in large pages where there are any."""
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

@@ -1,0 +1,226 @@
+"""Experts on demand: some stay in memory (residency.py says which), the others are read when a step needs them.
+
+A step asks layer by layer with `serve`, which hands out experts as they are there: those just read first, as they
+block the reading of others, resident ones while reads are on. What a step will need can be named before with `expect`.
+Slots beyond the residents' are for experts on their way: read, used, then made resident or dropped, never copied.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from v4cli.weights.expert_files import ExpertFiles
+from v4cli.weights.reader import Reader
+from v4cli.weights.residency import Residency
+
+FILLER = 2  # residents computed at a time while reads are on
+
+
+@dataclass
+class Counts:
+    """What the experts of some steps cost; counted per distinct expert of a layer and step."""
+
+    hits: int = 0  # were in memory
+    misses: int = 0  # had to be read
+    expected: int = 0  # of the misses, named before the layer asked
+    wasted: int = 0  # read for nothing
+    bytes_read: int = 0
+    bytes_used: int = 0
+    wait_s: float = 0.0  # nothing to compute, waiting for a read
+    busy_s: float = 0.0  # at least one read was on
+
+    def since(self, before: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
+
+    def to_dict(self) -> dict:
+        used = self.hits + self.misses
+        return asdict(self) | {"hit_rate": self.hits / used if used else 0.0}
+
+
+class ExpertStream:
+    """The experts of one model, for one forward pass at a time, called from one thread."""
+
+    def __init__(self, files: ExpertFiles, n_slots: int, spare: int):
+        """`spare` of the slots are for experts on their way; at least one must be."""
+        self.policy = Residency(len(files), n_slots - spare)
+        self.reader = Reader(files, n_slots)
+        self._slot: dict[int, int] = {}  # of experts that are in memory or on their way there
+        self._expert = [-1] * n_slots  # the same by slot
+        self._there = np.zeros(len(files), bool)  # its bytes are complete
+        self._expected: set[int] = set()  # named, on their way or there, not yet used
+        self._free = list(range(n_slots))[::-1]
+        self._urgent: deque[int] = deque()  # to be read as slots become free
+        self._later: deque[int] = deque()
+        self._failed: dict[int, Exception] = {}
+        self._counts = Counts()
+
+    @property
+    def counts(self) -> Counts:
+        """So far."""
+        self._counts.bytes_read, self._counts.busy_s = self.reader.bytes_read, self.reader.busy_s
+        return Counts(**vars(self._counts))
+
+    def slots(self, experts: list[int]) -> list[int]:
+        """The slots of experts that `serve` just gave."""
+        return [self._slot[expert] for expert in experts]
+
+    # -- a step ---------------------------------------------------------------------------------------------------
+
+    def expect(self, experts: list[int]) -> None:
+        """Experts that this step will probably need, in the order of need."""
+        self.policy.hold(experts)
+        for expert in experts:
+            if expert not in self._slot and expert not in self._expected:
+                self._later.append(expert)
+                self._expected.add(expert)
+        self._pump()
+
+    def serve(self, experts: np.ndarray, uses: np.ndarray, n_tokens: int) -> Iterator[list[int]]:
+        """Hand out distinct experts, ascending, of one layer; `uses` of each by the step's tokens. Reading starts at
+        once. Every expert comes once, in lists, and may be used until the next list is asked for. ModelError if one
+        cannot be read."""
+        self.policy.used(experts, uses, n_tokens)
+        asked = experts.tolist()
+        missing = [expert for expert in asked if not self._there[expert] or not self.policy.resident[expert]]
+        self._count(len(asked), missing)
+        for expert in missing:
+            if expert in self._slot:
+                self.reader.hurry(self._slot[expert])
+            else:
+                self._urgent.append(expert)
+                self._failed.pop(expert, None)
+        waiting = set(missing)
+        self._pump(waiting)
+        return self._handed_out(deque(expert for expert in asked if expert not in waiting), waiting)
+
+    def _handed_out(self, residents: deque[int], waiting: set[int]) -> Iterator[list[int]]:
+        while waiting or residents:
+            self._collect()
+            self._pump(waiting)
+            ready = sorted(expert for expert in waiting if self._there[expert])
+            if ready:
+                yield ready
+                waiting.difference_update(ready)
+                for expert in ready:
+                    self._settle(expert)
+            elif residents:
+                count = min(FILLER, len(residents)) if waiting else len(residents)
+                yield [residents.popleft() for _ in range(count)]
+            else:
+                self._wait(waiting)
+
+    def end_step(self, n_tokens: int) -> None:
+        """All layers are served: what was expected in vain goes, the policy learns."""
+        self._forget(self._expected)
+        self.policy.end_step(n_tokens)
+
+    def abandon(self) -> None:
+        """The step failed or was interrupted: nothing of it is kept but what is resident."""
+        self._urgent.clear()
+        self._collect()
+        self._forget(self._expected.union(e for e in self._slot if not self.policy.resident[e]))
+        self.policy.forget_step()
+
+    def forget(self, experts) -> None:
+        """Of these, what was expected is not needed."""
+        self._forget(self._expected.intersection(experts))
+
+    # -- slots ----------------------------------------------------------------------------------------------------
+
+    def _count(self, n_experts: int, missing: list[int]) -> None:
+        c = self._counts
+        c.hits += n_experts - len(missing)
+        c.misses += len(missing)
+        c.expected += len(self._expected.intersection(missing))
+        c.bytes_used += n_experts * self.reader.files.n_bytes
+        self._expected.difference_update(missing)
+
+    def _pump(self, waiting=frozenset()) -> None:
+        """Start the reads there is room for. A layer that waits without any read of its own gets room by force."""
+        for queue in (self._urgent, self._later):
+            while queue:
+                if queue[0] in self._slot or (queue is self._later and queue[0] not in self._expected):
+                    queue.popleft()
+                elif self._free or (queue is self._urgent and self._make_room(waiting)):
+                    self._start(queue.popleft(), self._free.pop())
+                else:
+                    return
+
+    def _make_room(self, waiting) -> bool:
+        """Drop an expected expert for one that is needed now, if nothing this layer waits for is on its way."""
+        if not waiting or any(expert in self._slot for expert in waiting):
+            return False
+        there = next((expert for expert in self._expected if self._there[expert]), None)
+        if there is not None:
+            self._forget({there})
+        return bool(self._free)
+
+    def _start(self, expert: int, slot: int) -> None:
+        self._slot[expert], self._expert[slot] = slot, expert
+        self._failed.pop(expert, None)
+        self.reader.ask(expert, slot)
+
+    def _collect(self, wait: bool = False) -> None:
+        """Take note of finished reads."""
+        for slot, error in self.reader.take(wait).items():
+            expert = self._expert[slot]
+            if expert < 0:  # given up on its way
+                self._free.append(slot)
+            elif error is None:
+                self._there[expert] = True
+            else:
+                self._failed[expert] = error
+                self._expected.discard(expert)
+                self._drop(expert, arrived=True)
+
+    def _wait(self, waiting: set[int]) -> None:
+        start = time.perf_counter()
+        self._collect(wait=True)
+        self._counts.wait_s += time.perf_counter() - start
+        failed = waiting.intersection(self._failed)
+        if failed:
+            raise self._failed[min(failed)]
+
+    def _settle(self, expert: int) -> None:
+        """After its use: it becomes or stays resident, or its slot free."""
+        victim = None if self.policy.resident[expert] else self.policy.admit(expert)
+        if victim is not None:
+            self._drop(victim)
+        self._pump()
+
+    def _drop(self, expert: int, arrived: bool = False) -> None:
+        """Out of memory. The slot of one on its way is free when it arrives, or at once if reading had not begun."""
+        self.policy.drop(expert)
+        slot = self._slot.pop(expert)
+        self._expert[slot] = -1
+        if self._there[expert] or arrived or self.reader.cancel(slot):
+            self._free.append(slot)
+        self._there[expert] = False
+
+    def _forget(self, experts: set[int]) -> None:
+        """Give up experts that are not resident."""
+        for expert in list(experts):
+            self._expected.discard(expert)
+            if expert in self._slot:
+                self._counts.wasted += 1
+                self._drop(expert)
+        self._pump()
+
+    # -- learned use ------------------------------------------------------------------------------------------------
+
+    def learn(self, arrays: dict[str, np.ndarray]) -> None:
+        """Begin with what `policy.learned()` gave in another run: the likeliest experts are read while there is
+        nothing more urgent. ValueError if it does not fit."""
+        self.policy.learn(arrays)
+        for expert in self.policy.best().tolist():
+            slot = self._free.pop()
+            self._slot[expert], self._expert[slot] = slot, expert
+            self.policy.admit(expert)
+            self.reader.ask(expert, slot, idle=True)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self.reader.close()
