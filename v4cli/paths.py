@@ -25,10 +25,19 @@ def models_dir() -> Path:
     return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "models"
 
 
+def _cache_dir() -> Path:
+    home = os.environ.get("V4_HOME")
+    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("v4cli"))
+
+
 def prefixes_dir() -> Path:
     """Folder of computed prefixes; it need not exist yet."""
-    home = os.environ.get("V4_HOME")
-    return (Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("v4cli"))) / "prefixes"
+    return _cache_dir() / "prefixes"
+
+
+def use_dir() -> Path:
+    """Folder of what was learned about the use of experts, a file per model; it need not exist yet."""
+    return _cache_dir() / "experts"
 
 
 def model_folder(model: str) -> Path:

@@ -5,7 +5,7 @@ import pytest
 import tiny
 from v4kernels import native
 
-from v4cli.engine.budget import residence, streaming_needs
+from v4cli.engine.budget import CONTEXT, residence
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError, UsageError
@@ -26,8 +26,9 @@ def folder(tmp_path_factory):
 def budget(folder, n_experts: int) -> int:
     """Bytes of RAM that hold the least and so many experts."""
     store = Store.open(folder)
-    needs = streaming_needs(store.config, cost.stored_tensors(layout(store.config, "native", False)))
-    return shortage(needs, Budget(0, 0, 1, 1, 1)) + needs.embed.held + n_experts * needs.expert
+    needs = cost.needs(store.config, cost.stored_tensors(layout(store.config, "native", False)))
+    needs = cost.at_context(needs, store.config, CONTEXT)
+    return shortage(needs, Budget(0, 0, 1, 1, 1)) + n_experts * needs.expert
 
 
 def answer(engine) -> tuple:

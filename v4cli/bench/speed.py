@@ -171,10 +171,10 @@ def seconds(work) -> float:
     return time.perf_counter() - start
 
 
-def read_bandwidth(rounds: int = 3) -> float:
-    """GB/s of reading a gibibyte with all threads, the median round."""
-    data = np.ones(PROBE_BYTES // 8, np.int64)
-    return PROBE_BYTES / 1e9 / median(seconds(lambda: native.read_probe(data)) for _ in range(rounds))
+def read_bandwidth(rounds: int = 3, n_bytes: int = PROBE_BYTES) -> float:
+    """GB/s of reading so many bytes with all threads, the median round."""
+    data = np.ones(n_bytes // 8, np.int64)
+    return n_bytes / 1e9 / median(seconds(lambda: native.read_probe(data)) for _ in range(rounds))
 
 
 def products() -> dict[str, Callable]:

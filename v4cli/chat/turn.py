@@ -48,14 +48,17 @@ class Chat:
         backend: str | None = None,
         numerics: str | None = None,
         session: Callable[[Engine], Session] = Engine.session,
+        ram: int | None = None,
+        learned: Path | None = None,
     ) -> "Chat":
-        """Load a model folder: weights, tokenizer.json and generation_config.json; `session` makes the timeline.
+        """Load a model folder: weights, tokenizer.json and generation_config.json; `session` makes the timeline. `ram`
+        and `learned` are those of Engine.open.
 
         ModelError if the model is unusable.
         """
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
             raise ModelError(f"{folder}: tokenizer.json is missing")
-        engine = Engine.open(folder, backend, numerics)
+        engine = Engine.open(folder, backend, numerics, ram, learned)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         if tokenizer.vocab_size > engine.config.vocab_size:
             raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")

@@ -38,6 +38,10 @@ KvDir = Annotated[
     Path | None,
     typer.Option(envvar="V4_KV_DIR", help="Keep the KV cache in a file in this folder, so that it may exceed the RAM."),
 ]
+Ram = Annotated[
+    str | None,
+    typer.Option(envvar="V4_RAM", help="Memory to use, like 12G; experts that do not fit are read on demand."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor store computed prefixes (v4 sessions).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -82,6 +86,7 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
     backend: Backend = None,
     numerics: Numerics = None,
+    ram: Ram = None,
     kv_dir: KvDir = None,
     no_cache: NoCache = False,
 ) -> None:
@@ -99,13 +104,14 @@ def chat(
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
     backend: Backend = None,
     numerics: Numerics = None,
+    ram: Ram = None,
     kv_dir: KvDir = None,
     no_cache: NoCache = False,
 ) -> None:
     """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
     from v4cli.cli.chat import chat_loop
 
-    chat_loop(model, system, think, backend, numerics, kv_dir, no_cache)
+    chat_loop(model, system, think, backend, numerics, ram, kv_dir, no_cache)
 
 
 @app.command("download", hidden=True)
@@ -312,6 +318,12 @@ def bench_speed(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="With --ctx: draw this too (needs v4cli[bench]).")
     ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="In so much memory, like 6G; experts that do not fit are read.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --ram: note there which experts the decoded tokens used.")
+    ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, names in the first line.")] = False,
 ) -> None:
@@ -322,9 +334,15 @@ def bench_speed(
     from v4cli.cli.bench import Synthetic, bench_model
 
     style = "json" if as_json else "csv" if as_csv else "text"
-    if ctx is None:
+    if ram is not None:
+        from v4cli.cli.bench_ram import bench_ram
+
+        _refuse({"--synthetic": synthetic, "--ctx": ctx}, "and --ram exclude each other")
+        bench_ram(model, ram, prompt or 512, tokens, trace, style)
+    elif ctx is None:
         only = {"--frontiers": frontiers, "--fill": fill, "--kv-dir": kv_dir, "--plot": plot}
         _refuse(only, "needs --ctx")
+        _refuse({"--trace": trace}, "needs --ram")
         bench_model(model, Synthetic.of(synthetic, layers, experts, quant), prompt or 512, tokens, style)
     else:
         from v4cli.cli.bench_context import ContextRequest, bench_context
@@ -364,7 +382,7 @@ def bench_cache(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Share of requests that an expert cache would have hit, by policy, beside the optimum that knows the future."""
-    from v4cli.cli.bench_cache import bench_cache as replay
+    from v4cli.cli.bench_ram import bench_cache as replay
 
     replay(trace, slots, tokens, "json" if as_json else "csv" if as_csv else "text")
 

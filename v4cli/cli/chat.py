@@ -14,13 +14,20 @@ HELP = "/help  /think on|off  /clear (forget the conversation)  /stats  /exit â€
 
 
 def chat_loop(
-    model: str, system: str, think: bool, backend: str | None, numerics: str | None, kv_dir: Path | None, no_cache: bool
+    model: str,
+    system: str,
+    think: bool,
+    backend: str | None,
+    numerics: str | None,
+    ram: str | None,
+    kv_dir: Path | None,
+    no_cache: bool,
 ) -> None:
     """Read, answer, repeat until /exit or the end of the input."""
     from v4cli.chat.turn import Chat
 
     session = sessions.session_maker(kv_dir, not no_cache)
-    chat = Chat.open(paths.model_folder(model), backend, numerics, session)
+    chat = Chat.open(paths.model_folder(model), backend, numerics, session, output.ram_budget(ram), paths.use_dir())
     loop = Loop(chat, system, think)
     ask = _reader()
     output.note(f"{model} is ready. {HELP}", dim=True)

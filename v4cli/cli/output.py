@@ -65,3 +65,8 @@ def parse_size(text: str, option: str) -> int:
     if match is None or (match[3] == "IB" and not match[2]):
         raise UsageError(f"{option} {text!r} is not a size", f"sizes look like 12G, 12GiB or 800M: {option} 12G")
     return int(float(match[1]) * (1000 if match[3] == "B" else 1024) ** UNITS[match[2]])
+
+
+def ram_budget(text: str | None) -> int | None:
+    """Bytes of --ram or V4_RAM; None if neither is given. UsageError."""
+    return parse_size(text, "--ram") if text else None

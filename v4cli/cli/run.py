@@ -43,6 +43,7 @@ class RunRequest:
     stats: bool
     backend: str | None
     numerics: str | None
+    ram: str | None
     kv_dir: Path | None
     no_cache: bool
 
@@ -70,7 +71,8 @@ def run_once(request: RunRequest) -> None:
     writer = {"text": TextWriter, "json": SilentWriter, "stream-json": StreamWriter}[style](request)
     with cancellable() as cancelled:
         session = sessions.session_maker(request.kv_dir, not request.no_cache)
-        chat = Chat.open(paths.model_folder(request.model), request.backend, request.numerics, session)
+        folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
+        chat = Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
         for event in chat.reply(messages, options, tools, Prefill(), cancelled):
             writer.event(event)
     writer.end(result(request.model, chat))
@@ -195,12 +197,29 @@ def result(model: str, chat) -> dict:
 def stats_line(stats) -> str:
     """One line for people."""
     values = stats.to_dict()
-    return (
+    line = (
         f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached) "
         f"{values['prefill_tokens_per_s']:.0f} tok/s, answer {stats.completion_tokens} tokens "
         f"{values['decode_tokens_per_s']:.1f} tok/s, load {stats.load_s:.2f} s, "
         f"KV {output.size(stats.kv_bytes)}, peak memory {output.size(values['peak_rss_bytes'])}"
     )
+    return line + _experts_line(stats)
+
+
+def _experts_line(stats) -> str:
+    """Of experts on demand: hits, bytes from the SSD, time waiting; nothing if all are in memory."""
+    parts = []
+    for name, read, n_tokens, seconds in (
+        ("prefill", stats.prefill_experts, stats.prefill_tokens, stats.prefill_s),
+        ("decode", stats.decode_experts, stats.completion_tokens - 1, stats.decode_s),
+    ):
+        if read and n_tokens > 0 and seconds:
+            parts.append(
+                f"\n{name}: {read['hit_rate']:.0%} of experts in memory, {read['wasted']} read in vain, "
+                f"{output.size(read['bytes_read'] / n_tokens)} per token from the SSD, "
+                f"busy {read['busy_s'] / seconds:.0%} of the time, waited for {read['wait_s'] / seconds:.0%}"
+            )
+    return "".join(parts)
 
 
 class TextWriter:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from v4cli.errors import ResourceError
 from v4cli.model import cost
-from v4cli.weights.plan import Budget, Needs, Plan, make_plan, shortage
+from v4cli.weights.plan import Budget, Plan, make_plan, shortage
 
 CONTEXT = 32_768  # tokens whose KV state is planned for
 SHARE = 0.9  # of what is free, by default; the rest is for everything else
@@ -22,7 +22,7 @@ class Residence:
 
 def residence(config, tensors, ram: int) -> Residence:
     """Place a store's tensors in `ram` bytes. ResourceError, with what would fit, if that is impossible."""
-    needs = streaming_needs(config, tensors)
+    needs = cost.at_context(cost.needs(config, tensors), config, min(CONTEXT, config.max_position_embeddings))
     budget = Budget(ram, 0, SPEED, SPEED, SPEED)
     missing = shortage(needs, budget)
     if missing > 0:
@@ -36,11 +36,3 @@ def residence(config, tensors, ram: int) -> Residence:
         return Residence(plan, 0, 0)
     spare = needs.staging // needs.expert
     return Residence(plan, plan.ram.holds.get("experts", 0) // needs.expert + spare, spare)
-
-
-def streaming_needs(config, tensors) -> Needs:
-    """Needs at the planned context, the results of a chunk's (token, expert) pairs and their inputs included."""
-    at = min(CONTEXT, config.max_position_embeddings)
-    needs = cost.at_context(cost.needs(config, tensors), config, at)
-    pairs = cost.CHUNK * config.num_experts_per_tok * config.hidden_size * 4
-    return needs.__class__(**{**vars(needs), "work": needs.work + 2 * pairs})

@@ -1,6 +1,8 @@
 """How a model is loaded: mapped files, dense tensors, or, within a memory budget, experts on demand."""
 
 import contextlib
+import io
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +59,10 @@ def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[Stre
     `learned`: file of what an earlier run learned about the use of experts, if there is one. ModelError, ResourceError.
     """
     for name, part in store.parts.items():
-        on_demand = name.endswith("-experts") or name.startswith("mtp") or name in place.plan.ssd.holds
-        if not on_demand:
-            path = store.path / part.file
+        path = store.path / part.file
+        if name in place.plan.ssd.holds:
+            store.hold(path, _rows_of(path))
+        elif not (name.endswith("-experts") or name.startswith("mtp")):
             store.hold(path, np.frombuffer(into_memory(path, part.n_bytes), np.uint8, part.n_bytes))
     try:
         stream = ExpertStream(ExpertFiles(store), place.slots, place.spare)
@@ -71,10 +74,17 @@ def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[Stre
     return StreamedOps(stream), StreamedSource(store)
 
 
+def _rows_of(path: Path) -> np.ndarray:
+    """A file mapped so that reading a row reads no more than its pages."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, np.uint8)
+
+
 def remember(stream: ExpertStream, path: Path) -> None:
     """Write what was learned about the use of experts. OSError."""
-    import io
-
     data = io.BytesIO()
     np.savez(data, **{name: array.astype(np.float32) for name, array in stream.policy.learned().items()})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -210,6 +210,7 @@ def work_bytes(config) -> int:
     c = config
     ratios = c.compress_ratios[: c.num_hidden_layers]
     per_token = 2 * c.hc_mult * c.hidden_size + 2 * c.num_attention_heads * c.head_dim
+    per_token += 2 * c.num_experts_per_tok * c.hidden_size
     index = CHUNK * c.index_n_heads * c.index_head_dim * 5 // 4 + CANDIDATES * 6 * c.index_topk if 4 in ratios else 0
     tails = {0: 0, 4: 2 * 8 * 2 * (c.head_dim + c.index_head_dim), 128: 2 * 127 * c.head_dim}
     return 4 * (CHUNK * per_token + index + sum(tails[r] for r in ratios))

@@ -64,10 +64,11 @@ class StreamedOps(CpuOps):
         if self._in_step:
             self.stream.abandon()
         self._in_step = True
+        streams = super().embed(ids, table, n_streams)  # first: its rows may come from the SSD, too
         for layer in self._layers:
             if layer.ffn.tid2eid is not None:  # known by token
                 self._expect(layer.ffn, np.unique(layer.ffn.tid2eid[ids.array()[:, 0]]))
-        return super().embed(ids, table, n_streams)
+        return streams
 
     def sublayer_input(self, streams: Buffer, hyper):
         self._streams = streams

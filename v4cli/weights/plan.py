@@ -1,8 +1,8 @@
 """Where every byte of a model would live, and what a decoded token would cost: arithmetic only, nothing is measured.
 
 Three tiers: VRAM, RAM, SSD. What every token reads comes first: dense weights (block by block), head, KV state, each
-to VRAM while it fits, else to RAM; then the embedding, of which a token reads one row, to RAM or else the SSD; then
-experts fill what is left of VRAM and RAM, and the others stay on the SSD.
+to VRAM while it fits, else to RAM; then experts fill what is left of VRAM and RAM, and the others stay on the SSD; the
+embedding, of which a token reads one row, takes what then is left of RAM, or stays on the SSD.
 
 Assumption: within a layer all experts are used equally often, so the share of experts that a tier holds is the share
 of expert reads it serves. Real routing is uneven, which a cache turns into more hits than that.
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from v4cli.errors import ResourceError
 
-RUNTIME = 512 << 20  # interpreter, libraries, tokenizer
-VRAM_RUNTIME = 512 << 20  # driver context and kernels
+RUNTIME = 256 << 20  # interpreter, libraries, tokenizer
+VRAM_RUNTIME = 256 << 20  # driver context and kernels
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def _place(needs: Needs, budget: Budget) -> tuple[Plan, int]:
         tier.put(what, use.held, use.read)
         spare -= use.held if tier is vram else 0
     missing = -ram.free
-    (ram if needs.embed.held <= ram.free else ssd).put("embed", needs.embed.held, needs.embed.read)
     left = needs.n_experts
     for tier, room in ((vram, spare), (ram, ram.free)):
         count = min(left, max(0, room) // needs.expert)
         tier.put("experts", count * needs.expert, needs.experts_per_token * needs.expert * count / needs.n_experts)
         left -= count
+    (ram if needs.embed.held <= ram.free else ssd).put("embed", needs.embed.held, needs.embed.read)
     streamed = needs.experts_per_token * needs.expert * left / needs.n_experts
     ssd.put("experts", left * needs.expert, streamed)
     ram.put("streamed experts", 0, streamed)

@@ -1,0 +1,119 @@
+"""Speed of a model within a memory budget, its experts read on demand, beside what SSD and memory allow.
+
+A decoded token must read what is missing from the SSD and everything it uses from memory; both can be done at once, so
+the slower of the two is its bound. Bandwidths are measured in the same run, the SSD's by whole experts at random, read
+as the engine reads them. Tokens are random, so the hash layers use all their experts equally often: the worst case.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from v4cli.bench.speed import read_bandwidth, seconds
+from v4cli.bench.traces import Recorder
+from v4cli.engine.engine import Engine
+from v4cli.engine.stats import peak_rss_bytes
+from v4cli.errors import UsageError
+from v4cli.model import cost
+from v4cli.weights.expert_files import ExpertFiles
+from v4cli.weights.reader import Reader
+from v4cli.weights.store import Store, layout
+
+PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured
+PROBE_EXPERT_BYTES = 1 << 30  # read from the SSD, or every expert once
+
+
+@dataclass
+class DemandReport:
+    """One measurement; times in seconds, rates in tokens/s and GB/s."""
+
+    model: str
+    ram: int  # the budget
+    planned_bytes: int
+    peak_rss_bytes: int
+    slots: int
+    resident_share: float  # of all experts
+    prompt_tokens: int
+    prefill_tokens_per_s: float
+    prefill_bytes_read: int
+    prefill_read_of_needed: float  # bytes read, of those of the experts that were used and not in memory
+    decode_tokens: int
+    decode_tokens_per_s: float
+    hit_rate: float
+    expected_of_misses: float  # named before the layer asked
+    wasted_of_reads: float
+    ssd_bytes_per_token: float
+    ram_bytes_per_token: float
+    ssd_busy_share: float  # of the time
+    wait_share: float  # of the time: nothing to compute, waiting for a read
+    ssd_bandwidth: float
+    read_bandwidth: float
+    bound_tokens_per_s: float  # the slower of SSD and memory
+    decode_fraction: float  # of that bound
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None = None) -> DemandReport:
+    """Prefill `prompt` random tokens, decode `tokens` more; note routing in `trace`. UsageError if the model fits."""
+    bandwidths = [(ssd_bandwidth(folder), read_bandwidth(n_bytes=PROBE_BYTES))]
+    engine = Engine.open(folder, "cpu", ram=ram)
+    if engine.stream is None:
+        raise UsageError("all of the model fits in --ram", "drop --ram: v4 bench measures it in memory")
+    recorder = Recorder(engine.config, engine.model.ops) if trace else None
+    ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, prompt + tokens).tolist()
+    session = engine.session()
+    session.sync(ids[:prompt])
+    before, start = engine.stream.counts, time.perf_counter()
+    for token in ids[prompt:]:
+        session.feed([token])
+    decode_s, counts = time.perf_counter() - start, engine.stream.counts.since(before)
+    if recorder:
+        recorder.stop().save(trace)
+    bandwidths.append((ssd_bandwidth(folder), read_bandwidth(n_bytes=PROBE_BYTES)))
+    ssd, memory = (float(np.mean(both)) for both in zip(*bandwidths))
+    parts = layout(engine.config, Store.open(folder).manifest.quant, with_mtp=False)
+    read = sum(cost.read_bytes_per_token(engine.config, cost.stored_tensors(parts)).values())
+    read += cost.kv_read_bytes(engine.config, prompt + tokens // 2)
+    prefill, expert = session.stats.prefill_experts, engine.stream.reader.files.n_bytes
+    bound = 1 / max(counts.misses * expert / tokens / ssd / 1e9, read / memory / 1e9)
+    return DemandReport(
+        model=str(folder), ram=ram, planned_bytes=engine.place.plan.ram.held, peak_rss_bytes=peak_rss_bytes(),
+        slots=engine.place.slots, resident_share=engine.place.plan.resident,
+        prompt_tokens=prompt, prefill_tokens_per_s=prompt / session.stats.prefill_s,
+        prefill_bytes_read=prefill["bytes_read"],
+        prefill_read_of_needed=prefill["bytes_read"] / max(1, prefill["misses"] * expert),
+        decode_tokens=tokens, decode_tokens_per_s=tokens / decode_s, hit_rate=counts.to_dict()["hit_rate"],
+        expected_of_misses=counts.expected / max(1, counts.misses),
+        wasted_of_reads=counts.wasted * expert / max(1, counts.bytes_read),
+        ssd_bytes_per_token=counts.bytes_read / tokens, ram_bytes_per_token=read,
+        ssd_busy_share=counts.busy_s / decode_s, wait_share=counts.wait_s / decode_s,
+        ssd_bandwidth=ssd, read_bandwidth=memory,
+        bound_tokens_per_s=bound, decode_fraction=tokens / decode_s / bound,
+    )  # fmt: skip
+
+
+def ssd_bandwidth(folder: Path) -> float:
+    """GB/s of reading experts at random. ModelError, UsageError if the folder is no store."""
+    if not (folder / "manifest.json").exists():
+        raise UsageError(f"{folder} is not a store: there is nothing to read on demand", "v4 quantize makes one")
+    files = ExpertFiles(Store.open(folder))
+    count = min(len(files), max(1, PROBE_EXPERT_BYTES // files.n_bytes))
+    reader = Reader(files, 4)
+    chosen = np.random.default_rng(time.time_ns()).permutation(len(files))[:count].tolist()
+
+    def work() -> None:
+        free = list(range(reader.n_slots))
+        for expert in chosen:
+            if not free:
+                free += reader.take(wait=True)
+            reader.ask(expert, free.pop())
+        while reader.bytes_read < count * files.n_bytes:
+            reader.take(wait=True)
+
+    taken = seconds(work)
+    reader.close()
+    return count * files.n_bytes / 1e9 / taken
