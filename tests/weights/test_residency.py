@@ -106,7 +106,7 @@ def test_trace_files(tmp_path):
     again = Trace.load(tmp_path / "t.npz")
     assert (again.experts == trace.experts).all() and again.n_experts == 16
     (tmp_path / "bad.npz").write_bytes(b"PK nothing")
-    with pytest.raises(UsageError, match="bad.npz"):
+    with pytest.raises(UsageError, match=r"bad\.npz"):
         Trace.load(tmp_path / "bad.npz")
     with pytest.raises(UsageError, match="slots"):
         list(cache.rows("t", trace, ["0"]))

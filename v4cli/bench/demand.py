@@ -1,8 +1,8 @@
 """Speed of a model within a memory budget, its experts read on demand, beside what SSD and memory allow.
 
 A decoded token must read what is missing from the SSD and everything it uses from memory; both can be done at once, so
-the slower of the two is its bound. Bandwidths are measured in the same run, the SSD's by whole experts at random, read
-as the engine reads them. Tokens are random, so the hash layers use all their experts equally often: the worst case.
+the slower of the two is its bound. Bandwidths are measured in the same run; the SSD's is the better of reading whole experts
+at random, before and after, and what it gave while the engine had reads on. Tokens are random, so the hash layers use all their experts equally often: the worst case.
 """
 
 import time
@@ -71,17 +71,19 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     for token in ids[prompt:]:
         session.feed([token])
     decode_s, counts = time.perf_counter() - start, engine.stream.counts.since(before)
+    peak = peak_rss_bytes()  # the probes that follow are not the engine's
     if recorder:
         recorder.stop().save(trace)
     bandwidths.append((ssd_bandwidth(folder), read_bandwidth(n_bytes=PROBE_BYTES)))
-    ssd, memory = (float(np.mean(both)) for both in zip(*bandwidths))
+    ssd = max(counts.bytes_read / 1e9 / max(counts.busy_s, 1e-9), *(probe[0] for probe in bandwidths))
+    memory = float(np.mean([probe[1] for probe in bandwidths]))
     parts = layout(engine.config, Store.open(folder).manifest.quant, with_mtp=False)
     read = sum(cost.read_bytes_per_token(engine.config, cost.stored_tensors(parts)).values())
     read += cost.kv_read_bytes(engine.config, prompt + tokens // 2)
     prefill, expert = session.stats.prefill_experts, engine.stream.reader.files.n_bytes
     bound = 1 / max(counts.misses * expert / tokens / ssd / 1e9, read / memory / 1e9)
     return DemandReport(
-        model=str(folder), ram=ram, planned_bytes=engine.place.plan.ram.held, peak_rss_bytes=peak_rss_bytes(),
+        model=str(folder), ram=ram, planned_bytes=engine.place.plan.ram.held, peak_rss_bytes=peak,
         slots=engine.place.slots, resident_share=engine.place.plan.resident,
         prompt_tokens=prompt, prefill_tokens_per_s=prompt / session.stats.prefill_s,
         prefill_bytes_read=prefill["bytes_read"],

@@ -72,9 +72,9 @@ class Recorder:
         return Trace(experts, self.config.n_routed_experts)
 
 
-# Kinds of synthetic traces of Flash's shape. `popular`: some experts are used more than others, for good; like a published
-# trace in which 6.4 % of the experts, chosen by hindsight, serve 46 % of the requests. `topics`: which ones changes.
-# `repeats`: besides, tokens use again what the token before did.
+# Kinds of synthetic traces of Flash's shape. `popular`: some experts are used more than others, for good; like a
+# published trace in which 6.4 % of the experts, chosen by hindsight, serve 46 % of the requests. `topics`: which ones
+# changes. `repeats`: besides, tokens use again what the token before did.
 KINDS = {
     "popular": {"skew": 0.92},
     "topics": {"skew": 1.1, "topics": 8, "topic_tokens": 200},

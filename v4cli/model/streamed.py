@@ -13,7 +13,7 @@ from v4kernels.cpu import Buffer, CpuOps, PackedWeight
 from v4cli.model.sources import PackedSource
 from v4cli.weights.streaming import ExpertStream
 
-GUESSES = 4  # experts of the next layer read on suspicion, for one token
+GUESSES = 2 / 3  # of a token's experts in the next layer are read on suspicion
 
 
 class StreamedSource(PackedSource):
@@ -138,7 +138,7 @@ class StreamedOps(CpuOps):
         chosen, weights = self._take("guess", n, k, np.int64), self._take("guess weights", n, k)
         native.checked(self._call.v4k_route(layer.ffn.at, x.at, None, n, chosen.at, weights.at))
         if n == 1:
-            return self._expect(layer.ffn, chosen.array()[0, :GUESSES])
+            return self._expect(layer.ffn, chosen.array()[0, : round(GUESSES * k)])
         votes = np.bincount(chosen.array().ravel(), minlength=len(ffn.experts))
         likely = np.argsort(-votes, kind="stable")
         self._expect(layer.ffn, likely[votes[likely] > 1])
