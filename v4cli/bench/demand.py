@@ -1,8 +1,9 @@
 """Speed of a model within a memory budget, its experts read on demand, beside what SSD and memory allow.
 
 A decoded token must read what is missing from the SSD and everything it uses from memory; both can be done at once, so
-the slower of the two is its bound. Bandwidths are measured in the same run; the SSD's is the better of reading whole experts
-at random, before and after, and what it gave while the engine had reads on. Tokens are random, so the hash layers use all their experts equally often: the worst case.
+the slower of the two is its bound. Bandwidths are measured in the same run; the SSD's is the best of reading whole
+experts at random, before and after, and of what it gave while the engine had reads on. Tokens are random, so the hash
+layers use all their experts equally often: the worst case.
 """
 
 import time

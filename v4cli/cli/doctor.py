@@ -6,8 +6,9 @@ import shutil
 from importlib import metadata
 from pathlib import Path
 
-from v4cli import __version__, paths
+from v4cli import __version__, hardware, paths
 from v4cli.cli import output
+from v4cli.engine.budget import SHARE
 from v4cli.errors import Exit, V4Error
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
@@ -65,10 +66,13 @@ def _cpu():
 def _memory():
     import psutil
 
-    memory = psutil.virtual_memory()
+    memory, ram = psutil.virtual_memory(), SHARE * hardware.usable_ram()
     status = "ok" if memory.available > MIN_FREE_BYTES else "warn"
     fix = "" if status == "ok" else "close other programs: nano needs about 0.5 GiB"
-    return "memory", status, f"{output.size(memory.available)} free of {output.size(memory.total)}", fix
+    detail = (
+        f"{output.size(memory.available)} free of {output.size(memory.total)}, models get {output.size(ram)} (--ram)"
+    )
+    return "memory", status, detail, fix
 
 
 def _disk():

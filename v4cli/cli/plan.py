@@ -9,14 +9,14 @@ from v4kernels import BACKENDS
 from v4cli import hardware, paths
 from v4cli.cli import output
 from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
+from v4cli.engine.budget import CONTEXT
+from v4cli.engine.budget import SHARE as USABLE
 from v4cli.errors import ResourceError, UsageError
 from v4cli.model import cost
 from v4cli.weights.library import COMPLETE
 from v4cli.weights.plan import Budget, Needs, Plan, make_plan, shortage
 from v4cli.weights.recipe import RECIPES
 
-CONTEXT = 32_768  # tokens planned for unless --ctx says otherwise
-USABLE = 0.9  # of what is free; the rest is for everything else
 GPU_SPEED = 1e12  # bytes/s, assumed: reading VRAM is not measured
 SSD_SPEED = 3e9  # bytes/s, assumed where it cannot be measured
 ASSUMPTION = (
@@ -72,7 +72,7 @@ def plan_model(
 def _memory(ram: str | None, vram: str | None) -> Budget:
     """Budgets as asked for, or from what is free now; speeds not yet known."""
     return Budget(
-        ram=int(USABLE * hardware.ram()[1]) if ram is None else output.parse_size(ram, "--ram"),
+        ram=int(USABLE * hardware.usable_ram()) if ram is None else output.parse_size(ram, "--ram"),
         vram=int(USABLE * hardware.vram()[1]) if vram is None else output.parse_size(vram, "--vram"),
         ram_speed=DESKTOP,
         vram_speed=GPU_SPEED,

@@ -203,10 +203,12 @@ def stats_line(stats) -> str:
         f"{values['decode_tokens_per_s']:.1f} tok/s, load {stats.load_s:.2f} s, "
         f"KV {output.size(stats.kv_bytes)}, peak memory {output.size(values['peak_rss_bytes'])}"
     )
-    return line + _experts_line(stats)
+    if stats.planned_bytes:
+        line += f" of {output.size(stats.planned_bytes)} planned"
+    return line + _experts_lines(stats)
 
 
-def _experts_line(stats) -> str:
+def _experts_lines(stats) -> str:
     """Of experts on demand: hits, bytes from the SSD, time waiting; nothing if all are in memory."""
     parts = []
     for name, read, n_tokens, seconds in (

@@ -46,7 +46,7 @@ class Session:
         self.unsaved_s = 0.0  # of computing since the last of them
         self.title = ""
         self.notes: list[str] = []  # what went wrong with stored prefixes, for people
-        self.stats = Stats(load_s=engine.load_s)
+        self.stats = Stats(load_s=engine.load_s, planned_bytes=engine.place.plan.ram.held if engine.place else 0)
 
     # -- being at some tokens ---------------------------------------------------------------------------------
 

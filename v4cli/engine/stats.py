@@ -18,7 +18,8 @@ class Stats:
     completion_tokens: int = 0
     decode_s: float = 0.0
     kv_bytes: int = 0
-    prefill_experts: dict | None = None  # of experts on demand: Counts.to_dict()
+    planned_bytes: int = 0  # of memory, where experts are read on demand; they are known for prefill and decode:
+    prefill_experts: dict | None = None  # Counts.to_dict()
     decode_experts: dict | None = None
 
     @property
