@@ -242,7 +242,7 @@ def test_plan_a_release_on_this_machine_and_others(home):
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        (["flash", "--ram", "8G", "--vram", "0"], 4, "--quant q4 fits"),
+        (["flash", "--ram", "7G", "--vram", "0"], 4, "--quant q4 fits"),
         (["nano", "--ram", "100M", "--vram", "0"], 4, "of RAM would do"),
         (["little", "--ram", "lots"], 2, "12GiB"),
         (["little", "--vram", "-3"], 2, "--vram"),
@@ -258,11 +258,11 @@ def test_plan_says_what_would_fit(home, args, code, says):
 
 
 def test_the_hinted_context_is_the_longest_that_fits(home):
-    failed = v4(home, "plan", "little", "--ram", "600M", "--vram", "0", "--ctx", "1048576")
+    failed = v4(home, "plan", "little", "--ram", "340M", "--vram", "0", "--ctx", "1048576")
     longest = int(failed.stderr.split("--ctx ")[1].split()[0])
     assert failed.returncode == 4 and longest > 1000
     fits, short = (
-        v4(home, "plan", "little", "--ram", "600M", "--vram", "0", "--ctx", n) for n in (longest, longest + 1)
+        v4(home, "plan", "little", "--ram", "340M", "--vram", "0", "--ctx", n) for n in (longest, longest + 1)
     )
     assert fits.returncode == 0 and short.returncode == 4
     assert "64 GB + 24 GB GPU" in fits.stdout and "tokens/s" in fits.stdout and "this machine" not in fits.stdout
