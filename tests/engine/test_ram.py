@@ -68,6 +68,18 @@ def test_a_prompt_reads_what_it_needs_once(folder):
     assert read["hits"] == 0 and read["bytes_read"] <= 1.05 * read["bytes_used"]
 
 
+def test_experts_give_way_to_a_long_context(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 10))
+    answer(engine)
+    stream, planned = engine.stream, engine.place.plan.ram.holds["KV"]
+    assert stream.policy.n_resident == 10
+    engine.make_room(planned + 3 * stream.reader.files.room - 5)
+    assert (stream.policy.places, stream.n_slots) == (7, engine.place.slots - 3)
+    assert answer(engine) == expected and stream.policy.n_resident == 7
+    engine.make_room(1 << 40)
+    assert stream.n_slots == engine.place.spare and answer(engine) == expected
+
+
 def test_all_fits(folder, expected):
     engine = Engine.open(folder, "cpu", ram=1 << 40)
     assert engine.stream is None and answer(engine) == expected

@@ -71,6 +71,12 @@ class Engine:
                 raise UsageError(str(error), "--backend reference takes any size") from None
         return cls(model, Path(path), time.monotonic() - start, identity, place)
 
+    def make_room(self, kv_bytes: int) -> None:
+        """Keep within the budget when a session's KV state outgrows what was planned: experts give way."""
+        excess = kv_bytes - sum(tier.holds.get("KV", 0) for tier in self.place.plan.tiers)
+        if excess > 0:
+            self.stream.shrink(self.place.slots - -(-excess // self.stream.reader.files.room))
+
     def remember(self, folder: Path) -> None:
         """Write what was learned about the use of experts, for `open(learned=folder)`. OSError."""
         if self.stream:

@@ -129,6 +129,8 @@ class Session:
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
+        if self.engine.stream and not self.kv_dir:
+            self.engine.make_room(self.state.nbytes)
         try:
             with model.ops.inference():
                 hidden = model.forward(tokens, self.state)

@@ -5,6 +5,7 @@ other. Nothing here decides which experts stay.
 """
 
 import ctypes
+import mmap
 import sys
 import threading
 import time
@@ -41,6 +42,10 @@ class Reader:
 
     def address(self, slot: int) -> int:
         return self.at + slot * self.files.room
+
+    def discard(self, slot: int) -> None:
+        """Give the memory of a slot that nobody uses back to the system."""
+        self._memory.madvise(mmap.MADV_DONTNEED, slot * self.files.room, self.files.room)
 
     def ask(self, expert: int, slot: int, idle: bool = False) -> None:
         """Read an expert into a slot that nobody uses; `take` tells when it is there."""

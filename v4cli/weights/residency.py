@@ -94,6 +94,15 @@ class Residency:
         self.n_resident -= bool(self.resident[expert])
         self.resident[expert] = False
 
+    def give_way(self) -> list[int]:
+        """Those that there are too many of, between steps: the least likely residents; they are no longer."""
+        held = np.flatnonzero(self.resident)
+        victims = held[np.argsort(self.chance[held], kind="stable")][: max(0, self.n_resident - self.places)].tolist()
+        for victim in victims:
+            self.drop(victim)
+        self._candidates = None
+        return victims
+
     def _least(self) -> int | None:
         """The least likely resident that this step does not hold, among those that were so when it first asked."""
         if self._candidates is None:

@@ -45,6 +45,7 @@ class ExpertStream:
 
     def __init__(self, files: ExpertFiles, n_slots: int, spare: int):
         """`spare` of the slots are for experts on their way; at least one must be."""
+        self.n_slots = n_slots
         self.policy = Residency(len(files), n_slots - spare)
         self.reader = Reader(files, n_slots)
         self._slot: dict[int, int] = {}  # of experts that are in memory or on their way there
@@ -208,6 +209,22 @@ class ExpertStream:
                 self._counts.wasted += 1
                 self._drop(expert)
         self._pump()
+
+    def shrink(self, n_slots: int) -> None:
+        """Between steps: give memory back until only so many slots are left, not fewer than those for experts on their
+        way. What is given back does not return."""
+        surplus = min(self.n_slots - n_slots, self.policy.places)
+        if surplus <= 0:
+            return
+        self.abandon()  # the step before may have failed
+        self.policy.places -= surplus
+        for victim in self.policy.give_way():
+            self._drop(victim)
+        while len(self._free) < surplus:  # some may be on their way still
+            self._collect(wait=True)
+        for _ in range(surplus):
+            self.reader.discard(self._free.pop())
+        self.n_slots -= surplus
 
     # -- learned use ------------------------------------------------------------------------------------------------
 
