@@ -1,0 +1,107 @@
+"""The commands of `v4 bench`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from v4cli.cli.options import Json, Model
+from v4cli.errors import UsageError
+
+bench = typer.Typer(help="Measure speed.", no_args_is_help=False)
+
+
+@bench.callback(invoke_without_command=True)
+def bench_speed(
+    context: typer.Context,
+    model: Model,
+    synthetic: Annotated[str | None, typer.Option(help="Random weights of this shape instead: flash, pro.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Only its first layers.")] = None,
+    experts: Annotated[
+        int | None, typer.Option(min=1, help="Only so many experts in a layer; a token uses as many.")
+    ] = None,
+    quant: Annotated[str, typer.Option(help="Of synthetic weights: native or q4.")] = "native",
+    prompt: Annotated[int | None, typer.Option(min=1, help="Tokens to prefill. Default: 512.")] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to decode.")] = 16,
+    ctx: Annotated[
+        str | None,
+        typer.Option(metavar="TOKENS", help="Measure up to this context instead; k is 1,000, M 1,000,000: 64k, 1M."),
+    ] = None,
+    frontiers: Annotated[
+        str | None, typer.Option(help="With --ctx: where to measure. Default: 4k,16k,64k,256k,1M as far as they go.")
+    ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(help="With --ctx: prefill (random tokens; default) or synthetic (random cache entries)."),
+    ] = None,
+    kv_dir: Annotated[Path | None, typer.Option(help="With --ctx: keep the cache in a file in this folder.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="With --ctx: draw this too (needs v4cli[bench]).")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="In so much memory, like 6G; experts that do not fit are read.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --ram: note there which experts the decoded tokens used.")
+    ] = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, names in the first line.")] = False,
+) -> None:
+    """Tokens per second, bytes per token and the share of this machine's ceilings reached; with --ctx, over a growing
+    context."""
+    if context.invoked_subcommand is not None:
+        return
+    from v4cli.cli.bench import Synthetic, bench_model
+
+    style = "json" if as_json else "csv" if as_csv else "text"
+    if ram is not None:
+        from v4cli.cli.bench_ram import bench_ram
+
+        _refuse({"--synthetic": synthetic, "--ctx": ctx}, "and --ram exclude each other")
+        bench_ram(model, ram, prompt or 512, tokens, trace, style)
+    elif ctx is None:
+        only = {"--frontiers": frontiers, "--fill": fill, "--kv-dir": kv_dir, "--plot": plot}
+        _refuse(only, "needs --ctx")
+        _refuse({"--trace": trace}, "needs --ram")
+        bench_model(model, Synthetic.of(synthetic, layers, experts, quant), prompt or 512, tokens, style)
+    else:
+        from v4cli.cli.bench_context import ContextRequest, bench_context
+
+        _refuse({"--prompt": prompt}, "and --ctx exclude each other")
+        weights = Synthetic.of(synthetic, layers, experts, quant)
+        request = ContextRequest(ctx, frontiers, fill, kv_dir, plot, model, weights, tokens, style)
+        bench_context(request)
+
+
+def _refuse(options: dict, why: str) -> None:
+    """UsageError for the first option that was given."""
+    given = next((name for name, value in options.items() if value is not None), None)
+    if given:
+        raise UsageError(f"{given} {why}", f"drop {given}")
+
+
+@bench.command("kernels")
+def bench_kernels(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 7,
+    working_set: Annotated[int, typer.Option(min=1, help="Bytes that matrix-vector products stream.")] = 1_200_000_000,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; default: one per core.")] = None,
+    isa: Annotated[str | None, typer.Option(help="ISA tier to use; v4 doctor lists them.")] = None,
+) -> None:
+    """Kernels at Flash shapes beside the machine's ceilings, torch and bitsandbytes, as CSV."""
+    from v4cli.bench.kernels import report
+
+    report(rounds, working_set, threads, isa)
+
+
+@bench.command("cache")
+def bench_cache(
+    trace: Annotated[str, typer.Option(help="A file of v4 bench --trace, or synthetic: popular, topics, repeats.")],
+    slots: Annotated[str, typer.Option(help="Numbers of experts, or shares of all.")] = "5%,10%,25%,50%",
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Of a synthetic trace.")] = 1000,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Share of requests that an expert cache would have hit, by policy, beside the optimum that knows the future."""
+    from v4cli.cli.bench_ram import bench_cache as replay
+
+    replay(trace, slots, tokens, "json" if as_json else "csv" if as_csv else "text")
