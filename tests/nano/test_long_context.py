@@ -84,7 +84,7 @@ def test_indexers_learn_from_their_own_loss_alone():
     attn, state = model.weights.layers[3].attn, model.new_state()
     x = torch.randn((300, config.hidden_size), generator=torch.Generator().manual_seed(2))
     turns = ops.rotations(model.weights.freqs[4], 0, 300)
-    out = model.attention(attn, x, turns, 0, state.layers[3])
+    out = ops.self_attention(attn, x, turns, 0, state.layers[3])
 
     def reached(loss) -> set[str]:
         tensors = {n: t for n, t in parameters.tensors.items() if t.requires_grad}
