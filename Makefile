@@ -40,6 +40,7 @@ nano: $(VENV)/installed  ## train the embedded model from nothing (about 90 minu
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage start
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage polish
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage long
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage settle
 
 nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues
 	$(PYTHON) -m v4cli.nano.evaluate

@@ -1,4 +1,4 @@
-"""The stages of nano's training, in order: `start` from nothing, `polish`, and `long` for long contexts."""
+"""The stages of nano's training, in order: `start` from nothing, `polish`, `long` for long contexts, and `settle`."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from v4cli.nano.timelines import Timeline, of_dialogues, told_and_asked
 from v4cli.nano.training_ops import TrainingOps
 
 COPYING_STEPS = 220  # first: copying only, which all else stands on and which does not emerge from a mixture for long
-FACTS_SHARE = 0.8  # of long timelines: told facts; the others keep what nano can do
+FACTS_SHARE, FACTS_SHARE_SETTLED = 0.8, 0.3  # of long timelines: told facts; the others keep what nano can do
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,18 @@ def polish(tokenizer: Tokenizer, rng: random.Random, n_tokens: int) -> Iterator[
     return of_dialogues(tokenizer, n_tokens, lambda i: generate(rng, "train", 0.4, drill_share=0.5))
 
 
-def long(tokenizer: Tokenizer, rng: random.Random, n_tokens: int) -> Iterator[Timeline]:
+def long(
+    tokenizer: Tokenizer, rng: random.Random, n_tokens: int, facts_share: float = FACTS_SHARE
+) -> Iterator[Timeline]:
     """Told facts, and what the stage before has learned from."""
     dialogues = polish(tokenizer, rng, n_tokens)
     while True:
-        yield told_and_asked(tokenizer, n_tokens, rng) if rng.random() < FACTS_SHARE else next(dialogues)
+        yield told_and_asked(tokenizer, n_tokens, rng) if rng.random() < facts_share else next(dialogues)
+
+
+def settle(tokenizer: Tokenizer, rng: random.Random, n_tokens: int) -> Iterator[Timeline]:
+    """Fewer facts: the other skills come back, which the stage before has pushed aside."""
+    return long(tokenizer, rng, n_tokens, FACTS_SHARE_SETTLED)
 
 
 STAGES = {
@@ -61,4 +68,5 @@ STAGES = {
         prepare=long_context.graft,
         trains=long_context.trains,
     ),
+    "settle": Stage(350, 2e-3, 1.0, settle, batch_tokens=1024, ops=long_context.LongOps, trains=long_context.trains),
 }
