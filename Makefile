@@ -35,7 +35,7 @@ lint: $(VENV)/installed-test  ## style and layering
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/lint-imports
 
-nano: $(VENV)/installed  ## train the embedded model from nothing (about 90 minutes on 2 idle cores)
+nano: $(VENV)/installed  ## train the embedded model from nothing (about 100 minutes on 2 idle cores)
 	$(PYTHON) -m v4cli.nano.vocab v4cli/nano/checkpoint/tokenizer.json
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage start
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage polish
