@@ -263,6 +263,16 @@ def test_kill_during_a_save_never_loses_the_one_before(model, engine, tmp_path):
         assert back.stats.restored_tokens >= 3000 and not back.notes
 
 
+def test_chunk_that_names_itself_as_its_parent_is_not_followed_for_ever(engine, prefixes):
+    snapshot = stored_at(engine, prefixes, IDS[:1500]).stored[0]
+    chunk = next(prefixes.folder.glob("*.chunk"))
+    key = chunk.stem.split("-")[1]
+    chunk.rename(chunk.with_name(f"{key}-{key}.chunk"))
+    assert Folder(prefixes.folder).path_of(snapshot) == [key]
+    back = session(engine, prefixes)
+    assert back.sync(IDS[:1500]) and "other tokens" in back.notes[0]
+
+
 # Looking after them
 
 

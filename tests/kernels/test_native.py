@@ -28,16 +28,6 @@ def _restore():
         native.set_threads(1)
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
-def tier(request):
-    if not native.available():
-        pytest.skip(native.reason())
-    if request.param not in native.isa_tiers():
-        pytest.skip(f"this machine has no {request.param}")
-    native.set_isa(request.param)
-    return request.param
-
-
 def g(seed):
     return torch.Generator().manual_seed(seed)
 

@@ -19,13 +19,11 @@ import numpy as np
 
 from v4cli import paths
 from v4cli.bench.fill import fill
-from v4cli.bench.random_weights import RandomSource
+from v4cli.bench.speed import random_engine, seconds
 from v4cli.bench.synthetic import shape
 from v4cli.cache.prefixes import Prefixes
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
-from v4cli.model.v4 import V4
-from v4cli.model.weights import build
 
 CONTEXT = 1 << 18
 LAYERS = 12  # of Flash: all that fits beside a small machine's other work; few experts, they are not stored
@@ -57,17 +55,17 @@ def save_and_load(scratch: Path, n_tokens: int):
     fill(session, n_tokens - 1)
     session.tokens[:] = np.random.default_rng(0).integers(0, engine.config.vocab_size, n_tokens - 1).tolist()
     session.feed([1])
-    saved = _seconds(lambda: session.keep(0.0))
+    saved = seconds(lambda: session.keep(0.0))
     files = [path for path in prefixes.folder.iterdir() if path.suffix in (".chunk", ".snapshot")]
     n_bytes = sum(path.stat().st_size for path in files)
     one = scratch / "one file"
-    written = _seconds(lambda: _write(one, n_bytes))
+    written = seconds(lambda: _write(one, n_bytes))
     yield _row("save", n_tokens, n_bytes, saved, written, f"{LAYERS} of 43 Flash layers, synthetic entries")
     _forget(*files)
     back = engine.session(prefixes=prefixes)
-    loaded = _seconds(lambda: back.sync(session.tokens))
+    loaded = seconds(lambda: back.sync(session.tokens))
     _forget(one)
-    read = _seconds(lambda: _read(one))
+    read = seconds(lambda: _read(one))
     one.unlink()
     assert back.stats.restored_tokens == n_tokens
     same = _greedy(session) == _greedy(back)
@@ -90,29 +88,21 @@ def shared(scratch: Path) -> dict:
     least = SYSTEM + CONVERSATIONS * TURNS * TURN
     detail = f"{CONVERSATIONS} conversations, {TURNS} turns of {TURN} tokens after {SYSTEM}; without sharing "
     detail += str(sum(SYSTEM + TURN * (turn + 1) for turn in range(TURNS)) * CONVERSATIONS)
-    seconds = time.monotonic() - start
+    took = time.monotonic() - start
     return {
-        "what": "shared", "tokens": computed, "bytes": prefixes.written_today(), "seconds": f"{seconds:.2f}",
+        "what": "shared", "tokens": computed, "bytes": prefixes.written_today(), "seconds": f"{took:.2f}",
         "fraction": f"{computed / least:.3f}", "least": least, "detail": detail,
     }  # fmt: skip
 
 
 def _flash() -> Engine:
     config = replace(shape("flash", LAYERS), n_routed_experts=8, vocab_size=1024, num_hash_layers=0)
-    from v4kernels.cpu import CpuOps
-
-    return Engine(V4(config, build(config, RandomSource(config, "native")), CpuOps()), Path("synthetic"), 0.0)
+    return random_engine(config, "native", "synthetic flash")
 
 
-def _row(what: str, tokens: int, n_bytes: int, seconds: float, disk: float, detail: str) -> dict:
-    figures = {"seconds": f"{seconds:.2f}", "disk_seconds": f"{disk:.2f}", "fraction": f"{disk / seconds:.3f}"}
+def _row(what: str, tokens: int, n_bytes: int, took: float, disk: float, detail: str) -> dict:
+    figures = {"seconds": f"{took:.2f}", "disk_seconds": f"{disk:.2f}", "fraction": f"{disk / took:.3f}"}
     return {"what": what, "tokens": tokens, "bytes": n_bytes, "detail": detail} | figures
-
-
-def _seconds(work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _greedy(session) -> list[int]:

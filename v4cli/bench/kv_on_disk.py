@@ -11,13 +11,12 @@ import ctypes
 import gc
 import os
 import sys
-import time
 from pathlib import Path
 from statistics import median
 
 from v4cli.bench.fill import fill
 from v4cli.bench.resident import disk_reads
-from v4cli.bench.speed import random_engine
+from v4cli.bench.speed import random_engine, seconds
 from v4cli.bench.synthetic import shape
 from v4cli.errors import UsageError
 
@@ -40,26 +39,24 @@ def main() -> None:
     out = csv.writer(sys.stdout)
     out.writerow(("kv", "context", "kv_bytes", "limit_bytes", "median_s", "disk_bytes_per_token", "of_ram_speed"))
     in_ram = _decode(engine, None, args.context)
-    out.writerow(("ram", args.context, *in_ram, ""))
+    out.writerow(("ram", args.context, in_ram[0], "", *in_ram[1:], ""))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     limit = int((GROUP / "memory.usage_in_bytes").read_text()) + ROOM
     (GROUP / "memory.limit_in_bytes").write_text(str(limit))
     on_disk = _decode(engine, args.folder, args.context)
-    out.writerow(("file", args.context, on_disk[0], limit, *on_disk[2:], f"{in_ram[2] / on_disk[2]:.3f}"))
+    out.writerow(("file", args.context, on_disk[0], limit, *on_disk[1:], f"{in_ram[1] / on_disk[1]:.3f}"))
 
 
-def _decode(engine, folder: Path | None, context: int) -> tuple[int, str, float, int]:
-    """Bytes of KV, no limit, median seconds of a token, bytes it read from disk."""
+def _decode(engine, folder: Path | None, context: int) -> tuple[int, float, int]:
+    """Bytes of KV, median seconds of a token, bytes it read from disk."""
     session = engine.session(folder)
     fill(session, context)
     times, before = [], 0
     for i in range(WARM + TOKENS):
         before = disk_reads() if i == WARM else before
-        start = time.perf_counter()
-        session.feed([i])
-        times.append(time.perf_counter() - start)
-    return session.state.nbytes, "", median(times[WARM:]), (disk_reads() - before) // TOKENS
+        times.append(seconds(lambda i=i: session.feed([i])))
+    return session.state.nbytes, median(times[WARM:]), (disk_reads() - before) // TOKENS
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Memory:
 
     def __init__(self, folder: Path | None = None):
         """ResourceError if a file cannot be made in `folder`."""
-        self.folder, self.file, self.end = folder, None, 0
+        self.file, self.end = None, 0
         if folder is not None:
             try:
                 self.file = tempfile.TemporaryFile(dir=folder, prefix="v4-kv-")

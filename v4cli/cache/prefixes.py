@@ -87,11 +87,12 @@ class Folder:
 
     def path_of(self, snapshot: Snapshot) -> list[str]:
         """Keys of its chunks from the last to the first."""
-        keys, key = [], snapshot.chunk
-        while key in self.chunks:
-            keys.append(key)
+        keys: dict[str, None] = {}
+        key = snapshot.chunk
+        while key in self.chunks and key not in keys:  # no name is its own ancestor's unless someone made it so
+            keys[key] = None
             key = self.chunks[key].parent
-        return keys
+        return list(keys)
 
 
 class Prefixes:
@@ -186,7 +187,9 @@ class Prefixes:
         per_chunk = chunks[0].stat().st_size if chunks else 0
         return self._store(tokens, lambda i: chunks[i].read_bytes(), per_chunk, small, about | {"after": ""})
 
-    def _store(self, tokens: list[int], chunk: Callable[[int], bytes], per_chunk: int, small: dict, about: dict):
+    def _store(
+        self, tokens: list[int], chunk: Callable[[int], bytes], per_chunk: int, small: dict, about: dict
+    ) -> Snapshot:
         files, n, ids = Folder(self.folder), len(tokens), np.asarray(tokens, np.int32)
         keys, behind = self._keys(ids), ids[n // CHUNK * CHUNK :]
         path = self.folder / f"{keys[-1]}.{n}.{_snapshot_id(keys[-1], behind)}.snapshot"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
-from v4cli.cache import archive
 from v4cli.cache.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
 from v4cli.cli import output
 from v4cli.errors import SnapshotError, UsageError
@@ -144,6 +143,8 @@ def rm(wanted: list[str], everything: bool, yes: bool) -> None:
 
 def export(wanted: str, to: Path) -> None:
     """Write one context to a file that `v4 sessions import` takes anywhere."""
+    from v4cli.cache import archive
+
     listed = _find(wanted)
     n_bytes = archive.write(to, listed.prefixes, listed.snapshot)
     output.note(f"{to}: {listed.snapshot.n_tokens:,} tokens, {output.size(n_bytes)}")
@@ -151,6 +152,7 @@ def export(wanted: str, to: Path) -> None:
 
 def import_file(source: Path, model: str) -> None:
     """Store a context from a file for a model of the same shape."""
+    from v4cli.cache import archive
     from v4cli.engine.engine import identity_of
 
     folder = paths.model_folder(model)

@@ -81,7 +81,7 @@ def main() -> None:
             for q in questions:
                 answer = ask(session, tokenizer, ids, q)
                 hits.append((q, answer == q.answer))
-                out.writerow([len(ids), q.depth, q.kind, int(answer == q.answer), answer])
+                out.writerow([len(ids), f"{q.depth:.2f}", q.kind, int(answer == q.answer), answer])
             sys.stdout.flush()
         right = sum(hit for _, hit in hits)
         print(f"{n_tokens} tokens: {right}/{len(hits)} right, prefill {rate:.0f} tokens/s", file=sys.stderr)
