@@ -25,6 +25,12 @@ def models_dir() -> Path:
     return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "models"
 
 
+def chats_dir() -> Path:
+    """Folder of conversations, one file each; it need not exist yet."""
+    home = os.environ.get("V4_HOME")
+    return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "chats"
+
+
 def _cache_dir() -> Path:
     home = os.environ.get("V4_HOME")
     return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("v4cli"))

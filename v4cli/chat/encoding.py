@@ -153,7 +153,11 @@ class _Renderer:
     def _assistant(self, i: int, message: dict) -> None:
         out = self.out
         tasked = i > 0 and self.messages[i - 1].get("task")
-        if self.thinking and not tasked and (not self.dropping or i > self.last_user):
+        thought = self.thinking and not tasked and (not self.dropping or i > self.last_user)
+        if message.get("sampled") and message["sampled"]["thinking"] == thought:
+            self._sampled(message)
+            return
+        if thought:
             out.text(message.get("reasoning_content") or "")
             out.special(END_THINK)
         out.text(content_text(message.get("content")))
@@ -163,6 +167,15 @@ class _Renderer:
             dsml.write_calls(out, message["tool_calls"], self.empty_line)
         if not message.get("wo_eos"):
             out.special(EOS)
+
+    def _sampled(self, message: dict) -> None:
+        """The assistant's turn exactly as it is in the cache; thinking that was cut off is closed."""
+        sampled = message["sampled"]
+        self.out.sampled(sampled["ids"], sampled["text"])
+        if sampled["thinking"] and END_THINK not in sampled["text"] and not message.get("tool_block"):
+            self.out.special(END_THINK)
+        if not message.get("wo_eos"):
+            self.out.special(EOS)
 
     def _after(self, i: int, message: dict) -> None:
         """Task token, or the header that hands the turn to the assistant."""

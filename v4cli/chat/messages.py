@@ -32,6 +32,8 @@ def check_messages(messages, where: str = "messages") -> None:
             check_tools(message["tools"], f"{at}.tools")
         if message.get("tool_calls") is not None:
             _check_calls(message["tool_calls"], f"{at}.tool_calls")
+        if message.get("sampled") is not None:
+            _check_sampled(message["sampled"], f"{at}.sampled")
 
 
 def _check_content(content, at: str) -> None:
@@ -68,6 +70,17 @@ def _check_calls(calls, at: str) -> None:
             raise RequestError(f"{at}[{i}].function.arguments must be JSON text or an object")
         if not isinstance(call.get("id", ""), str | None):
             raise RequestError(f"{at}[{i}].id must be text")
+
+
+def _check_sampled(sampled, at: str) -> None:
+    """{"ids": token ids, "text": theirs, "thinking": whether the header before them was <think>}."""
+    if not isinstance(sampled, dict) or not isinstance(sampled.get("thinking"), bool):
+        raise RequestError(f"{at} must be an object with ids, text and thinking")
+    if not isinstance(sampled.get("text"), str):
+        raise RequestError(f"{at}.text must be text")
+    ids = sampled.get("ids")
+    if not isinstance(ids, list) or not all(type(token) is int and token >= 0 for token in ids):
+        raise RequestError(f"{at}.ids must be a list of token ids")
 
 
 def _check_json(value, at: str) -> None:

@@ -16,6 +16,7 @@ BLOCK_OPENERS = (f"<{DSML}tool_calls>", f"<{DSML} calls>")
 MARKERS = (END_THINK, *BLOCK_OPENERS)
 CLOSER = f"</{DSML}"
 _TAG = re.compile(rf"<{DSML} ?(invoke|parameter)\b([^>]*)>|</{DSML} ?(tool_calls|calls|invoke)>")
+_CLOSING = re.compile(rf"{CLOSER} ?([^<>]*)(?:>|(?=<))")  # its ">" may be missing where the next tag begins
 _NAME = re.compile(r'name="([^"]*)"')
 
 
@@ -74,6 +75,7 @@ class StreamParser:
         self._value: str | None = None  # "true" or "false" while inside a parameter
         self._finish = ""
         self.tool_block = ""  # exact text of the sampled tool block
+        self.faults: list[str] = []  # of each call: why it must not be run; empty if nothing is wrong
         self.stopped = False  # a stop string or the end of the tool block: nothing more will count
 
     def push(self, text: str) -> list[Event]:
@@ -95,8 +97,18 @@ class StreamParser:
                 break
         return self._drain()
 
+    @property
+    def unread(self) -> int:
+        """Characters pushed after the end of the tool block."""
+        return len(self._buffer) if self.stopped and self._mode == "calls" else 0
+
     def finish(self, reason: str = "stop") -> list[Event]:
         """End of the turn. `reason`: stop, length or whatever ended it; calls make it tool_calls."""
+        cut_off = self._value is not None or reason != "stop" or "<" in self._buffer
+        if self._open and not self.stopped and cut_off:
+            self.faults[-1] = self.faults[-1] or "it was cut off before it was complete"
+        elif self._open:
+            self._end_call()
         if self._mode != "calls" and not self.stopped:
             self._say(self._buffer)
         if not self.stopped:
@@ -191,10 +203,15 @@ class StreamParser:
             self._end_call()
             name = _NAME.search(attributes)
             self._calls.append({"name": name[1] if name else "", "arguments": ""})
+            self.faults.append("")
+            self._keys = set()
             self._open = True
             self._events.append(ToolCallStart(len(self._calls) - 1, self._calls[-1]["name"]))
         elif self._calls and self._open:
             key = _NAME.search(attributes)
+            if key is None or key[1] in self._keys:
+                self.faults[-1] = f"parameter {key[1]} is given twice" if key else "a parameter has no name"
+            self._keys.add(key[1] if key else "")
             self._value = "false" if 'string="false"' in attributes else "true"
             lead = ", " if self._calls[-1]["arguments"] else "{"
             self._key = lead + json.dumps(key[1] if key else "", ensure_ascii=False) + ": "
@@ -210,10 +227,13 @@ class StreamParser:
                 self._add(_escaped(self._buffer[:cut]))
                 self._buffer = self._buffer[cut:]
             return
-        tag_end = self._buffer.find(">", end)
-        if tag_end < 0:
+        closer = _CLOSING.match(self._buffer, end)
+        if not closer:
             return
-        value, self._buffer = self._buffer[:end], self._buffer[tag_end + 1 :]
+        value, self._buffer = self._buffer[:end], self._buffer[closer.end() :]
+        if closer[1] != "parameter":
+            self.faults[-1] = self.faults[-1] or "a parameter was not closed"
+            self._buffer = closer[0] + self._buffer  # it closes the call or the block, too
         if self._value == "true":
             self._add(_escaped(value) + '"')
         else:
@@ -227,6 +247,7 @@ class StreamParser:
 
     _open = False  # inside <invoke>
     _key = ""
+    _keys: set[str]
 
     def _end_call(self) -> None:
         if not self._open:

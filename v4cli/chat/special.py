@@ -1,7 +1,7 @@
 """Special tokens of V4 by name, and prompts as segments: markup is marked, text stays text (spec 5.1, 5.6)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -33,10 +33,11 @@ _SPLIT = re.compile("(" + "|".join(map(re.escape, ALL)) + ")")
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a prompt: one special token, or text that must never become one."""
+    """A piece of a prompt: one special token, text that must never become one, or `ids` the model itself sampled."""
 
     text: str
     special: bool
+    ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class PromptBuilder:
         """Text from outside: stays text whatever it spells."""
         if not text:
             return
-        if self._segments and not self._segments[-1].special:
+        if self._segments and not self._segments[-1].special and self._segments[-1].ids is None:
             text = self._segments.pop().text + text
         self._segments.append(Segment(text, False))
 
@@ -74,6 +75,10 @@ class PromptBuilder:
         """Text of ours or of the model: the special tokens it spells are meant."""
         for i, piece in enumerate(_SPLIT.split(text)):
             self.special(piece) if i % 2 else self.text(piece)
+
+    def sampled(self, ids: Sequence[int], text: str) -> None:
+        """What the model said, token by token: encoding its text again may cut it into others."""
+        self._segments.append(Segment(text, False, tuple(ids)))
 
     def build(self) -> Prompt:
         return Prompt(tuple(self._segments))

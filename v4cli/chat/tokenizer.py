@@ -65,7 +65,10 @@ class Tokenizer:
         """Ids of a rendered prompt."""
         ids: list[int] = []
         for segment in prompt:
-            ids += [self.special_id(segment.text)] if segment.special else self.encode(segment.text)
+            if segment.ids is not None:
+                ids += segment.ids
+            else:
+                ids += [self.special_id(segment.text)] if segment.special else self.encode(segment.text)
         return ids
 
     def decode(self, ids: list[int]) -> str:

@@ -14,6 +14,9 @@ from v4cli.engine.sampler import Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
 
+MAX_BLOCK = 1 << 18  # characters of one block of tool calls
+MAX_CALLS = 32  # in one block
+
 
 @dataclass(frozen=True)
 class Options:
@@ -40,6 +43,9 @@ class Chat:
         self.session = session
         self.message: dict = {}
         self.finish = ""
+        self.faults: list[str] = []  # of each call of the message: why it must not be run; empty if nothing is wrong
+        self.ids: list[int] = []  # sampled for the message, and the log-probability of each
+        self.logprobs: list[float] = []
 
     @classmethod
     def open(
@@ -78,7 +84,8 @@ class Chat:
     ) -> Iterator[Event]:
         """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended.
 
-        Cancelling keeps what was said; finish is then "interrupted".
+        Cancelling keeps what was said; finish is then "interrupted". A block of calls without end is cut off; finish
+        is then "runaway".
         """
         request = encode_request(self._body(messages, options, tools), self.engine.config.release)
         ids = self.tokenizer.encode_prompt(request.prompt)
@@ -88,24 +95,44 @@ class Chat:
         self.session.title = self.session.title or _title(messages)
         parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
-        reason = "interrupted"
+        self.faults, self.ids, self.logprobs = parser.faults, [], []
         if self.session.sync(ids, progress, cancelled, turns):
-            decoder = self.tokenizer.stream()
-            eos = self.tokenizer.eos_id
-            for step in self.session.generate(sampling, limit, (eos,), cancelled):
-                if step.token != eos:
-                    yield from parser.push(decoder.push(step.token))
-                    self._keep(parser)
-                reason = "stop" if parser.stopped else step.finish or "interrupted"
-                if step.finish or parser.stopped:
-                    break
-            if reason != "interrupted":
-                yield from parser.push(decoder.flush())
-        for event in parser.finish(reason):
+            yield from self._sample(parser, sampling, limit, cancelled)
+        for event in parser.finish(self.finish):
             if isinstance(event, End):
                 self.finish = event.finish
                 self._keep(parser)
+                if not options.stop:
+                    self.message |= self._sampled(parser, request.thinking)
             yield event
+
+    def _sample(self, parser: StreamParser, sampling: Sampling, limit: int, cancelled) -> Iterator[Event]:
+        """Sample until the turn ends, or has to; `.finish` says why."""
+        decoder, eos = self.tokenizer.stream(), self.tokenizer.eos_id
+        for step in self.session.generate(sampling, limit, (eos,), cancelled):
+            if step.token != eos:
+                self.ids.append(step.token)
+                self.logprobs.append(step.logprob)
+                yield from parser.push(decoder.push(step.token))
+                self._keep(parser)
+            runaway = len(parser.tool_block) > MAX_BLOCK or len(parser.faults) > MAX_CALLS
+            ended = "stop" if parser.stopped else step.finish
+            self.finish = ended or ("runaway" if runaway else "interrupted")
+            if self.finish != "interrupted":
+                yield from parser.push(decoder.flush())
+                return
+
+    def _sampled(self, parser: StreamParser, thinking: bool) -> dict:
+        """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
+        end of the tool block, its part up to there."""
+        said = text = self.tokenizer.decode(self.ids)
+        ids, length = list(self.ids), len(text) - parser.unread
+        while len(said) > length:
+            ids.pop()
+            said = self.tokenizer.decode(ids)
+        if parser.unread:
+            ids += self.tokenizer.encode(text[len(said) : length])
+        return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
 
     def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
         body: dict = {"messages": messages, "tools": tools or []}

@@ -1,0 +1,134 @@
+"""A conversation: what is said goes through the agent and into the transcript; any of it can be taken back."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+
+from v4cli.agent.loop import Agent, Event, Said
+from v4cli.agent.transcript import Transcript
+from v4cli.chat.parser import Event as ChatEvent
+from v4cli.chat.turn import Options
+from v4cli.errors import UsageError
+
+SUMMARY_REQUEST = (
+    "Summarise our conversation so far, for yourself to go on from: what was asked, what was found out and decided, "
+    "which files matter and how, and what is left to do. Call no tools; answer with the summary only."
+)
+SUMMARY_HEAD = "Summary of our conversation so far:\n\n"
+
+Progress = Callable[[int, int], None]
+
+
+def never() -> bool:
+    return False
+
+
+class Conversation:
+    """The messages of a transcript, answered by an agent. `options` may be replaced at any time between answers."""
+
+    def __init__(self, transcript: Transcript, agent: Agent, options: Options):
+        self.agent, self.options = agent, options
+        self.start(transcript)
+
+    def start(self, transcript: Transcript) -> None:
+        """Go on with this transcript."""
+        self.transcript = transcript
+        tokenizer = hashlib.sha256((self.agent.chat.engine.path / "tokenizer.json").read_bytes()).hexdigest()[:16]
+        if transcript.about.get("tokenizer", tokenizer) != tokenizer:  # ids of another tokenizer mean nothing
+            for message in transcript.messages:
+                message.pop("sampled", None)
+        transcript.set(tokenizer=tokenizer)
+
+    @property
+    def messages(self) -> list[dict]:
+        """What the model is shown: the system prompt, then the transcript's messages."""
+        system = self.transcript.about.get("system")
+        return ([{"role": "system", "content": system}] if system else []) + self.transcript.messages
+
+    def ask(
+        self, text: str, progress: Progress | None = None, cancelled: Callable[[], bool] = never, shown: str = ""
+    ) -> Iterator[Event]:
+        """The user says `text`; `shown`: as typed, where that differs. Everything said is recorded as it comes."""
+        if not text.strip():
+            raise UsageError("the message is empty")
+        self.transcript.add({"role": "user", "content": text} | ({"shown": shown} if shown else {}))
+        return self._answer(progress, cancelled)
+
+    def retry(self, progress: Progress | None = None, cancelled: Callable[[], bool] = never) -> Iterator[Event]:
+        """Answer the user's last message once more."""
+        self.transcript.cut(self._last_question() + 1)
+        return self._answer(progress, cancelled)
+
+    def undo(self) -> str:
+        """Take back the user's last message and all that followed; its text as typed."""
+        gone = self.transcript.cut(self._last_question())
+        return gone[0].get("shown") or gone[0]["content"]
+
+    def fork(self) -> str:
+        """Go on in a copy; its ID. The original stays as it is."""
+        self.start(self.transcript.fork())
+        return self.transcript.id
+
+    def compact(self, progress: Progress | None = None, cancelled: Callable[[], bool] = never) -> Iterator[ChatEvent]:
+        """Let the model summarise the conversation, which then goes on from the summary alone. An interrupted or empty
+        summary changes nothing."""
+        self._last_question()
+        request = {"role": "user", "content": SUMMARY_REQUEST}
+        chat = self.agent.chat
+        yield from chat.reply([*self.messages, request], self.options, self.agent.toolbox.schemas, progress, cancelled)
+        summary = chat.message["content"].strip()
+        if chat.finish != "stop" or not summary:
+            raise UsageError(f"no summary was made ({chat.finish}); the conversation is as it was")
+        self.transcript.cut(0)
+        self.transcript.add({"role": "user", "content": SUMMARY_HEAD + summary, "shown": "(summary)"})
+
+    def _answer(self, progress: Progress | None, cancelled: Callable[[], bool]) -> Iterator[Event]:
+        for event in self.agent.run(self.messages, self.options, progress, cancelled):
+            if isinstance(event, Said):
+                self.transcript.add(event.message)
+            yield event
+
+    def _last_question(self) -> int:
+        at = next((i for i in reversed(range(len(self.transcript.messages))) if self._asked(i)), None)
+        if at is None:
+            raise UsageError("nothing has been said yet")
+        return at
+
+    def _asked(self, i: int) -> bool:
+        return self.transcript.messages[i]["role"] == "user"
+
+
+def to_json(transcript: Transcript) -> str:
+    """The whole conversation as one JSON object, without token ids."""
+    messages = [{k: v for k, v in message.items() if k != "sampled"} for message in transcript.messages]
+    return json.dumps({"about": transcript.about, "messages": messages}, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_markdown(transcript: Transcript) -> str:
+    """The conversation to read: reasoning as quotes, calls and results as code blocks."""
+    parts = [f"# {transcript.about['title'] or transcript.id}"]
+    if transcript.about.get("system"):
+        parts += ["## System", transcript.about["system"]]
+    for message in transcript.messages:
+        if message["role"] == "user":
+            parts += ["## User", message["content"]]
+        elif message["role"] == "tool":
+            parts.append(_fenced(message["content"]))
+        else:
+            parts += ["## Assistant"] if message.get("content") or message.get("reasoning_content") else []
+            if message.get("reasoning_content"):
+                parts.append("\n".join(f"> {line}".rstrip() for line in message["reasoning_content"].split("\n")))
+            if message.get("content"):
+                parts.append(message["content"])
+            for call in message.get("tool_calls", ()):
+                function = call["function"]
+                parts += [f"**{function['name']}**", _fenced(function["arguments"], "json")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block that the text cannot end."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,144 @@
+"""The agent loop: the model's turn, its tool calls in order, their results, the next turn, until it is done."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from v4cli.agent.tools import Call, Context, Toolbox, ToolError
+from v4cli.chat.parser import Event as ChatEvent
+from v4cli.chat.turn import Chat, Options
+
+MAX_ROUNDS = 50  # turns of the model per question
+MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a call runs; if not, `reason` is for the model."""
+
+    allowed: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """The model's turn number `number` begins."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message is complete and belongs to the conversation from now on."""
+
+    message: dict
+
+
+@dataclass(frozen=True)
+class CallStart:
+    """A call is about to be decided on and run."""
+
+    call: Call
+
+
+@dataclass(frozen=True)
+class CallEnd:
+    """A call has its result; `ok` if it ran and did not fail."""
+
+    call: Call
+    result: str
+    ok: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """The loop ended: stop, length, interrupted, runaway, or rounds (the limit on them)."""
+
+    reason: str
+
+
+Event = ChatEvent | Round | Said | CallStart | CallEnd | Done
+
+
+class Agent:
+    """A chat, its tools, and who decides about calls.
+
+    `decide(call, context)` may ask the user, and is called from the thread that runs the loop; so is
+    `output(call, text)`, which is given what a running call prints.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        toolbox: Toolbox,
+        context: Context,
+        decide: Callable[[Call, Context], Decision],
+        output: Callable[[Call, str], None] = lambda call, text: None,
+        max_rounds: int = MAX_ROUNDS,
+    ):
+        self.chat, self.toolbox, self.context = chat, toolbox, context
+        self.decide, self.output, self.max_rounds = decide, output, max_rounds
+
+    def run(
+        self,
+        messages: list[dict],
+        options: Options,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Event]:
+        """Answer the messages, which end with the user's. Every message it adds comes as Said, results of calls too:
+        a call of the model always gets one, whatever happens."""
+        messages = list(messages)
+        for number in range(1, self.max_rounds + 1):
+            yield Round(number)
+            yield from self.chat.reply(messages, options, self.toolbox.schemas, progress, cancelled)
+            message, finish = self.chat.message, self.chat.finish
+            messages.append(message)
+            yield Said(message)
+            for call in self._calls(message, finish):
+                yield CallStart(call)
+                start = time.monotonic()
+                result, ok = self._run(call, cancelled)
+                yield CallEnd(call, result, ok, time.monotonic() - start)
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+                yield Said(messages[-1])
+            if cancelled():
+                yield Done("interrupted")
+                return
+            if not message.get("tool_calls"):
+                yield Done(finish)
+                return
+        yield Done("rounds")
+
+    def _calls(self, message: dict, finish: str) -> list[Call]:
+        """The message's calls, with what is wrong with them."""
+        faults = list(self.chat.faults)
+        if finish == "runaway":
+            faults = ["the block of calls was too long and has been stopped; make fewer or shorter calls"] * len(faults)
+        return [self.toolbox.call(call, fault) for call, fault in zip(message.get("tool_calls", ()), faults)]
+
+    def _run(self, call: Call, cancelled: Callable[[], bool]) -> tuple[str, bool]:
+        """The result of a call for the model, and whether it succeeded."""
+        if call.fault:
+            return f"error: this call was not run: {call.fault}", False
+        if cancelled():
+            return "error: this call was not run: the user interrupted", False
+        context = replace(self.context, output=lambda text: self.output(call, text), cancelled=cancelled)
+        try:
+            decision = self.decide(call, context)
+            if not decision.allowed:
+                return f"error: this call was not run: {decision.reason}", False
+            return shortened(call.tool.run(call.arguments, context)), True
+        except ToolError as error:
+            return f"error: {shortened(str(error))}", False
+        except OSError as error:
+            return f"error: {error.filename or 'input/output'}: {error.strerror or error}", False
+
+
+def shortened(text: str, limit: int = MAX_RESULT) -> str:
+    """Both ends of a text that is too long, and how much is left out."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
