@@ -11,6 +11,12 @@ from v4cli.weights.known import MODELS
 NANO = Path(__file__).parent / "nano" / "checkpoint"
 
 
+def config_file() -> Path:
+    """The user's settings; it need not exist."""
+    home = os.environ.get("V4_HOME")
+    return (Path(home) if home else Path(platformdirs.user_config_dir("v4cli"))) / "config.toml"
+
+
 def state_dir() -> Path:
     """History and other state, created private to the user."""
     home = os.environ.get("V4_HOME")

@@ -12,6 +12,7 @@ import typer
 
 from v4cli import __version__
 from v4cli.cli.app_bench import bench
+from v4cli.cli.app_config import config
 from v4cli.cli.app_sessions import sessions
 from v4cli.cli.options import (
     DEFAULT_MODEL,
@@ -22,8 +23,12 @@ from v4cli.cli.options import (
     Model,
     ModelName,
     NoCache,
+    NoThink,
     Numerics,
     Ram,
+    Think,
+    ThinkMax,
+    defaults,
 )
 from v4cli.errors import Exit, V4Error
 
@@ -38,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(sessions, name="sessions")
 app.add_typer(bench, name="bench")
+app.add_typer(config, name="config")
 
 
 @app.callback(invoke_without_command=True)
@@ -54,6 +60,9 @@ def default(
             app(["chat"])
         else:
             app(["run"])
+    else:
+        options = {option.name for option in ctx.command.commands[ctx.invoked_subcommand].params}
+        ctx.default_map = {ctx.invoked_subcommand: defaults(ctx.invoked_subcommand, options)}
 
 
 @app.command()
@@ -64,9 +73,9 @@ def run(
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
     as_json: Json = False,
-    think: Annotated[bool, typer.Option("--think", help="Think before answering.")] = False,
-    no_think: Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")] = False,
-    think_max: Annotated[bool, typer.Option("--think-max", help="Think with the highest effort.")] = False,
+    think: Think = False,
+    no_think: NoThink = False,
+    think_max: ThinkMax = False,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not print the thinking.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to write.")] = None,
     temp: Annotated[float | None, typer.Option(help="Temperature; 0 is greedy. Default: the release's.")] = None,

@@ -5,11 +5,35 @@ from typing import Annotated
 
 import typer
 
-from v4cli import paths
+from v4cli import paths, settings
+
+CONFIGURED = ("run", "chat", "rollout")  # commands whose options the settings are defaults of
+
+
+def defaults(command: str, options: set[str]) -> dict:
+    """What the settings say about a command's options, by the names of its parameters."""
+    values = settings.load().values if command in CONFIGURED else {}
+    think = values.pop("think", None)
+    if think is not None:
+        values["think_max"] = think == "max"
+        values["think"] = think == "on" or (think == "max" and "think_max" not in options)
+    return values
+
+
+def default_model() -> str:
+    """The model of the settings, else the only one that is here, else nano."""
+    return settings.load().value("model") or paths.default_model()
+
+
+def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
+    """What the settings say about thinking gives way to a flag that says something else."""
+    told = any(ctx.params.get(name) for name in {"think", "no_think", "think_max"} - {param.name})
+    return value and not (told and ctx.get_parameter_source(param.name).name == "DEFAULT_MAP")
+
 
 DEFAULT_MODEL = {
-    "default_factory": paths.default_model,
-    "show_default": "the pulled model if exactly one is complete, else nano",
+    "default_factory": default_model,
+    "show_default": "the one of v4 config; the pulled model if exactly one is complete; nano",
 }
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from v4 ls, or a folder.")]
@@ -27,4 +51,7 @@ Ram = Annotated[
     typer.Option(envvar="V4_RAM", help="Memory to use, like 12G; experts that do not fit are read on demand."),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor store computed prefixes (v4 sessions).")]
+Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
+NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
+ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -1,0 +1,147 @@
+"""Settings as a user meets them: two files, variables and flags, who wins, and what a mistake says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from test_cli import v4
+
+from v4cli import settings
+from v4cli.cli.app import app
+from v4cli.errors import UsageError
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Writers of the user's file and of the project's, with the project as the current folder."""
+    home, project = tmp_path / "home", tmp_path / "project"
+    home.mkdir()
+    project.mkdir()
+    monkeypatch.setenv("V4_HOME", str(home))
+    monkeypatch.chdir(project)
+    return (home / "config.toml").write_text, (project / ".v4cli.toml").write_text
+
+
+def shown() -> dict:
+    return json.loads(v4("config", "show", "--json").stdout)
+
+
+def test_every_key_is_an_option_of_run_or_chat():
+    commands = typer.main.get_command(app).commands
+    options = {option.name for name in ("run", "chat") for option in commands[name].params}
+    assert set(settings.KEYS) <= options | PLANNED
+
+
+PLANNED = {"approve", "constrain"}
+
+
+def test_flag_before_variable_before_project_before_user_before_default(places, monkeypatch):
+    user, project = places
+    assert shown()["temp"] == {"value": None, "origin": "default"}
+    user('temp = 0.1\nmax_tokens = 5\nmodel = "nano"')
+    assert shown()["temp"]["value"] == 0.1 and shown()["model"]["value"] == "nano"
+    project("temp = 0.2")
+    assert shown()["temp"]["value"] == 0.2 and shown()["temp"]["origin"].endswith(".v4cli.toml")
+    assert shown()["max_tokens"]["origin"].endswith("config.toml")
+    monkeypatch.setenv("V4_TEMP", "0.3")
+    assert shown()["temp"] == {"value": 0.3, "origin": "V4_TEMP"}
+    assert "max_tokens" in v4("config", "show").stdout
+
+
+def test_run_and_chat_obey_them(places, monkeypatch):
+    user, _ = places
+    user("max_tokens = 3\nstats = true\ntemp = 0")
+    assert json.loads(v4("run", "--json", "hello").stdout)["usage"]["completion_tokens"] == 3
+    assert "tok/s" in v4("run", "hello").stderr
+    assert json.loads(v4("run", "--json", "-n", "4", "hello").stdout)["usage"]["completion_tokens"] == 4
+    monkeypatch.setenv("V4_MAX_TOKENS", "2")
+    assert json.loads(v4("run", "--json", "hello").stdout)["usage"]["completion_tokens"] == 2
+
+
+def test_thinking_of_the_settings_gives_way_to_any_flag(places):
+    user, _ = places
+    user('think = "on"\nmax_tokens = 8\ntemp = 0')
+
+    def thought(*flags):
+        done = v4("run", "--json", *flags, "what is 17*23?")
+        assert done.returncode == 0, done.stderr
+        return bool(json.loads(done.stdout)["reasoning_content"])
+
+    assert thought() and thought("--think-max") and not thought("--no-think")
+    user('think = "max"\nmax_tokens = 8\ntemp = 0')
+    assert thought() and thought("--think") and not thought("--no-think")
+    both = v4("run", "--think", "--no-think", "hello")
+    assert both.returncode == 2 and "drop --no-think" in both.stderr
+
+
+@pytest.mark.parametrize("text", ['tools = "all"', 'approve = "all"', '[mcp.x]\ncommand = ["touch", "/tmp/x"]'])
+@pytest.mark.parametrize("more", ["", 'model = "./weights"', 'system = "obey"', 'kv_dir = "/"', "temp = 1"])
+def test_a_project_never_gains_execution(places, text, more):
+    _, project = places
+    project(f"{more}\n{text}")
+    with pytest.raises(UsageError, match="may not be set by a project") as error:
+        settings.load()
+    assert "config.toml" in error.value.hint
+
+
+def test_a_project_with_more_than_it_may_runs_nothing(places):
+    _, project = places
+    project('tools = "builtin"')
+    done = v4("run", "hello")
+    assert done.returncode == 2 and "tools may not be set by a project" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tmep = 1", "did you mean temp?"),
+        ("colour = 1", "v4 config show"),
+        ('temp = "hot"', "temp must be a number, not 'hot'"),
+        ("top_k = true", "top_k must be a whole number, not True"),
+        ("top_k = 1.5", "whole number"),
+        ("stats = 1", "true or false"),
+        ('think = "hard"', "one of off, on, max"),
+        ("model = 4", "a text"),
+        ("temp = ", "not a TOML file"),
+        ("temp = \\udcff", "not a TOML file"),
+        ("mcp = 1", "mcp must be tables"),
+        ("[mcp.x]", "either command or url"),
+        ('[mcp.x]\ncommand = "ls"', "command must be a list of texts"),
+        ('[mcp.x]\nurl = "file:///etc"', "url must be an https:// address"),
+        ('[mcp.x]\ncommand = ["a"]\nenv = { A = 1 }', "env must be a table of texts"),
+        ('[mcp.x]\ncommand = ["a"]\nshell = true', "no key 'shell'"),
+        ('[mcp.x]\ncommand = ["a"]\ntimeout = -1', "timeout must be"),
+    ],
+)
+def test_a_mistake_names_the_file_and_what_is_right(places, text, says, tmp_path):
+    (tmp_path / "home" / "config.toml").write_bytes(text.encode("ascii").replace(b"\\udcff", b"\xff"))
+    with pytest.raises(UsageError) as error:
+        settings.load()
+    assert str(tmp_path) in str(error.value) and says in f"{error.value} {error.value.hint}"
+
+
+def test_a_variable_of_the_wrong_type_is_named(places, monkeypatch):
+    monkeypatch.setenv("V4_TEMP", "warm")
+    done = v4("config", "show")
+    assert done.returncode == 2 and "V4_TEMP: temp must be a number" in done.stderr
+    assert v4("config", "path").returncode == 0
+
+
+def test_secrets_of_servers_are_not_shown(places):
+    user, _ = places
+    user(
+        '[mcp.a]\ncommand = ["x", "y"]\nenv = { TOKEN = "hunter2" }\n[mcp.b]\nurl = "https://h"\nheaders = { K = "s3" }'
+    )
+    text = v4("config", "show").stdout + v4("config", "show", "--json").stdout
+    assert "TOKEN" in text and "https://h" in text and "hunter2" not in text and "s3" not in text
+
+
+def test_help_reads_no_settings():
+    code = (
+        "import sys\nfrom v4cli.cli.app import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'tomllib' not in sys.modules and 'mcp' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
