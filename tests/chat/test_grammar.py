@@ -79,6 +79,7 @@ def test_200_hot_blocks_all_parse_and_suit_their_schemas(chat):
     parsers = list(blocks(chat, TOOLS, 200, constrained=True))
     assert [faults(parser, TOOLS) for parser in parsers] == [[]] * 200
     assert len({parser.tool_block for parser in parsers}) > 100
+    assert any(len(parser.message()["tool_calls"]) > 1 for parser in parsers)
     assert {call["function"]["name"] for p in parsers for call in p.message()["tool_calls"]} > {"clock", "run_shell"}
     wrong = sum(bool(faults(parser, TOOLS)) for parser in blocks(chat, TOOLS, 40, False, limit=200))
     assert wrong > 20
@@ -125,6 +126,9 @@ def test_text_goes_on_over_any_closer_but_the_real_one(chat):
     tail = "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
     assert accepts(head + "a </b> <c </ \n\n é 中" + tail)
     assert accepts(head + tail)
+    again = "\n" + head.removeprefix("tool_calls>\n") + "b" + tail.removesuffix("\n</｜DSML｜tool_calls>")
+    assert accepts(head + "a" + tail.replace("\n</｜DSML｜tool_calls>", again * 31 + "\n</｜DSML｜tool_calls>"))
+    assert not accepts(head + "a" + tail.replace("\n</｜DSML｜tool_calls>", again * 32 + "\n</｜DSML｜tool_calls>"))
     assert not accepts(head + "a" + tail + "x")
     assert not accepts(head + tail.replace("parameter", "invoke", 1))
     assert not accepts(head.replace("true", "false") + "1" + tail)

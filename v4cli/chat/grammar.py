@@ -93,8 +93,9 @@ def grammar(tools: list[dict], dsml: int) -> str:
             calls.append(f"call{i}")
             rules += _call(i, function["name"], function.get("parameters") or {}, bar)
     head = (
-        f'start: "tool_calls>\\n" invoke ("\\n" invoke){{0,{MAX_CALLS - 1}}} "\\n</" {bar} "tool_calls>"',
-        f'invoke: "<" {bar} "invoke name=\\"" ({" | ".join(calls)}) "\\n</" {bar} "invoke>"',
+        # "\n<" as one lexeme: the lexer takes the longest and never goes back, which "\n" before "<" would need.
+        f'start: "tool_calls>\\n<" invoke ("\\n<" invoke){{0,{MAX_CALLS - 1}}} "\\n</" {bar} "tool_calls>"',
+        f'invoke: {bar} "invoke name=\\"" ({" | ".join(calls)}) "\\n</" {bar} "invoke>"',
         # Text goes on over any "</" but the one that the special token makes a closer.
         f'text: upto+ {bar} "parameter>"',
         "upto[lazy]: UPTO",
