@@ -86,9 +86,9 @@ def test_200_hot_blocks_all_parse_and_suit_their_schemas(chat):
 
 
 def test_values_are_of_their_types(chat):
-    parsers = list(blocks(chat, [TYPED], 40, constrained=True, limit=300))
+    parsers = list(blocks(chat, [TYPED], 20, constrained=True, limit=300))
     ends = [parser for parser in parsers if parser.stopped]
-    assert len(ends) > 30 and [faults(parser, [TYPED]) for parser in ends] == [[]] * len(ends)
+    assert len(ends) > 12 and [faults(parser, [TYPED]) for parser in ends] == [[]] * len(ends)
     texts = [call["function"]["arguments"] for parser in ends for call in parser.message()["tool_calls"]]
     box = Toolbox([Tool("read_file", "", TYPED["function"]["parameters"], Kind.READ, lambda a, c: "")])
     for text in texts:
