@@ -5,6 +5,7 @@ tools, approval, MCP servers, models, folders and the system prompt come from th
 """
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,14 +49,15 @@ KEYS = {
     "max_tokens": Key(int, "Most tokens of an answer.", project=True),
     "hide_thinking": Key(bool, "Do not print the thinking.", project=True),
     "stats": Key(bool, "Print counts and speeds after an answer.", project=True),
-    "tools": Key(str, "Tools the model may call."),
-    "approve": Key(str, "Which calls run without asking: ask (none), edits, plan (reading only), all."),
+    "tools": Key(str, "Tools the model may call in v4 chat."),
+    "approve": Key(str, "Which calls run unasked in v4 chat.", ("ask", "edits", "plan", "all")),
     "constrain": Key(bool, "Let a grammar keep tool calls well-formed.", project=True),
     "backend": Key(str, "What computes.", ("cpu", "reference")),
     "ram": Key(str, "Memory to use, like 12G."),
     "kv_dir": Key(Path, "Keep the KV cache in a file in this folder."),
     "no_cache": Key(bool, "Neither use nor store computed prefixes."),
 }
+CHAT_ONLY = ("tools", "approve")  # a script says itself what may run
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,20 @@ class Settings:
     def values(self) -> dict:
         """Of all keys that are settled."""
         return {key: setting.value for key, setting in self.keys.items() if setting.value is not None}
+
+
+def defaults(command: str, options: Container[str]) -> dict:
+    """What is settled for the options of `run` and `chat`, by the names of their parameters. UsageError."""
+    if command not in ("run", "chat"):
+        return {}
+    values = load().values
+    think = values.pop("think", None)
+    if think is not None:
+        values["think_max"] = think == "max"
+        values["think"] = think == "on" or (think == "max" and "think_max" not in options)
+    for key in CHAT_ONLY if command == "run" else ():
+        values.pop(key, None)
+    return {key: value for key, value in values.items() if key in options}
 
 
 def load(folder: Path | None = None) -> Settings:

@@ -27,6 +27,12 @@ def good():
         return str(a + b)
 
     @server.tool()
+    def calculator(expression: str) -> str:
+        """Evaluate an arithmetic expression"""
+        a, b = expression.split("*")
+        return str(int(a) * int(b))
+
+    @server.tool()
     def environment() -> str:
         """Tell the names of all variables."""
         return " ".join(sorted(os.environ))
@@ -167,20 +173,13 @@ def stubborn() -> None:
         time.sleep(60)
 
 
-def mute() -> None:
-    note("mute")
-    sys.stderr.write("still loading\n")
-    sys.stderr.flush()
-    time.sleep(3600)
-
-
 if __name__ == "__main__":
     kind = sys.argv[1]
     if kind == "good":
         good().run("stdio")
     elif kind == "http":
         good().run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
-    elif kind in ("strange", "stubborn", "mute"):
+    elif kind in ("strange", "stubborn"):
         globals()[kind]()
     else:
         by_hand(globals()[kind])

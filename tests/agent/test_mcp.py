@@ -16,9 +16,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from v4cli import paths
 from v4cli.agent import mcp_client
+from v4cli.agent.loop import Agent, CallEnd, Decision
 from v4cli.agent.mcp_client import mcp_tools
 from v4cli.agent.tools import Context, Kind, Toolbox, ToolError
+from v4cli.chat.turn import Chat, Options
 from v4cli.errors import UsageError
 from v4cli.settings import McpServer
 
@@ -31,7 +34,12 @@ def server(kind: str, folder: Path | None = None, **options) -> McpServer:
     return McpServer((sys.executable, str(SCRIPT), kind), env=env, **options)
 
 
-def eventually(true, seconds: float = 20.0) -> None:
+def mute(folder: Path) -> McpServer:
+    """One that starts at once and never says a word."""
+    return McpServer(("sh", "-c", 'echo $$ > "$HERE/mute"; exec sleep 3600'), env={"HERE": str(folder)})
+
+
+def eventually(true, seconds: float = 60.0) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not true():
@@ -72,6 +80,17 @@ def test_tools_are_offered_asked_about_and_called(good):
     box = Toolbox([add])
     call = {"function": {"name": "good__add", "arguments": '{"a": "1"}'}}
     assert "b is missing" in box.call(call).fault
+
+
+def test_nano_uses_one_by_a_name_that_only_the_grammar_knows(good):
+    """Of itself it would say calculator."""
+    chat, toolbox = Chat.open(paths.NANO), Toolbox([good["good__calculator"]])
+    agent = Agent(chat, toolbox, HERE, lambda call, context: Decision(True))
+    question = [{"role": "user", "content": "what is 17*23?"}]
+    events = list(agent.run(question, Options(temperature=0, constrain=True)))
+    ends = [event for event in events if isinstance(event, CallEnd)]
+    assert [(end.call.name, end.result, end.ok) for end in ends] == [("good__calculator", "391", True)]
+    assert "391" in chat.message["content"]
 
 
 def test_a_server_sees_only_the_variables_it_is_given(good):
@@ -133,7 +152,7 @@ def test_bad_servers_give_clear_errors_and_the_others_go_on(tmp_path):
 def test_one_that_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(mcp_client, "CONNECT_S", 1.0)
     notes = []
-    with mcp_tools({"mute": server("mute", tmp_path)}, notes.append) as tools:
+    with mcp_tools({"mute": mute(tmp_path)}, notes.append) as tools:
         assert tools == []
     assert "did not answer within 1 s" in notes[0]
     assert not alive(int((tmp_path / "mute").read_text()))
@@ -214,7 +233,7 @@ def test_ctrl_c_while_connecting_leaves_nothing_behind(tmp_path):
     )
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
-        with mcp_tools({"mute": server("mute", tmp_path)}, pytest.fail):
+        with mcp_tools({"mute": mute(tmp_path)}, pytest.fail):
             pass
     interrupt.join()
     assert not alive(int((tmp_path / "mute").read_text()))

@@ -24,10 +24,6 @@ def places(tmp_path, monkeypatch):
     return (home / "config.toml").write_text, (project / ".v4cli.toml").write_text
 
 
-def shown() -> dict:
-    return json.loads(v4("config", "show", "--json").stdout)
-
-
 def test_every_key_is_an_option_of_run_or_chat():
     commands = typer.main.get_command(app).commands
     options = {option.name for name in ("run", "chat") for option in commands[name].params}
@@ -37,20 +33,25 @@ def test_every_key_is_an_option_of_run_or_chat():
 PLANNED = {"approve", "constrain"}
 
 
-def test_flag_before_variable_before_project_before_user_before_default(places, monkeypatch):
+def test_variable_before_project_before_user_before_default(places, monkeypatch):
     user, project = places
-    assert shown()["temp"] == {"value": None, "origin": "default"}
-    user('temp = 0.1\nmax_tokens = 5\nmodel = "nano"')
-    assert shown()["temp"]["value"] == 0.1 and shown()["model"]["value"] == "nano"
+
+    def found(key: str) -> tuple:
+        setting = settings.load().keys[key]
+        return setting.value, setting.origin.rpartition("/")[2]
+
+    assert found("temp") == (None, "default")
+    user('temp = 1\nmax_tokens = 5\nmodel = "nano"')
+    assert found("temp") == (1.0, "config.toml") and found("model")[0] == "nano"
     project("temp = 0.2")
-    assert shown()["temp"]["value"] == 0.2 and shown()["temp"]["origin"].endswith(".v4cli.toml")
-    assert shown()["max_tokens"]["origin"].endswith("config.toml")
+    assert found("temp") == (0.2, ".v4cli.toml") and found("max_tokens") == (5, "config.toml")
     monkeypatch.setenv("V4_TEMP", "0.3")
-    assert shown()["temp"] == {"value": 0.3, "origin": "V4_TEMP"}
+    assert found("temp") == (0.3, "V4_TEMP")
+    assert json.loads(v4("config", "show", "--json").stdout)["temp"] == {"value": 0.3, "origin": "V4_TEMP"}
     assert "max_tokens" in v4("config", "show").stdout
 
 
-def test_run_and_chat_obey_them(places, monkeypatch):
+def test_run_obeys_them_unless_a_flag_says_more(places, monkeypatch):
     user, _ = places
     user("max_tokens = 3\nstats = true\ntemp = 0")
     assert json.loads(v4("run", "--json", "hello").stdout)["usage"]["completion_tokens"] == 3
@@ -58,6 +59,15 @@ def test_run_and_chat_obey_them(places, monkeypatch):
     assert json.loads(v4("run", "--json", "-n", "4", "hello").stdout)["usage"]["completion_tokens"] == 4
     monkeypatch.setenv("V4_MAX_TOKENS", "2")
     assert json.loads(v4("run", "--json", "hello").stdout)["usage"]["completion_tokens"] == 2
+
+
+def test_what_may_run_is_settled_for_chat_only(places):
+    user, _ = places
+    user('tools = "all"\napprove = "all"\nmin_p = 0.1')
+    options = {"tools", "approve", "min_p"}
+    assert settings.defaults("chat", options) == {"tools": "all", "approve": "all", "min_p": 0.1}
+    assert settings.defaults("run", options) == {"min_p": 0.1}
+    assert settings.defaults("rollout", options) == settings.defaults("chat", set()) == {}
 
 
 def test_thinking_of_the_settings_gives_way_to_any_flag(places):
@@ -71,7 +81,7 @@ def test_thinking_of_the_settings_gives_way_to_any_flag(places):
 
     assert thought() and thought("--think-max") and not thought("--no-think")
     user('think = "max"\nmax_tokens = 8\ntemp = 0')
-    assert thought() and thought("--think") and not thought("--no-think")
+    assert thought("--think") and not thought("--no-think")
     both = v4("run", "--think", "--no-think", "hello")
     assert both.returncode == 2 and "drop --no-think" in both.stderr
 

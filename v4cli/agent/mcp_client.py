@@ -20,7 +20,7 @@ from v4cli.agent.tools import Context, Kind, Tool, ToolError
 from v4cli.errors import UsageError
 from v4cli.settings import McpServer
 
-CONNECT_S = 20.0  # to start and tell its tools
+CONNECT_S = 30.0  # to start and tell its tools
 POLL_S = 0.05  # between looks at whether the user interrupted
 MAX_TOOLS = 128  # of one server
 MAX_PAGES = 20  # of its list of tools
@@ -114,6 +114,7 @@ class _Connection:
         self.listed: Future = Future()  # its tools, or a ToolError
         self._children: list = []
         self._scope = None
+        self._stopped = False
 
     async def run(self) -> None:
         """Connect, tell the tools, and stay connected until stopped."""
@@ -122,6 +123,8 @@ class _Connection:
         error: Exception | None = None
         try:
             with anyio.CancelScope(deadline=anyio.current_time() + CONNECT_S) as self._scope:
+                if self._stopped:
+                    self._scope.cancel()
                 async with AsyncExitStack() as stack:
                     self._client = await self._connected(stack)
                     tools = await self._list()
@@ -135,6 +138,7 @@ class _Connection:
             self.listed.set_exception(ToolError(f"mcp.{self.name}: not connected: {late or self._reason(error)}"))
 
     def stop(self) -> None:
+        self._stopped = True
         if self._scope is not None:
             self._scope.cancel()
 

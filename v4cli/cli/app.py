@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli import __version__
+from v4cli import __version__, settings
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
 from v4cli.cli.app_sessions import sessions
@@ -28,7 +28,6 @@ from v4cli.cli.options import (
     Ram,
     Think,
     ThinkMax,
-    defaults,
 )
 from v4cli.errors import Exit, V4Error
 
@@ -62,7 +61,7 @@ def default(
             app(["run"])
     else:
         options = {option.name for option in ctx.command.commands[ctx.invoked_subcommand].params}
-        ctx.default_map = {ctx.invoked_subcommand: defaults(ctx.invoked_subcommand, options)}
+        ctx.default_map = {ctx.invoked_subcommand: settings.defaults(ctx.invoked_subcommand, options)}
 
 
 @app.command()

@@ -7,18 +7,6 @@ import typer
 
 from v4cli import paths, settings
 
-CONFIGURED = ("run", "chat", "rollout")  # commands whose options the settings are defaults of
-
-
-def defaults(command: str, options: set[str]) -> dict:
-    """What the settings say about a command's options, by the names of its parameters."""
-    values = settings.load().values if command in CONFIGURED else {}
-    think = values.pop("think", None)
-    if think is not None:
-        values["think_max"] = think == "max"
-        values["think"] = think == "on" or (think == "max" and "think_max" not in options)
-    return values
-
 
 def default_model() -> str:
     """The model of the settings, else the only one that is here, else nano."""
