@@ -76,6 +76,10 @@ class Tokenizer:
         stream = self.stream()
         return "".join(map(stream.push, ids)) + stream.flush()
 
+    def complete(self, ids: list[int]) -> str:
+        """The same without the bytes at the end that do not make a character yet."""
+        return "".join(map(self.stream().push, ids))
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes one ordinary token stands for; empty for ids without an entry."""
         text = self._bpe.id_to_token(token)
