@@ -12,10 +12,11 @@ CASES = 100_000
 DEADLINE_S = 5.0  # of one case: hundreds of times what the largest needs
 NOISE = (
     "</think>", "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "<｜DSML｜ calls>", "</｜DSML｜ calls>", "</｜DSML｜",
-    "<｜DSML｜", "｜DSML｜", "｜", "</", "<", ">", "/", '"', "'", "\\", "\n", "\n\n", " ", "{", "}", "null", "NaN", "tool",
+    "<｜DSML｜", "｜DSML｜", "｜", "</", "<", ">", "/", '"', "'", "\\", "\n", "\n\n", " ", "{", "}", "null", "NaN",
     "<｜DSML｜invoke>", '<｜DSML｜invoke name="g">', "</｜DSML｜invoke>", "</｜DSML｜parameter>", "</｜DSML｜parameter",
-    '<｜DSML｜parameter name="a" string="true">', '<｜DSML｜parameter name="b" string="false">', 'name="', 'string="false"',
-    "é", "漢字", "🙂", "\u2028", "\x00", "\x1b[31m", "\ud800", "<tool_result>", "<｜end▁of▁sentence｜>", "<｜User｜>",
+    '<｜DSML｜parameter name="a" string="true">', '<｜DSML｜parameter name="b" string="false">', 'name="',
+    'string="false"', "é", "漢字", "🙂", "\u2028", "\x00", "\x1b[31m", "\ud800", "<tool_result>",
+    "<｜end▁of▁sentence｜>", "<｜User｜>",
 )  # fmt: skip
 VALUES = ("ls -l", "a/b.txt", "", "line\nline\n", 'say "hi" \\ bye', "漢字 🙂 é", "x < y > z", "</p>", "<think>", "0")
 JSON_VALUES = ("1", "-2.5e3", "true", "null", "[1, 2]", '{"k": "v"}', '"text"', "[]", "{oops", "", "NaN")
@@ -103,7 +104,9 @@ def check(rng: random.Random, text: str, thinking: bool, every_letter: bool) -> 
     options = {"thinking": thinking, "stop": rng.choice(((), (), ("stop", "\n\n\n"), ("two <",)))}
     start = time.perf_counter()
     whole, events = parse(text, (), **options)
-    cuts = range(1, len(text)) if every_letter else sorted(rng.randrange(len(text) + 1) for _ in range(rng.randint(1, 8)))
+    cuts = (
+        range(1, len(text)) if every_letter else sorted(rng.randrange(len(text) + 1) for _ in range(rng.randint(1, 8)))
+    )
     split, same = parse(text, cuts, **options)
     assert time.perf_counter() - start < DEADLINE_S
     assert same == events

@@ -58,7 +58,7 @@ class Tokenizer:
         """Ids of plain text; never a special token."""
         try:
             return self._bpe.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
             raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:

@@ -43,7 +43,7 @@ class Chat:
         self.session = session
         self.message: dict = {}
         self.finish = ""
-        self.faults: list[str] = []  # of each call: why it must not be run, empty if it may; of a block without any, one
+        self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
         self.prompt: list[int] = []  # ids before the message,
         self.ids: list[int] = []  # those sampled for it, the end of the turn included,
         self.logprobs: list[float] = []  # and the log-probability of each
