@@ -70,6 +70,16 @@ def parameters(required: Iterable[str] = (), **properties: dict | str) -> dict:
     return {"type": "object", "properties": schemas, "required": list(required)}
 
 
+def argument(text: str) -> str:
+    """A text that the system takes as a path or an argument, or ToolError."""
+    try:
+        if "\0" not in text and text.encode():
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise ToolError("a path, pattern or command cannot be empty, and cannot contain NUL or half of a character")
+
+
 class Toolbox:
     """The tools of a conversation, by name."""
 
