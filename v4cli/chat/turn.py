@@ -71,6 +71,10 @@ class Chat:
             raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
         return cls(engine, tokenizer, _generation_defaults(folder), session(engine))
 
+    def twin(self) -> "Chat":
+        """Another conversation on the same engine; each may have its own thread."""
+        return Chat(self.engine, self.tokenizer, self.defaults, self.engine.session())
+
     @property
     def stats(self):
         return self.session.stats

@@ -12,6 +12,7 @@ import typer
 
 from v4cli import __version__
 from v4cli.cli.app_bench import bench
+from v4cli.cli.app_rollout import rollout
 from v4cli.cli.app_sessions import sessions
 from v4cli.cli.options import (
     DEFAULT_MODEL,
@@ -115,6 +116,9 @@ def chat(
     from v4cli.cli.chat import chat_loop
 
     chat_loop(model, system, think, backend, numerics, ram, kv_dir, no_cache)
+
+
+app.command()(rollout)
 
 
 @app.command("download", hidden=True)
