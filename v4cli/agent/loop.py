@@ -11,6 +11,7 @@ from v4cli.chat.turn import Chat, Options
 MAX_ROUNDS = 50  # turns of the model per question
 MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
 NOT_RUN = "error: this call was not run: "
+RUNAWAY = "the block of calls was too long and has been stopped; make fewer or shorter calls"
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,7 @@ class Agent:
 
     def _faults(self) -> list[str]:
         """What is wrong with each call of the message just made, or with a block without calls."""
-        if self.chat.finish != "runaway":
-            return list(self.chat.faults)
-        reason = "the block of calls was too long and has been stopped; make fewer or shorter calls"
-        return [reason] * len(self.chat.faults)
+        return [RUNAWAY if self.chat.finish == "runaway" else fault for fault in self.chat.faults]
 
     def _run(self, call: Call, cancelled: Callable[[], bool]) -> tuple[str, bool]:
         """The result of a call for the model, and whether it succeeded."""

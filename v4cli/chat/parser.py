@@ -97,6 +97,7 @@ class StreamParser:
         self._finish = ""
         self.block_length = 0  # characters of the tool block
         self.faults: list[str] = []  # of each call: why it must not be run; empty if nothing is wrong
+        self.unread = 0  # characters pushed after the end of the tool block
         self.stopped = False  # a stop string or the end of the tool block: nothing more will count
 
     def push(self, text: str) -> list[Event]:
@@ -120,11 +121,6 @@ class StreamParser:
     def tool_block(self) -> str:
         """Exact text of the sampled tool block."""
         return "".join(self._block)
-
-    @property
-    def unread(self) -> int:
-        """Characters pushed after the end of the tool block."""
-        return len(self._buffer) if self.stopped and self._mode == "calls" else 0
 
     def finish(self, reason: str = "stop") -> list[Event]:
         """End of the turn. `reason`: stop, length or whatever ended it; calls make it tool_calls.
@@ -242,8 +238,8 @@ class StreamParser:
         else:
             self._end_call()
         if closed in ("tool_calls", "calls"):
-            block = self.tool_block
-            self._block = [block[: len(block) - len(self._buffer)]]
+            block, self.unread = self.tool_block, len(self._buffer)
+            self._block = [block[: len(block) - self.unread]]
             self.stopped = True
         return True
 

@@ -44,7 +44,9 @@ def run_rollouts(request: RolloutRequest) -> None:
     tasks, out = read_tasks(request.tasks), request.out
     trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, request.tools) else ""
     if trouble:
-        raise UsageError(f"rollouts need a sandbox: {trouble}", "install bubblewrap, for example: apt install bubblewrap")
+        raise UsageError(
+            f"rollouts need a sandbox: {trouble}", "install bubblewrap, for example: apt install bubblewrap"
+        )
     settings = Settings(
         request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
         request.max_rounds, request.timeout,
