@@ -182,8 +182,10 @@ def test_limits_end_a_rollout_which_is_checked_all_the_same(chat, tmp_path):
     assert record["finish"] == "rounds" and record["reward"] == 1
 
 
-def test_a_full_context_ends_the_rollout_only(chat, tmp_path):
-    long = {"id": "long", "prompt": "word " * 1_100_000}
+def test_a_full_context_ends_the_rollout_only(tmp_path):
+    chat = Chat.open(NANO)
+    chat.engine.config = replace(chat.engine.config, max_position_embeddings=1000)
+    long = {"id": "long", "prompt": "word " * 1000}
     short = {"id": "short", "prompt": "hello"}
     records = play(chat, tmp_path, long, short)
     assert [record["finish"] for record in records] == ["error", "stop"]

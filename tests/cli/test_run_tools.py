@@ -1,14 +1,17 @@
 """`v4 run --tools`: the agent loop for scripts."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from test_cli import V4, v4
+from test_cli import V4
 
 from v4cli.agent import sandbox
+from v4cli.cli.app import main
 from v4cli.cli.run_output import folded, printable
 
 
@@ -18,22 +21,33 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*args, **options):
-    return v4("run", "--temp", "0", *args, **options)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(argument, ...) is `v4 run --temp 0` in this process, in a pipe."""
+
+    def made(*args) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["v4", "run", "--temp", "0", *args])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=int(ended.value.code or 0), stdout=said.out, stderr=said.err)
+
+    return made
 
 
 def events(done) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_call_is_run_and_only_the_answer_is_on_stdout():
+def test_a_call_is_run_and_only_the_answer_is_on_stdout(run):
     done = run("--tools", "nano", "What is 17*23?")
     assert done.returncode == 0
     assert done.stdout == "17*23 = 391\n"
     assert done.stderr == '[calculator {"expression": "17*23"}]\n  391\n'
 
 
-def test_json_has_every_message_and_adds_up_the_turns():
+def test_json_has_every_message_and_adds_up_the_turns(run):
     result = json.loads(run("--tools", "calculator", "--json", "What is 17*23?").stdout)
     assert [message["role"] for message in result["messages"]] == ["user", "assistant", "tool", "assistant"]
     assert result["text"] == result["messages"][-1]["content"] == "17*23 = 391"
@@ -43,7 +57,7 @@ def test_json_has_every_message_and_adds_up_the_turns():
     assert result["usage"]["cached_tokens"] > result["usage"]["prompt_tokens"] // 3
 
 
-def test_stream_json_tells_each_step_in_order(folder):
+def test_stream_json_tells_each_step_in_order(run, folder):
     (folder / "a.txt").write_text("hello world")
     done = run("--tools", "nano", "--think", "--output-format", "stream-json", "read a.txt")
     kinds = [event["type"] for event in events(done)]
@@ -58,7 +72,7 @@ def test_stream_json_tells_each_step_in_order(folder):
     assert said == events(done)[-1]["text"] and "hello world" in said
 
 
-def test_what_changes_things_is_refused_with_the_flag_that_allows_it(folder):
+def test_what_changes_things_is_refused_with_the_flag_that_allows_it(run, folder):
     done = run("--tools", "nano", "--output-format", "stream-json", "run the command mkdir made")
     result = next(event for event in events(done) if event["type"] == "tool_result")
     assert not result["ok"] and "not run" in result["text"]
@@ -68,12 +82,12 @@ def test_what_changes_things_is_refused_with_the_flag_that_allows_it(folder):
 
 @pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
 @pytest.mark.parametrize(("mode", "made"), [("all", True), ("plan", False), ("edits", False)])
-def test_approve_says_what_runs(folder, mode, made):
+def test_approve_says_what_runs(run, folder, mode, made):
     done = run("--tools", "nano", "--approve", mode, "run the command mkdir made")
     assert done.returncode == 0 and (folder / "made").is_dir() == made
 
 
-def test_the_limit_of_turns_is_exit_6():
+def test_the_limit_of_turns_is_exit_6(run):
     done = run("--tools", "nano", "--max-rounds", "1", "--json", "What is 17*23?")
     assert done.returncode == 6 and "--max-rounds" in done.stderr
     result = json.loads(done.stdout)
@@ -82,7 +96,7 @@ def test_the_limit_of_turns_is_exit_6():
     }  # fmt: skip
 
 
-def test_calls_of_tools_in_a_file_are_the_caller_s(folder):
+def test_calls_of_tools_in_a_file_are_the_caller_s(run, folder):
     from v4cli.nano.tools import TOOLS
 
     (folder / "tools.json").write_text(json.dumps(TOOLS))
@@ -106,13 +120,13 @@ def test_calls_of_tools_in_a_file_are_the_caller_s(folder):
         (["--max-rounds", "3", "--tools", "x.json"], "add --tools"),
     ],
 )
-def test_mistakes_say_what_to_do(args, says):
+def test_mistakes_say_what_to_do(run, args, says):
     done = run("x", *args)
     assert done.returncode == 2 and says in done.stderr and done.stdout == ""
 
 
-def test_an_error_is_an_event_too():
-    done = v4("run", "--output-format", "stream-json", "--model", "nowhere", "hi")
+def test_an_error_is_an_event_too(run):
+    done = run("--output-format", "stream-json", "--model", "nowhere", "hi")
     assert done.returncode == 3
     assert [event["type"] for event in events(done)] == ["init", "error"]
     assert "v4 ls" in events(done)[1]["hint"] and "v4 ls" in done.stderr
