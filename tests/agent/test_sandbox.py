@@ -5,11 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from v4cli.agent import process, sandbox
@@ -18,6 +15,7 @@ from v4cli.agent.seccomp import program
 
 pytestmark = pytest.mark.skipif(not sandbox.available(), reason=f"no sandbox: {sandbox._trouble()}")
 SECRET = "TOKEN-5a8e4f"
+SHORT = Limits(seconds=20)
 
 
 class World:
@@ -34,9 +32,8 @@ class World:
         (self.workspace / "link").symlink_to(self.secret)
         (self.workspace / "link_to_folder").symlink_to(root)
         self.victim_file.write_text("untouched")
-        self.victim = subprocess.Popen(
-            ["sleep", "600"], cwd=self.workspace, env=os.environ | {"V4_TEST_SECRET": SECRET}
-        )
+        environment = os.environ | {"V4_TEST_SECRET": SECRET}
+        self.victim = subprocess.Popen(["sleep", "600"], cwd=self.workspace, env=environment)
         self.servers = [_server(socket.AF_INET, ("127.0.0.1", 0)), _server(socket.AF_UNIX, f"\0v4-{os.getpid()}")]
         self.servers.append(_server(socket.AF_UNIX, self._short(self.workspace / "s")))
         self.port, self.abstract = self.servers[0].getsockname()[1], f"v4-{os.getpid()}"
@@ -55,7 +52,7 @@ class World:
             script = script.replace(f"@{name}@", str(value))
         return script
 
-    def inside(self, script: str, limits: Limits = Limits(seconds=20), **more) -> process.Finished:
+    def inside(self, script: str, limits: Limits = SHORT, **more) -> process.Finished:
         return sandbox.run(["bash", "-c", self.fill(script)], self.workspace, limits, **more)
 
     def outside(self, script: str) -> str:
@@ -116,7 +113,7 @@ PROVED = {
     "read through /proc/self/root": "grep -q TOKEN /proc/self/root@secret@ && echo ESCAPED",
     "read through the folder of another process": "grep -q TOKEN /proc/@pid@/cwd/../secret.txt && echo ESCAPED",
     "environment of a process": "tr '\\0' '\\n' < /proc/@pid@/environ | grep -q TOKEN && echo ESCAPED",
-    "environments of all processes": "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep -q 'SECRET=TOKEN' && echo ESCAPED",
+    "environments of all processes": "cat /proc/[0-9]*/environ | tr '\\0' '\\n' | grep -q SECRET=TOKEN && echo ESCAPED",
     "secrets in the environment": "env | grep -q TOKEN && echo ESCAPED",
     "see processes": "ls -d /proc/@me@ && ps -p @pid@ && echo ESCAPED",
     "signal a process": "kill -0 @pid@ && echo ESCAPED",
@@ -128,7 +125,7 @@ PROVED = {
     "see the name of the machine": f"test $(uname -n) = {os.uname().nodename} && echo ESCAPED",
 }
 ROOT_ONLY = {  # users who are not root cannot do these outside either
-    "set a parameter of the kernel": "v=$(cat /proc/sys/vm/swappiness); echo $v > /proc/sys/vm/swappiness && echo ESCAPED",
+    "set a parameter of the kernel": "f=/proc/sys/vm/swappiness; v=$(cat $f); echo $v > $f && echo ESCAPED",
     "write what runs on crashes": "f=/proc/sys/kernel/core_pattern; v=$(cat $f); echo \"$v\" > $f && echo ESCAPED",
     "read the password file": "grep -q root /etc/shadow && echo ESCAPED",
     "a mount namespace": "unshare -m true && echo ESCAPED",
@@ -142,7 +139,7 @@ ROOT_ONLY = {  # users who are not root cannot do these outside either
 # sandbox has; what is outside is looked at afterwards
 TRIED = {
     "list the devices of the kernel": "ls -d /sys/class && echo ESCAPED",
-    "read raw memory or disk": "head -c1 /dev/mem /dev/kmem /dev/vda /dev/sda /dev/nvme0n1 /dev/kmsg | grep -q . && echo ESCAPED",
+    "read raw memory or disk": "for f in mem kmem vda sda nvme0n1 kmsg; do head -c1 /dev/$f && echo ESCAPED; done",
     "write outside": "echo x > @root@/new",
     "write over a file outside": "echo x > @victim@",
     "write through a link": "ln -sf @victim@ l; echo x > l; echo x > link_to_folder/victim.txt",
@@ -161,15 +158,17 @@ TRIED = {
     "names of the internet": python("import socket; socket.getaddrinfo('pypi.org', 443); print('ESCAPED')"),
     "raw packets": python("import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW); print('ESCAPED')"),
     "the host of a virtual machine": python("import socket; socket.socket(socket.AF_VSOCK); print('ESCAPED')"),
-    "docker": "for s in /var/run/docker.sock /run/docker.sock /run/dbus/system_bus_socket; do test -e $s && echo ESCAPED; done",
+    "docker": "for f in /var/run/docker.sock /run/docker.sock /run/dbus /run/user; do test -e $f && echo ESCAPED; done",
     "a user namespace": "unshare -U true && echo ESCAPED; unshare -Ur mount -t tmpfs none /tmp && echo ESCAPED",
-    "undo the mounts": "for m in /proc/sys /usr /tmp /dev /; do umount $m && echo ESCAPED; umount -l $m && echo ESCAPED; "
-    "mount -o remount,rw,bind $m && echo ESCAPED; done",
+    "undo the mounts": "for m in /proc/sys /usr /tmp /dev /; do umount $m && echo ESCAPED; "
+    "umount -l $m && echo ESCAPED; mount -o remount,rw,bind $m && echo ESCAPED; done",
     "bind the root elsewhere": "mkdir -p b; mount --bind / b && echo ESCAPED",
-    "pivot_root": python(LIBC + "os.makedirs('p', exist_ok=True)\nprint('ESCAPED' if libc.pivot_root(b'.', b'p') == 0 else 'no')"),
+    "pivot_root": python(
+        LIBC + "os.makedirs('p', exist_ok=True)\nprint('ESCAPED' if libc.pivot_root(b'.', b'p') == 0 else 'no')"
+    ),
     "sudo and su": "for p in 'sudo -n' 'su -c'; do command -v ${p% *} && $p true && echo ESCAPED; done",
     "more rights from a program": "grep -q 'NoNewPrivs:.*1' /proc/self/status || echo ESCAPED",
-    "capabilities": "grep -E 'Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | grep -vq '0000000000000000' && echo ESCAPED",
+    "capabilities": "grep '^Cap' /proc/self/status | grep -vq 0000000000000000 && echo ESCAPED",
     "a device of its own": "mknod d b 254 0 && echo ESCAPED; mknod m c 1 1 && echo ESCAPED",
     "type on the terminal": python(
         LIBC + "import fcntl, pty\nmaster, slave = pty.openpty()\nfor fd in (0, 1, 2, slave):\n"
@@ -180,7 +179,7 @@ TRIED = {
     "calls by io_uring": python(LIBC + CALL.format(f"{NUMBER['io_uring']}, 8, ctypes.create_string_buffer(256)")),
     "programs in the kernel": python(LIBC + CALL.format(f"{NUMBER['bpf']}, 0, ctypes.create_string_buffer(128), 128")),
     "page faults": python(LIBC + CALL.format(f"{NUMBER['userfaultfd']}, 1")),
-    "descriptors left open": "for f in /proc/self/fd/*; do case $(readlink $f) in *TOKEN*|*secret*|*memfd*) echo ESCAPED;; esac; done",
+    "descriptors left open": "ls -l /proc/self/fd | grep -q -e secret -e memfd && echo ESCAPED",
     "stop what watches": "kill -STOP $PPID; kill -9 $PPID; for p in $(ls /proc | grep -E '^[0-9]+$'); do "
     "test $p -gt 60 && kill -9 $p && echo ESCAPED; done",
 }  # fmt: skip
@@ -205,8 +204,8 @@ def test_there_are_many_escapes():
 
 
 def test_the_workspace_can_be_worked_in(world):
-    script = "mkdir -p a && echo hello > a/b && cat a/b && cp a/b c && mv c d && rm d && cd a && pwd && python3 -c 'print(6*7)'"
-    done = world.inside(script)
+    script = "mkdir a && echo hello > a/b && cat a/b && cp a/b c && mv c d && rm d && cd a && pwd"
+    done = world.inside(f"{script} && python3 -c 'print(6*7)'")
     assert done.text == f"hello\n{world.workspace}/a\n42\n" and done.status == 0
     assert (world.workspace / "a" / "b").read_text() == "hello\n"
 

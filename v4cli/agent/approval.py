@@ -18,7 +18,7 @@ from v4cli.errors import UsageError
 from v4cli.files import write_atomically
 
 FLAG = "--approve"  # what a user who cannot be asked starts with
-OPERATORS = re.compile(r"[^\w\s./:=@%+,'\"*?-]|[\r\n]")  # anything a shell might take for more than words
+OPERATORS = re.compile(r"[^\w \t./:=@%+,'\"*?-]")  # anything a shell might take for more than words
 RUNNERS = {  # programs that run others: with any arguments, they would be a rule for everything
     "awk", "bash", "busybox", "chroot", "command", "dash", "doas", "env", "eval", "exec", "find", "fish", "gdb", "ksh",
     "lua", "make", "nice", "node", "nohup", "npx", "parallel", "perl", "php", "python", "python3", "ruby", "sed",
