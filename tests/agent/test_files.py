@@ -223,6 +223,12 @@ def test_write(at):
     assert not list(at.folder.rglob("*.tmp"))
 
 
+def test_write_leaves_git_alone(at):
+    for path in (".git/hooks/pre-commit", "docs/.git/config"):
+        assert "use git" in at.error("write_file", path=path, content="x")
+    assert not (at.folder / ".git").exists()
+
+
 def test_write_does_not_reach_through_a_hard_link(at):
     os.link(at.folder.parent / "secret.txt", at.folder / "hard")
     at.do("write_file", path="hard", content="x")

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from filelock import FileLock
-
 from v4cli import jsonfile, paths
 from v4cli.agent import sandbox
-from v4cli.agent.loop import Decision
-from v4cli.agent.tools import Call, Context, Kind
+from v4cli.agent.tools import Call, Context, Decision, Kind
 from v4cli.errors import UsageError
 from v4cli.files import write_atomically
 
@@ -175,6 +172,8 @@ def _stored() -> dict[str, list[str]]:
 
 def _store(folder: Path, rule: str) -> None:
     """Remember a rule for the folder, beside what other processes remember."""
+    from filelock import FileLock
+
     with FileLock(f"{_file()}.lock", mode=0o600):
         rules = _stored()
         rules[str(folder)] = list(dict.fromkeys([*rules.get(str(folder), []), rule]))
