@@ -182,9 +182,9 @@ TRICKS = [
     "git status > ~/.bashrc", "git status >x", "git status < x", "git status <(rm x)", "git status $HOME",
     "git status ${x:-y}", "git status {a,b}", "git status \\\nrm", "(git status)", "{ git status; }", "! git status",
     "X=1 git status", "git status #", "git status ~root", "git status\u2028rm x", "git status \"$(rm x)\"",
-    "git status '", "git status \x1b[A", "if git status", "GIT_PAGER=evil git status", "git statusx", "git-status", "gitstatus", "git",
-    "/tmp/git status", "./git status", "git -c alias.status=!rm status", "git\tstatus;x", "", " ", "git 'status;rm'",
-    "git status\x00", "git status ^x", "git status\x0brm", "git status\x85rm",
+    "git status '", "git status \x1b[A", "if git status", "GIT_PAGER=evil git status", "git statusx", "git-status",
+    "gitstatus", "git", "/tmp/git status", "./git status", "git -c alias.status=!rm status", "git\tstatus;x", "", " ",
+    "git 'status;rm'", "git status\x00", "git status ^x", "git status\x0brm", "git status\x85rm",
 ]  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 as well, where they must work: else they would prove nothing."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from v4cli.agent import process, sandbox
@@ -246,3 +249,37 @@ def test_the_filter_is_made_of_whole_instructions(machine):
     lines = len(program(machine)) / 8
     assert lines == int(lines) and 30 < lines < 100
     assert program("riscv64") == b""
+
+
+def test_git_can_be_used_but_not_be_given_something_to_run(world):
+    shutil.rmtree(world.workspace / ".git")
+    subprocess.run(["git", "init", "-q", "--template=", str(world.workspace)], check=True)
+    commit = "git add file && git -c user.name=a -c user.email=a@b.c commit -qm first && git log --oneline | wc -l"
+    assert world.inside(f"echo x > file; {commit}").text == "1\n"
+    done = world.inside(
+        "mkdir -p .git/hooks; echo evil > .git/hooks/pre-commit; git config core.pager evil; ls .git/hooks"
+    )
+    assert "Read-only file system" in done.text and "pager" not in (world.workspace / ".git" / "config").read_text()
+    assert list((world.workspace / ".git" / "hooks").iterdir()) == []
+
+
+def test_the_sandbox_dies_with_its_maker(world):
+    number = f"86400.{os.getpid()}"
+    code = f"import pathlib, sys\nfrom v4cli.agent import sandbox\nsandbox.run(['bash', '-c', 'sleep {number} & setsid sleep "
+    code += f"{number}; wait'], pathlib.Path(sys.argv[1]))"
+    maker = subprocess.Popen([sys.executable, "-c", code, str(world.workspace)])
+    _until(lambda: len(_running(number)) == 2)
+    maker.kill()
+    maker.wait()
+    _until(lambda: not _running(number))
+
+
+def _running(argument: str) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == [argument]]
+
+
+def _until(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

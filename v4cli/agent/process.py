@@ -157,7 +157,7 @@ class _Watch:
 
     def trouble(self) -> str:
         """The limit that is exceeded, in words."""
-        n_tasks, pids = 0, []
+        n_tasks, pids = 1, [self.pid]
         for pid, n in descendants(self.pid):
             pids.append(pid)
             n_tasks += n
