@@ -107,7 +107,7 @@ def test_number_of_processes(run):
 def test_fork_bomb(tmp_path, bomb):
     start = time.monotonic()
     done = sandbox.run(["bash", "-c", bomb], tmp_path, Limits(seconds=20, processes=300))
-    assert "300 processes" in done.stopped or "Resource temporarily" in done.text or os.getuid() != 0
+    assert "300 processes" in done.stopped or "Resource temporarily" in done.text
     assert time.monotonic() - start < 25
 
 
