@@ -7,8 +7,8 @@ import pytest
 from scripted import Scripted, block, invoke
 
 from v4cli.agent.conversation import SUMMARY_HEAD, Conversation, to_json, to_markdown
-from v4cli.agent.loop import Agent, Decision, Said
-from v4cli.agent.tools import Context, Kind, Tool, Toolbox, parameters
+from v4cli.agent.loop import Agent, Said
+from v4cli.agent.tools import Context, Decision, Kind, Tool, Toolbox, parameters
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.turn import Chat, Options
 from v4cli.errors import UsageError

@@ -6,8 +6,8 @@ import pytest
 from scripted import CLOSE, D, Scripted, block, invoke
 
 from v4cli.agent import loop
-from v4cli.agent.loop import Agent, CallEnd, CallStart, Decision, Done, Round, Said
-from v4cli.agent.tools import Call, Context, Kind, Tool, Toolbox, ToolError, parameters
+from v4cli.agent.loop import Agent, CallEnd, CallStart, Done, Round, Said
+from v4cli.agent.tools import Call, Context, Decision, Kind, Tool, Toolbox, ToolError, parameters
 from v4cli.chat import turn
 from v4cli.chat.special import PromptBuilder
 from v4cli.chat.turn import Chat, Options

@@ -5,8 +5,8 @@ import random
 import pytest
 
 from v4cli.agent.conversation import Conversation
-from v4cli.agent.loop import Agent, Decision, Done, Said
-from v4cli.agent.tools import Context, Kind, Tool, Toolbox, ToolError
+from v4cli.agent.loop import Agent, Done, Said
+from v4cli.agent.tools import Context, Decision, Kind, Tool, Toolbox, ToolError
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.turn import Chat, Options
 from v4cli.nano import skills
@@ -110,3 +110,19 @@ def test_so_is_garbage(chat, monkeypatch, tmp_path, temperature):
         options = Options(thinking=seed % 2 == 0, temperature=temperature, seed=seed, max_tokens=rng.choice((20, 120)))
         talk(chat, watch, rng, tmp_path, options, turns=3)
     assert watch.turns > 15
+
+
+def test_tokens_of_another_mode_are_not_replayed(chat):
+    """Without thinking no reasoning is in the prompt; with it, a turn without any is closed at once (spec 5.3)."""
+    for thinking in (True, False):
+        messages = [{"role": "user", "content": "what is 2*3?"}]
+        list(chat.reply(messages, Options(thinking, temperature=0.0), TOOLS))
+        said = chat.message
+        messages += [said, {"role": "tool", "tool_call_id": "call_0", "content": "6"}]
+        plain = [{key: value for key, value in message.items() if key != "sampled"} for message in messages]
+        prompts = []
+        for history in (messages, plain):
+            list(chat.reply(history, Options(not thinking, temperature=0.0, max_tokens=1), TOOLS))
+            prompts.append(chat.tokenizer.decode(chat.prompt))
+        assert "sampled" in said and prompts[0] == prompts[1]
+        assert said.get("reasoning_content", "no reasoning") not in prompts[0]

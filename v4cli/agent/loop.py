@@ -91,7 +91,7 @@ class Agent:
             message, finish, faults = self.chat.message, self.chat.finish, self._faults()
             messages.append(message)
             yield Said(message)
-            for call in map(self.toolbox.call, message.get("tool_calls", ()), faults):
+            for call in self._calls(message, faults):
                 yield CallStart(call)
                 start = time.monotonic()
                 result, ok = self._run(call, cancelled)
@@ -104,14 +104,16 @@ class Agent:
             if not faults:
                 yield Done(finish)
                 return
-            if not message.get("tool_calls"):
-                messages.append({"role": "tool", "tool_call_id": "", "content": f"{NOT_RUN}{faults[0]}"})
-                yield Said(messages[-1])
         yield Done("rounds")
 
     def _faults(self) -> list[str]:
         """What is wrong with each call of the message just made, or with a block without calls."""
         return [RUNAWAY if self.chat.finish == "runaway" else fault for fault in self.chat.faults]
+
+    def _calls(self, message: dict, faults: list[str]) -> list[Call]:
+        """The message's calls; of a block in which none can be read, one without a name."""
+        calls = list(map(self.toolbox.call, message.get("tool_calls", ()), faults))
+        return calls or [Call("", "", {}, fault) for fault in faults]
 
     def _run(self, call: Call, cancelled: Callable[[], bool]) -> tuple[str, bool]:
         """The result of a call for the model, and whether it succeeded."""
