@@ -27,7 +27,7 @@ class Transcript:
         self.path, self.about, self.messages = path, about, messages
 
     @classmethod
-    def new(cls, folder: Path, messages: list[dict] = (), **about) -> "Transcript":
+    def new(cls, folder: Path, messages: list[dict] = (), /, **about) -> "Transcript":
         """A conversation that gets its file under `folder` with its first message."""
         id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
         about = {"version": VERSION, "id": id, "created": int(time.time()), "title": ""} | about

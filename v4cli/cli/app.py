@@ -17,6 +17,7 @@ from v4cli.cli.options import (
     DEFAULT_MODEL,
     MODEL_OR_RELEASE,
     Backend,
+    ChatModel,
     Json,
     KvDir,
     Model,
@@ -93,19 +94,32 @@ def run(
 
 @app.command()
 def chat(
-    model: Model,
+    model: ChatModel = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
+    go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the conversation used last.")] = False,
+    resume: Annotated[str | None, typer.Option("--resume", "-r", metavar="ID", help="Go on with this one.")] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
+    as_json: Json = False,
+    tools: Annotated[
+        str | None,
+        typer.Option(help="Tools the model may call: names, or read, edit, all, nano, none. Default: all; nano's own."),
+    ] = None,
+    approve: Annotated[
+        str, typer.Option(help="Calls that run unasked: ask (reading), edits, plan (reading only), all.")
+    ] = "ask",
+    plain: Annotated[bool, typer.Option("--plain", help="Line by line: for screen readers, and in pipes.")] = False,
     backend: Backend = None,
     numerics: Numerics = None,
     ram: Ram = None,
     kv_dir: KvDir = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
-    from v4cli.cli.chat import chat_loop
+    """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest."""
+    options = dict(locals())
+    from v4cli.cli.chat import ChatRequest, chat
 
-    chat_loop(model, system, think, backend, numerics, ram, kv_dir, no_cache)
+    chat(ChatRequest(**options))
 
 
 @app.command("download", hidden=True)
