@@ -1,9 +1,8 @@
-"""The `v4` command: which subcommands there are, and how errors become messages and exit codes.
+"""The `v4` command: which subcommands and options there are.
 
 Command modules are imported when they run, so that `v4 --help` stays quick.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,6 @@ from v4cli.cli.options import (
     Numerics,
     Ram,
 )
-from v4cli.errors import Exit, V4Error
 
 app = typer.Typer(
     name="v4",
@@ -265,30 +263,3 @@ def parse(
     from v4cli.cli.plumbing import parse_text
 
     parse_text(source, thinking)
-
-
-def main() -> None:
-    """Entry point: every expected error is one line, a hint and a documented exit code."""
-    try:
-        app()
-    except V4Error as error:
-        _fail(str(error), error.hint, error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", "", Exit.INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: leave quietly
-        sys.exit(Exit.OK)
-    except MemoryError:
-        _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
-    except OSError as error:
-        code = Exit.RESOURCES if error.errno == 28 else Exit.FAILURE
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", code)
-    except Exception as error:
-        if os.environ.get("V4_DEBUG"):
-            raise
-        _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
-
-
-def _fail(message: str, hint: str, code: Exit) -> None:
-    sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-    sys.exit(code)

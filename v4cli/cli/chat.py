@@ -15,23 +15,23 @@ from v4cli.repl.setup import APPROVE, Setup
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """The options of `v4 chat`, as typed."""
+    """The options of `v4 chat`, as typed; the defaults are those of the command line."""
 
-    model: str | None
-    system: str
-    think: bool
-    go_on: bool
-    resume: str | None
-    list_all: bool
-    as_json: bool
-    tools: str | None
-    approve: str
-    plain: bool
-    backend: str | None
-    numerics: str | None
-    ram: str | None
-    kv_dir: Path | None
-    no_cache: bool
+    model: str | None = None
+    system: str = ""
+    think: bool = True
+    go_on: bool = False
+    resume: str | None = None
+    list_all: bool = False
+    as_json: bool = False
+    tools: str | None = None
+    approve: str = "ask"
+    plain: bool = False
+    backend: str | None = None
+    numerics: str | None = None
+    ram: str | None = None
+    kv_dir: Path | None = None
+    no_cache: bool = False
 
 
 def chat(request: ChatRequest) -> None:
