@@ -9,9 +9,13 @@ import pyte
 
 
 class Terminal:
-    """`v4 chat ARGS` (or another program) on a screen of `columns` x `rows`."""
+    """`v4 chat ARGS` (or another program) on a screen of `columns` x `rows`. Within it, `prompt` is there: what is typed
+    before that would not be keys yet."""
 
-    def __init__(self, *args, columns=80, rows=24, program=(sys.executable, "-m", "v4cli", "chat"), cwd=None, env=()):
+    def __init__(
+        self, *args, columns=80, rows=24, program=(sys.executable, "-m", "v4cli", "chat"), cwd=None, env=(), prompt="›"
+    ):
+        self.prompt = prompt
         self.screen = pyte.HistoryScreen(columns, rows, history=5000)
         self.stream = pyte.ByteStream(self.screen)
         self.raw = b""
@@ -23,6 +27,7 @@ class Terminal:
         )
 
     def __enter__(self) -> "Terminal":
+        self.wait(self.prompt)
         return self
 
     def __exit__(self, *_) -> None:

@@ -55,7 +55,7 @@ def parse(line: str) -> tuple[Command, str]:
     name, _, argument = line[1:].strip().partition(" ")
     command = BY_NAME.get(name.lower())
     if command is None:
-        close = difflib.get_close_matches(name.lower(), BY_NAME, n=2, cutoff=0.5)
+        close = difflib.get_close_matches(name.lower(), BY_NAME, n=2, cutoff=0.6)
         hint = " or ".join(f"/{BY_NAME[one].name}" for one in dict.fromkeys(close)) or "/help lists the commands"
         raise UsageError(f"there is no command /{name}", hint)
     return command, argument.strip()
