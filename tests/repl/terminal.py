@@ -9,8 +9,8 @@ import pyte
 
 
 class Terminal:
-    """`v4 chat ARGS` (or another program) on a screen of `columns` x `rows`. Within it, `prompt` is there: what is typed
-    before that would not be keys yet."""
+    """`v4 chat ARGS` (or another program) on a screen of `columns` x `rows`. Within it, `prompt` has been shown: what
+    is typed before that would not be keys yet."""
 
     def __init__(
         self, *args, columns=80, rows=24, program=(sys.executable, "-m", "v4cli", "chat"), cwd=None, env=(), prompt="›"

@@ -1,5 +1,6 @@
 """Pastes, files, history, completion."""
 
+import random
 import stat
 
 import pytest
@@ -9,7 +10,8 @@ from prompt_toolkit.document import Document
 from v4cli.errors import UsageError
 from v4cli.repl.commands import TABLE
 from v4cli.repl.files import MOST_BYTES, with_files
-from v4cli.repl.input import Completions, History, Pastes
+from v4cli.repl.input import Completions, History
+from v4cli.repl.pastes import END, START, PasteReader, Pastes
 
 
 def test_long_pastes_are_markers_until_sent():
@@ -29,6 +31,28 @@ def test_a_marker_within_a_paste_stays_as_it_was_pasted():
     first = pastes.taken("a\n" * 20)
     second = pastes.taken(first + "\nb" * 20)
     assert pastes.expanded(second) == first + "\nb" * 20
+
+
+class Pieces:
+    """Stands for a terminal that gives text in these pieces."""
+
+    closed = False
+
+    def __init__(self, pieces: list[str]):
+        self.pieces = pieces
+
+    def read(self, count: int) -> str:
+        return self.pieces.pop(0)
+
+
+def test_a_paste_comes_in_one_piece_and_nothing_is_lost():
+    text = f"ab{START}one{END}c{START}two two{END}de"
+    rng = random.Random(3)
+    for _ in range(500):
+        places = sorted(rng.randint(0, len(text)) for _ in range(rng.randint(0, 6)))
+        pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)])]
+        reader, n = PasteReader(Pieces(list(pieces))), len(pieces)
+        assert "".join(reader.read() for _ in range(n)) == text
 
 
 def test_the_history_is_private_and_keeps_markers_of_long_pastes(tmp_path):

@@ -52,9 +52,9 @@ def test_a_whole_session(place):
         assert "● calculator  17*23" in first.text and "└ 391" in first.text
         assert re.search(r"∴ thought for [0-9.]+ s, \d+ tokens", first.text)
         assert "I need the value" not in first.text  # folded
-        first.line("run ls docs")
+        first.line("run ls -l")
         approve(first, "y")
-        first.wait("└ plan.txt")
+        first.wait("└ total")
         first.wait(idle)
         first.line("run pwd")
         approve(first, "e")
@@ -70,13 +70,13 @@ def test_a_whole_session(place):
     assert path.stat().st_mode & 0o777 == 0o600
     with Terminal("-c", **place) as second:
         second.wait("17*23 = 391")
-        assert "› run ls docs" in second.text and "run pwd" not in second.text
+        assert "› run ls -l" in second.text and "run pwd" not in second.text
         second.line("/export md talk.md")
         second.wait("written:")
         second.line("/exit")
         assert second.end() == 0
     exported = (Path(place["cwd"]) / "talk.md").read_text()
-    assert "I need the value of 17*23" in exported and "plan.txt" in exported
+    assert "I need the value of 17*23" in exported and "total" in exported
 
 
 def test_an_answer_is_interrupted_and_the_next_message_waits_meanwhile(place):
@@ -115,7 +115,7 @@ def test_narrow_and_huge_windows(place, columns, rows):
     with Terminal(columns=columns, rows=rows, **place) as terminal:
         terminal.line("what is 17*23?")
         terminal.wait("17*23 = 391")
-        terminal.line("run ls docs")
+        terminal.line("run ls -l")
         approve(terminal, "n")
         terminal.wait("said no" if columns > 100 else "error:")
         terminal.line("/help")
@@ -225,7 +225,7 @@ def test_the_viewer_unfolds_reasoning_and_results(place):
 
 def test_a_key_meant_for_the_input_approves_nothing(place):
     with Terminal(**slow(place, 0.03)) as terminal:
-        terminal.line("run ls docs")
+        terminal.line("run ls -l")
         terminal.wait("thinking")
         terminal.type("yes, I was typing")
         terminal.wait(lambda t: "yes, once" in "\n".join(t.rows))
@@ -240,15 +240,15 @@ def test_a_key_meant_for_the_input_approves_nothing(place):
 @pytest.mark.skipif(not shutil.which("bwrap"), reason="needs bubblewrap: without it every call is asked about")
 def test_yes_for_the_session_asks_once(place):
     with Terminal(**place) as terminal:
-        terminal.line("run ls docs")
+        terminal.line("run ls -l")
         terminal.wait(lambda t: "yes, for this session: run_shell: ls*" in t.text or "not sandboxed" in t.text)
         if "not sandboxed" in terminal.text:
             pytest.skip("bubblewrap cannot make namespaces here")
         approve(terminal, "s")
-        terminal.wait("└ plan.txt")
+        terminal.wait("└ total")
         terminal.wait(idle)
-        terminal.line("run ls docs")
-        terminal.wait(lambda t: t.text.count("└ plan.txt") == 2)
+        terminal.line("run ls -l")
+        terminal.wait(lambda t: t.text.count("└ total") == 2)
         assert terminal.text.count("yes, once") == 0
 
 
@@ -273,10 +273,10 @@ def test_plain_mode_draws_nothing(place):
     with Terminal("--plain", prompt="nano is ready", **place) as terminal:
         terminal.line("what is 17*23?")
         terminal.wait("17*23 = 391")
-        terminal.line("run ls docs")
-        terminal.wait("answer: ")
+        terminal.line("run ls -l")
+        terminal.wait("answer:")
         terminal.line("y")
-        terminal.wait("plan.txt\n")
+        terminal.wait("total ")
         terminal.line("/exit")
         assert terminal.end() == 0
     assert b"\x1b" not in terminal.raw
@@ -287,7 +287,7 @@ def test_in_a_pipe_calls_are_refused_and_streams_are_kept_apart(place):
 
     command = [sys.executable, "-m", "v4cli", "chat"]
     done = subprocess.run(
-        command, input="what is 17*23?\nrun ls docs\n/nonsense\n", capture_output=True, text=True, cwd=place["cwd"],
+        command, input="what is 17*23?\nrun ls -l\n/nonsense\n", capture_output=True, text=True, cwd=place["cwd"],
         env=os.environ | place["env"], timeout=60,
     )  # fmt: skip
     assert done.returncode == 0 and "17*23 = 391" in done.stdout and "I need the value" not in done.stdout

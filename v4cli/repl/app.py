@@ -9,12 +9,14 @@ import time
 from prompt_toolkit.application import Application, in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
+from prompt_toolkit.input import create_input
 from prompt_toolkit.output import ColorDepth
 
 from v4cli import paths
 from v4cli.repl import commands, items
-from v4cli.repl.input import Completions, History, Pastes
+from v4cli.repl.input import Completions, History
 from v4cli.repl.keys import bindings
+from v4cli.repl.pastes import PasteReader, Pastes
 from v4cli.repl.screen import STYLE, Screen, layout
 from v4cli.repl.setup import Setup
 from v4cli.repl.status import Status
@@ -45,6 +47,8 @@ class Repl:
         self.notice = ""  # shown instead of the status
         self.typed_at = self.left_at = 0.0
         self.screen = Screen.open()
+        self.keyboard = create_input()
+        self.keyboard.stdin_reader = PasteReader(self.keyboard.stdin_reader)
         self.status = Status(setup.model or "the model")
         self.mailbox = Mailbox(self.deliver)
         self.worker = Worker(setup, self.mailbox.put)
@@ -63,6 +67,7 @@ class Repl:
             key_bindings=bindings(self),
             style=STYLE if colour else None,
             color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
+            input=self.keyboard,
             output=self.screen,
             erase_when_done=True,
         )
@@ -77,6 +82,8 @@ class Repl:
         self.app.after_render.add_handler(self._first_render)
         try:
             await self.app.run_async()
+        except EOFError:  # the terminal has gone
+            pass
         finally:
             ticker.cancel()
             self._answer_no()

@@ -1,4 +1,4 @@
-"""The input: pastes stand as markers until they are sent, Tab completes commands and files, lines are remembered."""
+"""The input: Tab completes commands and files, lines are remembered."""
 
 import os
 from collections.abc import Iterable
@@ -9,41 +9,9 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
 from v4cli.repl.commands import TABLE
+from v4cli.repl.pastes import Pastes
 
-PASTE_LINES, PASTE_CHARACTERS = 8, 1000  # what is longer is shown as a marker
 REMEMBERED = 10_000  # characters of a line in the history
-
-
-class Pastes:
-    """Long pastes by the marker that stands for them."""
-
-    def __init__(self):
-        self.texts: dict[str, str] = {}
-
-    def taken(self, text: str) -> str:
-        """What to put into the input for a paste: the text, or a marker."""
-        text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
-        n_lines = text.count("\n") + 1
-        if n_lines <= PASTE_LINES and len(text) <= PASTE_CHARACTERS:
-            return text
-        number = f" #{len(self.texts) + 1}" if self.texts else ""
-        marker = f"[pasted{number}: {_size(len(text.encode(errors='replace')))}, {n_lines:,} lines]"
-        self.texts[marker] = text
-        return marker
-
-    def expanded(self, text: str) -> str:
-        """The text with every marker replaced by what was pasted."""
-        for marker, pasted in self.texts.items():
-            if marker in text:
-                text = text.replace(marker, pasted)
-        return text
-
-
-def _size(n_bytes: int) -> str:
-    for unit, size in (("MB", 1_000_000), ("kB", 1000)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes} B"
 
 
 class History(FileHistory):
