@@ -8,6 +8,14 @@ import pexpect
 import pyte
 
 
+class Screen(pyte.HistoryScreen):
+    """pyte knows no faint text: here it is bright black."""
+
+    def select_graphic_rendition(self, *codes, **kwargs):
+        plain = 38 not in codes and 48 not in codes
+        super().select_graphic_rendition(*(90 if plain and code == 2 else code for code in codes), **kwargs)
+
+
 class Terminal:
     """`v4 chat ARGS` (or another program) on a screen of `columns` x `rows`. Within it, `prompt` has been shown: what
     is typed before that would not be keys yet."""
@@ -16,7 +24,7 @@ class Terminal:
         self, *args, columns=80, rows=24, program=(sys.executable, "-m", "v4cli", "chat"), cwd=None, env=(), prompt="›"
     ):
         self.prompt = prompt
-        self.screen = pyte.HistoryScreen(columns, rows, history=5000)
+        self.screen = Screen(columns, rows, history=5000)
         self.stream = pyte.ByteStream(self.screen)
         self.raw = b""
         environment = os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | dict(env)
