@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from filelock import FileLock
-
 from v4cli import jsonfile, paths
 from v4cli.agent import sandbox
-from v4cli.agent.loop import Decision
-from v4cli.agent.tools import Call, Context, Kind
+from v4cli.agent.tools import Call, Context, Decision, Kind
 from v4cli.errors import UsageError
 from v4cli.files import write_atomically
 
 FLAG = "--approve"  # what a user who cannot be asked starts with
-OPERATORS = re.compile(r"[^\w\s./:=@%+,'\"*?-]|[\r\n]")  # anything a shell might take for more than words
+OPERATORS = re.compile(r"[^\w \t./:=@%+,'\"*?-]")  # anything a shell might take for more than words
 RUNNERS = {  # programs that run others: with any arguments, they would be a rule for everything
     "awk", "bash", "busybox", "chroot", "command", "dash", "doas", "env", "eval", "exec", "find", "fish", "gdb", "ksh",
     "lua", "make", "nice", "node", "nohup", "npx", "parallel", "perl", "php", "python", "python3", "ruby", "sed",
@@ -175,6 +172,8 @@ def _stored() -> dict[str, list[str]]:
 
 def _store(folder: Path, rule: str) -> None:
     """Remember a rule for the folder, beside what other processes remember."""
+    from filelock import FileLock
+
     with FileLock(f"{_file()}.lock", mode=0o600):
         rules = _stored()
         rules[str(folder)] = list(dict.fromkeys([*rules.get(str(folder), []), rule]))

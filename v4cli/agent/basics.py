@@ -79,6 +79,6 @@ def _power(base: int | float, exponent: int | float) -> int | float:
 def _bounded(value: int | float) -> int | float:
     if isinstance(value, complex):
         raise ValueError
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+    if value.bit_length() > MAX_BITS if isinstance(value, int) else not math.isfinite(value):
         raise OverflowError
     return value

@@ -144,6 +144,8 @@ def _write(folder: Path, path: str, text: str) -> None:
         raise ToolError(f"the content is too large ({len(data) >> 20} MiB)")
     _, mode = _old(folder, path)
     parts = _parts(folder, path)
+    if ".git" in parts:
+        raise ToolError("git's own files are not to be written; use git")
     with _walked(folder, parts[:-1], make=True) as parent, _told():
         write_atomically(Path(f"/proc/self/fd/{parent}") / parts[-1], data, mode & 0o777)
 

@@ -24,12 +24,17 @@ def main(pattern: str, path: str) -> int:
 
 
 def files(path: str) -> Iterator[str]:
-    """The file, or all files below the folder, sorted; no symbolic links, nothing of git's."""
-    if not os.path.isdir(path):
+    """The file, or all files below the folder in order; nothing behind symbolic links, nothing of git's."""
+    if os.path.islink(path) or not os.path.isdir(path):
         yield path
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if name != ".git")
-        yield from (os.path.join(folder, name) for name in sorted(names))
+        return
+    try:
+        names = sorted(os.listdir(path))
+    except OSError:
+        return
+    for name in names:
+        if name != ".git":
+            yield from files(os.path.join(path, name))
 
 
 def lines(file: str) -> list[str]:

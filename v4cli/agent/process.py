@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
 
@@ -63,7 +62,7 @@ def run(
 ) -> Finished:
     """Run argv in `folder`, without input, and kill what it leaves behind. `output` is given what it prints, as it
     comes. OSError if it cannot be started."""
-    mark = uuid4().hex
+    mark = os.urandom(16).hex()
     process = subprocess.Popen(
         argv,
         cwd=folder,
@@ -158,7 +157,7 @@ class _Watch:
 
     def trouble(self) -> str:
         """The limit that is exceeded, in words."""
-        n_tasks, pids = 0, []
+        n_tasks, pids = 1, [self.pid]
         for pid, n in descendants(self.pid):
             pids.append(pid)
             n_tasks += n
@@ -191,8 +190,9 @@ def descendants(pid: int) -> Iterator[tuple[int, int]]:
 
 def _end(process, mark: str) -> None:
     """Kill it and all that came from it. With the first process of a sandbox, all of the sandbox dies at once."""
-    for pid in [*(pid for pid, _ in descendants(process.pid)), process.pid]:
+    for pid, _ in descendants(process.pid):
         _kill(pid)
+    process.kill()
     process.wait()
     end = time.monotonic() + END_S
     while (left := list(_marked(mark))) and time.monotonic() < end:

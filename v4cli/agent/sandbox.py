@@ -1,6 +1,7 @@
 """Runs a program in a bubblewrap sandbox: only the workspace is writable, the user's other files and the network do
 not exist, and nothing of the run survives it."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -16,14 +17,12 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOME = "/home/sandbox"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SETTINGS = (  # of /etc: what programs need, nothing about this machine's services
-    "alternatives", "ca-certificates", "fonts", "group", "java-17-openjdk", "java-21-openjdk", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "localtime", "magic", "mime.types", "nsswitch.conf", "os-release", "passwd", "perl",
-    "pki/tls/certs", "pki/ca-trust", "protocols", "python3", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo",
-    "timezone",
+    "alternatives", "ca-certificates", "fonts", "group", "java-*", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
+    "localtime", "magic", "mime.types", "nsswitch.conf", "os-release", "passwd", "perl", "pki/ca-trust",
+    "pki/tls/certs", "protocols", "python3*", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip
 NETWORK_SETTINGS = ("gai.conf", "host.conf", "hosts", "resolv.conf")
 KERNEL = ("/proc/sys", "/proc/sysrq-trigger")  # root may write there even without capabilities
-GUARDED = ("config", "hooks")  # of .git: git runs what stands there, outside the sandbox too
 
 Output = Callable[[str], None]
 
@@ -47,7 +46,7 @@ def run(
 
 def trouble(folder: Path) -> str:
     """Why there is no sandbox for this workspace; empty if there is one."""
-    if Path.home().resolve().is_relative_to(folder.resolve()):
+    if _home().is_relative_to(folder.resolve()):
         return "the workspace is your home folder or holds it; start in a folder of its own"
     return _trouble()
 
@@ -82,14 +81,14 @@ def _sandboxed(argv, folder: Path, limits: Limits, network: bool, output: Output
         file.seek(0)
         options = _options(folder, limits, network) + (["--seccomp", str(file.fileno())] if program else [])
         inside = process.limited(argv, limits, f"--nproc={limits.processes}")
-        command = ["bwrap", *options, "--", *inside]
+        command = [shutil.which("bwrap") or "bwrap", *options, "--", *inside]
         pass_fds = (file.fileno(),) if program else ()
         return process.run(command, folder, environment(), limits, output, cancelled, pass_fds)
 
 
 def _options(folder: Path, limits: Limits, network: bool) -> list[str]:
     """bwrap's options: namespaces first, then the file system in the order it is put together."""
-    settings = [f"/etc/{name}" for name in SETTINGS + (NETWORK_SETTINGS if network else ())]
+    settings = [path for name in SETTINGS + NETWORK_SETTINGS * network for path in Path("/etc").glob(name)]
     temporary = ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs"]
     prefixes = _prefixes()
     options = ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
@@ -102,9 +101,17 @@ def _options(folder: Path, limits: Limits, network: bool) -> list[str]:
     options += _read_only(*(p for p in prefixes if not p.is_relative_to(folder)))
     options += ["--bind", str(folder), str(folder), "--chdir", str(folder)]
     options += _read_only(*(p for p in prefixes if p.is_relative_to(folder)))
-    if (git := folder / ".git").is_dir() and not git.is_symlink():
-        options += ["--bind", str(git), str(git), *_read_only(*(git / name for name in GUARDED))]
+    options += _guarded(folder / ".git")
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _guarded(git: Path) -> list[str]:
+    """A repository that can be used, but in which nothing can be left for git to run."""
+    if git.is_symlink() or not git.is_dir():
+        return []
+    with contextlib.suppress(OSError):
+        (git / "hooks").mkdir(exist_ok=True)
+    return ["--bind", str(git), str(git), *_read_only(git / "config", git / "hooks")]
 
 
 def _system(path: str) -> list[str]:
@@ -121,5 +128,8 @@ def _read_only(*paths: str | Path) -> list[str]:
 def _prefixes() -> list[Path]:
     """Folders of this Python where they are not part of the system, so that programs can use it."""
     found = dict.fromkeys(Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
-    home = Path.home().resolve()
-    return [path for path in found if not path.is_relative_to("/usr") and not home.is_relative_to(path)]
+    return [path for path in found if not path.is_relative_to("/usr") and not _home().is_relative_to(path)]
+
+
+def _home() -> Path:
+    return Path(os.path.expanduser("~")).resolve()

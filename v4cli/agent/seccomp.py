@@ -1,7 +1,7 @@
 """System calls a sandboxed program is refused: the ways around namespaces that go through the kernel itself."""
 
 import errno
-import platform
+import os
 import socket
 import struct
 
@@ -23,7 +23,7 @@ NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 
 
-def program(machine: str = platform.machine()) -> bytes:
+def program(machine: str = os.uname().machine) -> bytes:
     """The filter, as the kernel takes it; empty for a machine whose numbers are not known."""
     if machine not in ARCHITECTURES:
         return b""

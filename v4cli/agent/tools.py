@@ -61,6 +61,14 @@ class Call:
     tool: Tool | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Whether a call runs; if not, `reason` is for the model."""
+
+    allowed: bool
+    reason: str = ""
+
+
 def parameters(required: Iterable[str] = (), **properties: dict | str) -> dict:
     """A JSON schema: each property as a schema, or as the description of a string."""
     schemas = {
