@@ -45,7 +45,7 @@ def svg(terminal: Terminal) -> str:
     ]
     for y in range(ROWS):
         row = screen.buffer[y]
-        for style, cells in groupby(range(COLUMNS), lambda x: (row[x].fg, row[x].bold)):
+        for style, cells in groupby(range(COLUMNS), lambda x, row=row: (row[x].fg, row[x].bold)):
             xs = list(cells)
             text = "".join(row[x].data for x in xs)
             if text.strip():

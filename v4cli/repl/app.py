@@ -4,6 +4,7 @@ import asyncio
 import base64
 import os
 import signal
+import sys
 import time
 
 from prompt_toolkit.application import Application, in_terminal
@@ -33,6 +34,8 @@ def run(setup: Setup) -> None:
     asyncio.run(repl.run())
     if repl.failure:
         raise repl.failure
+    if id := repl.kept:
+        sys.stderr.write(f"v4 chat -r {id} goes on with this conversation\n")
 
 
 class Repl:
@@ -86,8 +89,15 @@ class Repl:
             pass
         finally:
             ticker.cancel()
-            self._answer_no()
+            if self.asking:
+                self._answer(self.asking.no(""))
             self.worker.close(LAST_WORDS)
+
+    @property
+    def kept(self) -> str:
+        """The ID of the conversation, if anything has been said in it."""
+        talk = self.worker.dialogue and self.worker.dialogue.conversation
+        return talk.transcript.id if talk and talk.transcript.messages else ""
 
     def _first_render(self, app) -> None:
         self.app.after_render.remove_handler(self._first_render)
@@ -127,14 +137,16 @@ class Repl:
             case items.Ready():
                 self.status.dialogue = self.worker.dialogue
             case items.Ask():
-                from v4cli.repl.approve import Asking
+                from v4cli.repl.approve import QUIET, Asking
 
                 self.asking = Asking(item, self.typed_at)
+                asyncio.get_running_loop().call_later(QUIET, self.app.invalidate)
             case items.Draft(text):
                 self.buffer.text = f"{text}\n{self.buffer.text}" if self.buffer.text else text
                 self.buffer.cursor_position = len(text)
             case items.Copy(text):
                 self.screen.write_raw(f"\x1b]52;c;{base64.b64encode(text.encode(errors='replace')).decode()}\x07")
+                self.notice = f"{len(text):,} characters copied"
             case items.Failed(error):
                 self.failure = error
                 self.leave()
@@ -188,11 +200,13 @@ class Repl:
         if self.asking and self.asking.telling:
             self.asking.telling = False
             self.buffer.reset()
+        elif self.asking:
+            self.worker.interrupt()
+            self._answer(self.asking.no(""))
         elif self.worker.busy and (line := self.worker.take_back()) is not None:
             self.deliver([items.Draft(line)])
         elif self.worker.busy and self.worker.dialogue:
             self.worker.interrupt()
-            self._answer_no()
         elif control_c and self.buffer.text:
             self.buffer.reset()
         elif control_c and time.monotonic() - self.left_at < LEAVE_WITHIN:
@@ -209,10 +223,6 @@ class Repl:
     def _answer(self, answer) -> None:
         self.asking.item.answer.put(answer)
         self.asking = None
-
-    def _answer_no(self) -> None:
-        if self.asking:
-            self._answer(self.asking.no(""))
 
     def leave(self) -> None:
         if self.app.is_running and not self.app.is_done:

@@ -23,10 +23,12 @@ class Asking:
         """Whether keys decide: not while the user writes, or wrote just when the question came."""
         return not self.telling and (self.since - self.typed_at > QUIET or time.monotonic() - self.since > QUIET)
 
-    def question(self, draw) -> str:
-        """The lines below the call."""
+    def question(self, draw, typing: bool) -> str:
+        """The lines below the call; the keys once they decide, which they do not while something is in the input."""
         if self.telling:
             return draw.dim("Enter tells the model, Esc goes back")
+        if typing or not self.listens:
+            return draw.text(risk(self.item.request) + ("\n  (empty the input to answer)" if typing else ""), "yellow")
         return draw.text(question(self.item.request), "yellow")
 
     def answer_for(self, key: str) -> Answer | None:
@@ -45,10 +47,14 @@ def offered(request: Request) -> list[str]:
     return [key for key in CHOICES if request.pattern or key not in "sa"]
 
 
+def risk(request: Request) -> str:
+    """What is asked."""
+    return (f"not sandboxed ({request.unprotected}): " if request.unprotected else "") + "run this?"
+
+
 def question(request: Request) -> str:
-    """What is asked, with the keys."""
-    risk = f"not sandboxed ({request.unprotected}): " if request.unprotected else ""
-    lines = [f"{risk}run this?"]
+    """The same with the keys."""
+    lines = [risk(request)]
     for key in offered(request):
         what = CHOICES[key] + (f": {request.pattern}" if key in "sa" else "")
         lines.append(f"  {key}  {what}")

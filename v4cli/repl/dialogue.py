@@ -36,15 +36,14 @@ class Dialogue:
         self.setup, self.emit, self.ask = setup, emit, ask
         self.stop = threading.Event()
         self.attached = ""  # output of the user's commands, for the next message
-        transcript = Transcript.load(setup.resume) if setup.resume else self.blank(setup.system)
+        transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
         self.model = setup.model or transcript.about.get("model") or paths.default_model()
         chat = setup.open(self.model)
         approvals = self.approvals = Approvals(setup.approve, setup.folder, ask)
         toolbox = builtin.toolbox(self.tools_spec)
         agent = Agent(chat, toolbox, Context(setup.folder), approvals.decide, self._output)
         self.conversation = Conversation(transcript, agent, Options(thinking=setup.thinking))
-        if not setup.resume:
-            transcript.set(model=self.model)
+        transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
 
     @property
     def chat(self):
@@ -65,6 +64,9 @@ class Dialogue:
         """Say that the model is here; show what was said before."""
         self.emit(items.Ready(self.model))
         self.show_earlier()
+        before = self.conversation.transcript.about.get("folder")
+        if before != str(self.setup.folder):
+            self.note(f"this conversation began in {before}; now it goes on in {self.setup.folder}")
 
     def show_earlier(self) -> None:
         """The last messages of the conversation."""

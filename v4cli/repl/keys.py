@@ -30,6 +30,7 @@ def bindings(repl) -> KeyBindings:
         repl.buffer.insert_text(repl.pastes.taken(event.data))
 
     @keys.add("c-c", filter=typing)
+    @keys.add("<sigint>")
     def _(event):
         repl.stop(control_c=True)
 

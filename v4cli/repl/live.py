@@ -10,7 +10,7 @@ from v4cli.repl.markdown import Block, Blocks
 from v4cli.repl.render import Renderer
 
 TAIL = 5  # lines of reasoning, arguments or output shown while they come
-KEPT = 1 << 13  # characters of them
+KEPT = 1 << 11  # characters of them
 ENDS = {
     "interrupted": "(interrupted)",
     "length": "(stopped at the limit of tokens: /set max_tokens N, or go on with a message)",
@@ -97,7 +97,8 @@ class Live:
         """What is in progress: its last lines, `height` at most."""
         parts = []
         if self.thought:
-            parts.append("\n" + _tail(self.draw.dim(self.thought[-KEPT:]), TAIL))
+            start = max(0, len(self.thought) - KEPT) // KEPT * KEPT  # moves seldom: so do the ends of lines
+            parts.append("\n" + _tail(self.draw.dim(self.thought[start:]), TAIL))
         if self.blocks.open.text.strip():
             open_block = self.blocks.open
             parts.append(("" if open_block.joins else "\n") + self.draw.markdown(open_block.text))

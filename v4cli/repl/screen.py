@@ -22,6 +22,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
+from v4cli.repl.clean import visible
 from v4cli.repl.status import joined
 
 PLACEHOLDER = "Ask something, or /help"
@@ -87,10 +88,12 @@ def _prefix(repl, line: int, wrapped: int):
 def above_text(repl) -> str:
     """What is in progress, the question about a call, and the lines that wait; as much as fits."""
     rows, columns = repl.screen.get_size()
-    waiting = [f"⋯ {' '.join(shown.split())}"[: columns - 1] for _, shown in list(repl.worker.waiting)]
+    waiting = [
+        visible(f"⋯ {' '.join(shown[:columns].split())}")[: columns - 1] for _, shown in list(repl.worker.waiting)
+    ]
     if repl.live is None:
         return "\n".join(waiting[-3:])
-    question = repl.asking.question(repl.draw) if repl.asking else ""
+    question = repl.asking.question(repl.draw, bool(repl.buffer.text)) if repl.asking else ""
     below = repl.buffer.document.line_count + 4
     tail = ([question] if question else []) + waiting[-3:]
     height = rows - min(below, rows // 2 + 4) - sum(text.count("\n") + 1 for text in tail)

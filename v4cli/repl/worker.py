@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from v4cli.errors import V4Error
 from v4cli.repl import items
 from v4cli.repl.setup import Setup
 
@@ -94,7 +93,7 @@ class Worker:
 
             self.dialogue = Dialogue(self.setup, self.put, self._ask)
             self.dialogue.begin()
-        except (V4Error, OSError, MemoryError) as error:
+        except Exception as error:  # it ends the program, in the main thread
             self.put(items.Failed(error))
             return
         while (line := self._next()) is not None:
