@@ -7,7 +7,7 @@ from v4cli.agent.loop import CallEnd, CallStart, Done, Said
 from v4cli.chat.parser import Text, Thinking, ToolCallArguments, ToolCallStart
 from v4cli.repl import items
 from v4cli.repl.markdown import Block, Blocks
-from v4cli.repl.render import Renderer
+from v4cli.repl.render import Renderer, summary
 
 TAIL = 5  # lines of reasoning, arguments or output shown while they come
 KEPT = 1 << 11  # characters of them
@@ -97,8 +97,7 @@ class Live:
         """What is in progress: its last lines, `height` at most."""
         parts = []
         if self.thought:
-            start = max(0, len(self.thought) - KEPT) // KEPT * KEPT  # moves seldom: so do the ends of lines
-            parts.append("\n" + _tail(self.draw.dim(self.thought[start:]), TAIL))
+            parts.append("\n" + self._growing(self.thought))
         if self.blocks.open.text.strip():
             open_block = self.blocks.open
             parts.append(("" if open_block.joins else "\n") + self.draw.markdown(open_block.text))
@@ -111,7 +110,14 @@ class Live:
     def _drawn(self, call: Drawn, first: bool) -> str:
         seconds = time.monotonic() - call.started
         name = f"{call.name} ({seconds:.0f} s)" if first and call.started and seconds >= 1 else call.name
-        return self.draw.call(name, call.arguments[-KEPT:] if call.arguments[KEPT:] else call.arguments, "○")
+        head = self.draw.call(name, call.arguments, "○")
+        text = summary(call.arguments)
+        return head if len(text) < self.draw.width // 2 else f"{head}\n{self._growing(text)}"
+
+    def _growing(self, text: str) -> str:
+        """The last lines of a text that comes; where they are cut moves seldom, so that the ends of lines do, too."""
+        start = max(0, len(text) - KEPT) // KEPT * KEPT
+        return _tail(self.draw.dim(text[start:]), TAIL)
 
     def _thought(self, thought: items.Thought) -> str:
         text, self.thought = self.thought.strip(), ""
