@@ -24,6 +24,10 @@ DEFAULT_MODEL = {
     "show_default": "the one of v4 config; the pulled model if exactly one is complete; nano",
 }
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]
+ChatModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", show_default=DEFAULT_MODEL["show_default"]),
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from v4 ls, or a folder.")]
 MODEL_OR_RELEASE = "A name from v4 ls, a folder, or a release that need not be here (flash, pro)."
 Backend = Annotated[str | None, typer.Option(help="cpu (int8 kernels; default) or reference (plain torch).")]
