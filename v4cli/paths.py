@@ -71,10 +71,3 @@ def named_folder(name: str) -> Path | None:
     if name in ("", "nano") or name.startswith(".") or Path(name).name != name:
         return None
     return models_dir() / name
-
-
-def default_model() -> str:
-    """The pulled model if there is exactly one that is complete, else nano."""
-    from v4cli.weights.library import only_model
-
-    return only_model(models_dir()) or "nano"

@@ -98,7 +98,8 @@ class Settings:
 
 
 def defaults(command: str, options: Container[str]) -> dict:
-    """What is settled for the options of `run` and `chat`, by the names of their parameters. UsageError."""
+    """What is settled for the options of `run` and `chat`, by the names of their parameters; the model is that of
+    default_model(), as a conversation that goes on may have another. UsageError."""
     if command not in ("run", "chat"):
         return {}
     values = load().values
@@ -106,9 +107,15 @@ def defaults(command: str, options: Container[str]) -> dict:
     if think is not None:
         values["think_max"] = think == "max"
         values["think"] = think == "on" or (think == "max" and "think_max" not in options)
-    for key in CHAT_ONLY if command == "run" else ():
-        values.pop(key, None)
-    return {key: value for key, value in values.items() if key in options}
+    others = ("model", *(CHAT_ONLY if command == "run" else ()))
+    return {key: value for key, value in values.items() if key in options and key not in others}
+
+
+def default_model() -> str:
+    """The model that is settled; else the pulled one if there is exactly one that is complete, else nano."""
+    from v4cli.weights.library import only_model
+
+    return load().value("model") or only_model(paths.models_dir()) or "nano"
 
 
 def load(folder: Path | None = None) -> Settings:

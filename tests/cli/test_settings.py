@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pexpect
 import pytest
 import typer
 from test_cli import v4
@@ -67,6 +68,8 @@ def test_what_may_run_is_settled_for_chat_only(places):
     options = {"tools", "approve", "min_p"}
     assert settings.defaults("chat", options) == {"tools": "all", "approve": "all", "min_p": 0.1}
     assert settings.defaults("run", options) == {"min_p": 0.1}
+    user('model = "flash"')
+    assert settings.default_model() == "flash" and settings.defaults("chat", {"model"}) == {}
     assert settings.defaults("rollout", options) == settings.defaults("chat", set()) == {}
 
 
@@ -137,6 +140,17 @@ def test_a_variable_of_the_wrong_type_is_named(places, monkeypatch):
     done = v4("config", "show")
     assert done.returncode == 2 and "V4_TEMP: temp must be a number" in done.stderr
     assert v4("config", "path").returncode == 0
+
+
+def test_the_short_way_into_the_chat_knows_them_too(places):
+    """`v4 chat` on a terminal starts without parsing options."""
+    user, _ = places
+    user("tmep = 1")
+    with_terminal = pexpect.spawn(sys.executable, ["-m", "v4cli", "chat"], encoding="utf-8", timeout=60)
+    with_terminal.expect("did you mean temp")
+    with_terminal.expect(pexpect.EOF)
+    with_terminal.close()
+    assert with_terminal.exitstatus == 2
 
 
 def test_secrets_of_servers_are_not_shown(places):

@@ -5,12 +5,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli import paths, settings
-
-
-def default_model() -> str:
-    """The model of the settings, else the only one that is here, else nano."""
-    return settings.load().value("model") or paths.default_model()
+from v4cli import settings
 
 
 def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
@@ -20,7 +15,7 @@ def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) ->
 
 
 DEFAULT_MODEL = {
-    "default_factory": default_model,
+    "default_factory": settings.default_model,
     "show_default": "the one of v4 config; the pulled model if exactly one is complete; nano",
 }
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]

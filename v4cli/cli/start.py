@@ -10,9 +10,10 @@ def main() -> None:
     """Entry point: every expected error is one line, a hint and a documented exit code."""
     try:
         if _is_plain_chat():
+            from v4cli import settings
             from v4cli.cli.chat import ChatRequest, chat
 
-            chat(ChatRequest())
+            chat(ChatRequest(**settings.defaults("chat", ChatRequest.__dataclass_fields__)))
         else:
             from v4cli.cli.app import app
 
@@ -38,8 +39,7 @@ def main() -> None:
 def _is_plain_chat() -> bool:
     """Whether this is `v4` or `v4 chat` on a terminal without options: to parse none would take 0.1 s of the 0.3 s in
     which the prompt should be there."""
-    options = os.environ.get("V4_RAM") or os.environ.get("V4_KV_DIR")
-    return sys.argv[1:] in ([], ["chat"]) and not options and sys.stdin.isatty()
+    return sys.argv[1:] in ([], ["chat"]) and sys.stdin.isatty()
 
 
 def _fail(message: str, hint: str, code: Exit) -> None:

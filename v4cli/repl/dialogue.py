@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 
-from v4cli import paths
+from v4cli import paths, settings
 from v4cli.agent import builtin
 from v4cli.agent.approval import Approvals
 from v4cli.agent.conversation import Conversation
@@ -37,7 +37,7 @@ class Dialogue:
         self.stop = threading.Event()
         self.attached = ""  # output of the user's commands, for the next message
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
-        self.model = setup.model or transcript.about.get("model") or paths.default_model()
+        self.model = setup.model or transcript.about.get("model") or settings.default_model()
         chat = setup.open(self.model)
         approvals = self.approvals = Approvals(setup.approve, setup.folder, ask)
         toolbox = builtin.toolbox(self.tools_spec)
