@@ -43,8 +43,9 @@ def play(chat, folder: Path, *records: dict, n: int = 1, jobs: int = 1, settings
         _, todo = rollout.done_before(out, tasks, n)
         rollout.run_all(chat, todo, out, settings, jobs, lambda record: None, lambda: False)
         there, missing = rollout.done_before(out, tasks, n)
-    assert not missing and not (out / rollout.WORKSPACES).exists()
-    return there
+    assert len(there) == n * len(tasks) and not missing and not (out / rollout.WORKSPACES).exists()
+    files = [out / f"{task.id}.{sample}.json" for task in tasks for sample in range(1, n + 1)]
+    return [json.loads(file.read_text()) for file in files]
 
 
 def products(n: int) -> list[dict]:

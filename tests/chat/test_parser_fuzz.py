@@ -9,7 +9,7 @@ import pytest
 from v4cli.chat.parser import End, StreamParser, Text, Thinking, ToolCallArguments, ToolCallEnd, ToolCallStart
 
 CASES = 100_000
-DEADLINE_S = 5.0  # of one case: hundreds of times what the largest needs
+DEADLINE_S = 2.0  # of computing, for one case: hundreds of times what the largest needs
 NOISE = (
     "</think>", "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "<｜DSML｜ calls>", "</｜DSML｜ calls>", "</｜DSML｜",
     "<｜DSML｜", "｜DSML｜", "｜", "</", "<", ">", "/", '"', "'", "\\", "\n", "\n\n", " ", "{", "}", "null", "NaN",
@@ -102,13 +102,13 @@ def told(parser) -> tuple:
 
 def check(rng: random.Random, text: str, thinking: bool, every_letter: bool) -> None:
     options = {"thinking": thinking, "stop": rng.choice(((), (), ("stop", "\n\n\n"), ("two <",)))}
-    start = time.perf_counter()
+    start = time.process_time()
     whole, events = parse(text, (), **options)
     cuts = (
         range(1, len(text)) if every_letter else sorted(rng.randrange(len(text) + 1) for _ in range(rng.randint(1, 8)))
     )
     split, same = parse(text, cuts, **options)
-    assert time.perf_counter() - start < DEADLINE_S
+    assert time.process_time() - start < DEADLINE_S
     assert same == events
     assert told(split) == told(whole)
     assert isinstance(events[-1][0], End) and whole.tool_block + text[len(text) - whole.unread :] in text
@@ -177,11 +177,11 @@ def test_letter_by_letter_costs_no_more_per_letter_the_longer_it_gets(head, unit
     """Four times the text may cost eight times the time (a quadratic parser takes sixteen)."""
 
     def seconds(n: int) -> float:
-        parser, start = StreamParser(False), time.perf_counter()
+        parser, start = StreamParser(False), time.process_time()
         for letter in head + unit * n + tail:
             parser.push(letter)
         parser.finish()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds(40_000) for _ in range(2)) < 8 * max(seconds(10_000), seconds(10_000), 0.01)
 

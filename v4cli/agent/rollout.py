@@ -49,6 +49,19 @@ class Settings:
     timeout_s: float  # of a rollout, and again of its check
 
 
+@dataclass(frozen=True)
+class Result:
+    """What is counted of a trajectory."""
+
+    reward: float | None
+    finish: str
+    n_tokens: int  # sampled
+
+    @classmethod
+    def of(cls, record: dict) -> "Result":
+        return cls(record["reward"], record["finish"], sum(len(turn["ids"]) for turn in record["turns"]))
+
+
 def seed_of(seed: int, task: str, sample: int) -> int:
     """The seed of one rollout: the same whenever it runs."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{task}:{sample}".encode()).digest()[:7])
@@ -88,8 +101,8 @@ def needs_sandbox(tasks: Iterable[Task], tools: str) -> bool:
     return runs or any(task.check for task in tasks)
 
 
-def done_before(out: Path, tasks: list[Task], n: int) -> tuple[list[dict], list[tuple[Task, int]]]:
-    """The trajectories that are in `out`, and the (task, sample) that are not. UsageError if a task has changed."""
+def done_before(out: Path, tasks: list[Task], n: int) -> tuple[list[Result], list[tuple[Task, int]]]:
+    """What is in `out` already, and the (task, sample) that are not. UsageError if a task has changed."""
     there, missing = [], []
     for task in tasks:
         for sample in range(1, n + 1):
@@ -100,7 +113,7 @@ def done_before(out: Path, tasks: list[Task], n: int) -> tuple[list[dict], list[
             record = jsonfile.parse(path.read_bytes(), str(path), UsageError)
             if not isinstance(record, dict) or record.get("digest") != task.digest:
                 raise UsageError(f"{path}: task {task.id} was another then", f"rm {path}, or choose another --out")
-            there.append(record)
+            there.append(Result.of(record))
     return there, missing
 
 
@@ -110,7 +123,7 @@ def run_all(
     out: Path,
     settings: Settings,
     jobs: int,
-    done: Callable[[dict], None],
+    done: Callable[[Result], None],
     cancelled: Callable[[], bool],
 ) -> None:
     """Make and write these trajectories, `jobs` at a time on one engine; `done` is called with each, by one thread at a
@@ -132,7 +145,7 @@ def run_all(
                     text = json.dumps(record, ensure_ascii=False) + "\n"
                     write_atomically(out / f"{task.id}.{sample}.json", text.encode(), 0o600)
                     with lock:
-                        done(record)
+                        done(Result.of(record))
         except BaseException:
             failed.set()
             raise

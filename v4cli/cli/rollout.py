@@ -8,10 +8,10 @@ from pathlib import Path
 
 from v4cli import paths
 from v4cli.agent import rollout, sandbox
-from v4cli.agent.rollout import Settings
+from v4cli.agent.rollout import Result, Settings
 from v4cli.agent.tasks import read_tasks
 from v4cli.chat.turn import Chat
-from v4cli.cli import output
+from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
 from v4cli.cli.run import cancellable
 from v4cli.engine.sampler import Sampling
@@ -58,14 +58,15 @@ def run_rollouts(request: RolloutRequest) -> None:
         if todo:
             chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
             rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, cancelled)
+            sessions.keep(chat.session)
     tally.end(out, request.as_json)
 
 
 class Tally:
     """Counts trajectories, shows how far they are, sums them up."""
 
-    def __init__(self, wanted: int, before: list[dict]):
-        self.wanted, self.records = wanted, [Result.of(record) for record in before]
+    def __init__(self, wanted: int, before: list[Result]):
+        self.wanted, self.results = wanted, before
         self.new_tokens = 0
         self.start = self.told = time.monotonic()
         if before:
@@ -75,13 +76,13 @@ class Tally:
     def seconds(self) -> float:
         return time.monotonic() - self.start
 
-    def add(self, record: dict) -> None:
-        self.records.append(Result.of(record))
-        self.new_tokens += self.records[-1].tokens
+    def add(self, result: Result) -> None:
+        self.results.append(result)
+        self.new_tokens += result.n_tokens
         styled, now = output.styled(sys.stderr), time.monotonic()
         if now - self.told > (0.1 if styled else LINE_EVERY):
             self.told = now
-            line = f"{len(self.records)} of {self.wanted} rollouts, {self.rewards()}"
+            line = f"{len(self.results)} of {self.wanted} rollouts, {self.rewards()}"
             output.note(f"\r\x1b[2m{line}\x1b[0m\x1b[K" if styled else line, end="" if styled else "\n")
 
     def rewards(self) -> str:
@@ -91,14 +92,14 @@ class Tally:
         return f"{about['passed']} pass ({about['pass_rate']:.0%}), mean reward {about['mean_reward']:.3f}"
 
     def summary(self) -> dict:
-        rewards = [record.reward for record in self.records if record.reward is not None]
+        rewards = [result.reward for result in self.results if result.reward is not None]
         passed = sum(reward >= 1.0 for reward in rewards)
         return {
-            "rollouts": len(self.records), "wanted": self.wanted, "passed": passed,
+            "rollouts": len(self.results), "wanted": self.wanted, "passed": passed,
             "pass_rate": passed / len(rewards) if rewards else None,
             "mean_reward": sum(rewards) / len(rewards) if rewards else None,
-            "finish": dict(Counter(record.finish for record in self.records)),
-            "tokens": sum(record.tokens for record in self.records),
+            "finish": dict(Counter(result.finish for result in self.results)),
+            "tokens": sum(result.n_tokens for result in self.results),
             "seconds": self.seconds, "tokens_per_s": self.new_tokens / max(self.seconds, 1e-9),
         }  # fmt: skip
 
@@ -117,16 +118,3 @@ class Tally:
             raise Interrupted(
                 f"{about['rollouts']} of {self.wanted} rollouts are done", "run the same command again to go on"
             )
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a summary needs of a trajectory."""
-
-    reward: float | None
-    finish: str
-    tokens: int
-
-    @classmethod
-    def of(cls, record: dict) -> "Result":
-        return cls(record["reward"], record["finish"], sum(len(turn["ids"]) for turn in record["turns"]))
