@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import contextmanager
+from functools import lru_cache
 
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.formatted_text import ANSI
@@ -71,7 +72,8 @@ def layout(repl) -> Layout:
         get_line_prefix=lambda line, wrapped: _prefix(repl, line, wrapped),
         dont_extend_height=True,
     )
-    above = Window(FormattedTextControl(lambda: ANSI(above_text(repl))), dont_extend_height=True)
+    parsed = lru_cache(maxsize=1)(ANSI)  # a key need not wait for it to be done again
+    above = Window(FormattedTextControl(lambda: parsed(above_text(repl))), dont_extend_height=True)
     status = Window(FormattedTextControl(lambda: _status(repl)), height=1)
     rows = [
         ConditionalContainer(above, Condition(lambda: bool(above_text(repl)))),
