@@ -39,8 +39,7 @@ def run(
     limits and environment only, for which the user must have been asked."""
     folder = folder.resolve()
     if trouble(folder):
-        with tempfile.TemporaryDirectory(prefix="v4-home-", ignore_cleanup_errors=True) as home:
-            return process.run(process.limited(argv, limits), folder, environment(home), limits, output, cancelled)
+        return _unprotected(argv, folder, limits, output, cancelled)
     return _sandboxed(argv, folder, limits, network, output, cancelled)
 
 
@@ -71,6 +70,16 @@ def environment(home: str = HOME) -> dict[str, str]:
     """All that a program is told: nothing of the user's environment."""
     path = os.pathsep.join([*(str(prefix / "bin") for prefix in _prefixes()), PATH])
     return {"PATH": path, "HOME": home, "LANG": "C.UTF-8", "TERM": "dumb", "NO_COLOR": "1"}
+
+
+def _unprotected(argv, folder: Path, limits: Limits, output: Output, cancelled) -> Finished:
+    mark = os.urandom(16).hex()
+    with tempfile.TemporaryDirectory(prefix="v4-home-", ignore_cleanup_errors=True) as home:
+        told = environment(home) | {process.MARK: mark}
+        try:
+            return process.run(process.limited(argv, limits), folder, told, limits, output, cancelled)
+        finally:
+            process.end_marked(mark)
 
 
 def _sandboxed(argv, folder: Path, limits: Limits, network: bool, output: Output, cancelled) -> Finished:
