@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 POLL_S = 0.05
-END_S = 10.0  # for all marked processes to be gone
+END_S = 10.0  # for what has been killed to be gone
 MARK = "V4_RUN"  # names a run in the environment of all that it starts
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 FREE_BYTES = 1 << 30  # of memory and of disk that a run must leave to others; half of what is free, if that is less
@@ -188,12 +188,18 @@ def descendants(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _end(process) -> None:
-    """Kill it and its descendants. With the first process of a sandbox, all of the sandbox dies and bwrap ends."""
+    """Kill it and its descendants, the first process of a sandbox first, with which all of the sandbox dies."""
     for pid, _ in descendants(process.pid):
         _kill(pid)
-    _wait(process, 4 * POLL_S)
     process.kill()
     process.wait()
+
+
+def await_end(pid: int) -> None:
+    """Wait until a process that has to end, and is not ours to wait for, has ended."""
+    end = time.monotonic() + END_S
+    while _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[:1] not in ([], [b"Z"]) and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def end_marked(mark: str) -> None:

@@ -3,6 +3,7 @@ not exist, and nothing of the run survives it."""
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import sys
@@ -83,16 +84,24 @@ def _unprotected(argv, folder: Path, limits: Limits, output: Output, cancelled) 
 
 
 def _sandboxed(argv, folder: Path, limits: Limits, network: bool, output: Output, cancelled) -> Finished:
-    program = seccomp.program()
-    with open(os.memfd_create("filter"), "r+b") as file:
-        file.write(program)
-        file.flush()
-        file.seek(0)
-        options = _options(folder, limits, network) + (["--seccomp", str(file.fileno())] if program else [])
-        inside = process.limited(argv, limits, f"--nproc={limits.processes}")
+    inside = process.limited(argv, limits, f"--nproc={limits.processes}")
+    with _memory_file() as about, _memory_file() as rules:
+        options = [*_options(folder, limits, network), "--info-fd", str(about.fileno())]
+        if rules.write(seccomp.program()):
+            rules.seek(0)
+            options += ["--seccomp", str(rules.fileno())]
         command = [shutil.which("bwrap") or "bwrap", *options, "--", *inside]
-        pass_fds = (file.fileno(),) if program else ()
-        return process.run(command, folder, environment(), limits, output, cancelled, pass_fds)
+        passed = (about.fileno(), rules.fileno())
+        try:
+            return process.run(command, folder, environment(), limits, output, cancelled, passed)
+        finally:  # bwrap may end a moment before what is in the sandbox
+            if told := os.pread(about.fileno(), 4096, 0):
+                process.await_end(json.loads(told)["child-pid"])
+
+
+def _memory_file():
+    """A file without a name, for bwrap to read or write."""
+    return open(os.memfd_create("v4"), "r+b", buffering=0)
 
 
 def _options(folder: Path, limits: Limits, network: bool) -> list[str]:
