@@ -78,6 +78,15 @@ def test_long_code_is_cut_on_the_way_and_joins():
     assert "\n".join(lines) + "\n" == code
 
 
+def test_a_very_long_line_is_cut_at_spaces():
+    text = " ".join(f"word{i}" for i in range(3000))
+    blocks = cut(text, [])
+    assert len(blocks) > 5 and all(block.joins for block in blocks[1:]) and not blocks[0].joins
+    assert " ".join(block.text for block in blocks) == text
+    assert cut(text, list(range(7, len(text), 7))) == blocks == cut(text, list(range(1, len(text))))
+    assert "".join(block.text for block in cut(f"```\n{text}\n```", [])).count("word") == 3000
+
+
 def test_long_lists_are_cut_between_items():
     blocks = cut("".join(f"- item {i}\n" for i in range(3 * LONG)), [])
     assert len(blocks) == 3 and all(block.text.startswith("- item") for block in blocks)

@@ -1,6 +1,7 @@
 """The REPL in a real (pseudo) terminal: what a user types and sees, on nano."""
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -281,14 +282,61 @@ def test_plain_mode_draws_nothing(place):
     assert b"\x1b" not in terminal.raw
 
 
-def test_in_a_pipe_calls_are_refused_and_streams_are_kept_apart(place):
-    import os
-
-    command = [sys.executable, "-m", "v4cli", "chat"]
-    done = subprocess.run(
-        command, input="what is 17*23?\nrun ls -l\n/nonsense\n", capture_output=True, text=True, cwd=place["cwd"],
+def piped(place, *args, stdin: bytes = b"") -> subprocess.CompletedProcess:
+    """`v4 chat ARGS` in a pipe."""
+    return subprocess.run(
+        [sys.executable, "-m", "v4cli", "chat", *args], input=stdin, capture_output=True, cwd=place["cwd"],
         env=os.environ | place["env"], timeout=60,
     )  # fmt: skip
-    assert done.returncode == 0 and "17*23 = 391" in done.stdout and "I need the value" not in done.stdout
-    assert "I need the value" in done.stderr and "--approve" in done.stderr and "there is no command" in done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_in_a_pipe_calls_are_refused_and_streams_are_kept_apart(place):
+    done = piped(place, stdin=b"what is 17*23?\nrun ls -l\n/nonsense\nsay \xff\n")
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0 and "17*23 = 391" in out and "I need the value" not in out
+    assert "I need the value" in err and "--approve" in err and "there is no command" in err
+    assert "\x1b" not in out + err and "Traceback" not in err and "unexpected" not in err
+
+
+def test_conversations_are_listed_and_taken_up_by_their_ids(place):
+    assert b"no conversation" in piped(place, "--list").stderr
+    for name in (b"Ada", b"Bob"):
+        piped(place, stdin=b"/temp 0\nmy name is " + name + b"\n")
+    rows = json.loads(piped(place, "--list", "--json").stdout)
+    assert [row["title"] for row in rows] == ["my name is Bob", "my name is Ada"] and rows[0]["messages"] == 2
+    assert rows[1]["id"].encode() in piped(place, "--list").stdout
+    done = piped(place, "--resume", rows[1]["id"], stdin=b"/temp 0\nwhat is my name?\n")
+    assert b"Ada" in done.stdout and b"2 messages so far" in done.stderr
+    done = piped(place, "-c", stdin=b"/temp 0\nwhat is my name?\n")
+    assert b"Ada" in done.stdout and b"4 messages so far" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args, code, says",
+    [
+        (["-r", "nonsense"], 2, b"--list"),
+        (["-c"], 2, b"v4 chat begins one"),
+        (["-c", "-r", "x"], 2, b"drop --continue"),
+        (["--approve", "never"], 2, b"--approve"),
+        (["--tools", "hammer"], 2, b"hammer"),
+        (["--json"], 2, b"--list"),
+        (["-m", "nowhere"], 3, b"not found"),
+    ],
+)
+def test_mistakes_have_their_exit_code(place, args, code, says):
+    done = piped(place, *args)
+    assert done.returncode == code and says in done.stderr and b"Traceback" not in done.stderr and not done.stdout
+
+
+def test_the_prompt_is_there_in_every_frame(place):
+    with Terminal(**slow(place, 0.01)) as terminal:
+        terminal.line("/temp 0")
+        terminal.line("what is 17*23?")
+        frames = without = 0
+        while "17*23 = 391" not in terminal.text:
+            before = len(terminal.raw)
+            assert terminal.pump()
+            if len(terminal.raw) > before:
+                frames += 1
+                without += not [row for row in terminal.rows if row][-1].startswith("›")
+        assert frames > 10 and without <= frames // 10

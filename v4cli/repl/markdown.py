@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-LONG = 40  # lines: longer lists and code are cut on the way, so that redrawing stays cheap
+LONG = 24  # lines: longer lists and code are cut on the way, so that redrawing stays cheap
+LONG_LINE = 2000  # characters: longer lines are cut at a space
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`]*)$")
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])(?: |$)")
 _HEADING = re.compile(r" {0,3}#{1,6}(?: |$)")
@@ -30,11 +31,13 @@ class Blocks:
     def feed(self, text: str) -> list[Block]:
         """The blocks that this text finishes."""
         *lines, self._rest = (self._rest + text).split("\n")
-        return [block for line in lines for block in self._line(line)]
+        done = [block for line in lines for block in self._long_line(line)]
+        *pieces, self._rest = _cut(self._rest)
+        return done + [block for piece in pieces for block in self._piece(piece)]
 
     def finish(self) -> list[Block]:
         """The text has ended: what was open."""
-        done = [block for line in [self._rest] if line for block in self._line(line)]
+        done = self._long_line(self._rest) if self._rest else []
         self._rest = ""
         return done + self._close()
 
@@ -42,6 +45,16 @@ class Blocks:
     def open(self) -> Block:
         """What may still change."""
         return Block("\n".join([*self._lines, self._rest]).rstrip("\n"), self._joins)
+
+    def _long_line(self, line: str) -> list[Block]:
+        """A whole line, in pieces if it is very long."""
+        *pieces, last = _cut(line)
+        return [block for piece in pieces for block in self._piece(piece)] + self._line(last)
+
+    def _piece(self, piece: str) -> list[Block]:
+        """The beginning of a very long line."""
+        done = self._line(piece)
+        return done if self._fence else done + self._close(joins=True)
 
     def _line(self, line: str) -> list[Block]:
         if self._fence:
@@ -90,3 +103,12 @@ class Blocks:
         done = [Block("\n".join(self._lines), self._joins)] if self._lines else []
         self._lines, self._blank, self._joins = [], False, joins
         return done
+
+
+def _cut(line: str) -> list[str]:
+    """A line in pieces that are not much longer than LONG_LINE."""
+    pieces = []
+    while (at := line.find(" ", LONG_LINE)) >= 0:
+        pieces.append(line[:at])
+        line = line[at + 1 :]
+    return [*pieces, line]

@@ -20,6 +20,8 @@ from v4cli.repl.setup import Setup
 
 def run(setup: Setup) -> None:
     """Read lines from stdin until it ends or /exit. V4Error if the model cannot be loaded."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a byte that is no character ends no conversation
     writer = Writer()
     dialogue = Dialogue(setup, writer.take, ask if sys.stdin.isatty() else None)
     dialogue.begin()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from prompt_toolkit.application import Application
 from prompt_toolkit.data_structures import Point
-from prompt_toolkit.formatted_text import ANSI, merge_formatted_text
+from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
 
@@ -53,14 +53,14 @@ class Pages:
 
     def __init__(self, parts: list[Section], draw: Renderer):
         self.parts, self.draw = parts, draw
-        self.line = 0
+        self.line = self.top = self.width = 0
         self.lines: list[tuple[str, int]] = []  # ANSI text, number of the section
         self.layout()
         self.line = len(self.lines) - 1
 
     def layout(self) -> None:
         """Draw everything anew, as wide as the terminal is now."""
-        self.lines = []
+        self.lines, self.width = [], self.draw.width
         for number, part in enumerate(self.parts):
             mark = "▾" if part.open else "▸"
             style = "dim" if part.kind in FOLDED else "bold"
@@ -70,6 +70,13 @@ class Pages:
                 draw = self.draw.markdown if part.kind == "assistant" else self.draw.text
                 self.lines += [("  " + line, number) for line in draw(part.text).split("\n")]
         self.line = max(0, min(self.line, len(self.lines) - 1))
+
+    def visible(self, height: int) -> str:
+        """The lines on a screen of this height, the one under the cursor among them."""
+        if self.draw.width != self.width:
+            self.layout()
+        self.top = min(max(self.top, self.line - height + 1), self.line)
+        return "\n".join(line for line, _ in self.lines[self.top : self.top + height])
 
     def move(self, by: int) -> None:
         self.line = max(0, min(self.line + by, len(self.lines) - 1))
@@ -107,9 +114,10 @@ def viewer(messages: list[dict], draw: Renderer, screen) -> Application:
     for name in ("q", "escape", "c-o", "c-c", "c-d"):
         keys.add(name, eager=True)(lambda event: event.app.exit())
 
-    def text():
-        return merge_formatted_text([ANSI(line + "\n") for line, _ in pages.lines])
-
-    control = FormattedTextControl(text, get_cursor_position=lambda: Point(0, pages.line), focusable=True)
+    control = FormattedTextControl(
+        lambda: ANSI(pages.visible(screen.get_size().rows - 1)),
+        get_cursor_position=lambda: Point(0, pages.line - pages.top),
+        focusable=True,
+    )
     rows = [Window(control, cursorline=True), Window(FormattedTextControl(HELP), height=1, style="class:status")]
     return Application(layout=Layout(HSplit(rows)), key_bindings=keys, full_screen=True, output=screen)
