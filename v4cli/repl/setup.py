@@ -14,6 +14,7 @@ class Setup:
     model: str | None  # name or folder; None: of the conversation, else the default
     system: str
     thinking: bool
+    sampling: dict  # other fields of chat.turn.Options
     tools: str | None  # a spec for the toolbox; None: what suits the model
     approve: str
     folder: Path  # the workspace
