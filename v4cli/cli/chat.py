@@ -81,9 +81,9 @@ def _setup(request: ChatRequest) -> Setup:
         "max_tokens": request.max_tokens, "constrain": request.constrain,
     }  # fmt: skip
     return Setup(
-        model=request.model, system=request.system, thinking=request.think, sampling=sampling, tools=request.tools,
+        model=request.model, system=request.system, thinking=request.think, tools=request.tools,
         approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
-        stats_line=_stats_line,
+        stats_line=_stats_line, sampling=sampling,
     )  # fmt: skip
 
 
