@@ -4,20 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from v4cli.agent.tools import Call, Context, Toolbox, ToolError
+from v4cli.agent.tools import Call, Context, Decision, Toolbox, ToolError
 from v4cli.chat.parser import Event as ChatEvent
 from v4cli.chat.turn import Chat, Options
 
 MAX_ROUNDS = 50  # turns of the model per question
 MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether a call runs; if not, `reason` is for the model."""
-
-    allowed: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,14 @@ class Call:
     tool: Tool | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Whether a call runs; if not, `reason` is for the model."""
+
+    allowed: bool
+    reason: str = ""
+
+
 def parameters(required: Iterable[str] = (), **properties: dict | str) -> dict:
     """A JSON schema: each property as a schema, or as the description of a string."""
     schemas = {
@@ -68,6 +76,16 @@ def parameters(required: Iterable[str] = (), **properties: dict | str) -> dict:
         for name, about in properties.items()
     }
     return {"type": "object", "properties": schemas, "required": list(required)}
+
+
+def argument(text: str) -> str:
+    """A text that the system takes as a path or an argument, or ToolError."""
+    try:
+        if "\0" not in text and text.encode():
+            return text
+    except UnicodeEncodeError:
+        pass
+    raise ToolError("a path, pattern or command cannot be empty, and cannot contain NUL or half of a character")
 
 
 class Toolbox:

@@ -1,0 +1,51 @@
+"""The tools that run programs: a shell command, Python code."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from v4cli.agent import sandbox
+from v4cli.agent.process import STANDARD, Finished, Limits
+from v4cli.agent.tools import Context, Kind, Tool, argument, parameters
+
+
+def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
+    """run_shell and run_python, within these limits."""
+
+    def run(argv: list[str], context: Context) -> str:
+        done = sandbox.run(argv, context.folder, limits, network, context.output, context.cancelled)
+        return report(done)
+
+    shell, python = _shell(), Path(sys.executable).name
+    return [
+        Tool(
+            "run_shell",
+            "Run a shell command",
+            parameters(["command"], command={"type": "string"}),
+            Kind.RUN,
+            lambda arguments, context: run([shell, "-c", argument(arguments["command"])], context),
+            lambda arguments, context: arguments["command"],
+        ),
+        Tool(
+            "run_python",
+            "Run Python code as a script of its own; print what you want to see",
+            parameters(["code"], code="the source code"),
+            Kind.RUN,
+            lambda arguments, context: run([python, "-c", argument(arguments["code"])], context),
+            lambda arguments, context: arguments["code"],
+        ),
+    ]
+
+
+def report(done: Finished) -> str:
+    """What the model is told: the output, and how it ended unless it went well."""
+    text = done.text.rstrip("\n")
+    if done.stopped:
+        ending = f"[stopped: {done.stopped}]"
+    else:
+        ending = f"[exit status {done.status}]" if done.status else ""
+    return "\n".join(part for part in (text, ending) if part) or "[no output]"
+
+
+def _shell() -> str:
+    return "bash" if shutil.which("bash", path=sandbox.PATH) else "sh"

@@ -1,0 +1,49 @@
+"""System calls a sandboxed program is refused: the ways around namespaces that go through the kernel itself."""
+
+import errno
+import os
+import socket
+import struct
+
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
+X32 = 0x40000000  # numbers from here on are a second set of calls on x86_64
+
+# number on x86_64, on aarch64
+SOCKET, IOCTL = (41, 198), (16, 29)
+REFUSED = {
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),  # keys of the user
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),  # calls not seen here
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+}  # fmt: skip
+FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)  # no sockets that are files: docker, ssh-agent, dbus
+TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing on the user's terminal
+
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+NUMBER, ARCHITECTURE, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; of arguments, the low half
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
+
+
+def program(machine: str = os.uname().machine) -> bytes:
+    """The filter, as the kernel takes it; empty for a machine whose numbers are not known."""
+    if machine not in ARCHITECTURES:
+        return b""
+    which = list(ARCHITECTURES).index(machine)
+    lines = [_line(LOAD, ARCHITECTURE), _line(EQUAL, ARCHITECTURES[machine], 1, 0), _line(RETURN, REFUSE)]
+    lines += [_line(LOAD, NUMBER), _line(AT_LEAST, X32, 0, 1), _line(RETURN, REFUSE)]
+    for numbers in REFUSED.values():
+        lines += [_line(EQUAL, numbers[which], 0, 1), _line(RETURN, REFUSE)]
+    lines += _on_argument(SOCKET[which], FIRST, FAMILIES, ALLOW, REFUSE)
+    lines += _on_argument(IOCTL[which], SECOND, TERMINAL, REFUSE, ALLOW)
+    return b"".join([*lines, _line(RETURN, ALLOW)])
+
+
+def _on_argument(number: int, offset: int, values: tuple[int, ...], result: int, otherwise: int) -> list[bytes]:
+    """One result for a call whose argument is one of the values, another for the rest."""
+    tests = [line for v in values for line in (_line(EQUAL, v, 0, 1), _line(RETURN, result))]
+    block = [_line(LOAD, offset), *tests, _line(RETURN, otherwise)]
+    return [_line(EQUAL, number, 0, len(block)), *block]
+
+
+def _line(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """A struct sock_filter."""
+    return struct.pack("=HBBI", code, if_true, if_false, value)
