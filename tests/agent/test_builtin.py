@@ -8,11 +8,16 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from v4kernels import native
 
+from v4cli import paths
 from v4cli.agent import sandbox, web
+from v4cli.agent.approval import Approvals, Mode
 from v4cli.agent.builtin import NAMES, PRESETS, toolbox
+from v4cli.agent.loop import Agent, Said
 from v4cli.agent.process import Limits
 from v4cli.agent.tools import Context, Kind, ToolError
+from v4cli.chat.turn import Chat, Options
 from v4cli.errors import UsageError
 from v4cli.nano.tools import TOOLS
 
@@ -85,6 +90,20 @@ def test_run_shell(tmp_path):
 def test_run_python(tmp_path):
     assert do(tmp_path, "run_python", code="import os\nopen('x', 'w').write('1')\nprint(os.listdir())") == "['x']"
     assert "ZeroDivisionError" in do(tmp_path, "run_python", code="1/0")
+
+
+@pytest.mark.skipif(not native.available() or not sandbox.available(), reason="no kernels, or no sandbox")
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("run `echo hello`", "The command printed: hello"), ("what is 17*23?", "17*23 = 391"),
+     ("list docs", "docs contains: a.txt"), ("read nope.txt", "I could not read nope.txt: no such file.")],
+)  # fmt: skip
+def test_nano_uses_the_tools(tmp_path, question, answer):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").touch()
+    agent = Agent(Chat.open(paths.NANO), toolbox("nano"), Context(tmp_path), Approvals(Mode.ALL, tmp_path).decide)
+    events = list(agent.run([{"role": "user", "content": question}], Options(temperature=0)))
+    assert [e.message["content"] for e in events if isinstance(e, Said)][-1] == answer
 
 
 def test_limits_are_told_to_the_model(tmp_path):

@@ -133,7 +133,7 @@ def test_nothing_survives_the_end(run, name):
 def test_nothing_survives_a_timeout(run, name):
     number = f"86400.{uuid.uuid4().int % 10**8}"
     script = DETACHED[name].replace("{}", number)
-    done = run(f"{script}; trap '' TERM INT HUP; while :; do sleep {number}; done", seconds=1)
+    done = run(f"{script}; trap '' TERM INT HUP; while :; do sleep {number}; done", seconds=0.5)
     assert done.stopped and not left(number)
 
 
@@ -147,7 +147,7 @@ def test_the_environment_is_clean(run, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOKEN")
     monkeypatch.setenv("LD_PRELOAD", "")
     names = {line.split("=")[0] for line in run("env").text.splitlines()}
-    assert names == {"PATH", "HOME", "LANG", "TERM", "NO_COLOR", "V4_RUN", "PWD", "SHLVL", "_"}
+    assert names - {"V4_RUN"} == {"PATH", "HOME", "LANG", "TERM", "NO_COLOR", "PWD", "SHLVL", "_"}
 
 
 def test_the_home_folder_is_private(run):

@@ -182,7 +182,7 @@ TRIED = {
     "calls by io_uring": python(LIBC + CALL.format(f"{NUMBER['io_uring']}, 8, ctypes.create_string_buffer(256)")),
     "programs in the kernel": python(LIBC + CALL.format(f"{NUMBER['bpf']}, 0, ctypes.create_string_buffer(128), 128")),
     "page faults": python(LIBC + CALL.format(f"{NUMBER['userfaultfd']}, 1")),
-    "descriptors left open": "ls -l /proc/self/fd | grep -q -e secret -e memfd && echo ESCAPED",
+    "descriptors left open": "test $(ls /proc/self/fd | wc -l) -le 4 || echo ESCAPED",
     "stop what watches": "kill -STOP $PPID; kill -9 $PPID; for p in $(ls /proc | grep -E '^[0-9]+$'); do "
     "test $p -gt 60 && kill -9 $p && echo ESCAPED; done",
 }  # fmt: skip

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 POLL_S = 0.05
-END_S = 10.0  # for killed processes to be gone
-MARK = "V4_RUN"  # in the environment of everything a run starts, however it detached itself
+END_S = 10.0  # for what has been killed to be gone
+MARK = "V4_RUN"  # names a run in the environment of all that it starts
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 FREE_BYTES = 1 << 30  # of memory and of disk that a run must leave to others; half of what is free, if that is less
 
@@ -62,11 +62,10 @@ def run(
 ) -> Finished:
     """Run argv in `folder`, without input, and kill what it leaves behind. `output` is given what it prints, as it
     comes. OSError if it cannot be started."""
-    mark = os.urandom(16).hex()
     process = subprocess.Popen(
         argv,
         cwd=folder,
-        env=environment | {MARK: mark},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -77,7 +76,7 @@ def run(
     try:
         stopped = _follow(process, reader, _Watch(process.pid, folder, limits), limits, cancelled)
     finally:
-        _end(process, mark)
+        _end(process)
     reader.read_rest(limits.output_bytes)
     process.stdout.close()
     status = process.returncode
@@ -188,20 +187,35 @@ def descendants(pid: int) -> Iterator[tuple[int, int]]:
                 yield int(child), len(_listed(f"/proc/{child.decode()}/task"))
 
 
-def _end(process, mark: str) -> None:
-    """Kill it and all that came from it. With the first process of a sandbox, all of the sandbox dies at once."""
+def _end(process) -> None:
+    """Kill it and its descendants, the first process of a sandbox first, with which all of the sandbox dies."""
     for pid, _ in descendants(process.pid):
         _kill(pid)
     process.kill()
     process.wait()
+
+
+def await_end(pid: int) -> None:
+    """Wait until a process that has to end, and is not ours to wait for, has ended."""
     end = time.monotonic() + END_S
-    while (left := list(_marked(mark))) and time.monotonic() < end:
+    while _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[:1] not in ([], [b"Z"]) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def end_marked(mark: str) -> None:
+    """Kill what a run without a sandbox has left, whatever it has detached itself from. It is looked for a few times:
+    while a process starts a program, its environment cannot be read."""
+    end, n_clean = time.monotonic() + END_S, 0
+    while n_clean < 3 and time.monotonic() < end:
+        left = list(_marked(mark))
         for pid in left:
             _kill(pid)
+        n_clean = 0 if left else n_clean + 1
+        time.sleep(POLL_S / 5)
 
 
 def _marked(mark: str) -> Iterator[int]:
-    """Processes of this run, wherever they have got to."""
+    """Processes with the mark in their environment."""
     wanted = f"{MARK}={mark}".encode()
     for pid in filter(str.isdigit, _listed("/proc")):
         if wanted in _read(f"/proc/{pid}/environ").split(b"\0"):

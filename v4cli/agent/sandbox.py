@@ -3,6 +3,7 @@ not exist, and nothing of the run survives it."""
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import sys
@@ -39,8 +40,7 @@ def run(
     limits and environment only, for which the user must have been asked."""
     folder = folder.resolve()
     if trouble(folder):
-        with tempfile.TemporaryDirectory(prefix="v4-home-", ignore_cleanup_errors=True) as home:
-            return process.run(process.limited(argv, limits), folder, environment(home), limits, output, cancelled)
+        return _unprotected(argv, folder, limits, output, cancelled)
     return _sandboxed(argv, folder, limits, network, output, cancelled)
 
 
@@ -64,7 +64,7 @@ def _trouble() -> str:
     with tempfile.TemporaryDirectory(prefix="v4-sandbox-") as folder:
         made = _sandboxed(["true"], Path(folder).resolve(), Limits(seconds=10), False, lambda text: None, lambda: False)
     said = (made.text.strip().splitlines() or [made.stopped])[-1]
-    return "" if made.status == 0 else f"bubblewrap 0.8 or later does not work here ({said})"
+    return "" if made.status == 0 else f"bubblewrap does not work here ({said}); 0.8 or later is needed"
 
 
 def environment(home: str = HOME) -> dict[str, str]:
@@ -73,17 +73,35 @@ def environment(home: str = HOME) -> dict[str, str]:
     return {"PATH": path, "HOME": home, "LANG": "C.UTF-8", "TERM": "dumb", "NO_COLOR": "1"}
 
 
+def _unprotected(argv, folder: Path, limits: Limits, output: Output, cancelled) -> Finished:
+    mark = os.urandom(16).hex()
+    with tempfile.TemporaryDirectory(prefix="v4-home-", ignore_cleanup_errors=True) as home:
+        told = environment(home) | {process.MARK: mark}
+        try:
+            return process.run(process.limited(argv, limits), folder, told, limits, output, cancelled)
+        finally:
+            process.end_marked(mark)
+
+
 def _sandboxed(argv, folder: Path, limits: Limits, network: bool, output: Output, cancelled) -> Finished:
-    program = seccomp.program()
-    with open(os.memfd_create("filter"), "r+b") as file:
-        file.write(program)
-        file.flush()
-        file.seek(0)
-        options = _options(folder, limits, network) + (["--seccomp", str(file.fileno())] if program else [])
-        inside = process.limited(argv, limits, f"--nproc={limits.processes}")
+    inside = process.limited(argv, limits, f"--nproc={limits.processes}")
+    with _memory_file() as about, _memory_file() as rules:
+        options = [*_options(folder, limits, network), "--info-fd", str(about.fileno())]
+        if rules.write(seccomp.program()):
+            rules.seek(0)
+            options += ["--seccomp", str(rules.fileno())]
         command = [shutil.which("bwrap") or "bwrap", *options, "--", *inside]
-        pass_fds = (file.fileno(),) if program else ()
-        return process.run(command, folder, environment(), limits, output, cancelled, pass_fds)
+        passed = (about.fileno(), rules.fileno())
+        try:
+            return process.run(command, folder, environment(), limits, output, cancelled, passed)
+        finally:  # bwrap may end a moment before what is in the sandbox
+            if told := os.pread(about.fileno(), 4096, 0):
+                process.await_end(json.loads(told)["child-pid"])
+
+
+def _memory_file():
+    """A file without a name, for bwrap to read or write."""
+    return open(os.memfd_create("v4"), "r+b", buffering=0)
 
 
 def _options(folder: Path, limits: Limits, network: bool) -> list[str]:
