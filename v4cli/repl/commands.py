@@ -21,7 +21,7 @@ TABLE = (
     Command("help", "", "this list, and the keys", at_once=True),
     Command("exit", "", "leave", at_once=True, aliases=("quit", "bye")),
     Command("new", "", "begin a new conversation; this one is kept", aliases=("clear",)),
-    Command("sessions", "", "the conversations that are kept", at_once=True),
+    Command("sessions", "", "the conversations that are kept"),
     Command("resume", "[ID]", "go on with another conversation; by default the last one before this"),
     Command("fork", "", "go on in a copy of this conversation"),
     Command("undo", "", "take back your last message and what followed"),
