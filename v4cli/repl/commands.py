@@ -50,6 +50,11 @@ Ctrl-O: reasoning and tool results in full                  Ctrl-X Ctrl-E or Ctr
 !COMMAND runs a command of yours, @FILE adds a file"""
 
 
+def is_command(line: str) -> bool:
+    """Whether a line is meant as a command: a path at its beginning is not."""
+    return line.startswith("/") and "/" not in line[1:].partition(" ")[0]
+
+
 def parse(line: str) -> tuple[Command, str]:
     """The command of a line and its argument. UsageError for an unknown one suggests others."""
     name, _, argument = line[1:].strip().partition(" ")

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable
 
-from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.markdown import CodeBlock, Heading, Markdown
 from rich.syntax import Syntax
@@ -124,10 +123,3 @@ def summary(arguments: str) -> str:
         return arguments
     texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
     return next(iter(texts.values())) if len(texts) == 1 else ", ".join(f"{k}: {v}" for k, v in texts.items())
-
-
-def fits(text: str, width: int) -> str:
-    """One line cut to a width in cells."""
-    while cell_len(text) > width:
-        text = text[:-1]
-    return text
