@@ -146,7 +146,7 @@ def variable(key: str) -> str:
 
 def _read(path: Path) -> dict:
     """A TOML file; empty if there is none."""
-    if not path.exists():
+    if not path.is_file():
         return {}
     import tomllib
 

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(os.environ.get("HERE", "."))  # where it leaves traces of itself
+HERE = Path(os.environ.get("HERE", tempfile.gettempdir()))  # where it leaves traces of itself
 
 
 def note(name: str) -> None:

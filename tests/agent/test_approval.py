@@ -135,6 +135,7 @@ def test_without_a_sandbox_each_run_is_asked_about(tmp_path, unprotected, mode):
     assert [request.pattern for request in user.asked] == ["", ""]
     reason = decide(Approvals(mode, tmp_path), *RUN).reason
     assert "there is no sandbox (bubblewrap (bwrap) is not installed)" in reason
+    assert approvals.rules == []
 
 
 def test_rules_of_a_sandbox_do_not_count_without_one(tmp_path, monkeypatch):

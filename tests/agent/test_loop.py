@@ -9,6 +9,7 @@ from v4cli.agent import loop
 from v4cli.agent.loop import Agent, CallEnd, CallStart, Done, Round, Said
 from v4cli.agent.tools import Call, Context, Decision, Kind, Tool, Toolbox, ToolError, parameters
 from v4cli.chat import turn
+from v4cli.chat.parser import ToolCallStart
 from v4cli.chat.special import PromptBuilder
 from v4cli.chat.turn import Chat, Options
 from v4cli.paths import NANO
@@ -104,6 +105,13 @@ def test_what_is_certain_is_repaired_and_the_rest_is_an_error_to_act_on(say, sai
     assert told in result
     assert len(ran) == (told in ("a", "done")) and found[-1].reason == "stop"
     assert ran in ([], [{"text": "a"}], [{"n": 7}])
+
+
+def test_each_call_begins_starts_and_ends_even_one_that_cannot_be_read(say):
+    for said in (block("echo a"), block(invoke("echo", text="a"))):
+        agent, _ = say(said, "I see.")
+        kinds = [type(event) for event in events(agent) if isinstance(event, ToolCallStart | CallStart | CallEnd)]
+        assert kinds == [ToolCallStart, CallStart, CallEnd]
 
 
 def test_a_refusal_has_its_reason(say):

@@ -97,7 +97,7 @@ def test_fifty_conversations_with_tools_are_never_computed_twice(chat, monkeypat
     watch = Watch(chat, monkeypatch)
     for seed in range(50):
         rng = random.Random(seed)
-        options = Options(thinking=seed % 2 == 0, temperature=0.0, max_tokens=rng.choice((6, 30, 120, 120)))
+        options = Options(thinking=seed % 2 == 0, temperature=0.0, max_tokens=rng.choice((6, 30, 80, 80)))
         talk(chat, watch, rng, tmp_path, options, turns=3)
     assert watch.turns > 150 and watch.kept > 80_000
 

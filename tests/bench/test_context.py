@@ -1,6 +1,7 @@
 """v4 bench --ctx underneath: filled caches are valid, figures are those of the specification, times add up."""
 
 import mmap
+import random
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from v4cli.bench.fill import ENTRIES, fill
 from v4cli.bench.resident import resident
 from v4cli.bench.steps import Steps, decode
 from v4cli.bench.synthetic import shape
+from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.errors import UsageError
 from v4cli.model import cost
+from v4cli.nano.recall import haystack
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 
@@ -99,6 +102,17 @@ def test_a_prefilled_frontier_is_where_a_plain_session_would_be(nano, small_prob
     fresh = nano.session()
     fresh.sync(grown.tokens)
     assert np.array_equal(fresh.logits, grown.logits)
+
+
+@needs_kernels
+def test_nano_is_asked_for_facts_told_before_the_first_frontier(nano, small_probes):
+    tokenizer = Tokenizer.from_file(paths.NANO / "tokenizer.json")
+    plan = Plan((600, 1_200), False, 2, "native", nano.config, tokenizer=tokenizer)
+    recalls = [frontier.recall for frontier in measure(nano, plan, lambda: None)]
+    assert [recall.asked for recall in recalls] == [10, 10]
+    assert all(recall.right >= 7 for recall in recalls)  # 10 and 10 when this was written
+    ids, questions = haystack(random.Random(0), tokenizer, 1_200, told_within=600)
+    assert len(ids) >= 1_200 and all(question.depth < 0.5 for question in questions)
 
 
 def test_steps_are_split_by_part_and_layer():

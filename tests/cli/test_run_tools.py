@@ -11,6 +11,7 @@ import pytest
 from test_cli import V4
 
 from v4cli.agent import sandbox
+from v4cli.cli import output
 from v4cli.cli.app import main
 from v4cli.cli.run_output import folded, printable
 
@@ -83,7 +84,7 @@ def test_what_changes_things_is_refused_with_the_flag_that_allows_it(run, folder
 @pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
 @pytest.mark.parametrize(("mode", "made"), [("all", True), ("plan", False), ("edits", False)])
 def test_approve_says_what_runs(run, folder, mode, made):
-    done = run("--tools", "nano", "--approve", mode, "run the command mkdir made")
+    done = run("--tools", "nano", "--approve", mode, "-n", "50", "run the command mkdir made")
     assert done.returncode == 0 and (folder / "made").is_dir() == made
 
 
@@ -153,6 +154,12 @@ def test_results_are_folded_and_cannot_speak_to_the_terminal():
     assert folded("\n".join("abcdefg")).endswith("  d\n  … 3 more lines")
     assert len(folded("x" * 10_000)) < 300
     assert printable("\x1b[2Jé漢\t\r") == "\ufffd[2Jé漢\t\ufffd"
+
+
+def test_json_of_half_a_character_is_json(capfd):
+    output.json_line({"text": "\ud800 é"})
+    said = capfd.readouterr().out
+    assert json.loads(said) == {"text": "\ud800 é"} and "é" in said
 
 
 def test_help_stays_light():

@@ -11,6 +11,7 @@ from test_cli import v4
 
 from v4cli import settings
 from v4cli.cli.app import app
+from v4cli.cli.run import options_error_first
 from v4cli.errors import UsageError
 
 
@@ -49,14 +50,29 @@ def test_variable_before_project_before_user_before_default(places, monkeypatch)
     assert "max_tokens" in v4("config", "show").stdout
 
 
-def test_run_obeys_them_unless_a_flag_says_more(places, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """What `v4 run ARGS` would do: the request it makes of its options, or the error."""
+    requests = []
+    monkeypatch.setattr("v4cli.cli.run.run_once", requests.append)
+
+    def request(*args):
+        app(["run", "hello", *args], standalone_mode=False)
+        options_error_first(requests[-1])
+        return requests[-1]
+
+    return request
+
+
+def test_run_obeys_them_unless_a_flag_says_more(places, monkeypatch, asked):
     user, _ = places
     user("max_tokens = 3\nstats = true\ntemp = 0")
-    assert json.loads(v4("run", "--json", "hello").stdout)["usage"]["completion_tokens"] == 3
-    assert "tok/s" in v4("run", "hello").stderr
-    assert json.loads(v4("run", "--json", "-n", "4", "hello").stdout)["usage"]["completion_tokens"] == 4
+    assert (asked().max_tokens, asked().stats, asked().temp) == (3, True, 0.0)
+    assert asked("-n", "4").max_tokens == 4
+    done = json.loads(v4("run", "--json", "hello").stdout)
+    assert done["usage"]["completion_tokens"] == 3
     monkeypatch.setenv("V4_MAX_TOKENS", "2")
-    assert json.loads(v4("run", "--json", "hello").stdout)["usage"]["completion_tokens"] == 2
+    assert asked().max_tokens == 2 and asked("-n", "4").max_tokens == 4
 
 
 def test_what_may_run_is_settled_for_chat_only(places):
@@ -70,20 +86,21 @@ def test_what_may_run_is_settled_for_chat_only(places):
     assert settings.defaults("rollout", options) == settings.defaults("chat", set()) == {}
 
 
-def test_thinking_of_the_settings_gives_way_to_any_flag(places):
+@pytest.mark.parametrize("settled", ["on", "max"])
+def test_thinking_of_the_settings_gives_way_to_any_flag(places, asked, settled):
     user, _ = places
-    user('think = "on"\nmax_tokens = 8\ntemp = 0')
 
-    def thought(*flags):
-        done = v4("run", "--json", *flags, "what is 17*23?")
-        assert done.returncode == 0, done.stderr
-        return bool(json.loads(done.stdout)["reasoning_content"])
+    def thinking(*flags) -> tuple:
+        request = asked(*flags)
+        return request.think, request.no_think, request.think_max
 
-    assert thought() and thought("--think-max") and not thought("--no-think")
-    user('think = "max"\nmax_tokens = 8\ntemp = 0')
-    assert thought("--think") and not thought("--no-think")
-    both = v4("run", "--think", "--no-think", "hello")
-    assert both.returncode == 2 and "drop --no-think" in both.stderr
+    user(f'think = "{settled}"')
+    assert thinking() == (settled == "on", False, settled == "max")
+    assert thinking("--think") == (True, False, False)
+    assert thinking("--no-think") == (False, True, False)
+    assert thinking("--think-max") == (False, False, True)
+    with pytest.raises(UsageError, match="exclude each other"):
+        asked("--think", "--no-think")
 
 
 @pytest.mark.parametrize("text", ['tools = "all"', 'approve = "all"', '[mcp.x]\ncommand = ["touch", "/tmp/x"]'])

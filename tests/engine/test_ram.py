@@ -5,7 +5,8 @@ import pytest
 import tiny
 from v4kernels import native
 
-from v4cli.engine.budget import CONTEXT, residence
+from v4cli import hardware
+from v4cli.engine.budget import CONTEXT, SHARE, residence
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError, UsageError
@@ -83,6 +84,38 @@ def test_experts_give_way_to_a_long_context(folder, expected):
 def test_all_fits(folder, expected):
     engine = Engine.open(folder, "cpu", ram=1 << 40)
     assert engine.stream is None and answer(engine) == expected
+
+
+def test_a_store_that_does_not_fit_in_free_memory_is_streamed_unasked(folder, expected, monkeypatch):
+    monkeypatch.setattr(Store, "nbytes", 1 << 40)  # of so small a one, working memory is the most
+    monkeypatch.setattr(hardware, "usable_ram", lambda: int(budget(folder, 5) / SHARE) + 1)
+    engine = Engine.open(folder, "cpu")
+    assert engine.stream and answer(engine) == expected
+    monkeypatch.undo()
+    assert Engine.open(folder, "cpu").stream is None
+
+
+@pytest.mark.parametrize(
+    "files, usable",
+    [
+        ({}, 8 << 30),
+        ({"/proc/self/cgroup": "0::/a/b\n", "/sys/fs/cgroup/a/b/memory.max": "1073741824\n"}, 1 << 30),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/memory.max": "max\n"}, 8 << 30),
+        (
+            {
+                "/proc/self/cgroup": "5:cpu:/x\n3:memory:/x\n",
+                "/sys/fs/cgroup/memory/x/memory.limit_in_bytes": "2147483648",
+                "/sys/fs/cgroup/cpu/x/memory.limit_in_bytes": "1",
+            },
+            2 << 30,
+        ),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/memory.max": f"{1 << 50}\n"}, 8 << 30),
+    ],
+)
+def test_usable_memory_is_what_the_control_group_leaves(files, usable, monkeypatch):
+    monkeypatch.setattr(hardware, "ram", lambda: (16 << 30, 8 << 30))
+    monkeypatch.setattr(hardware, "_text", lambda path: files.get(path, ""))
+    assert hardware.usable_ram() == usable
 
 
 def test_too_small_a_budget_says_what_would_do(folder):

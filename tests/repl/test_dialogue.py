@@ -184,6 +184,12 @@ def test_unknown_commands_suggest(talk):
     assert "/help lists" in talk.line("/zzzzzz")
 
 
+def test_a_path_is_no_command(talk):
+    talk.line("/etc/hosts is a file")
+    assert talk.messages[0]["content"] == "/etc/hosts is a file"
+    assert "no command /" in talk.line("/") and talk.line("!") == "! needs a command\nhint: !ls"
+
+
 def test_every_command_does_something(talk):
     talk.line("hello")
     for command in commands.TABLE:

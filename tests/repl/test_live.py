@@ -3,14 +3,18 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from rich.cells import cell_len
 
+from v4cli.agent import builtin
+from v4cli.agent.approval import Request
 from v4cli.agent.loop import CallEnd, CallStart, Done, Said
-from v4cli.agent.tools import Call
+from v4cli.agent.tools import Call, Context
 from v4cli.chat.parser import Text, Thinking, ToolCallArguments, ToolCallEnd, ToolCallStart
 from v4cli.repl import items
+from v4cli.repl.approve import question
 from v4cli.repl.live import TAIL, Live
 from v4cli.repl.render import RESULT_LINES, Renderer, summary
 
@@ -113,6 +117,30 @@ def test_nothing_is_wider_than_the_window(width):
     said += view.take(CallEnd(Call("a", "read_file", {}), "wide " * 100 + "\n日本" * 30, False, 0.0))
     assert shown.count("\n") < 10
     assert max(cell_len(line) for line in (said + shown).split("\n")) <= width
+
+
+def test_a_change_is_shown_as_a_diff_before_it_is_asked_about(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    arguments = {"path": "a.txt", "old": "two", "new": "2\x1b[2K"}
+    tool = builtin.toolbox("edit_file").tools["edit_file"]
+    call = Call("a", "edit_file", arguments, tool=tool)
+    request = Request(call, tool.preview(arguments, Context(tmp_path)), pattern="edit_file: *")
+    view = live(colour=True)
+    view.take(ToolCallStart(0, "edit_file"))
+    shown = view.take(items.Ask(request))
+    assert "\x1b[31m-two" in shown and "\x1b[32m+2␛[2K" in shown
+    assert question(request).startswith("make this change?") and "s  yes, for this session" in question(request)
+    unprotected = replace(request, unprotected="no bubblewrap", pattern="")
+    assert "no bubblewrap" in question(unprotected) and "session" not in question(unprotected)
+
+
+def test_what_is_asked_about_is_bounded_and_says_so():
+    draw = Renderer(lambda: 60, colour=False)
+    text = "\n".join(f"line {i}" for i in range(2000))
+    shown = draw.exact(text).split("\n")
+    left = int(re.search(r"\[([0-9,]+) more", shown[-1])[1].replace(",", ""))
+    assert "\n".join(shown[:-1]) == text[: len(text) - left] and draw.exact("ls -l") == "ls -l"
+    assert len(draw.exact("x" * 200_000)) < 80_000
 
 
 def test_ends_that_are_not_usual_are_told():

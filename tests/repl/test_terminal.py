@@ -35,6 +35,13 @@ def approve(terminal: Terminal, key: str) -> None:
     terminal.type(key)
 
 
+def steady(terminal: Terminal) -> None:
+    """From now on the same answers, and none without an end, which nano may give to output it has never seen."""
+    terminal.line("/temp 0")
+    terminal.line("/set max_tokens 200")
+    terminal.wait("max_tokens: 200")
+
+
 def idle(terminal: Terminal) -> bool:
     """Nothing is being done: the status line begins with the model."""
     return any(row.startswith("nano ·") or row == "nano" for row in terminal.rows)
@@ -46,7 +53,7 @@ def transcripts(place) -> list[Path]:
 
 def test_a_whole_session(place):
     with Terminal(**place) as first:
-        first.line("/temp 0")
+        steady(first)
         first.line("what is 17*23?")
         first.wait("17*23 = 391")
         assert "● calculator  17*23" in first.text and "└ 391" in first.text
@@ -113,6 +120,7 @@ def test_leaving_while_it_works_keeps_what_was_said(place):
 @pytest.mark.parametrize("columns, rows", [(20, 10), (300, 100)])
 def test_narrow_and_huge_windows(place, columns, rows):
     with Terminal(columns=columns, rows=rows, **place) as terminal:
+        steady(terminal)
         terminal.line("what is 17*23?")
         terminal.wait("17*23 = 391")
         terminal.line("run ls -l")
@@ -144,6 +152,7 @@ def test_the_window_is_resized_while_it_works(place):
 def test_no_colour_means_none(place):
     place["env"]["NO_COLOR"] = "1"
     with Terminal(**place) as terminal:
+        steady(terminal)
         terminal.line("what is 17*23?")
         terminal.wait("17*23 = 391")
         terminal.line("/nonsense")
@@ -210,6 +219,7 @@ def test_keys_of_the_line_editor(place, tmp_path):
 
 def test_the_viewer_unfolds_reasoning_and_results(place):
     with Terminal(**place) as terminal:
+        steady(terminal)
         terminal.line("what is 17*23?")
         terminal.wait("17*23 = 391")
         terminal.wait(idle)
@@ -240,6 +250,7 @@ def test_a_key_meant_for_the_input_approves_nothing(place):
 @pytest.mark.skipif(not shutil.which("bwrap"), reason="needs bubblewrap: without it every call is asked about")
 def test_yes_for_the_session_asks_once(place):
     with Terminal(**place) as terminal:
+        steady(terminal)
         terminal.line("run ls -l")
         terminal.wait(lambda t: "yes, for this session: run_shell: ls*" in t.text or "not sandboxed" in t.text)
         if "not sandboxed" in terminal.text:
@@ -271,6 +282,7 @@ def test_the_prompt_is_there_soon(place):
 
 def test_plain_mode_draws_nothing(place):
     with Terminal("--plain", prompt="nano is ready", **place) as terminal:
+        steady(terminal)
         terminal.line("what is 17*23?")
         terminal.wait("17*23 = 391")
         terminal.line("run ls -l")

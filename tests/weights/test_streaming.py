@@ -2,6 +2,7 @@
 
 import errno
 import mmap
+import shutil
 import time
 
 import numpy as np
@@ -137,6 +138,22 @@ def test_a_disk_error_is_told_and_what_follows_is_right(store, monkeypatch):
     stream.abandon()
     monkeypatch.setattr(Faulty, "fail", None)
     random_steps(stream, store, 10)
+    stream.close()
+
+
+def test_scales_that_are_not_finite_are_told(store, tmp_path):
+    damaged = tmp_path / "store"
+    shutil.copytree(store.path, damaged)
+    place = store.places[f"layers.1.ffn.experts.3.{EXPERT_ORDER[-1]}"]
+    assert EXPERT_ORDER[-1].endswith(".scale")
+    with (damaged / place.path.name).open("r+b") as file:
+        file.seek(place.offset + place.spec.nbytes - 1)
+        file.write(b"\xff")
+    stream = ExpertStream(ExpertFiles(Store.open(damaged)), 6, 3)
+    with pytest.raises(ModelError, match=f"{place.path.name}: expert 3 of layer 1 holds scales"):
+        step(stream, store, [np.array([0, 1]), np.array([3])])
+    stream.abandon()
+    step(stream, store, [np.array([0, 1]), np.array([0, 2])])
     stream.close()
 
 

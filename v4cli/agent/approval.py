@@ -89,15 +89,17 @@ class Approvals:
         if self.ask is None:
             return Decision(False, _nobody(unprotected))
         preview = call.tool.preview(call.arguments, context) if call.tool.preview else _shown(call.arguments)
-        return self._answered(self.ask(Request(call, preview, unprotected, "" if unprotected else pattern(call))), call)
+        request = Request(call, preview, unprotected, "" if unprotected else pattern(call))
+        return self._answered(request, self.ask(request))
 
-    def _answered(self, answer: Answer, call: Call) -> Decision:
+    def _answered(self, request: Request, answer: Answer) -> Decision:
         if answer.choice is Choice.NO:
             return Decision(False, "the user said no" + (f": {answer.text}" if answer.text else ""))
-        if rule := answer.choice is not Choice.YES and (answer.pattern or pattern(call)):
+        rule = answer.pattern or request.pattern
+        if rule and answer.choice is not Choice.YES:
             self.rules.append(rule)
-            if answer.choice is Choice.ALWAYS:
-                _store(self.folder, rule)
+        if rule and answer.choice is Choice.ALWAYS:
+            _store(self.folder, rule)
         return Decision(True)
 
 

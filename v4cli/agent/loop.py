@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 
 from v4cli.agent.tools import Call, Context, Decision, Toolbox, ToolError
 from v4cli.chat.parser import Event as ChatEvent
+from v4cli.chat.parser import ToolCallStart
 from v4cli.chat.turn import Chat, Options
 
 MAX_ROUNDS = 50  # turns of the model per question
 MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
 NOT_RUN = "error: this call was not run: "
+UNREADABLE = "?"  # name of what stands for a block without calls
 RUNAWAY = "the block of calls was too long and has been stopped; make fewer or shorter calls"
 
 
@@ -91,6 +93,8 @@ class Agent:
             message, finish, faults = self.chat.message, self.chat.finish, self._faults()
             messages.append(message)
             yield Said(message)
+            if faults and not message.get("tool_calls"):
+                yield ToolCallStart(0, UNREADABLE)  # the parser has told no beginning of it
             for call in self._calls(message, faults):
                 yield CallStart(call)
                 start = time.monotonic()
@@ -111,9 +115,9 @@ class Agent:
         return [RUNAWAY if self.chat.finish == "runaway" else fault for fault in self.chat.faults]
 
     def _calls(self, message: dict, faults: list[str]) -> list[Call]:
-        """The message's calls; of a block in which none can be read, one without a name."""
+        """The message's calls; of a block in which none can be read, one that stands for it."""
         calls = list(map(self.toolbox.call, message.get("tool_calls", ()), faults))
-        return calls or [Call("", "", {}, fault) for fault in faults]
+        return calls or [Call("", UNREADABLE, {}, fault) for fault in faults]
 
     def _run(self, call: Call, cancelled: Callable[[], bool]) -> tuple[str, bool]:
         """The result of a call for the model, and whether it succeeded."""

@@ -64,7 +64,7 @@ def _trouble() -> str:
     with tempfile.TemporaryDirectory(prefix="v4-sandbox-") as folder:
         made = _sandboxed(["true"], Path(folder).resolve(), Limits(seconds=10), False, lambda text: None, lambda: False)
     said = (made.text.strip().splitlines() or [made.stopped])[-1]
-    return "" if made.status == 0 else f"bubblewrap 0.8 or later does not work here ({said})"
+    return "" if made.status == 0 else f"bubblewrap does not work here ({said}); 0.8 or later is needed"
 
 
 def environment(home: str = HOME) -> dict[str, str]:

@@ -5,6 +5,7 @@ stays at the first frontier and decodes in turns with the one that grows: retent
 Ceilings are measured at every frontier. GB, GMAC are 10^9.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from v4cli.bench import speed
 from v4cli.bench.fill import fill
 from v4cli.bench.resident import disk_reads, resident
 from v4cli.bench.steps import KINDS, Steps, decode
+from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.engine.session import PREFILL_CHUNK, Session
 from v4cli.errors import UsageError
 from v4cli.model import cost
+from v4cli.nano.recall import Question, ask, haystack
 from v4cli.weights.store import layout
 
 INT8, FP32 = "v4k int8", "torch fp32"  # products whose rates bound index scores and attention
@@ -35,6 +38,7 @@ class Plan:
     quant: str
     whole: object
     kv_dir: Path | None = None
+    tokenizer: Tokenizer | None = None  # nano's: its context is text with facts in it, which it is asked for
 
     def check(self) -> None:
         """UsageError if the frontiers are too close to be measured or beyond the context."""
@@ -78,6 +82,14 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Facts told before the first frontier: how many were asked for at this one, and answered right."""
+
+    asked: int
+    right: int
+
+
+@dataclass(frozen=True)
 class Frontier:
     """What a token costs at `n_tokens`; rates in tokens/s, GB/s and GMAC/s."""
 
@@ -101,6 +113,7 @@ class Frontier:
     v32_flops_ratio: float  # of the whole model, FP8 equivalents (cost.py)
     v32_kv_ratio: float  # of the whole model
     whole_kv_bytes: int
+    recall: Recall | None
     whole: Whole | None
 
     def to_dict(self) -> dict:
@@ -126,7 +139,12 @@ class _Run:
             read[name] = cost.read_bytes_per_token(shape, tensors)
         self.weight_reads = read
         n_ids = plan.tail if plan.synthetic_fill else plan.frontiers[-1]
-        self.ids = np.random.default_rng(0).integers(0, config.vocab_size, n_ids).tolist()
+        self.questions: list[Question] = []
+        if plan.tokenizer:
+            text = haystack(random.Random(0), plan.tokenizer, n_ids, told_within=plan.frontiers[0])
+            self.ids, self.questions = text[0][:n_ids], text[1]
+        else:
+            self.ids = np.random.default_rng(0).integers(0, config.vocab_size, n_ids).tolist()
         self.products = _products()
         engine.session().feed((self.ids * PREFILL_CHUNK)[:PREFILL_CHUNK])  # working memory is not growth
         self.empty = resident(plan.kv_dir)
@@ -154,7 +172,7 @@ class _Run:
             product_rates=machine.product_rates, read_fraction=machine.reading_s(read) / here.median, parts=parts,
             bound=_bound(parts), v32_flops_ratio=cost.flops(whole, n_tokens).fp8_equivalent / v32_flops,
             v32_kv_ratio=whole_kv / (cost.V32_KV_BYTES_PER_TOKEN * n_tokens), whole_kv_bytes=whole_kv,
-            whole=self._whole(first, here, n_tokens, machine),
+            recall=self._recall(n_tokens), whole=self._whole(first, here, n_tokens, machine),
         )  # fmt: skip
 
     def _advance(self, n_tokens: int) -> tuple[int, float]:
@@ -176,6 +194,15 @@ class _Run:
         before = disk_reads()
         steps = decode([self.session] if self.first is None else [self.first, self.session], ids)
         return steps[0], steps[-1], None if before is None else (disk_reads() - before) // count
+
+    def _recall(self, n_tokens: int) -> Recall | None:
+        """Ask for every fact, each time after the same context: the last whole turn before the frontier."""
+        if not self.questions:
+            return None
+        eos, session = self.plan.tokenizer.eos_id, self.session.fork()
+        end = n_tokens - self.ids[:n_tokens][::-1].index(eos)
+        answers = [ask(session, self.plan.tokenizer, self.ids[:end], question) for question in self.questions]
+        return Recall(len(answers), sum(a == q.answer for a, q in zip(answers, self.questions)))
 
     def _held(self) -> int:
         """Memory that the growing session has taken so far. Then the first one is made, if it was not."""

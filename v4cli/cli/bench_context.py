@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from v4cli import paths
 from v4cli.cli import bench, bench_output, output, progress
 from v4cli.errors import Interrupted, ResourceError, UsageError
 
@@ -66,7 +67,12 @@ def bench_context(request: ContextRequest) -> None:
     from v4cli.model import cost
 
     whole = shape(request.synthetic.shape) if request.synthetic else engine.config
-    plan = context.Plan(frontiers, fill == "synthetic", request.tokens, quant, whole, request.kv_dir)
+    tokenizer = None
+    if engine.path == paths.NANO and fill == "prefill":
+        from v4cli.chat.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_file(engine.path / "tokenizer.json")
+    plan = context.Plan(frontiers, fill == "synthetic", request.tokens, quant, whole, request.kv_dir, tokenizer)
     plan.check()
     _check_memory(cost.kv_bytes(engine.config, frontiers[-1]).total, request.kv_dir)
     about = {

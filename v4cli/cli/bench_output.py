@@ -48,6 +48,9 @@ def as_text(about: dict, frontiers: list[dict]) -> None:
     _grid("Time of a decoded token by part, and share reached of the ceiling that bounds it", _time(frontiers))
     _grid("Read by a decoded token", _reads(frontiers))
     _grid("Work of a decoded token; the model as a whole beside V3.2", _work(frontiers))
+    if frontiers[0]["recall"]:
+        asked = ((f"{f['n_tokens']:,}", f"{f['recall']['right']} of {f['recall']['asked']}") for f in frontiers)
+        _grid("Facts told before the first frontier, answered right", [("CONTEXT", "RECALLED"), *asked])
     if frontiers[0]["whole"]:
         title = f"ESTIMATE for all {frontiers[0]['whole']['layers']} layers, from the times of those measured"
         _grid(title, _whole(frontiers))

@@ -34,14 +34,17 @@ class Question:
     answer: str
 
 
-def haystack(rng: random.Random, tokenizer: Tokenizer, n_tokens: int) -> tuple[list[int], list[Question]]:
-    """About `n_tokens` of context, and a question for each fact told in it."""
+def haystack(
+    rng: random.Random, tokenizer: Tokenizer, n_tokens: int, told_within: int | None = None
+) -> tuple[list[int], list[Question]]:
+    """About `n_tokens` of context, and a question for each fact told in it, or in its first `told_within` tokens."""
+    told_within = told_within or n_tokens
     scene = Scene(rng, Words(rng, "heldout"), (), {})
     kinds = rng.sample(list(skills.ALL_FACTS), len(DEPTHS))
     ids = tokenizer.encode_prompt(encode_april([{"role": "system", "content": ""}]))
     told = 0
     while len(ids) < n_tokens or told < len(DEPTHS):
-        if told < len(DEPTHS) and len(ids) >= DEPTHS[told] * n_tokens:
+        if told < len(DEPTHS) and len(ids) >= DEPTHS[told] * told_within:
             turn = skills.tell(scene, kinds[told])
             told += 1
         else:
@@ -49,6 +52,7 @@ def haystack(rng: random.Random, tokenizer: Tokenizer, n_tokens: int) -> tuple[l
         ids += turn_ids(tokenizer, turn)
     questions = []
     for kind, depth in zip(kinds, DEPTHS):
+        depth *= told_within / n_tokens
         question, reply = skills.recall(scene, kind)
         questions.append(Question(kind, depth, turn_ids(tokenizer, [question]), reply["content"]))
     return ids, questions

@@ -213,6 +213,11 @@ class Repl:
             self.leave()
         elif control_c:
             self.left_at, self.notice = time.monotonic(), "Ctrl-C again leaves"
+            asyncio.get_running_loop().call_later(LEAVE_WITHIN, self._forget_notice)
+
+    def _forget_notice(self) -> None:
+        self.notice = ""
+        self.app.invalidate()
 
     def answer(self, key: str) -> None:
         """A key that decides about the call that waits."""

@@ -3,6 +3,7 @@
 import time
 
 from v4cli.agent.approval import Answer, Choice, Request
+from v4cli.agent.tools import Kind
 from v4cli.repl.choices import CHOICES
 from v4cli.repl.items import Ask
 
@@ -49,7 +50,8 @@ def offered(request: Request) -> list[str]:
 
 def risk(request: Request) -> str:
     """What is asked."""
-    return (f"not sandboxed ({request.unprotected}): " if request.unprotected else "") + "run this?"
+    what = "make this change?" if request.call.tool.kind is Kind.EDIT else "run this?"
+    return (f"not sandboxed ({request.unprotected}): " if request.unprotected else "") + what
 
 
 def question(request: Request) -> str:

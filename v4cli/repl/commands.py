@@ -21,7 +21,7 @@ TABLE = (
     Command("help", "", "this list, and the keys", at_once=True),
     Command("exit", "", "leave", at_once=True, aliases=("quit", "bye")),
     Command("new", "", "begin a new conversation; this one is kept", aliases=("clear",)),
-    Command("sessions", "", "the conversations that are kept", at_once=True),
+    Command("sessions", "", "the conversations that are kept"),
     Command("resume", "[ID]", "go on with another conversation; by default the last one before this"),
     Command("fork", "", "go on in a copy of this conversation"),
     Command("undo", "", "take back your last message and what followed"),
@@ -48,6 +48,11 @@ Enter sends; Alt-Enter, Ctrl-J or \\ Enter begins a line     Tab completes /comm
 Esc or Ctrl-C stops the answer; Ctrl-D leaves               Up, Down, Ctrl-R: what you typed before
 Ctrl-O: reasoning and tool results in full                  Ctrl-X Ctrl-E or Ctrl-G: your editor
 !COMMAND runs a command of yours, @FILE adds a file"""
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is meant as a command: a path at its beginning is not."""
+    return line.startswith("/") and "/" not in line[1:].partition(" ")[0]
 
 
 def parse(line: str) -> tuple[Command, str]:

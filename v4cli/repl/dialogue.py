@@ -19,9 +19,9 @@ from v4cli.agent.tools import Context, Toolbox
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.parser import Thinking
 from v4cli.chat.turn import Options
-from v4cli.errors import V4Error
+from v4cli.errors import UsageError, V4Error
 from v4cli.repl import commands, items
-from v4cli.repl.files import with_files
+from v4cli.repl.files import fenced, with_files
 from v4cli.repl.setup import Setup
 
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
@@ -99,7 +99,7 @@ class Dialogue:
         try:
             if line.startswith("!"):
                 self._shell(line[1:].strip())
-            elif line.startswith("/"):
+            elif commands.is_command(line):
                 commands.run(self, line)
             elif line.strip():
                 self.message(line, shown)
@@ -113,14 +113,15 @@ class Dialogue:
     def message(self, line: str, shown: str) -> None:
         """Answer a message. Where that fails before anything is said, it is the user's again."""
         text = with_files(line, self.setup.folder)
-        if self.attached:
-            text, self.attached = f"{self.attached}\n{text}", ""
+        attached, self.attached = self.attached, ""
+        text = f"{attached}\n{text}" if attached else text
         typed = shown if text != shown else ""
         try:
             self.play(self.conversation.ask(text, self._progress, self.stop.is_set, typed))
         except Exception:
             messages = self.conversation.transcript.messages
             if messages and messages[-1]["role"] == "user":
+                self.attached = attached
                 self.emit(items.Draft(self.conversation.undo()))
             raise
 
@@ -156,7 +157,7 @@ class Dialogue:
         try:
             agent.chat = self.setup.open(model)
             self.model = model
-        except V4Error:
+        except Exception:
             agent.chat = self.setup.open(before)
             raise
         agent.toolbox = self._toolbox()
@@ -171,6 +172,8 @@ class Dialogue:
 
     def _shell(self, command: str) -> None:
         """Run a command line as the user would; the next message tells the model what it printed."""
+        if not command:
+            raise UsageError("! needs a command", "!ls")
         process = subprocess.Popen(
             command, shell=True, cwd=self.setup.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
@@ -184,7 +187,7 @@ class Dialogue:
         status = process.wait()
         text = printed.decode(errors="replace").rstrip("\n")
         self.note(text + f"\n(exit {status})" if status else text or "(no output)")
-        self.attached += f"I ran `{command}` (exit {status}):\n```\n{shortened(text, SHELL_OUTPUT)}\n```\n"
+        self.attached += f"I ran `{command}` (exit {status}):\n{fenced(shortened(text, SHELL_OUTPUT))}\n"
 
     def _end_on_interrupt(self, process: subprocess.Popen) -> None:
         while process.poll() is None:

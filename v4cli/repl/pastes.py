@@ -13,7 +13,7 @@ class Pastes:
 
     def taken(self, text: str) -> str:
         """What to put into the input for a paste: the text, or a marker."""
-        text = text.replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
         n_lines = text.count("\n") + 1
         if n_lines <= LINES and len(text) <= CHARACTERS:
             return text

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Callable
 
-from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.markdown import CodeBlock, Heading, Markdown
 from rich.syntax import Syntax
@@ -15,6 +14,7 @@ from v4cli.repl.clean import harmless, visible
 
 WIDEST = 120  # columns: longer lines are hard to read
 RESULT_LINES = 4  # of a result that is folded
+LARGE, LINES = 1 << 16, 500  # characters, lines: what takes long to lay out
 _TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
 
@@ -63,6 +63,8 @@ class Renderer:
         return self.ansi(_Markdown(harmless(text), hyperlinks=False))
 
     def text(self, text: str, style: str = "") -> str:
+        if len(text) > LARGE:  # the terminal breaks lines faster
+            return harmless(text)
         return self.ansi(Text(harmless(text), style=style, overflow="fold"))
 
     def dim(self, text: str) -> str:
@@ -73,8 +75,10 @@ class Renderer:
         return self.ansi(Text("› " + harmless(text).replace("\n", "\n  "), style="bold", overflow="fold"))
 
     def exact(self, text: str) -> str:
-        """What the user decides on, with nothing hidden; lines of a diff coloured."""
-        lines = visible(text).split("\n")
+        """What the user decides on, with nothing hidden; lines of a diff coloured; of very much, its beginning."""
+        lines = visible(text[:LARGE]).split("\n")[:LINES]
+        if rest := len(text) - sum(len(line) + 1 for line in lines) + 1:
+            lines.append(f"[{rest:,} more characters: Ctrl-O shows the call in full]")
         if not any(line.startswith("@@") for line in lines):
             return self.ansi(Text("\n".join(lines), overflow="fold"))
         return self.ansi(Group(*(Text(line, style=_diff_style(line), overflow="fold") for line in lines)))
@@ -119,10 +123,3 @@ def summary(arguments: str) -> str:
         return arguments
     texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
     return next(iter(texts.values())) if len(texts) == 1 else ", ".join(f"{k}: {v}" for k, v in texts.items())
-
-
-def fits(text: str, width: int) -> str:
-    """One line cut to a width in cells."""
-    while cell_len(text) > width:
-        text = text[:-1]
-    return text

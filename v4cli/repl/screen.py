@@ -19,7 +19,7 @@ from prompt_toolkit.layout import (
     Window,
 )
 from prompt_toolkit.layout.menus import CompletionsMenu
-from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor
+from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor, TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
@@ -64,7 +64,10 @@ def layout(repl) -> Layout:
         repl.buffer,
         search_buffer_control=search.control,
         preview_search=True,
-        input_processors=[ConditionalProcessor(AfterInput(PLACEHOLDER, "class:placeholder"), empty)],
+        input_processors=[
+            TabsProcessor(char1=" ", char2=" "),
+            ConditionalProcessor(AfterInput(PLACEHOLDER, "class:placeholder"), empty),
+        ],
     )
     entry = Window(
         control,

@@ -42,7 +42,8 @@ class Status:
         parts.append(self.model)
         parts.append(f"{used:,} of {short(engine.config.max_position_embeddings)} tokens")
         if stats.completion_tokens:
-            parts.append(f"{stats.decode_tokens_per_s:.3g} tok/s")
+            rate = stats.decode_tokens_per_s
+            parts.append(f"{rate:,.0f} tok/s" if rate >= 100 else f"{rate:.3g} tok/s")
         if stats.prompt_tokens:
             parts.append(f"{stats.cached_tokens / stats.prompt_tokens:.0%} reused")
         parts.append(f"{self._resident() / (1 << 30):.1f} GiB")

@@ -10,10 +10,13 @@ import mmap
 import os
 from pathlib import Path
 
+import numpy as np
+
 from v4cli.errors import ModelError
 from v4cli.weights.store import EXPERT_ORDER, PAGE, Store
 
 DIRECT = getattr(os, "O_DIRECT", 0)
+NAN = 0xFF  # as an E8M0 scale
 
 
 class File:
@@ -101,6 +104,11 @@ class ExpertFiles:
             self._offsets.append([store.places[name].offset for name in names])
         first = [store.places[f"layers.0.ffn.experts.0.{name}"] for name in EXPERT_ORDER]
         self.parts = {name: place.offset - first[0].offset for name, place in zip(EXPERT_ORDER, first)}
+        self._scales = [
+            slice(self.parts[name], self.parts[name] + place.spec.nbytes)
+            for name, place in zip(EXPERT_ORDER, first)
+            if name.endswith(".scale")
+        ]
         self.n_bytes = sum(place.spec.nbytes for place in first)
         self.room = -(-self.n_bytes // PAGE) * PAGE
 
@@ -111,6 +119,12 @@ class ExpertFiles:
         """The bytes of one expert, its tensors at the offsets `parts`, into `target` of `room` bytes. ModelError."""
         layer, number = divmod(expert, self.per_layer)
         self._files[layer].read_into(target, self._offsets[layer][number], self.n_bytes)
+        codes = np.frombuffer(target, np.uint8)
+        if any((codes[scale] == NAN).any() for scale in self._scales):
+            raise ModelError(
+                f"{self._files[layer].path}: expert {number} of layer {layer} holds scales that are not finite",
+                "v4 verify tells what is damaged",
+            )
 
     def close(self) -> None:
         for file in self._files:
