@@ -5,7 +5,7 @@ the slower of the two is its bound. A tighter one knows the order of work: which
 when the token is, not before, so all other layers and the head wait for their reads.
 
 Bandwidths are measured in the same run; the SSD's is the best of reading whole experts at random, before and after, and
-of what it gave while the engine had reads on. Tokens are random, so the hash layers use all their experts equally often:
+of what it gave while the engine had reads on. Tokens are random, so the hash layers use all experts equally often:
 the worst case.
 """
 
