@@ -104,7 +104,7 @@ def test_read(at):
     assert at.error("read_file", path="docs") == "it is a folder; list_folder lists it"
     assert at.error("read_file", path="main.py/x") == "it is not a folder"
     assert "file name too long" in at.error("read_file", path="x" * 5000)
-    for path in ("", "a\0b", "\ud800"):
+    for path in ("", "a\0b"):
         assert "cannot be empty" in at.error("read_file", path=path)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from v4cli.agent.loop import Agent, Event, Said
 from v4cli.agent.transcript import Transcript
+from v4cli.chat.messages import content_text
 from v4cli.chat.parser import Event as ChatEvent
 from v4cli.chat.turn import Options
 from v4cli.errors import UsageError
@@ -35,9 +36,10 @@ class Conversation:
         self.transcript = transcript
         tokenizer = hashlib.sha256((self.agent.chat.engine.path / "tokenizer.json").read_bytes()).hexdigest()[:16]
         if transcript.about.get("tokenizer", tokenizer) != tokenizer:  # ids of another tokenizer mean nothing
-            for message in transcript.messages:
-                message.pop("sampled", None)
-        transcript.set(tokenizer=tokenizer)
+            for message in transcript.cut(0):
+                transcript.add({key: value for key, value in message.items() if key != "sampled"})
+        if transcript.about.get("tokenizer") != tokenizer:
+            transcript.set(tokenizer=tokenizer)
 
     @property
     def messages(self) -> list[dict]:
@@ -51,6 +53,7 @@ class Conversation:
         """The user says `text`; `shown`: as typed, where that differs. Everything said is recorded as it comes."""
         if not text.strip():
             raise UsageError("the message is empty")
+        self._settle()
         self.transcript.add({"role": "user", "content": text} | ({"shown": shown} if shown else {}))
         return self._answer(progress, cancelled)
 
@@ -62,7 +65,7 @@ class Conversation:
     def undo(self) -> str:
         """Take back the user's last message and all that followed; its text as typed."""
         gone = self.transcript.cut(self._last_question())
-        return gone[0].get("shown") or gone[0]["content"]
+        return gone[0].get("shown") or content_text(gone[0].get("content"))
 
     def fork(self) -> str:
         """Go on in a copy; its ID. The original stays as it is."""
@@ -88,6 +91,17 @@ class Conversation:
                 self.transcript.add(event.message)
             yield event
 
+    def _settle(self) -> None:
+        """A call that has no result, because the program ended before it had, is said to have none."""
+        messages = self.transcript.messages
+        last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] != "tool"), None)
+        calls = (messages[last].get("tool_calls") if last is not None else None) or ()
+        answered = {message.get("tool_call_id") for message in messages[last:]} if calls else ()
+        for call in calls:
+            if call.get("id") not in answered:
+                result = {"role": "tool", "tool_call_id": call.get("id"), "content": "error: it was not finished"}
+                self.transcript.add(result)
+
     def _last_question(self) -> int:
         at = next((i for i in reversed(range(len(self.transcript.messages))) if self._asked(i)), None)
         if at is None:
@@ -110,19 +124,19 @@ def to_markdown(transcript: Transcript) -> str:
     if transcript.about.get("system"):
         parts += ["## System", transcript.about["system"]]
     for message in transcript.messages:
+        content = content_text(message.get("content"))
         if message["role"] == "user":
-            parts += ["## User", message["content"]]
+            parts += ["## User", content]
         elif message["role"] == "tool":
-            parts.append(_fenced(message["content"]))
+            parts.append(_fenced(content))
         else:
-            parts += ["## Assistant"] if message.get("content") or message.get("reasoning_content") else []
+            parts += ["## Assistant"] if content or message.get("reasoning_content") else []
             if message.get("reasoning_content"):
                 parts.append("\n".join(f"> {line}".rstrip() for line in message["reasoning_content"].split("\n")))
-            if message.get("content"):
-                parts.append(message["content"])
-            for call in message.get("tool_calls", ()):
+            parts += [content] if content else []
+            for call in message.get("tool_calls") or ():
                 function = call["function"]
-                parts += [f"**{function['name']}**", _fenced(function["arguments"], "json")]
+                parts += [f"**{function['name']}**", _fenced(str(function.get("arguments", "")), "json")]
     return "\n\n".join(parts) + "\n"
 
 

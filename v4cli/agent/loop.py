@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 
 from v4cli.agent.tools import Call, Context, Decision, Toolbox, ToolError
 from v4cli.chat.parser import Event as ChatEvent
+from v4cli.chat.parser import ToolCallStart
 from v4cli.chat.turn import Chat, Options
 
 MAX_ROUNDS = 50  # turns of the model per question
 MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
+NOT_RUN = "error: this call was not run: "
+UNREADABLE = "?"  # name of what stands for a block without calls
+RUNAWAY = "the block of calls was too long and has been stopped; make fewer or shorter calls"
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,14 @@ class Agent:
         messages = list(messages)
         for number in range(1, self.max_rounds + 1):
             yield Round(number)
-            yield from self.chat.reply(messages, options, self.toolbox.schemas, progress, cancelled)
-            message, finish = self.chat.message, self.chat.finish
+            its = options if options.seed is None else replace(options, seed=(options.seed + number - 1) % 2**63)
+            yield from self.chat.reply(messages, its, self.toolbox.schemas, progress, cancelled)
+            message, finish, faults = self.chat.message, self.chat.finish, self._faults()
             messages.append(message)
             yield Said(message)
-            for call in self._calls(message, finish):
+            if faults and not message.get("tool_calls"):
+                yield ToolCallStart(0, UNREADABLE)  # the parser has told no beginning of it
+            for call in self._calls(message, faults):
                 yield CallStart(call)
                 start = time.monotonic()
                 result, ok = self._run(call, cancelled)
@@ -98,38 +105,44 @@ class Agent:
             if cancelled():
                 yield Done("interrupted")
                 return
-            if not message.get("tool_calls"):
+            if not faults:
                 yield Done(finish)
                 return
         yield Done("rounds")
 
-    def _calls(self, message: dict, finish: str) -> list[Call]:
-        """The message's calls, with what is wrong with them."""
-        faults = list(self.chat.faults)
-        if finish == "runaway":
-            faults = ["the block of calls was too long and has been stopped; make fewer or shorter calls"] * len(faults)
-        return [self.toolbox.call(call, fault) for call, fault in zip(message.get("tool_calls", ()), faults)]
+    def _faults(self) -> list[str]:
+        """What is wrong with each call of the message just made, or with a block without calls."""
+        return [RUNAWAY if self.chat.finish == "runaway" else fault for fault in self.chat.faults]
+
+    def _calls(self, message: dict, faults: list[str]) -> list[Call]:
+        """The message's calls; of a block in which none can be read, one that stands for it."""
+        calls = list(map(self.toolbox.call, message.get("tool_calls", ()), faults))
+        return calls or [Call("", UNREADABLE, {}, fault) for fault in faults]
 
     def _run(self, call: Call, cancelled: Callable[[], bool]) -> tuple[str, bool]:
         """The result of a call for the model, and whether it succeeded."""
         if call.fault:
-            return f"error: this call was not run: {call.fault}", False
+            return NOT_RUN + call.fault, False
         if cancelled():
-            return "error: this call was not run: the user interrupted", False
+            return f"{NOT_RUN}the user interrupted", False
         context = replace(self.context, output=lambda text: self.output(call, text), cancelled=cancelled)
         try:
             decision = self.decide(call, context)
             if not decision.allowed:
-                return f"error: this call was not run: {decision.reason}", False
+                return NOT_RUN + shortened(decision.reason), False
             return shortened(call.tool.run(call.arguments, context)), True
         except ToolError as error:
-            return f"error: {shortened(str(error))}", False
+            return shortened(f"error: {error}"), False
         except OSError as error:
-            return f"error: {error.filename or 'input/output'}: {error.strerror or error}", False
+            return shortened(f"error: {error.filename or 'input/output'}: {error.strerror or error}"), False
+        except Exception as error:  # a defect of a tool must not take the conversation with it
+            return shortened(f"error: {call.name} failed: {type(error).__name__}: {error}"), False
 
 
 def shortened(text: str, limit: int = MAX_RESULT) -> str:
-    """Both ends of a text that is too long, and how much is left out."""
+    """Text as the model can be given it: of one that is too long both ends, and how much is left out; what is not
+    Unicode is replaced."""
+    text = text.encode("utf-8", "replace").decode()
     if len(text) <= limit:
         return text
     half = limit // 2

@@ -104,6 +104,7 @@ class Toolbox:
         tool = self.tools.get(name)
         try:
             arguments = json.loads(text)
+            json.dumps(arguments, ensure_ascii=False).encode()  # halves of characters go nowhere
         except (ValueError, RecursionError):
             arguments, fault = {}, fault or "its arguments are not valid JSON"
         if not isinstance(arguments, dict):

@@ -2,9 +2,11 @@
 
 The first line is {"type": "about", ...}; then {"type": "message", "message": {...}} for each message,
 {"type": "cut", "keep": n} where the conversation went back to its first n messages, and {"type": "set", ...} where
-something about it changed. What a crash left of a last line is dropped when the file is read.
+something about it changed. What a crash left of a last line is dropped when the file is read. If another process has
+gone on with the conversation meanwhile, this one goes on in a file of its own.
 """
 
+import fcntl
 import json
 import os
 import secrets
@@ -23,15 +25,15 @@ class Transcript:
     """The messages of a conversation and what is known about it: id, created, model, folder, system, title, tokenizer
     (digest of the one that the sampled ids are of), parent."""
 
-    def __init__(self, path: Path, about: dict, messages: list[dict]):
+    def __init__(self, path: Path, about: dict, messages: list[dict], n_bytes: int = 0):
         self.path, self.about, self.messages = path, about, messages
+        self._n_bytes = n_bytes  # of the file, as far as this process knows it
 
     @classmethod
-    def new(cls, folder: Path, messages: list[dict] = (), **about) -> "Transcript":
+    def new(cls, folder: Path, messages: list[dict] = (), /, **about) -> "Transcript":
         """A conversation that gets its file under `folder` with its first message."""
-        id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-        about = {"version": VERSION, "id": id, "created": int(time.time()), "title": ""} | about
-        made = cls(folder / f"{id}.jsonl", about, [])
+        about = {"version": VERSION, "id": _new_id(), "created": int(time.time()), "title": ""} | about
+        made = cls(folder / f"{about['id']}.jsonl", about, [])
         for message in messages:
             made.add(message)
         return made
@@ -41,29 +43,30 @@ class Transcript:
         """Read a file. UsageError names it and the line if it is not a conversation."""
         about, messages = None, []
         try:
-            lines = path.read_bytes().split(b"\n")
+            data = path.read_bytes()
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        lines = data.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or what a crash left
             try:
                 record = json.loads(line)
                 kind = record["type"]
-                if kind == "about" and record["version"] == VERSION:
-                    about = {key: value for key, value in record.items() if key != "type"}
+                if kind == "about":
+                    about = _about(record)
                 elif kind == "message":
                     check_messages([record["message"]])
                     messages.append(record["message"])
                 elif kind == "cut":
                     messages = messages[: max(0, int(record["keep"]))]
                 elif kind == "set":
-                    about |= {key: value for key, value in record.items() if key != "type"}
+                    about = _about(about | record)
                 else:
                     raise ValueError(kind)
-            except (ValueError, KeyError, TypeError, RecursionError, RequestError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError, RequestError):
                 raise UsageError(f"{path}: line {number} is not of a conversation") from None
-        if not isinstance(about, dict) or not isinstance(about.get("id"), str):
+        if about is None:
             raise UsageError(f"{path}: not a conversation")
-        return cls(path, about, messages)
+        return cls(path, about, messages, len(data) - len(lines[-1]))
 
     @property
     def id(self) -> str:
@@ -73,10 +76,6 @@ class Transcript:
         """Append a message; the first of the user gives the title."""
         if not self.about["title"] and message["role"] == "user":
             self.about["title"] = " ".join(str(message.get("shown") or message["content"])[:200].split())[:TITLE]
-        if not self.path.exists():
-            self._write({"type": "about", **self.about})
-            for known in self.messages:
-                self._write({"type": "message", "message": known})
         self._write({"type": "message", "message": message})
         self.messages.append(message)
 
@@ -91,7 +90,7 @@ class Transcript:
     def set(self, **about) -> None:
         """Change what is known about the conversation."""
         self.about |= about
-        if self.path.exists():
+        if self._n_bytes:
             self._write({"type": "set", **about})
 
     def fork(self) -> "Transcript":
@@ -100,23 +99,47 @@ class Transcript:
         return Transcript.new(self.path.parent, self.messages, **about | {"parent": self.id})
 
     def _write(self, record: dict) -> None:
+        """Append a line, after all that is known if it is the first."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # of a line that a crash cut off
-                whole = os.pread(descriptor, size, 0)
-                os.ftruncate(descriptor, whole.rfind(b"\n") + 1)
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        with open(descriptor, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            news = os.pread(descriptor, os.fstat(descriptor).st_size, self._n_bytes)  # none, or what a crash cut off
+            if file.tell() >= self._n_bytes and b"\n" not in news:
+                file.truncate(self._n_bytes)
+                lines = [record] if self._n_bytes else [*self._known(), record]
+                file.write(b"".join(map(_line, lines)))
+                file.flush()
+                self._n_bytes = file.tell()
+                return
+        self.about |= {"id": _new_id(), "parent": self.id}
+        self.path, self._n_bytes = self.path.with_name(f"{self.id}.jsonl"), 0
+        self._write(record)
+
+    def _known(self) -> list[dict]:
+        said = [{"type": "message", "message": message} for message in self.messages]
+        return [{"type": "about", **self.about}, *said]
+
+
+def _about(record: dict) -> dict:
+    """What a record says about the conversation; ValueError if that cannot be."""
+    texts = (record["id"], record["title"], record.get("system") or "", record.get("model") or "")
+    if record["version"] != VERSION or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    return {key: value for key, value in record.items() if key != "type"}
+
+
+def _new_id() -> str:
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
+
+
+def _line(record: dict) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def transcripts(folder: Path) -> Iterator[Transcript]:
     """All conversations under `folder` that can be read, the one used last first."""
-    paths = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in paths:
+    for path in sorted(folder.glob("*.jsonl"), key=_used, reverse=True):
         try:
             yield Transcript.load(path)
         except UsageError:
@@ -131,4 +154,12 @@ def find(folder: Path, wanted: str = "") -> Transcript:
         raise UsageError(what, "v4 chat --list shows them" if wanted else "v4 chat begins one")
     if wanted and len(found) > 1:
         raise UsageError(f"{len(found)} conversations have an ID that begins with {wanted!r}", "v4 chat --list")
-    return Transcript.load(max(found, key=lambda path: path.stat().st_mtime_ns))
+    return Transcript.load(max(found, key=_used))
+
+
+def _used(path: Path) -> int:
+    """When it was written last, in ns; 0 if it has gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -8,16 +8,19 @@ cut into pieces. Knows text only.
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from v4cli.chat.special import DSML, END_THINK
 
 BLOCK_OPENERS = (f"<{DSML}tool_calls>", f"<{DSML} calls>")
-MARKERS = (END_THINK, *BLOCK_OPENERS)
+MARKERS = (END_THINK, *BLOCK_OPENERS)  # "<" only begins them
 CLOSER = f"</{DSML}"
-_TAG = re.compile(rf"<{DSML} ?(invoke|parameter)\b([^>]*)>|</{DSML} ?(tool_calls|calls|invoke)>")
-_CLOSING = re.compile(rf"{CLOSER} ?([^<>]*)(?:>|(?=<))")  # its ">" may be missing where the next tag begins
+MAX_TAG = 1000  # characters; what is longer is not a tag
+_MARKER = re.compile("|".join(map(re.escape, MARKERS)))
+_TAG = re.compile(rf"<{DSML} ?(invoke|parameter)\b([^>]{{0,{MAX_TAG}}})>|</{DSML} ?(tool_calls|calls|invoke)>")
+_CLOSING = re.compile(rf"{CLOSER} ?(?:([^<>]{{0,40}})(?:>|(?=<))|[^<>]{{41}})")  # ">" may be missing before a tag
 _NAME = re.compile(r'name="([^"]*)"')
+_HELD = MAX_TAG + 40  # characters at the end of a block's text that a tag may begin in
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,40 @@ class End:
 Event = Thinking | Text | ToolCallStart | ToolCallArguments | ToolCallEnd | End
 
 
+@dataclass
+class _Call:
+    """A call while it is read."""
+
+    name: str
+    arguments: list[str] = field(default_factory=list)  # JSON text in pieces
+    keys: set[str] = field(default_factory=set)
+    open: bool = True  # until </invoke>
+    in_value: bool = False  # inside a parameter,
+    is_text: bool = True  # whose value is text, not JSON;
+    lead: str = ""  # what its value is written after,
+    value: list[str] = field(default_factory=list)  # and its JSON text in pieces
+
+
 class StreamParser:
-    """One assistant turn. `thinking`: the prompt ended in <think>. `stop`: strings that end the answer text."""
+    """One assistant turn. `thinking`: the prompt ended in <think>. `stop`: strings that end the answer text.
+
+    The work for a piece of text does not grow with what came before it.
+    """
 
     def __init__(self, thinking: bool, in_tool_calls: bool = False, stop: Sequence[str] = ()):
         self._mode = "calls" if in_tool_calls else "thinking" if thinking else "text"
         self._stop = tuple(filter(None, stop))
         self._buffer = ""
+        self._newlines = 0  # read before the buffer, and said if text follows
         self._answer = ""  # answer text held back because a stop string may be starting
         self._events: list[Event] = []
-        self._parts = {"thinking": "", "text": ""}
-        self._calls: list[dict] = []
-        self._value: str | None = None  # "true" or "false" while inside a parameter
+        self._parts: dict[str, list[str]] = {"thinking": [], "text": []}
+        self._calls: list[_Call] = []
+        self._block: list[str] = []
         self._finish = ""
-        self.tool_block = ""  # exact text of the sampled tool block
+        self.block_length = 0  # characters of the tool block
         self.faults: list[str] = []  # of each call: why it must not be run; empty if nothing is wrong
+        self.unread = 0  # characters pushed after the end of the tool block
         self.stopped = False  # a stop string or the end of the tool block: nothing more will count
 
     def push(self, text: str) -> list[Event]:
@@ -83,37 +105,41 @@ class StreamParser:
         if self.stopped:
             return []
         if self._mode == "calls":
-            self.tool_block += text
+            self._extend_block(text)
         self._buffer += text
-        while self._buffer and not self.stopped:
-            before = self._mode, len(self._buffer)
-            if self._mode != "calls":
-                self._plain()
-            elif self._value is not None:
-                self._parameter_value()
-            else:
-                self._tag()
-            if (self._mode, len(self._buffer)) == before:
-                break
+        while self._buffer and not self.stopped and self._step():
+            pass
         return self._drain()
 
+    def _step(self) -> bool:
+        """Read the buffer up to its next marker or tag; whether there was one."""
+        if self._mode != "calls":
+            return self._plain()
+        return self._parameter_value() if self._calls and self._calls[-1].in_value else self._tag()
+
     @property
-    def unread(self) -> int:
-        """Characters pushed after the end of the tool block."""
-        return len(self._buffer) if self.stopped and self._mode == "calls" else 0
+    def tool_block(self) -> str:
+        """Exact text of the sampled tool block."""
+        return "".join(self._block)
 
     def finish(self, reason: str = "stop") -> list[Event]:
-        """End of the turn. `reason`: stop, length or whatever ended it; calls make it tool_calls."""
-        cut_off = self._value is not None or reason != "stop" or "<" in self._buffer
-        if self._open and not self.stopped and cut_off:
-            self.faults[-1] = self.faults[-1] or "it was cut off before it was complete"
-        elif self._open:
+        """End of the turn. `reason`: stop, length or whatever ended it; calls make it tool_calls.
+
+        A call that only lacks its closing tags is whole; one that was cut off inside of something is not.
+        """
+        open_call = self._calls[-1] if self._calls and self._calls[-1].open and not self.stopped else None
+        if open_call and (open_call.in_value or reason != "stop" or self._buffer.strip()):
+            self._fault("it was cut off before it was complete")
+        elif open_call:
             self._end_call()
+        if self._mode == "calls" and not self._calls:
+            self.faults.append("the block holds no call that can be read")
         if self._mode != "calls" and not self.stopped:
-            self._say(self._buffer)
+            self._say("\n" * self._newlines + self._buffer)
         if not self.stopped:
             self._tell_answer(self._answer)
         self._buffer = self._answer = ""
+        self._newlines = 0
         self._finish = "tool_calls" if self._calls and reason in ("stop", "length") else reason
         self._events.append(End(self._finish))
         return self._drain()
@@ -122,12 +148,13 @@ class StreamParser:
         """The turn so far: reasoning_content, content, tool_calls (those that exist) and finish."""
         out: dict = {}
         if self._parts["thinking"]:
-            out["reasoning_content"] = self._parts["thinking"]
+            out["reasoning_content"] = "".join(self._parts["thinking"])
         if self._parts["text"]:
-            out["content"] = self._parts["text"]
+            out["content"] = "".join(self._parts["text"])
         if self._calls:
             out["tool_calls"] = [
-                {"index": i, "type": "function", "function": dict(call)} for i, call in enumerate(self._calls)
+                {"index": i, "type": "function", "function": {"name": call.name, "arguments": "".join(call.arguments)}}
+                for i, call in enumerate(self._calls)
             ]
         return out | {"finish": self._finish}
 
@@ -137,27 +164,29 @@ class StreamParser:
 
     # -- thinking and answer text ---------------------------------------------------------------------------
 
-    def _plain(self) -> None:
+    def _plain(self) -> bool:
         """Say what is certainly text; act on a marker."""
-        found = [(self._buffer.find(marker), marker) for marker in MARKERS if marker in self._buffer]
-        if not found:
-            cut = len(self._buffer) - _held_back(self._buffer)
-            text, self._buffer = self._buffer[:cut], self._buffer[cut:]
-            self._say(text)
-            return
-        at, marker = min(found)
-        text, rest = self._buffer[:at], self._buffer[at + len(marker) :]
-        if marker == END_THINK:
-            self._say(text.rstrip("\n") if self._mode == "thinking" else text)
-            self._mode, self._buffer = "text", rest
-            return
+        marker = _MARKER.search(self._buffer)
+        cut = marker.start() if marker else len(self._buffer) - _held_back(self._buffer, MARKERS)
+        text, self._buffer = self._buffer[:cut], self._buffer[cut:]
         said = text.rstrip("\n")
-        self._say(said)
-        self._tell_answer(self._answer)
-        self._answer = ""
-        if not self.stopped:
-            self.tool_block = self._buffer[len(said) :]
-            self._mode, self._buffer = "calls", rest
+        if said:
+            self._say("\n" * self._newlines + said)
+            self._newlines = 0
+        self._newlines += len(text) - len(said)
+        if marker is None or self.stopped:
+            return False
+        if marker[0] == END_THINK:
+            self._buffer = self._buffer[len(END_THINK) :]
+            if self._mode == "text":
+                self._say("\n" * self._newlines)
+            self._mode, self._newlines = "text", 0
+        else:
+            self._tell_answer(self._answer)
+            self._answer = ""
+            self._extend_block("\n" * self._newlines + self._buffer)
+            self._mode, self._buffer = "calls", self._buffer[len(marker[0]) :]
+        return True
 
     def _say(self, text: str) -> None:
         """Thinking or answer text; newlines that lead either are dropped."""
@@ -166,7 +195,7 @@ class StreamParser:
         if not text:
             return
         if self._mode == "thinking":
-            self._parts["thinking"] += text
+            self._parts["thinking"].append(text)
             self._events.append(Thinking(text))
             return
         self._answer += text
@@ -182,87 +211,108 @@ class StreamParser:
 
     def _tell_answer(self, text: str) -> None:
         if text:
-            self._parts["text"] += text
+            self._parts["text"].append(text)
             self._events.append(Text(text))
 
     # -- tool calls -----------------------------------------------------------------------------------------
 
-    def _tag(self) -> None:
+    def _extend_block(self, text: str) -> None:
+        self._block.append(text)
+        self.block_length += len(text)
+
+    def _tag(self) -> bool:
         """Skip to the next whole tag of the block and act on it."""
         match = _TAG.search(self._buffer)
-        if not match:
-            return
-        self._buffer = self._buffer[match.end() :]
+        cut = match.start() if match else max(0, len(self._buffer) - _HELD)
+        if self._buffer[:cut].strip():
+            self._fault("there is text outside of its parameters")
+        self._buffer = self._buffer[match.end() if match else cut :]
+        if match is None:
+            return False
         opened, attributes, closed = match.groups()
-        if closed == "invoke":
+        if opened == "invoke":
             self._end_call()
-        elif closed:
-            self.tool_block = self.tool_block[: len(self.tool_block) - len(self._buffer)]
-            self.stopped = True
-        elif opened == "invoke":
-            self._end_call()
-            name = _NAME.search(attributes)
-            self._calls.append({"name": name[1] if name else "", "arguments": ""})
-            self.faults.append("")
-            self._keys = set()
-            self._open = True
-            self._events.append(ToolCallStart(len(self._calls) - 1, self._calls[-1]["name"]))
-        elif self._calls and self._open:
-            key = _NAME.search(attributes)
-            if key is None or key[1] in self._keys:
-                self.faults[-1] = f"parameter {key[1]} is given twice" if key else "a parameter has no name"
-            self._keys.add(key[1] if key else "")
-            self._value = "false" if 'string="false"' in attributes else "true"
-            lead = ", " if self._calls[-1]["arguments"] else "{"
-            self._key = lead + json.dumps(key[1] if key else "", ensure_ascii=False) + ": "
-            if self._value == "true":
-                self._add(self._key + '"')
-
-    def _parameter_value(self) -> None:
-        """Text values stream as they come; JSON values are given whole, invalid ones as text."""
-        end = self._buffer.find(CLOSER)
-        if end < 0:
-            if self._value == "true":
-                cut = len(self._buffer) - _overlap(self._buffer, CLOSER)
-                self._add(_escaped(self._buffer[:cut]))
-                self._buffer = self._buffer[cut:]
-            return
-        closer = _CLOSING.match(self._buffer, end)
-        if not closer:
-            return
-        value, self._buffer = self._buffer[:end], self._buffer[closer.end() :]
-        if closer[1] != "parameter":
-            self.faults[-1] = self.faults[-1] or "a parameter was not closed"
-            self._buffer = closer[0] + self._buffer  # it closes the call or the block, too
-        if self._value == "true":
-            self._add(_escaped(value) + '"')
+            self._start_call(attributes)
+        elif opened:
+            self._start_parameter(attributes)
         else:
-            self._add(self._key + (value if _is_json(value) else json.dumps(value, ensure_ascii=False)))
-        self._value = None
+            self._end_call()
+        if closed in ("tool_calls", "calls"):
+            block, self.unread = self.tool_block, len(self._buffer)
+            self._block = [block[: len(block) - self.unread]]
+            self.stopped = True
+        return True
+
+    def _start_call(self, attributes: str) -> None:
+        name = _NAME.search(attributes)
+        self._calls.append(_Call(name[1] if name else ""))
+        self.faults.append("")
+        self._events.append(ToolCallStart(len(self._calls) - 1, self._calls[-1].name))
+
+    def _start_parameter(self, attributes: str) -> None:
+        if not self._calls or not self._calls[-1].open:
+            self._fault("a parameter stands outside of a call")
+            return
+        call, key = self._calls[-1], _NAME.search(attributes)
+        if key is None or key[1] in call.keys:
+            self._fault(f"parameter {key[1]} is given twice" if key else "a parameter has no name")
+        call.keys.add(key[1] if key else "")
+        call.in_value, call.is_text = True, 'string="false"' not in attributes
+        call.lead = ("{", ", ")[bool(call.arguments)] + json.dumps(key[1] if key else "", ensure_ascii=False) + ": "
+        if call.is_text:
+            self._add(call.lead + '"')
+
+    def _parameter_value(self) -> bool:
+        """Text values stream as they come; JSON values are given whole, invalid ones as text."""
+        call, closer = self._calls[-1], None
+        end = self._buffer.find(CLOSER)
+        if end >= 0:
+            closer = _CLOSING.match(self._buffer, end)
+        else:
+            end = len(self._buffer) - _held_back(self._buffer, (CLOSER,))
+        value, self._buffer = self._buffer[:end], self._buffer[end:]
+        if call.is_text:
+            self._add(_escaped(value))
+        else:
+            call.value.append(value)
+        if closer is None:
+            return False
+        if closer[1] != "parameter":
+            self._fault("a parameter was not closed")  # its closer is the call's or the block's, too
+        else:
+            self._buffer = self._buffer[len(closer[0]) :]
+        call.in_value = False
+        value, call.value = "".join(call.value), []
+        if call.is_text:
+            self._add('"')
+        else:
+            self._add(call.lead + (value if _is_json(value) else json.dumps(value, ensure_ascii=False)))
+        return True
 
     def _add(self, fragment: str) -> None:
         if fragment:
-            self._calls[-1]["arguments"] += fragment
+            self._calls[-1].arguments.append(fragment)
             self._events.append(ToolCallArguments(len(self._calls) - 1, fragment))
 
-    _open = False  # inside <invoke>
-    _key = ""
-    _keys: set[str]
-
     def _end_call(self) -> None:
-        if not self._open:
+        if not self._calls or not self._calls[-1].open:
             return
-        self._open = False
-        self._add("}" if self._calls[-1]["arguments"] else "{}")
         call = self._calls[-1]
-        self._events.append(ToolCallEnd(len(self._calls) - 1, call["name"], call["arguments"]))
+        call.open = False
+        self._add("}" if call.arguments else "{}")
+        self._events.append(ToolCallEnd(len(self._calls) - 1, call.name, "".join(call.arguments)))
+
+    def _fault(self, reason: str) -> None:
+        """The last call must not be run; the first reason is told."""
+        if self.faults:
+            self.faults[-1] = self.faults[-1] or reason
 
 
-def _held_back(text: str) -> int:
-    """Length of the tail that may be the start of a marker, with the newlines before it."""
-    held = max(_overlap(text, marker) for marker in MARKERS)
-    head = text[: len(text) - held]
-    return held + len(head) - len(head.rstrip("\n"))
+def _held_back(text: str, markers: Sequence[str]) -> int:
+    """Length of the tail that may be the start of a marker; "<" only begins them."""
+    at = text.rfind("<")
+    tail = text[at:]
+    return len(tail) if at >= 0 and any(marker.startswith(tail) for marker in markers) else 0
 
 
 def _overlap(text: str, marker: str) -> int:

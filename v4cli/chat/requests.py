@@ -165,9 +165,7 @@ def _is_reasoning_prefix(messages: list[dict]) -> bool:
 
 def _continue(prompt: Prompt, messages: list[dict], forced: bool) -> Prompt:
     """The prompt with the start of the answer written by us."""
-    out = PromptBuilder()
-    for segment in prompt:
-        (out.special if segment.special else out.text)(segment.text)
+    out = PromptBuilder(prompt)
     if forced:
         out.markup(f"\n\n{dsml.CALLS_OPEN}\n")
     else:

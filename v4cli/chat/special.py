@@ -1,7 +1,7 @@
 """Special tokens of V4 by name, and prompts as segments: markup is marked, text stays text (spec 5.1, 5.6)."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 BOS = "<｜begin▁of▁sentence｜>"
@@ -55,10 +55,10 @@ class Prompt:
 
 
 class PromptBuilder:
-    """Collects text and markup into a Prompt."""
+    """Collects text and markup into a Prompt; may go on from another."""
 
-    def __init__(self):
-        self._segments: list[Segment] = []
+    def __init__(self, begun: Iterable[Segment] = ()):
+        self._segments = list(begun)
 
     def text(self, text: str) -> None:
         """Text from outside: stays text whatever it spells."""

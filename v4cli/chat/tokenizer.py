@@ -58,7 +58,7 @@ class Tokenizer:
         """Ids of plain text; never a special token."""
         try:
             return self._bpe.encode(text, add_special_tokens=False).ids
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
             raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -75,6 +75,10 @@ class Tokenizer:
         """Text of ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
         stream = self.stream()
         return "".join(map(stream.push, ids)) + stream.flush()
+
+    def complete(self, ids: list[int]) -> str:
+        """The same without the bytes at the end that do not make a character yet."""
+        return "".join(map(self.stream().push, ids))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes one ordinary token stands for; empty for ids without an entry."""

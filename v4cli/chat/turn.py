@@ -6,7 +6,7 @@ from pathlib import Path
 
 from v4cli import jsonfile
 from v4cli.chat import special
-from v4cli.chat.parser import End, Event, StreamParser
+from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
@@ -43,9 +43,10 @@ class Chat:
         self.session = session
         self.message: dict = {}
         self.finish = ""
-        self.faults: list[str] = []  # of each call of the message: why it must not be run; empty if nothing is wrong
-        self.ids: list[int] = []  # sampled for the message, and the log-probability of each
-        self.logprobs: list[float] = []
+        self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
+        self.prompt: list[int] = []  # ids before the message,
+        self.ids: list[int] = []  # those sampled for it, the end of the turn included,
+        self.logprobs: list[float] = []  # and the log-probability of each
 
     @classmethod
     def open(
@@ -70,6 +71,10 @@ class Chat:
             raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
         return cls(engine, tokenizer, _generation_defaults(folder), session(engine))
 
+    def twin(self) -> "Chat":
+        """Another conversation on the same engine; each may have its own thread."""
+        return Chat(self.engine, self.tokenizer, self.defaults, self.engine.session())
+
     @property
     def stats(self):
         return self.session.stats
@@ -88,7 +93,7 @@ class Chat:
         is then "runaway".
         """
         request = encode_request(self._body(messages, options, tools), self.engine.config.release)
-        ids = self.tokenizer.encode_prompt(request.prompt)
+        self.prompt = ids = self.tokenizer.encode_prompt(request.prompt)
         limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
         sampling = self._sampling(options, request)
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
@@ -96,26 +101,24 @@ class Chat:
         parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
         self.faults, self.ids, self.logprobs = parser.faults, [], []
-        if self.session.sync(ids, progress, cancelled, turns):
-            yield from self._sample(parser, sampling, limit, cancelled)
-        for event in parser.finish(self.finish):
-            if isinstance(event, End):
-                self.finish = event.finish
-                self._keep(parser)
-                if not options.stop:
-                    self.message |= self._sampled(parser, request.thinking)
-            yield event
+        try:
+            if self.session.sync(ids, progress, cancelled, turns):
+                yield from self._sample(parser, sampling, limit, cancelled)
+            events = parser.finish(self.finish)
+            self.finish = events[-1].finish
+        finally:
+            self.message = _message(parser) | ({} if options.stop else self._sampled(parser, request.thinking))
+        yield from events
 
     def _sample(self, parser: StreamParser, sampling: Sampling, limit: int, cancelled) -> Iterator[Event]:
         """Sample until the turn ends, or has to; `.finish` says why."""
         decoder, eos = self.tokenizer.stream(), self.tokenizer.eos_id
         for step in self.session.generate(sampling, limit, (eos,), cancelled):
+            self.ids.append(step.token)
+            self.logprobs.append(step.logprob)
             if step.token != eos:
-                self.ids.append(step.token)
-                self.logprobs.append(step.logprob)
                 yield from parser.push(decoder.push(step.token))
-                self._keep(parser)
-            runaway = len(parser.tool_block) > MAX_BLOCK or len(parser.faults) > MAX_CALLS
+            runaway = parser.block_length > MAX_BLOCK or len(parser.faults) > MAX_CALLS
             ended = "stop" if parser.stopped else step.finish
             self.finish = ended or ("runaway" if runaway else "interrupted")
             if self.finish != "interrupted":
@@ -125,13 +128,12 @@ class Chat:
     def _sampled(self, parser: StreamParser, thinking: bool) -> dict:
         """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
         end of the tool block, its part up to there."""
-        said = text = self.tokenizer.decode(self.ids)
-        ids, length = list(self.ids), len(text) - parser.unread
-        while len(said) > length:
-            ids.pop()
-            said = self.tokenizer.decode(ids)
+        ids = [token for token in self.ids if token != self.tokenizer.eos_id]
+        text = self.tokenizer.complete(ids)
+        length = len(text) - parser.unread
         if parser.unread:
-            ids += self.tokenizer.encode(text[len(said) : length])
+            said = self.tokenizer.complete(ids[:-1])
+            ids = ids[:-1] + self.tokenizer.encode(text[len(said) : length])
         return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
 
     def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
@@ -155,16 +157,17 @@ class Chat:
             temperature, request.top_p if top_p is None else top_p, options.top_k, options.min_p, options.seed
         )
 
-    def _keep(self, parser: StreamParser) -> None:
-        """The assistant message so far, as the next prompt needs it."""
-        parsed = parser.message()
-        message = {"role": "assistant", "content": parsed.get("content", "")}
-        if "reasoning_content" in parsed:
-            message["reasoning_content"] = parsed["reasoning_content"]
-        if "tool_calls" in parsed:
-            message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
-            message["tool_block"] = parser.tool_block
-        self.message = message
+
+def _message(parser: StreamParser) -> dict:
+    """The assistant message so far, as the next prompt needs it."""
+    parsed = parser.message()
+    message = {"role": "assistant", "content": parsed.get("content", "")}
+    if "reasoning_content" in parsed:
+        message["reasoning_content"] = parsed["reasoning_content"]
+    if "tool_calls" in parsed:
+        message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
+        message["tool_block"] = parser.tool_block
+    return message
 
 
 def _title(messages: list[dict]) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from v4cli import __version__
 from v4cli.cli.app_bench import bench
+from v4cli.cli.app_rollout import rollout
 from v4cli.cli.app_sessions import sessions
 from v4cli.cli.options import (
     DEFAULT_MODEL,
@@ -26,6 +27,9 @@ from v4cli.cli.options import (
     Ram,
 )
 from v4cli.errors import Exit, V4Error
+
+TOOLS = "Tools the model may use here: nano, read, edit, all, or names. A file has schemas: calls are only printed."
+APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
 app = typer.Typer(
     name="v4",
@@ -75,7 +79,9 @@ def run(
     min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; may be repeated.")] = None,
-    tools: Annotated[str | None, typer.Option(help="JSON file of tool schemas, or: builtin.")] = None,
+    tools: Annotated[str | None, typer.Option(metavar="NAMES|FILE.json", help=TOOLS)] = None,
+    approve: Annotated[str | None, typer.Option(help=APPROVE)] = None,
+    max_rounds: Annotated[int | None, typer.Option(min=1, help="Most turns of the model; exit 6 there.")] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
     backend: Backend = None,
@@ -84,7 +90,11 @@ def run(
     kv_dir: KvDir = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Answer one prompt. Only the answer goes to stdout."""
+    """Answer one prompt. Only the answer goes to stdout.
+
+    With --tools the model works in the current folder until it is done. --output-format stream-json prints one object
+    a line; its type is init, thinking, message, tool_use, tool_result, end (of a turn), error or result.
+    """
     options = dict(locals())
     from v4cli.cli.run import RunRequest, run_once
 
@@ -106,6 +116,9 @@ def chat(
     from v4cli.cli.chat import chat_loop
 
     chat_loop(model, system, think, backend, numerics, ram, kv_dir, no_cache)
+
+
+app.command()(rollout)
 
 
 @app.command("download", hidden=True)

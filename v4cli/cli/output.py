@@ -35,12 +35,17 @@ def note(text: str, end: str = "\n", dim: bool = False) -> None:
 
 def json_line(value) -> None:
     """One JSON value on a line of its own."""
-    answer(json.dumps(value, ensure_ascii=False) + "\n")
+    answer(_json(value) + "\n")
 
 
 def json_page(value) -> None:
     """One JSON value, indented."""
-    answer(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    answer(_json(value, indent=2) + "\n")
+
+
+def _json(value, indent: int | None = None) -> str:
+    """JSON with characters as they are; halves of some, which are not text, stay escaped."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
 
 
 def table(rows: list[tuple[str, ...]]) -> None:

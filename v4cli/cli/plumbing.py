@@ -5,7 +5,7 @@ from pathlib import Path
 
 from v4cli import jsonfile, paths
 from v4cli.cli import output
-from v4cli.cli.run import read_text
+from v4cli.cli.run_input import read_text
 from v4cli.errors import RequestError, UsageError
 
 

@@ -1,20 +1,21 @@
-"""`v4 run`: one prompt in, one answer out."""
+"""`v4 run`: one prompt in, one answer out; with tools, after as many calls as the model needs."""
 
-import json
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from v4cli import jsonfile, paths
-from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
+from v4cli.chat.parser import ToolCallEnd
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
-from v4cli.errors import Exit, RequestError, UsageError
+from v4cli.cli.run_input import prompt_of, read_text
+from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
+from v4cli.errors import Exit, RequestError, UsageError, V4Error
 
 FORMATS = ("text", "json", "stream-json")
-MAX_TEXT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class RunRequest:
     seed: int | None
     stop: list[str] | None
     tools: str | None
+    approve: str | None
+    max_rounds: int | None
     no_stream: bool
     stats: bool
     backend: str | None
@@ -49,13 +52,39 @@ class RunRequest:
 
 
 def run_once(request: RunRequest) -> None:
-    """Answer and exit: 130 if interrupted, after what was said so far."""
+    """Answer and exit: 130 if interrupted, after what was said so far; 6 if the model may not go on."""
     style = _format(request)
     options_error_first(request)
     messages = [{"role": "system", "content": request.system}] if request.system else []
-    messages.append({"role": "user", "content": _prompt(request)})
-    tools = _tools(request.tools)
-    from v4cli.chat.turn import Chat, Options
+    messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
+    answer = _answer_of(request)
+    writer = _writer(style, request)
+    try:
+        with cancellable() as cancelled:
+            session = sessions.session_maker(request.kv_dir, not request.no_cache)
+            folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
+            from v4cli.chat.turn import Chat
+
+            chat = Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
+            finish, stats = answer(chat, messages, writer.event, cancelled)
+    except V4Error as error:
+        writer.error(error)
+        raise
+    writer.end(result(request.model, messages, finish, stats))
+    sessions.keep(chat.session)
+    if request.stats:
+        output.note(stats_line(stats), dim=True)
+    if finish == "interrupted":
+        sys.exit(Exit.INTERRUPTED)
+    if finish == "rounds":
+        output.note("v4: stopped at the limit of turns\nhint: --max-rounds N allows more")
+        sys.exit(Exit.LIMIT)
+
+
+def _answer_of(request: RunRequest) -> Callable:
+    """What answers with a chat: answer(chat, messages, show, cancelled) extends the messages, and gives why it ended
+    and the statistics of all turns. UsageError."""
+    from v4cli.chat.turn import Options
 
     options = Options(
         thinking=request.think or request.think_max,
@@ -68,19 +97,71 @@ def run_once(request: RunRequest) -> None:
         max_tokens=request.max_tokens,
         stop=tuple(request.stop or ()),
     )
-    writer = {"text": TextWriter, "json": SilentWriter, "stream-json": StreamWriter}[style](request)
-    with cancellable() as cancelled:
-        session = sessions.session_maker(request.kv_dir, not request.no_cache)
-        folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
-        chat = Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
-        for event in chat.reply(messages, options, tools, Prefill(), cancelled):
-            writer.event(event)
-    writer.end(result(request.model, chat))
-    sessions.keep(chat.session)
-    if request.stats:
-        output.note(stats_line(chat.stats), dim=True)
-    if chat.finish == "interrupted":
-        sys.exit(Exit.INTERRUPTED)
+    schemas = _schemas(request.tools)
+    if schemas is None:
+        return _with_tools(request, options)
+
+    def answer(chat, messages, show, cancelled):
+        for event in chat.reply(messages, options, schemas, Prefill(), cancelled):
+            show(event)
+        messages.append(chat.message)
+        return chat.finish, chat.stats
+
+    return answer
+
+
+def _with_tools(request: RunRequest, options) -> Callable:
+    """The agent loop in this folder."""
+    from v4cli.agent import builtin
+    from v4cli.agent.approval import Approvals, Mode
+    from v4cli.agent.loop import MAX_ROUNDS, Agent, Done, Said
+    from v4cli.agent.tools import Context
+    from v4cli.engine.stats import total
+
+    mode = request.approve or Mode.ASK
+    if mode not in tuple(Mode):
+        raise UsageError(f"--approve must be one of {', '.join(Mode)}")
+    toolbox, folder = builtin.toolbox(request.tools), Path.cwd()
+    decide, max_rounds = Approvals(mode, folder).decide, request.max_rounds or MAX_ROUNDS
+
+    def answer(chat, messages, show, cancelled):
+        agent = Agent(chat, toolbox, Context(folder), decide, max_rounds=max_rounds)
+        finish, turns = "", []
+        for event in agent.run(messages, options, Prefill(), cancelled):
+            if isinstance(event, Said):
+                messages.append(event.message)
+                if event.message["role"] == "assistant":
+                    turns.append(replace(chat.stats))
+            elif isinstance(event, Done):
+                finish = event.reason
+            elif not isinstance(event, ToolCallEnd):  # CallStart says it, when it runs
+                show(event)
+        return finish, total(turns)
+
+    return answer
+
+
+def _schemas(source: str | None) -> list[dict] | None:
+    """Of tools that the caller runs: those of a file, or none; None if `source` names built-in tools."""
+    if source is None:
+        return []
+    if not _schemas_only(source):
+        return None
+    tools = jsonfile.parse(read_text(Path(source)), source, RequestError)
+    if not isinstance(tools, list):
+        raise RequestError(f"{source}: must be a JSON list of tools")
+    return tools
+
+
+def _schemas_only(source: str | None) -> bool:
+    """Whether the model may only say which tools it would call: there are none, or they are in a file."""
+    return source is None or source == "-" or "/" in source or source.endswith(".json")
+
+
+def _writer(style: str, request: RunRequest):
+    if style == "text":
+        return TextWriter(not request.no_stream, not request.hide_thinking)
+    return SilentWriter() if style == "json" else StreamWriter(request.model)
 
 
 def options_error_first(request: RunRequest) -> None:
@@ -91,6 +172,10 @@ def options_error_first(request: RunRequest) -> None:
     if len(chosen) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
         raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
+    if (request.approve or request.max_rounds) and _schemas_only(request.tools):
+        raise UsageError(
+            "--approve and --max-rounds are for tools that run here", "add --tools nano, read, edit or all"
+        )
     if request.prompt is not None and request.file is not None:
         raise UsageError("a PROMPT and --file exclude each other", "drop one of them")
     Sampling(
@@ -111,54 +196,6 @@ def _format(request: RunRequest) -> str:
     return style
 
 
-def _prompt(request: RunRequest) -> str:
-    """stdin (when piped), then the prompt or the file, with a blank line between."""
-    parts = []
-    if not sys.stdin.isatty():
-        parts.append(_decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin"))
-    if request.file is not None:
-        parts.append(read_text(request.file))
-    if request.prompt is not None:
-        parts.append(request.prompt)
-    text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
-    if not text:
-        raise UsageError("no prompt", 'v4 run "your question", v4 run --file FILE, or pipe text in')
-    return text
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file, or stdin for -. UsageError names the file."""
-    if str(path) == "-":
-        return _decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin")
-    try:
-        with path.open("rb") as file:
-            return _decoded(file.read(MAX_TEXT_BYTES + 1), str(path))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _decoded(data: bytes, name: str) -> str:
-    if len(data) > MAX_TEXT_BYTES:
-        raise UsageError(f"{name}: more than {MAX_TEXT_BYTES >> 20} MiB of text")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not UTF-8 text (byte {error.start})") from None
-
-
-def _tools(source: str | None) -> list[dict]:
-    if source is None:
-        return []
-    if source == "builtin":
-        from v4cli.nano.tools import TOOLS
-
-        return TOOLS
-    tools = jsonfile.parse(read_text(Path(source)), source, RequestError)
-    if not isinstance(tools, list):
-        raise RequestError(f"{source}: must be a JSON list of tools")
-    return tools
-
-
 @contextmanager
 def cancellable():
     """Within: Ctrl-C only sets a flag, so that the answer so far is kept; a second one interrupts at once."""
@@ -174,114 +211,3 @@ def cancellable():
         yield lambda: bool(hit)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def result(model: str, chat) -> dict:
-    """The object of --json. Keys are only ever added."""
-    stats, message = chat.stats, chat.message
-    return {
-        "model": model,
-        "text": message["content"],
-        "reasoning_content": message.get("reasoning_content", ""),
-        "tool_calls": [{k: v for k, v in c.items() if k != "index"} for c in message.get("tool_calls", [])],
-        "finish_reason": chat.finish,
-        "usage": {
-            "prompt_tokens": stats.prompt_tokens,
-            "cached_tokens": stats.cached_tokens,
-            "completion_tokens": stats.completion_tokens,
-        },
-        "stats": stats.to_dict(),
-    }
-
-
-def stats_line(stats) -> str:
-    """One line for people."""
-    values = stats.to_dict()
-    line = (
-        f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached) "
-        f"{values['prefill_tokens_per_s']:.0f} tok/s, answer {stats.completion_tokens} tokens "
-        f"{values['decode_tokens_per_s']:.1f} tok/s, load {stats.load_s:.2f} s, "
-        f"KV {output.size(stats.kv_bytes)}, peak memory {output.size(values['peak_rss_bytes'])}"
-    )
-    if stats.planned_bytes:
-        line += f" of {output.size(stats.planned_bytes)} planned"
-    return line + _experts_lines(stats)
-
-
-def _experts_lines(stats) -> str:
-    """Of experts on demand: hits, bytes from the SSD, time waiting; nothing if all are in memory."""
-    parts = []
-    for name, read, n_tokens, seconds in (
-        ("prefill", stats.prefill_experts, stats.prefill_tokens, stats.prefill_s),
-        ("decode", stats.decode_experts, stats.completion_tokens - 1, stats.decode_s),
-    ):
-        if read and n_tokens > 0 and seconds:
-            parts.append(
-                f"\n{name}: {read['hit_rate']:.0%} of experts in memory, {read['wasted']} read in vain, "
-                f"{output.size(read['bytes_read'] / n_tokens)} per token from the SSD, "
-                f"busy {read['busy_s'] / seconds:.0%} of the time, waited for {read['wait_s'] / seconds:.0%}"
-            )
-    return "".join(parts)
-
-
-class TextWriter:
-    """Answer to stdout as it comes, thinking and tool calls to stderr."""
-
-    def __init__(self, request: RunRequest):
-        self.stream = not request.no_stream
-        self.show_thinking = not request.hide_thinking
-        self.thinking = False
-
-    def event(self, event) -> None:
-        if isinstance(event, Thinking) and self.show_thinking and self.stream:
-            self.thinking = True
-            output.note(event.text, end="", dim=True)
-        elif self.thinking and not isinstance(event, Thinking):
-            self.thinking = False
-            output.note("")
-        if isinstance(event, Text) and self.stream:
-            output.answer(event.text)
-        elif isinstance(event, ToolCallEnd):
-            output.note(f"[{event.name} {event.arguments}]")
-
-    def end(self, result: dict) -> None:
-        if not self.stream:
-            if self.show_thinking and result["reasoning_content"]:
-                output.note(result["reasoning_content"], dim=True)
-            output.answer(result["text"])
-        if result["text"]:
-            output.answer("\n")
-
-
-class SilentWriter:
-    """Nothing until the end, then one JSON object."""
-
-    def __init__(self, request: RunRequest):
-        pass
-
-    def event(self, event) -> None:
-        pass
-
-    def end(self, result: dict) -> None:
-        output.json_page(result)
-
-
-class StreamWriter:
-    """One JSON event per line."""
-
-    def __init__(self, request: RunRequest):
-        output.json_line({"type": "init", "model": request.model})
-
-    def event(self, event) -> None:
-        if isinstance(event, Thinking):
-            output.json_line({"type": "thinking", "text": event.text})
-        elif isinstance(event, Text):
-            output.json_line({"type": "message", "text": event.text})
-        elif isinstance(event, ToolCallEnd):
-            arguments = json.loads(event.arguments)
-            output.json_line({"type": "tool_use", "index": event.index, "name": event.name, "arguments": arguments})
-        elif isinstance(event, End):
-            output.json_line({"type": "end", "finish_reason": event.finish})
-
-    def end(self, result: dict) -> None:
-        output.json_line({"type": "result", **result})

@@ -5,6 +5,7 @@ Knows nothing of text.
 
 import hashlib
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from v4cli.weights.store import open_model
 
 
 class Engine:
-    """A loaded model. Sessions share it."""
+    """A loaded model. Sessions share it, and may be in different threads: they compute in turns."""
 
     def __init__(self, model: V4, path: Path, load_s: float, identity: dict | None = None, place=None):
         """`identity`: everything that stored prefixes depend on; None: none can be stored. `place`: the Residence that
@@ -33,6 +34,7 @@ class Engine:
         self.identity = identity
         self.place = place
         self.stream = model.ops.stream if place else None
+        self.turns = threading.Lock()  # buffers of the op table are everyone's
 
     @classmethod
     def open(

@@ -129,10 +129,10 @@ class Session:
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
-        if self.engine.stream and not self.kv_dir:
-            self.engine.make_room(self.state.nbytes)
         try:
-            with model.ops.inference():
+            with self.engine.turns, model.ops.inference():
+                if self.engine.stream and not self.kv_dir:
+                    self.engine.make_room(self.state.nbytes)
                 hidden = model.forward(tokens, self.state)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
         except BaseException:  # Ctrl-C included: some layers may have advanced

@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass
@@ -37,6 +37,18 @@ class Stats:
             "decode_tokens_per_s": self.decode_tokens_per_s,
             "peak_rss_bytes": peak_rss_bytes(),
         }
+
+
+SUMMED = (
+    "prompt_tokens", "cached_tokens", "restored_tokens", "prefill_tokens", "prefill_s", "completion_tokens", "decode_s",
+)  # fmt: skip
+
+
+def total(turns: list[Stats]) -> Stats:
+    """Of several turns: counts and seconds added up; the rest as of the last."""
+    if not turns:
+        return Stats()
+    return replace(turns[-1], **{name: sum(getattr(turn, name) for turn in turns) for name in SUMMED})
 
 
 def peak_rss_bytes() -> int:

@@ -1,0 +1,171 @@
+"""`v4 run --tools`: the agent loop for scripts."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from test_cli import V4
+
+from v4cli.agent import sandbox
+from v4cli.cli import output
+from v4cli.cli.app import main
+from v4cli.cli.run_output import folded, printable
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(argument, ...) is `v4 run --temp 0` in this process, in a pipe."""
+
+    def made(*args) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["v4", "run", "--temp", "0", *args])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=int(ended.value.code or 0), stdout=said.out, stderr=said.err)
+
+    return made
+
+
+def events(done) -> list[dict]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_call_is_run_and_only_the_answer_is_on_stdout(run):
+    done = run("--tools", "nano", "What is 17*23?")
+    assert done.returncode == 0
+    assert done.stdout == "17*23 = 391\n"
+    assert done.stderr == '[calculator {"expression": "17*23"}]\n  391\n'
+
+
+def test_json_has_every_message_and_adds_up_the_turns(run):
+    result = json.loads(run("--tools", "calculator", "--json", "What is 17*23?").stdout)
+    assert [message["role"] for message in result["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert result["text"] == result["messages"][-1]["content"] == "17*23 = 391"
+    assert result["messages"][2]["content"] == "391" and "sampled" not in str(result["messages"])
+    assert result["finish_reason"] == "stop" and result["tool_calls"] == []
+    assert result["usage"]["completion_tokens"] > 40  # of both turns
+    assert result["usage"]["cached_tokens"] > result["usage"]["prompt_tokens"] // 3
+
+
+def test_stream_json_tells_each_step_in_order(run, folder):
+    (folder / "a.txt").write_text("hello world")
+    done = run("--tools", "nano", "--think", "--output-format", "stream-json", "read a.txt")
+    kinds = [event["type"] for event in events(done)]
+    steps = [kind for i, kind in enumerate(kinds) if i == 0 or kinds[i - 1] != kind]
+    turn = ["thinking", "message", "end"]
+    assert steps == ["init", "thinking", "end", "tool_use", "tool_result", *turn, "result"]
+    use, result = (next(e for e in events(done) if e["type"] == kind) for kind in ("tool_use", "tool_result"))
+    assert use == {"type": "tool_use", "id": "call_0", "name": "read_file", "arguments": {"path": "a.txt"}}
+    assert (result["id"], result["name"], result["ok"]) == ("call_0", "read_file", True)
+    assert "hello world" in result["text"]
+    said = "".join(event["text"] for event in events(done) if event["type"] == "message")
+    assert said == events(done)[-1]["text"] and "hello world" in said
+
+
+def test_what_changes_things_is_refused_with_the_flag_that_allows_it(run, folder):
+    done = run("--tools", "nano", "--output-format", "stream-json", "run the command mkdir made")
+    result = next(event for event in events(done) if event["type"] == "tool_result")
+    assert not result["ok"] and "not run" in result["text"]
+    assert "--approve" in result["text"] or not sandbox.available()
+    assert not (folder / "made").exists() and done.returncode == 0
+
+
+@pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
+@pytest.mark.parametrize(("mode", "made"), [("all", True), ("plan", False), ("edits", False)])
+def test_approve_says_what_runs(run, folder, mode, made):
+    done = run("--tools", "nano", "--approve", mode, "-n", "50", "run the command mkdir made")
+    assert done.returncode == 0 and (folder / "made").is_dir() == made
+
+
+def test_the_limit_of_turns_is_exit_6(run):
+    done = run("--tools", "nano", "--max-rounds", "1", "--json", "What is 17*23?")
+    assert done.returncode == 6 and "--max-rounds" in done.stderr
+    result = json.loads(done.stdout)
+    assert result["finish_reason"] == "rounds" and result["messages"][-1] == {
+        "role": "tool", "tool_call_id": "call_0", "content": "391",
+    }  # fmt: skip
+
+
+def test_calls_of_tools_in_a_file_are_the_caller_s(run, folder):
+    from v4cli.nano.tools import TOOLS
+
+    (folder / "tools.json").write_text(json.dumps(TOOLS))
+    done = run("--tools", "tools.json", "--json", "What is 17*23?")
+    result = json.loads(done.stdout)
+    assert result["finish_reason"] == "tool_calls" and len(result["messages"]) == 2
+    assert json.loads(result["tool_calls"][0]["function"]["arguments"]) == {"expression": "17*23"}
+    done = run("--tools", "tools.json", "What is 17*23?")
+    assert done.stdout == "" and done.stderr == '[calculator {"expression": "17*23"}]\n'
+    (use,) = [e for e in events(run("--tools", "tools.json", "--output-format", "stream-json", "What is 17*23?"))
+              if e["type"] == "tool_use"]  # fmt: skip
+    assert use["id"] == "call_0" and use["arguments"] == {"expression": "17*23"}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--tools", "builtin"], "sets: nano"),
+        (["--tools", "nano", "--approve", "maybe"], "ask, edits, plan, all"),
+        (["--approve", "all"], "add --tools"),
+        (["--max-rounds", "3", "--tools", "x.json"], "add --tools"),
+    ],
+)
+def test_mistakes_say_what_to_do(run, args, says):
+    done = run("x", *args)
+    assert done.returncode == 2 and says in done.stderr and done.stdout == ""
+
+
+def test_an_error_is_an_event_too(run):
+    done = run("--output-format", "stream-json", "--model", "nowhere", "hi")
+    assert done.returncode == 3
+    assert [event["type"] for event in events(done)] == ["init", "error"]
+    assert "v4 ls" in events(done)[1]["hint"] and "v4 ls" in done.stderr
+
+
+@pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
+def test_ctrl_c_ends_a_running_call_and_exits_130():
+    args = [*V4, "run", "--temp", "0", "--tools", "nano", "--approve", "all", "--output-format", "stream-json"]
+    process = subprocess.Popen(
+        [*args, "run the command sleep 60"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if json.loads(line)["type"] == "tool_use":
+            break
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    last = json.loads(rest.splitlines()[-1])
+    assert process.returncode == 130 and last["finish_reason"] == "interrupted"
+    assert last["messages"][-1]["role"] == "tool"
+
+
+def test_results_are_folded_and_cannot_speak_to_the_terminal():
+    assert folded("a\nb\n") == "  a\n  b"
+    assert folded("\n".join("abcdefg")).endswith("  d\n  … 3 more lines")
+    assert len(folded("x" * 10_000)) < 300
+    assert printable("\x1b[2Jé漢\t\r") == "\ufffd[2Jé漢\t\ufffd"
+
+
+def test_json_of_half_a_character_is_json(capfd):
+    output.json_line({"text": "\ud800 é"})
+    said = capfd.readouterr().out
+    assert json.loads(said) == {"text": "\ud800 é"} and "é" in said
+
+
+def test_help_stays_light():
+    code = (
+        "import sys\nfrom v4cli.cli.app import app\n"
+        "try: app(['run', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'tokenizers', 'v4cli.agent.loop'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,120 @@
+"""`v4 rollout`: many tasks, each tried several times in a sandbox, with rewards."""
+
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from v4cli import paths
+from v4cli.agent import rollout, sandbox
+from v4cli.agent.rollout import Result, Settings
+from v4cli.agent.tasks import read_tasks
+from v4cli.chat.turn import Chat
+from v4cli.cli import output, sessions
+from v4cli.cli.progress import LINE_EVERY
+from v4cli.cli.run import cancellable
+from v4cli.engine.sampler import Sampling
+from v4cli.errors import Interrupted, UsageError
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """The options of `v4 rollout`, as typed."""
+
+    tasks: Path
+    out: Path
+    model: str
+    n: int
+    jobs: int
+    tools: str
+    think: bool
+    temp: float | None
+    max_tokens: int | None
+    seed: int
+    max_rounds: int
+    timeout: float
+    ram: str | None
+    as_json: bool
+
+
+def run_rollouts(request: RolloutRequest) -> None:
+    """Do what is missing, and say how it went. Interrupted: what is finished stays."""
+    Sampling(1.0 if request.temp is None else request.temp, seed=request.seed)
+    tasks, out = read_tasks(request.tasks), request.out
+    trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, request.tools) else ""
+    if trouble:
+        raise UsageError(
+            f"rollouts need a sandbox: {trouble}", "install bubblewrap, for example: apt install bubblewrap"
+        )
+    settings = Settings(
+        request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
+        request.max_rounds, request.timeout,
+    )  # fmt: skip
+    folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
+    with cancellable() as cancelled, rollout.output_folder(out, settings):
+        before, todo = rollout.done_before(out, tasks, request.n)
+        tally = Tally(len(before) + len(todo), before)
+        if todo:
+            chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
+            rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, cancelled)
+            sessions.keep(chat.session)
+    tally.end(out, request.as_json)
+
+
+class Tally:
+    """Counts trajectories, shows how far they are, sums them up."""
+
+    def __init__(self, wanted: int, before: list[Result]):
+        self.wanted, self.results = wanted, before
+        self.new_tokens = 0
+        self.start = self.told = time.monotonic()
+        if before:
+            output.note(f"{len(before)} of {wanted} rollouts are there already", dim=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def add(self, result: Result) -> None:
+        self.results.append(result)
+        self.new_tokens += result.n_tokens
+        styled, now = output.styled(sys.stderr), time.monotonic()
+        if now - self.told > (0.1 if styled else LINE_EVERY):
+            self.told = now
+            line = f"{len(self.results)} of {self.wanted} rollouts, {self.rewards()}"
+            output.note(f"\r\x1b[2m{line}\x1b[0m\x1b[K" if styled else line, end="" if styled else "\n")
+
+    def rewards(self) -> str:
+        about = self.summary()
+        if about["pass_rate"] is None:
+            return "no rewards"
+        return f"{about['passed']} pass ({about['pass_rate']:.0%}), mean reward {about['mean_reward']:.3f}"
+
+    def summary(self) -> dict:
+        rewards = [result.reward for result in self.results if result.reward is not None]
+        passed = sum(reward >= 1.0 for reward in rewards)
+        return {
+            "rollouts": len(self.results), "wanted": self.wanted, "passed": passed,
+            "pass_rate": passed / len(rewards) if rewards else None,
+            "mean_reward": sum(rewards) / len(rewards) if rewards else None,
+            "finish": dict(Counter(result.finish for result in self.results)),
+            "tokens": sum(result.n_tokens for result in self.results),
+            "seconds": self.seconds, "tokens_per_s": self.new_tokens / max(self.seconds, 1e-9),
+        }  # fmt: skip
+
+    def end(self, out: Path, as_json: bool) -> None:
+        """Print the summary; Interrupted if some are missing."""
+        about = self.summary()
+        if output.styled(sys.stderr):
+            output.note("\r\x1b[K", end="")
+        output.note(
+            f"{out}: {about['rollouts']} rollouts, {self.rewards()}, {about['tokens']:,} tokens, "
+            f"{about['tokens_per_s']:.0f} tokens/s"
+        )
+        if as_json:
+            output.json_page(about)
+        if about["rollouts"] < self.wanted:
+            raise Interrupted(
+                f"{about['rollouts']} of {self.wanted} rollouts are done", "run the same command again to go on"
+            )

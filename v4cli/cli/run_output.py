@@ -1,0 +1,159 @@
+"""What `v4 run` prints: the answer as text, as one JSON object, or as a line of JSON for each event."""
+
+import json
+
+from v4cli.agent.loop import CallEnd, CallStart
+from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
+from v4cli.cli import output
+from v4cli.errors import V4Error
+
+SHOWN_LINES, SHOWN_WIDTH = 4, 200  # of a tool's result
+
+
+def result(model: str, messages: list[dict], finish: str, stats) -> dict:
+    """The object of --json; the answer is the last message of the model. Keys are only ever added."""
+    said = [message for message in messages if message["role"] == "assistant"]
+    last = said[-1] if said else {"content": ""}
+    return {
+        "model": model,
+        "text": last["content"],
+        "reasoning_content": last.get("reasoning_content", ""),
+        "tool_calls": [{k: v for k, v in c.items() if k != "index"} for c in last.get("tool_calls", [])],
+        "finish_reason": finish,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "completion_tokens": stats.completion_tokens,
+        },
+        "messages": [{k: v for k, v in message.items() if k != "sampled"} for message in messages],
+        "stats": stats.to_dict(),
+    }
+
+
+def stats_line(stats) -> str:
+    """One line for people."""
+    values = stats.to_dict()
+    line = (
+        f"prompt {stats.prompt_tokens} tokens ({stats.cached_tokens} cached) "
+        f"{values['prefill_tokens_per_s']:.0f} tok/s, answer {stats.completion_tokens} tokens "
+        f"{values['decode_tokens_per_s']:.1f} tok/s, load {stats.load_s:.2f} s, "
+        f"KV {output.size(stats.kv_bytes)}, peak memory {output.size(values['peak_rss_bytes'])}"
+    )
+    if stats.planned_bytes:
+        line += f" of {output.size(stats.planned_bytes)} planned"
+    return line + _experts_lines(stats)
+
+
+def _experts_lines(stats) -> str:
+    """Of experts on demand: hits, bytes from the SSD, time waiting; nothing if all are in memory."""
+    parts = []
+    for name, read, n_tokens, seconds in (
+        ("prefill", stats.prefill_experts, stats.prefill_tokens, stats.prefill_s),
+        ("decode", stats.decode_experts, stats.completion_tokens - 1, stats.decode_s),
+    ):
+        if read and n_tokens > 0 and seconds:
+            parts.append(
+                f"\n{name}: {read['hit_rate']:.0%} of experts in memory, {read['wasted']} read in vain, "
+                f"{output.size(read['bytes_read'] / n_tokens)} per token from the SSD, "
+                f"busy {read['busy_s'] / seconds:.0%} of the time, waited for {read['wait_s'] / seconds:.0%}"
+            )
+    return "".join(parts)
+
+
+class TextWriter:
+    """Answer to stdout as it comes; thinking, tool calls and the beginnings of their results to stderr."""
+
+    def __init__(self, stream: bool, show_thinking: bool):
+        self.stream, self.show_thinking = stream, show_thinking
+        self.thinking = self.line_open = False  # whether the last thing on stderr, on stdout, has its newline yet
+
+    def event(self, event) -> None:
+        if isinstance(event, Thinking) and self.show_thinking and self.stream:
+            self.thinking = True
+            output.note(event.text, end="", dim=True)
+        elif self.thinking and not isinstance(event, Thinking):
+            self.thinking = False
+            output.note("")
+        if isinstance(event, Text) and self.stream:
+            self.line_open = True
+            output.answer(event.text)
+        elif isinstance(event, ToolCallEnd):
+            self._call(event.name, event.arguments)
+        elif isinstance(event, CallStart):
+            self._call(event.call.name, json.dumps(event.call.arguments, ensure_ascii=False))
+        elif isinstance(event, CallEnd):
+            output.note(folded(event.result), dim=True)
+
+    def _call(self, name: str, arguments: str) -> None:
+        if self.line_open:
+            self.line_open = False
+            output.answer("\n")
+        output.note(printable(f"[{name} {arguments}]"), dim=True)
+
+    def error(self, error: V4Error) -> None:
+        pass
+
+    def end(self, result: dict) -> None:
+        if not self.stream:
+            if self.show_thinking and result["reasoning_content"]:
+                output.note(result["reasoning_content"], dim=True)
+            output.answer(result["text"])
+            self.line_open = bool(result["text"])
+        if self.line_open:
+            output.answer("\n")
+
+
+def folded(text: str) -> str:
+    """The beginning of a result, indented, and how much more there is."""
+    lines = printable(text.rstrip("\n")).split("\n")
+    shown = [line if len(line) <= SHOWN_WIDTH else line[:SHOWN_WIDTH] + "…" for line in lines[:SHOWN_LINES]]
+    left = len(lines) - len(shown)
+    return "\n".join("  " + line for line in [*shown, *([f"… {left} more lines"] if left else [])])
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would act on."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+class SilentWriter:
+    """Nothing until the end, then one JSON object."""
+
+    def event(self, event) -> None:
+        pass
+
+    def error(self, error: V4Error) -> None:
+        pass
+
+    def end(self, result: dict) -> None:
+        output.json_page(result)
+
+
+class StreamWriter:
+    """One JSON event per line; the README lists them."""
+
+    def __init__(self, model: str):
+        output.json_line({"type": "init", "model": model})
+
+    def event(self, event) -> None:
+        if isinstance(event, Thinking):
+            output.json_line({"type": "thinking", "text": event.text})
+        elif isinstance(event, Text):
+            output.json_line({"type": "message", "text": event.text})
+        elif isinstance(event, ToolCallEnd):
+            about = {"id": f"call_{event.index}", "index": event.index, "name": event.name}
+            output.json_line({"type": "tool_use", **about, "arguments": json.loads(event.arguments)})
+        elif isinstance(event, CallStart):
+            call = event.call
+            output.json_line({"type": "tool_use", "id": call.id, "name": call.name, "arguments": call.arguments})
+        elif isinstance(event, CallEnd):
+            about = {"id": event.call.id, "name": event.call.name, "ok": event.ok, "seconds": round(event.seconds, 3)}
+            output.json_line({"type": "tool_result", **about, "text": event.result})
+        elif isinstance(event, End):
+            output.json_line({"type": "end", "finish_reason": event.finish})
+
+    def error(self, error: V4Error) -> None:
+        output.json_line({"type": "error", "message": str(error), "hint": error.hint})
+
+    def end(self, result: dict) -> None:
+        output.json_line({"type": "result", **result})
