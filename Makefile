@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels clean
+.PHONY: help run test test-slow lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl recording clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -59,6 +59,12 @@ bench-contexts: $(VENV)/installed  ## saving, loading and sharing contexts, as C
 
 bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
 	$(VENV)/bin/v4 bench kernels
+
+bench-repl: $(VENV)/installed  ## time to the prompt and from key to screen, as CSV (a minute)
+	$(PYTHON) -m v4cli.bench.repl_latency
+
+recording: $(VENV)/installed-test  ## draw README-chat.svg from a real session on nano
+	$(PYTHON) tests/repl/record.py README-chat.svg
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist

@@ -1,5 +1,5 @@
 """`python -m v4cli`."""
 
-from v4cli.cli.app import main
+from v4cli.cli.start import main
 
 main()

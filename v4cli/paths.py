@@ -11,6 +11,12 @@ from v4cli.weights.known import MODELS
 NANO = Path(__file__).parent / "nano" / "checkpoint"
 
 
+def config_file() -> Path:
+    """The user's settings; it need not exist."""
+    home = os.environ.get("V4_HOME")
+    return (Path(home) if home else Path(platformdirs.user_config_dir("v4cli"))) / "config.toml"
+
+
 def state_dir() -> Path:
     """History and other state, created private to the user."""
     home = os.environ.get("V4_HOME")
@@ -65,10 +71,3 @@ def named_folder(name: str) -> Path | None:
     if name in ("", "nano") or name.startswith(".") or Path(name).name != name:
         return None
     return models_dir() / name
-
-
-def default_model() -> str:
-    """The pulled model if there is exactly one that is complete, else nano."""
-    from v4cli.weights.library import only_model
-
-    return only_model(models_dir()) or "nano"

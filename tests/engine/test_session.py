@@ -137,3 +137,15 @@ def test_filters_keep_exactly_the_tokens_they_should():
     assert seen(min_p=0.4) == {0, 1, 2}
     assert seen(temperature=0.0) == {0}
     assert Sampler(Sampling(temperature=0.0)).pick(logits)[1] == pytest.approx(np.log(0.4), abs=1e-6)
+
+
+def test_only_allowed_tokens_are_drawn_and_their_log_probability_is_the_model_s():
+    logits = np.zeros(50, np.float32)
+    logits[0] = 900.0  # so likely that all others underflow beside it
+    allowed = np.zeros(50, bool)
+    allowed[[7, 9]] = True
+    for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (2.0, 0.9)):
+        sampler = Sampler(Sampling(temperature, top_p, seed=1))
+        picked = [sampler.pick(logits, allowed) for _ in range(20)]
+        assert {token for token, _ in picked} == ({7} if temperature == 0 else {7, 9})
+        assert all(logprob == pytest.approx(-900.0) for _, logprob in picked)

@@ -8,6 +8,7 @@ CALLS_OPEN = f"<{DSML}tool_calls>"
 CALLS_CLOSE = f"</{DSML}tool_calls>"
 INVOKE_CLOSE = f"</{DSML}invoke>"
 PARAMETER_CLOSE = f"</{DSML}parameter>"
+MAX_CALLS = 32  # in one block
 
 TOOLS_HEAD = f"""## Tools
 

@@ -54,6 +54,11 @@ class Tokenizer:
             raise ModelError(f"the tokenizer has no special token {text!r}")
         return self._specials[text]
 
+    @property
+    def special_ids(self) -> set[int]:
+        """Of all special tokens."""
+        return set(self._special_texts)
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
         try:

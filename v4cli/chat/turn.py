@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from v4cli import jsonfile
 from v4cli.chat import special
+from v4cli.chat.dsml import MAX_CALLS
 from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.tokenizer import Tokenizer
@@ -15,7 +17,6 @@ from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
 
 MAX_BLOCK = 1 << 18  # characters of one block of tool calls
-MAX_CALLS = 32  # in one block
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Options:
     seed: int | None = None
     max_tokens: int | None = None
     stop: Sequence[str] = ()
+    constrain: bool = False  # a grammar keeps tool calls well-formed; UsageError without llguidance
 
 
 class Chat:
@@ -98,22 +100,23 @@ class Chat:
         sampling = self._sampling(options, request)
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
         self.session.title = self.session.title or _title(messages)
+        allowed = self._guide.constraint(tools).allowed if options.constrain and tools else None
         parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
         self.faults, self.ids, self.logprobs = parser.faults, [], []
         try:
             if self.session.sync(ids, progress, cancelled, turns):
-                yield from self._sample(parser, sampling, limit, cancelled)
+                yield from self._sample(parser, sampling, limit, cancelled, allowed)
             events = parser.finish(self.finish)
             self.finish = events[-1].finish
         finally:
             self.message = _message(parser) | ({} if options.stop else self._sampled(parser, request.thinking))
         yield from events
 
-    def _sample(self, parser: StreamParser, sampling: Sampling, limit: int, cancelled) -> Iterator[Event]:
+    def _sample(self, parser: StreamParser, sampling: Sampling, limit: int, cancelled, allowed) -> Iterator[Event]:
         """Sample until the turn ends, or has to; `.finish` says why."""
         decoder, eos = self.tokenizer.stream(), self.tokenizer.eos_id
-        for step in self.session.generate(sampling, limit, (eos,), cancelled):
+        for step in self.session.generate(sampling, limit, (eos,), cancelled, allowed):
             self.ids.append(step.token)
             self.logprobs.append(step.logprob)
             if step.token != eos:
@@ -124,6 +127,12 @@ class Chat:
             if self.finish != "interrupted":
                 yield from parser.push(decoder.flush())
                 return
+
+    @cached_property
+    def _guide(self):
+        from v4cli.chat.grammar import Guide
+
+        return Guide(self.tokenizer, self.engine.config.vocab_size)
 
     def _sampled(self, parser: StreamParser, thinking: bool) -> dict:
         """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the

@@ -1,32 +1,35 @@
-"""The `v4` command: which subcommands there are, and how errors become messages and exit codes.
+"""The `v4` command: which subcommands and options there are.
 
 Command modules are imported when they run, so that `v4 --help` stays quick.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from v4cli import __version__
+from v4cli import __version__, settings
 from v4cli.cli.app_bench import bench
+from v4cli.cli.app_config import config
 from v4cli.cli.app_rollout import rollout
 from v4cli.cli.app_sessions import sessions
 from v4cli.cli.options import (
     DEFAULT_MODEL,
     MODEL_OR_RELEASE,
     Backend,
+    ChatModel,
     Json,
     KvDir,
     Model,
     ModelName,
     NoCache,
+    NoThink,
     Numerics,
     Ram,
+    Think,
+    ThinkMax,
 )
-from v4cli.errors import Exit, V4Error
 
 TOOLS = "Tools the model may use here: nano, read, edit, all, or names. A file has schemas: calls are only printed."
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
@@ -42,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(sessions, name="sessions")
 app.add_typer(bench, name="bench")
+app.add_typer(config, name="config")
 
 
 @app.callback(invoke_without_command=True)
@@ -58,6 +62,9 @@ def default(
             app(["chat"])
         else:
             app(["run"])
+    else:
+        options = {option.name for option in ctx.command.commands[ctx.invoked_subcommand].params}
+        ctx.default_map = {ctx.invoked_subcommand: settings.defaults(ctx.invoked_subcommand, options)}
 
 
 @app.command()
@@ -68,9 +75,9 @@ def run(
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
     as_json: Json = False,
-    think: Annotated[bool, typer.Option("--think", help="Think before answering.")] = False,
-    no_think: Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")] = False,
-    think_max: Annotated[bool, typer.Option("--think-max", help="Think with the highest effort.")] = False,
+    think: Think = False,
+    no_think: NoThink = False,
+    think_max: ThinkMax = False,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not print the thinking.")] = False,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to write.")] = None,
     temp: Annotated[float | None, typer.Option(help="Temperature; 0 is greedy. Default: the release's.")] = None,
@@ -103,19 +110,32 @@ def run(
 
 @app.command()
 def chat(
-    model: Model,
+    model: ChatModel = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
+    go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the conversation used last.")] = False,
+    resume: Annotated[str | None, typer.Option("--resume", "-r", metavar="ID", help="Go on with this one.")] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
+    as_json: Json = False,
+    tools: Annotated[
+        str | None,
+        typer.Option(help="Tools the model may call: names, or read, edit, all, nano, none. Default: all; nano's own."),
+    ] = None,
+    approve: Annotated[
+        str, typer.Option(help="Calls that run unasked: ask (reading), edits, plan (reading only), all.")
+    ] = "ask",
+    plain: Annotated[bool, typer.Option("--plain", help="Line by line: for screen readers, and in pipes.")] = False,
     backend: Backend = None,
     numerics: Numerics = None,
     ram: Ram = None,
     kv_dir: KvDir = None,
     no_cache: NoCache = False,
 ) -> None:
-    """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
-    from v4cli.cli.chat import chat_loop
+    """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest."""
+    options = dict(locals())
+    from v4cli.cli.chat import ChatRequest, chat
 
-    chat_loop(model, system, think, backend, numerics, ram, kv_dir, no_cache)
+    chat(ChatRequest(**options))
 
 
 app.command()(rollout)
@@ -264,30 +284,3 @@ def parse(
     from v4cli.cli.plumbing import parse_text
 
     parse_text(source, thinking)
-
-
-def main() -> None:
-    """Entry point: every expected error is one line, a hint and a documented exit code."""
-    try:
-        app()
-    except V4Error as error:
-        _fail(str(error), error.hint, error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", "", Exit.INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: leave quietly
-        sys.exit(Exit.OK)
-    except MemoryError:
-        _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
-    except OSError as error:
-        code = Exit.RESOURCES if error.errno == 28 else Exit.FAILURE
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", code)
-    except Exception as error:
-        if os.environ.get("V4_DEBUG"):
-            raise
-        _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
-
-
-def _fail(message: str, hint: str, code: Exit) -> None:
-    sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-    sys.exit(code)

@@ -1,114 +1,119 @@
-"""`v4 chat`: a simple loop of questions and answers that share one session."""
+"""`v4 chat`: starts the REPL, on a terminal with everything it has, elsewhere line by line."""
 
+import os
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
-from v4cli.chat.parser import Text, Thinking, ToolCallEnd
-from v4cli.cli import output, sessions
-from v4cli.cli.progress import Prefill
-from v4cli.cli.run import cancellable, stats_line
-from v4cli.errors import V4Error
-
-HELP = "/help  /think on|off  /clear (forget the conversation)  /stats  /exit — Ctrl-C stops an answer, Ctrl-D leaves"
+from v4cli.cli import output
+from v4cli.errors import UsageError
+from v4cli.repl.clean import harmless
+from v4cli.repl.setup import APPROVE, Setup
 
 
-def chat_loop(
-    model: str,
-    system: str,
-    think: bool,
-    backend: str | None,
-    numerics: str | None,
-    ram: str | None,
-    kv_dir: Path | None,
-    no_cache: bool,
-) -> None:
-    """Read, answer, repeat until /exit or the end of the input."""
-    from v4cli.chat.turn import Chat
+@dataclass(frozen=True)
+class ChatRequest:
+    """The options of `v4 chat`, as typed; the defaults are those of the command line."""
 
-    session = sessions.session_maker(kv_dir, not no_cache)
-    chat = Chat.open(paths.model_folder(model), backend, numerics, session, output.ram_budget(ram), paths.use_dir())
-    loop = Loop(chat, system, think)
-    ask = _reader()
-    output.note(f"{model} is ready. {HELP}", dim=True)
-    while True:
-        try:
-            line = ask()
-        except KeyboardInterrupt:
-            continue
-        except EOFError:
-            return
-        if line.strip() == "/exit":
-            return
-        try:
-            loop.line(line.strip())
-        except V4Error as error:
-            output.note(f"v4: {error}")
+    model: str | None = None
+    system: str = ""
+    think: bool = True
+    go_on: bool = False
+    resume: str | None = None
+    list_all: bool = False
+    as_json: bool = False
+    tools: str | None = None
+    approve: str = "ask"
+    plain: bool = False
+    backend: str | None = None
+    numerics: str | None = None
+    ram: str | None = None
+    kv_dir: Path | None = None
+    no_cache: bool = False
 
 
-def _reader():
-    """A line editor with history on a terminal, plain lines in a pipe."""
-    if not sys.stdin.isatty():
-
-        def plain() -> str:
-            line = sys.stdin.readline()
-            if not line:
-                raise EOFError
-            return line
-
-        return plain
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
-
-    history = paths.state_dir() / "history"
-    history.touch(mode=0o600)
-    session = PromptSession(history=FileHistory(str(history)))
-    return lambda: session.prompt("> ")
+def chat(request: ChatRequest) -> None:
+    """Talk until the user leaves. Contradicting options fail before anything is loaded."""
+    if request.list_all:
+        _list(request.as_json)
+        return
+    if request.as_json:
+        raise UsageError("--json is for --list", "v4 chat --list --json")
+    setup = _setup(request)
+    if request.plain or not _is_terminal():
+        from v4cli.repl.plain import run
+    else:
+        from v4cli.repl.app import run
+    run(setup)
 
 
-class Loop:
-    """The conversation so far and what a line does to it."""
+def _is_terminal() -> bool:
+    streams = sys.stdin, sys.stdout, sys.stderr
+    return all(stream.isatty() for stream in streams) and os.environ.get("TERM", "dumb") != "dumb"
 
-    def __init__(self, chat, system: str, think: bool):
-        self.chat = chat
-        self.start = [{"role": "system", "content": system}] if system else []
-        self.messages = list(self.start)
-        self.think = think
 
-    def line(self, line: str) -> None:
-        """A command or a question."""
-        if line in ("/think on", "/think off"):
-            self.think = line.endswith("on")
-        elif line == "/clear":
-            self.messages = list(self.start)
-        elif line == "/stats":
-            output.note(stats_line(self.chat.stats))
-        elif line.startswith("/"):
-            output.note(HELP)
-        elif line:
-            self.answer(line)
+def _setup(request: ChatRequest) -> Setup:
+    if request.approve not in APPROVE:
+        raise UsageError(f"--approve must be one of {', '.join(APPROVE)}")
+    if request.go_on and request.resume is not None:
+        raise UsageError("--continue and --resume exclude each other", "drop --continue")
+    if request.model is not None:
+        paths.model_folder(request.model)
+    ram = output.ram_budget(request.ram)
 
-    def answer(self, question: str) -> None:
-        """Stream the reply; an interrupted one stays in the conversation as far as it came."""
-        from v4cli.chat.turn import Options
+    def open_model(name: str):
+        from v4cli.chat.turn import Chat
+        from v4cli.cli import sessions
 
-        messages = [*self.messages, {"role": "user", "content": question}]
-        thinking = False
-        with cancellable() as cancelled:
-            for event in self.chat.reply(messages, Options(thinking=self.think), None, Prefill(), cancelled):
-                if isinstance(event, Thinking):
-                    thinking = True
-                    output.note(event.text, end="", dim=True)
-                    continue
-                if thinking:
-                    thinking = False
-                    output.note("")
-                if isinstance(event, Text):
-                    output.answer(event.text)
-                elif isinstance(event, ToolCallEnd):
-                    output.note(f"[{event.name} {event.arguments}]")
-        output.answer("\n")
-        if self.chat.finish == "interrupted":
-            output.note("(stopped)", dim=True)
-        self.messages = [*messages, self.chat.message]
-        sessions.keep(self.chat.session)
+        folder, session = paths.model_folder(name), sessions.session_maker(request.kv_dir, not request.no_cache)
+        return Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
+
+    return Setup(
+        model=request.model, system=request.system, thinking=request.think, tools=request.tools,
+        approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
+        stats_line=_stats_line,
+    )  # fmt: skip
+
+
+def _resumed(request: ChatRequest) -> Path | None:
+    """The file of the conversation to go on with."""
+    if not request.go_on and request.resume is None:
+        return None
+    from v4cli.agent.transcript import find
+
+    return find(paths.chats_dir(), request.resume or "").path
+
+
+def _list(as_json: bool) -> None:
+    """The conversations that are kept, those used last first."""
+    from v4cli.agent.transcript import transcripts
+
+    found = list(transcripts(paths.chats_dir()))
+    if as_json:
+        rows = [t.about | {"messages": len(t.messages), "used": int(t.path.stat().st_mtime)} for t in found]
+        output.json_page(rows)
+    elif not found:
+        output.note(f"no conversation is kept yet under {paths.chats_dir()}")
+    else:
+        rows = [("ID", "USED", "MESSAGES", "MODEL", "TITLE")]
+        for t in found:
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(t.path.stat().st_mtime))
+            rows.append((t.id, used, str(len(t.messages)), str(t.about.get("model", "")), harmless(t.about["title"])))
+        output.table(rows)
+
+
+# -- for the REPL, which has loaded a model by then, so that these imports cost nothing ------
+
+
+def _keep(session) -> list[str]:
+    from v4cli.cli.sessions import store
+
+    return store(session)
+
+
+def _stats_line(stats) -> str:
+    from v4cli.cli.run import stats_line
+
+    return stats_line(stats)

@@ -5,13 +5,24 @@ from typing import Annotated
 
 import typer
 
-from v4cli import paths
+from v4cli import settings
+
+
+def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
+    """What the settings say about thinking gives way to a flag that says something else."""
+    told = any(ctx.params.get(name) for name in {"think", "no_think", "think_max"} - {param.name})
+    return value and not (told and ctx.get_parameter_source(param.name).name == "DEFAULT_MAP")
+
 
 DEFAULT_MODEL = {
-    "default_factory": paths.default_model,
-    "show_default": "the pulled model if exactly one is complete, else nano",
+    "default_factory": settings.default_model,
+    "show_default": "the one of v4 config; the pulled model if exactly one is complete; nano",
 }
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]
+ChatModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", show_default=DEFAULT_MODEL["show_default"]),
+]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A name from v4 ls, or a folder.")]
 MODEL_OR_RELEASE = "A name from v4 ls, a folder, or a release that need not be here (flash, pro)."
 Backend = Annotated[str | None, typer.Option(help="cpu (int8 kernels; default) or reference (plain torch).")]
@@ -27,4 +38,7 @@ Ram = Annotated[
     typer.Option(envvar="V4_RAM", help="Memory to use, like 12G; experts that do not fit are read on demand."),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor store computed prefixes (v4 sessions).")]
+Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
+NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
+ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -42,14 +42,19 @@ def session_maker(kv_dir: Path | None, cache: bool):
 
 def keep(session) -> None:
     """Store what the next turn or command can go on from; say what hindered that."""
+    for note in store(session):
+        output.note(f"v4: {note}", dim=True)
+
+
+def store(session) -> list[str]:
+    """Store what the next turn or command can go on from; what hindered that, for the user."""
     session.keep()
     try:
         session.engine.remember(paths.use_dir())
     except OSError as error:
         session.notes.append(f"{paths.use_dir()}: the use of experts is not stored ({error.strerror})")
-    for note in session.notes:
-        output.note(f"v4: {note}", dim=True)
-    session.notes.clear()
+    notes, session.notes = session.notes, []
+    return notes
 
 
 @dataclass(frozen=True)

@@ -37,18 +37,24 @@ class Sampler:
         self.sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
 
-    def pick(self, logits: np.ndarray) -> tuple[int, float]:
-        """logits (vocab,) fp32 -> token id and its log-probability under the unfiltered, untempered model."""
+    def pick(self, logits: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+        """logits (vocab,) fp32 -> token id and its log-probability under the unfiltered, untempered model.
+
+        `allowed` (vocab,) bool: the only tokens to choose from, at least one.
+        """
         logits = logits.astype(np.float64)
         shifted = logits - logits.max()
         log_norm = np.log(np.exp(shifted).sum())
+        ids = np.arange(len(shifted)) if allowed is None else np.flatnonzero(allowed)
         if self.sampling.temperature == 0.0:
-            token = int(shifted.argmax())
+            token = int(ids[shifted[ids].argmax()])
         else:
-            token = self._draw(shifted / self.sampling.temperature)
+            scaled = (shifted[ids] - shifted[ids].max()) / self.sampling.temperature
+            token = int(ids[self._draw(scaled)])
         return token, float(shifted[token] - log_norm)
 
     def _draw(self, scaled: np.ndarray) -> int:
+        """An index into `scaled`, the largest of which is 0."""
         probs = np.exp(scaled)
         probs /= probs.sum()
         kept = np.arange(len(probs))

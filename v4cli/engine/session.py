@@ -209,18 +209,22 @@ class Session:
         max_tokens: int,
         stop_tokens: Sequence[int] = (),
         cancelled: Callable[[], bool] = lambda: False,
+        allowed: Callable[[Sequence[int]], np.ndarray | None] | None = None,
     ) -> Iterator[Step]:
-        """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for."""
+        """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for.
+
+        `allowed(tokens)`: (vocab,) bool, what may follow the tokens sampled so far; None if anything may.
+        """
         if self.logits is None:
             raise UsageError("nothing to continue: sync the session to a prompt first")
-        sampler, counts = Sampler(sampling), self._counts()
+        sampler, counts, start_at = Sampler(sampling), self._counts(), len(self.tokens)
         self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
         try:
             for count in range(1, max_tokens + 1):
                 if cancelled():
                     return
                 start = time.monotonic()
-                token, logprob = sampler.pick(self.logits)
+                token, logprob = sampler.pick(self.logits, allowed(self.tokens[start_at:]) if allowed else None)
                 finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
                 self.stats.completion_tokens = count
                 self.stats.decode_s += time.monotonic() - start

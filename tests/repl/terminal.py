@@ -1,0 +1,91 @@
+"""A terminal for tests: a program runs in a pseudo terminal, its screen and scrollback can be looked at."""
+
+import os
+import sys
+import time
+
+import pexpect
+import pyte
+
+
+class Screen(pyte.HistoryScreen):
+    """pyte knows no faint text: here it is bright black."""
+
+    def select_graphic_rendition(self, *codes, **kwargs):
+        plain = 38 not in codes and 48 not in codes
+        super().select_graphic_rendition(*(90 if plain and code == 2 else code for code in codes), **kwargs)
+
+
+class Terminal:
+    """`v4 chat ARGS` (or another program) on a screen of `columns` x `rows`. Within it, `prompt` has been shown: what
+    is typed before that would not be keys yet."""
+
+    def __init__(
+        self, *args, columns=80, rows=24, program=(sys.executable, "-m", "v4cli", "chat"), cwd=None, env=(), prompt="›"
+    ):
+        self.prompt = prompt
+        self.screen = Screen(columns, rows, history=5000)
+        self.stream = pyte.ByteStream(self.screen)
+        self.raw = b""
+        environment = os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | dict(env)
+        environment = {name: value for name, value in environment.items() if value is not None}
+        self.started = time.monotonic()
+        self.child = pexpect.spawn(
+            program[0], [*program[1:], *args], dimensions=(rows, columns), cwd=cwd, env=environment, timeout=None
+        )
+
+    def __enter__(self) -> "Terminal":
+        self.wait(self.prompt)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.child.close(force=True)
+
+    def pump(self, seconds: float = 0.05) -> bool:
+        """Take what the program has written; False once it has ended."""
+        try:
+            data = self.child.read_nonblocking(1 << 16, seconds)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += data
+        self.stream.feed(data)
+        return True
+
+    @property
+    def rows(self) -> list[str]:
+        return [row.rstrip() for row in self.screen.display]
+
+    @property
+    def text(self) -> str:
+        """Scrollback and screen."""
+        above = ["".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top]
+        return "\n".join([*(line.rstrip() for line in above), *self.rows])
+
+    def wait(self, condition, seconds: float = 30) -> None:
+        """Until the text, or a condition of this terminal, is there."""
+        end = time.monotonic() + seconds
+        met = condition if callable(condition) else lambda terminal: condition in terminal.text
+        while not met(self):
+            alive = self.pump()
+            if time.monotonic() > end or (not alive and not met(self)):
+                raise AssertionError(f"waited for {condition!r}; the screen:\n{self.text}")
+
+    def type(self, text: str) -> None:
+        self.child.send(text)
+
+    def line(self, text: str) -> None:
+        """Type a line and send it."""
+        self.child.send(text + "\r")
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.screen.resize(rows, columns)
+        self.child.setwinsize(rows, columns)
+
+    def end(self) -> int:
+        """Until the program has ended; its exit code."""
+        while self.pump(0.2):
+            pass
+        self.child.close()
+        return self.child.exitstatus

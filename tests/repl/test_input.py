@@ -1,0 +1,101 @@
+"""Pastes, files, history, completion."""
+
+import random
+import stat
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from v4cli.errors import UsageError
+from v4cli.repl.commands import TABLE
+from v4cli.repl.files import MOST_BYTES, with_files
+from v4cli.repl.input import Completions, History
+from v4cli.repl.pastes import END, START, PasteReader, Pastes
+
+
+def test_long_pastes_are_markers_until_sent():
+    pastes = Pastes()
+    assert pastes.taken("short\r\ntext") == "short\ntext"
+    big = "line\n" * 400_000
+    marker = pastes.taken(big)
+    assert marker == "[pasted: 2.0 MB, 400,001 lines]"
+    second = pastes.taken("x\n" * 20)
+    assert second != marker
+    assert pastes.expanded(f"see {marker} and {second}.") == f"see {big} and {'x' + chr(10)}" + "x\n" * 19 + "."
+    assert pastes.expanded("nothing here") == "nothing here"
+
+
+def test_a_marker_within_a_paste_stays_as_it_was_pasted():
+    pastes = Pastes()
+    first = pastes.taken("a\n" * 20)
+    second = pastes.taken(first + "\nb" * 20)
+    assert pastes.expanded(second) == first + "\nb" * 20
+
+
+class Pieces:
+    """Stands for a terminal that gives text in these pieces."""
+
+    closed = False
+
+    def __init__(self, pieces: list[str]):
+        self.pieces = pieces
+
+    def read(self, count: int) -> str:
+        return self.pieces.pop(0)
+
+
+def test_a_paste_comes_in_one_piece_and_nothing_is_lost():
+    text = f"ab{START}one{END}c{START}two two{END}de"
+    rng = random.Random(3)
+    for _ in range(500):
+        places = sorted(rng.randint(0, len(text)) for _ in range(rng.randint(0, 6)))
+        pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)])]
+        reader, n = PasteReader(Pieces(list(pieces))), len(pieces)
+        assert "".join(reader.read() for _ in range(n)) == text
+
+
+def test_the_history_is_private_and_keeps_markers_of_long_pastes(tmp_path):
+    pastes = Pastes()
+    history = History(tmp_path / "history", pastes)
+    assert stat.S_IMODE((tmp_path / "history").stat().st_mode) == 0o600
+    history.append_string("hello")
+    history.append_string(pastes.taken("y" * 50_000))
+    history.append_string(pastes.taken("z\n" * 20))
+    again = list(History(tmp_path / "history", Pastes()).load_history_strings())
+    assert again == ["z\n" * 20, "[pasted: 50.0 kB, 1 lines]", "hello"]
+
+
+def completed(folder, text: str) -> list[str]:
+    completions = Completions(folder).get_completions(Document(text), CompleteEvent())
+    return [text[: len(text) + c.start_position] + c.text for c in completions]
+
+
+def test_tab_completes_commands_and_files(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "my file.md").write_text("y")
+    assert "/export" in completed(tmp_path, "/ex") and len(completed(tmp_path, "/")) >= len(TABLE)
+    assert completed(tmp_path, "see @no") == ["see @notes.txt"]
+    assert completed(tmp_path, "@d") == ["@docs/"]
+    assert completed(tmp_path, "@docs/m") == ['@"docs/my file.md"']
+    assert completed(tmp_path, 'x @"docs/my f') == ['x @"docs/my file.md"']
+    assert completed(tmp_path, "mail me@no") == [] and completed(tmp_path, "@/nowhere/at/all") == []
+
+
+def test_mentioned_files_are_added(tmp_path):
+    (tmp_path / "a.txt").write_text("alpha\n")
+    (tmp_path / "b c.md").write_text("```\ncode\n```\n")
+    text = with_files('compare @a.txt, and @"b c.md". Mail x@a.txt, @nobody', tmp_path)
+    assert text.startswith('compare @a.txt, and @"b c.md". Mail x@a.txt, @nobody\n\na.txt:\n```\nalpha\n```')
+    assert text.endswith("b c.md:\n````\n```\ncode\n```\n````") and text.count("alpha") == 1
+    assert with_files("no files @ all", tmp_path) == "no files @ all"
+
+
+def test_files_that_cannot_be_added_are_named(tmp_path):
+    (tmp_path / "big").write_bytes(b"x" * (MOST_BYTES + 1))
+    (tmp_path / "image").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(UsageError, match="256 KiB"):
+        with_files("@big", tmp_path)
+    with pytest.raises(UsageError, match="not UTF-8"):
+        with_files("@image", tmp_path)

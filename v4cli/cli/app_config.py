@@ -1,0 +1,29 @@
+"""The commands of `v4 config`."""
+
+import typer
+
+from v4cli import paths
+from v4cli.cli import output
+from v4cli.cli.options import Json
+from v4cli.settings import PROJECT_FILE
+
+config = typer.Typer(
+    help="Settings: what is used where a command is not told otherwise.",
+    epilog=f"A flag goes before a V4_* variable, that before {PROJECT_FILE} in the current folder, that before the "
+    "file of v4 config path. A project's file may say how to answer, never what may run.",
+    no_args_is_help=True,
+)
+
+
+@config.command("show")
+def config_show(as_json: Json = False) -> None:
+    """Show every setting and where it comes from."""
+    from v4cli.cli.config import show
+
+    show(as_json)
+
+
+@config.command("path")
+def config_path() -> None:
+    """Print where your file of settings is or would be."""
+    output.answer(f"{paths.config_file()}\n")

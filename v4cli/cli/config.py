@@ -1,0 +1,30 @@
+"""`v4 config show`: every setting, its origin, and the MCP servers; values that may be secret stay hidden."""
+
+from v4cli import paths, settings
+from v4cli.cli import output
+
+
+def show(as_json: bool) -> None:
+    """All settings, those that are not set too."""
+    found = settings.load()
+    if as_json:
+        keys = {key: {"value": _plain(s.value), "origin": s.origin} for key, s in found.keys.items()}
+        output.json_page(keys | {"mcp": {name: _server(server) for name, server in found.mcp.items()}})
+        return
+    rows = [("setting", "value", "from", "")]
+    for key, setting in found.keys.items():
+        shown = "-" if setting.value is None else str(_plain(setting.value))
+        rows.append((key, shown, setting.origin, settings.KEYS[key].about))
+    for name, server in found.mcp.items():
+        rows.append((f"mcp.{name}", server.url or " ".join(server.command), str(paths.config_file()), ""))
+    output.table(rows)
+
+
+def _plain(value):
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
+
+
+def _server(server: settings.McpServer) -> dict:
+    """A server without the values of its variables and headers."""
+    where = {"url": server.url} if server.url else {"command": list(server.command), "cwd": server.cwd}
+    return where | {"env": sorted(server.env), "headers": sorted(server.headers), "timeout": server.timeout}

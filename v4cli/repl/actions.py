@@ -1,0 +1,219 @@
+"""What each slash command does, under its name: action(dialogue, argument). They raise V4Error for the user to see."""
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from v4cli import paths
+from v4cli.agent import conversation as conversations
+from v4cli.agent.transcript import find, transcripts
+from v4cli.engine.sampler import Sampling
+from v4cli.errors import UsageError
+from v4cli.repl import commands, items
+from v4cli.repl.setup import APPROVE
+
+SETTINGS = {"top_p": float, "top_k": int, "min_p": float, "seed": int, "max_tokens": int}
+LISTED = 20  # conversations
+
+
+def help(dialogue, argument: str) -> None:
+    dialogue.note(commands.help_text())
+
+
+def new(dialogue, argument: str) -> None:
+    about = dialogue.conversation.transcript.about
+    transcript = dialogue.blank(about.get("system", ""))
+    dialogue.conversation.start(transcript)
+    transcript.set(model=dialogue.model)
+    dialogue.note("a new conversation")
+
+
+def sessions(dialogue, argument: str) -> None:
+    dialogue.note(listing() or "no conversation is kept yet")
+
+
+def resume(dialogue, argument: str) -> None:
+    here = dialogue.conversation.transcript.id
+    if not argument:
+        others = (transcript.id for transcript in transcripts(paths.chats_dir()) if transcript.id != here)
+        argument = next(others, "")
+        if not argument:
+            raise UsageError("there is no other conversation", "/sessions lists those that are kept")
+    dialogue.conversation.start(find(paths.chats_dir(), argument))
+    dialogue.note(f"conversation {dialogue.conversation.transcript.id}")
+    dialogue.show_earlier()
+
+
+def fork(dialogue, argument: str) -> None:
+    before = dialogue.conversation.transcript.id
+    dialogue.note(f"conversation {dialogue.conversation.fork()}; {before} stays as it is")
+
+
+def undo(dialogue, argument: str) -> None:
+    dialogue.note(f"taken back: {_short(dialogue.conversation.undo())}")
+
+
+def retry(dialogue, argument: str) -> None:
+    dialogue.retry()
+
+
+def edit(dialogue, argument: str) -> None:
+    text = dialogue.conversation.undo()
+    if argument:
+        dialogue.message(argument, argument)
+    else:
+        dialogue.emit(items.Draft(text))
+
+
+def compact(dialogue, argument: str) -> None:
+    dialogue.compact()
+    dialogue.note("the conversation goes on from this summary")
+
+
+def system(dialogue, argument: str) -> None:
+    transcript = dialogue.conversation.transcript
+    if argument:
+        transcript.set(system="" if argument == "off" else argument)
+    dialogue.note(f"system prompt: {transcript.about.get('system') or 'none'}")
+
+
+def think(dialogue, argument: str) -> None:
+    talk = dialogue.conversation
+    if argument in ("show", "fold"):
+        dialogue.emit(items.Show(argument == "show"))
+    elif argument in ("on", "off", "max"):
+        effort = "max" if argument == "max" else None
+        talk.options = replace(talk.options, thinking=argument != "off", effort=effort)
+    elif argument:
+        raise UsageError(f"/think takes off, on, max, show or fold, not {argument!r}")
+    state = "off" if not talk.options.thinking else talk.options.effort or "on"
+    dialogue.note(f"reasoning: {state}")
+
+
+def temp(dialogue, argument: str) -> None:
+    if argument:
+        _set(dialogue, "temperature", argument, float)
+    value = dialogue.conversation.options.temperature
+    dialogue.note(f"temperature: {'of the model' if value is None else value}")
+
+
+def set(dialogue, argument: str) -> None:
+    name, _, value = argument.partition(" ")
+    if name and name not in SETTINGS:
+        raise UsageError(f"/set knows no {name!r}", f"/set takes {', '.join(SETTINGS)}")
+    if value:
+        _set(dialogue, name, value.strip(), SETTINGS[name])
+    options = dialogue.conversation.options
+    shown = [name] if name else SETTINGS
+    dialogue.note("\n".join(f"{one}: {_said(getattr(options, one))}" for one in shown))
+
+
+def model(dialogue, argument: str) -> None:
+    if argument:
+        dialogue.switch(argument)
+    dialogue.emit(items.Ready(dialogue.model))
+    config = dialogue.chat.engine.config
+    dialogue.note(f"model: {dialogue.model}, context {config.max_position_embeddings:,} tokens")
+
+
+def tools(dialogue, argument: str) -> None:
+    lines = [f"{t.name} ({t.kind}): {t.description}" for t in dialogue.conversation.agent.toolbox.tools.values()]
+    dialogue.note("\n".join(lines) or "no tools (v4 chat --tools all)")
+
+
+def approve(dialogue, argument: str) -> None:
+    if argument and argument not in APPROVE:
+        raise UsageError(f"/approve takes {', '.join(APPROVE)}, not {argument!r}")
+    if argument:
+        dialogue.approvals.mode = argument
+    dialogue.note(f"approval: {dialogue.approvals.mode}")
+
+
+def stats(dialogue, argument: str) -> None:
+    dialogue.note(dialogue.setup.stats_line(dialogue.chat.stats))
+
+
+def context(dialogue, argument: str) -> None:
+    chat, parts = dialogue.chat, {}
+    toolbox = dialogue.conversation.agent.toolbox
+    parts["tools"] = json.dumps(toolbox.schemas) if toolbox.tools else ""
+    for message in dialogue.conversation.messages:
+        role = {"user": "your messages", "assistant": "answers", "tool": "results of tools"}.get(message["role"])
+        role = role or "system prompt"
+        calls = "".join(call["function"]["arguments"] for call in message.get("tool_calls") or ())
+        for name, text in (
+            (role, message.get("content") or ""), ("reasoning", message.get("reasoning_content") or ""),
+            ("calls of tools", calls),
+        ):  # fmt: skip
+            parts[name] = parts.get(name, "") + text
+    limit, used = chat.engine.config.max_position_embeddings, len(chat.session.tokens)
+    lines = [f"{name}: about {len(chat.tokenizer.encode(text)):,} tokens" for name, text in parts.items() if text]
+    dialogue.note("\n".join([f"in the context: {used:,} of {limit:,} tokens", *lines]))
+
+
+def tokens(dialogue, argument: str) -> None:
+    if not argument:
+        raise UsageError("/tokens needs a text", "/tokens TEXT; /context tells about the conversation")
+    dialogue.note(f"{len(dialogue.chat.tokenizer.encode(argument)):,} tokens")
+
+
+def export(dialogue, argument: str) -> None:
+    kind, _, name = argument.partition(" ")
+    write = {"md": conversations.to_markdown, "json": conversations.to_json}.get(kind)
+    if write is None:
+        raise UsageError("/export needs a format", "/export md, or /export json FILE")
+    transcript = dialogue.conversation.transcript
+    path = dialogue.setup.folder / Path(name.strip() or f"{transcript.id}.{kind}").expanduser()
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="replace") as file:
+            file.write(write(transcript))
+    except FileExistsError:
+        raise UsageError(f"{path} exists", f"/export {kind} ANOTHER-FILE") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    dialogue.note(f"written: {path}")
+
+
+def copy(dialogue, argument: str) -> None:
+    said = (m for m in reversed(dialogue.conversation.transcript.messages) if m["role"] == "assistant")
+    text = next((m["content"] for m in said if m.get("content")), "")
+    if not text:
+        raise UsageError("there is no answer yet")
+    dialogue.emit(items.Copy(text))
+
+
+def listing() -> str:
+    """The conversations used last, a line each."""
+    rows = []
+    for transcript, _ in zip(transcripts(paths.chats_dir()), range(LISTED)):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(transcript.path.stat().st_mtime))
+        rows.append(f"{transcript.id}  {when}  {len(transcript.messages):>4} messages  {transcript.about['title']}")
+    return "\n".join(rows)
+
+
+def _set(dialogue, name: str, value: str, kind: type) -> None:
+    """Change an option if the value is one; `default` goes back to the model's."""
+    talk = dialogue.conversation
+    try:
+        number = getattr(type(talk.options)(), name) if value == "default" else kind(value)
+    except ValueError:
+        raise UsageError(f"{name} is a number, not {value!r}") from None
+    if name == "max_tokens" and number is not None and number < 1:
+        raise UsageError("max_tokens must be at least 1")
+    options = replace(talk.options, **{name: number})
+    Sampling(
+        1.0 if options.temperature is None else options.temperature, 1.0 if options.top_p is None else options.top_p,
+        options.top_k, options.min_p, options.seed,
+    )  # fmt: skip
+    talk.options = options
+
+
+def _said(value) -> str:
+    return "of the model" if value is None else str(value)
+
+
+def _short(text: str, length: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,87 @@
+"""The slash commands: one table, which /help and completion are made from. What they do is in actions.py."""
+
+import difflib
+from dataclasses import dataclass
+
+from v4cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Command:
+    """`at_once`: it does not wait for the answer that is being written."""
+
+    name: str
+    arguments: str
+    help: str
+    at_once: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+TABLE = (
+    Command("help", "", "this list, and the keys", at_once=True),
+    Command("exit", "", "leave", at_once=True, aliases=("quit", "bye")),
+    Command("new", "", "begin a new conversation; this one is kept", aliases=("clear",)),
+    Command("sessions", "", "the conversations that are kept"),
+    Command("resume", "[ID]", "go on with another conversation; by default the last one before this"),
+    Command("fork", "", "go on in a copy of this conversation"),
+    Command("undo", "", "take back your last message and what followed"),
+    Command("retry", "", "answer your last message once more"),
+    Command("edit", "[TEXT]", "change your last message (to TEXT) and ask again"),
+    Command("compact", "", "go on from a summary of this conversation"),
+    Command("system", "[TEXT|off]", "show or set the system prompt"),
+    Command("think", "[off|on|max|show|fold]", "reasoning; show or fold it from now on", at_once=True),
+    Command("temp", "[T]", "show or set the temperature; 0 is greedy", at_once=True),
+    Command("set", "[NAME VALUE]", "show or set top_p, top_k, min_p, seed, max_tokens", at_once=True),
+    Command("model", "[NAME]", "show the model, or go on with another one"),
+    Command("tools", "", "the tools the model has", at_once=True),
+    Command("approve", "[ask|edits|plan|all]", "which tool calls run without asking", at_once=True),
+    Command("stats", "", "counts and speeds of the last answer", at_once=True),
+    Command("context", "", "what takes up the context"),
+    Command("tokens", "TEXT", "how many tokens a text has"),
+    Command("export", "md|json [FILE]", "write the conversation to a file"),
+    Command("copy", "", "copy the last answer to the clipboard", at_once=True),
+)  # fmt: skip
+BY_NAME = {name: command for command in TABLE for name in (command.name, *command.aliases)}
+
+KEYS = """\
+Enter sends; Alt-Enter, Ctrl-J or \\ Enter begins a line     Tab completes /commands and @files
+Esc or Ctrl-C stops the answer; Ctrl-D leaves               Up, Down, Ctrl-R: what you typed before
+Ctrl-O: reasoning and tool results in full                  Ctrl-X Ctrl-E or Ctrl-G: your editor
+!COMMAND runs a command of yours, @FILE adds a file"""
+
+
+def is_command(line: str) -> bool:
+    """Whether a line is meant as a command: a path at its beginning is not."""
+    return line.startswith("/") and "/" not in line[1:].partition(" ")[0]
+
+
+def parse(line: str) -> tuple[Command, str]:
+    """The command of a line and its argument. UsageError for an unknown one suggests others."""
+    name, _, argument = line[1:].strip().partition(" ")
+    command = BY_NAME.get(name.lower())
+    if command is None:
+        close = difflib.get_close_matches(name.lower(), BY_NAME, n=2, cutoff=0.6)
+        hint = " or ".join(f"/{BY_NAME[one].name}" for one in dict.fromkeys(close)) or "/help lists the commands"
+        raise UsageError(f"there is no command /{name}", hint)
+    return command, argument.strip()
+
+
+def named(line: str) -> Command | None:
+    """The command that a line calls, if it calls one."""
+    return BY_NAME.get(line[1:].partition(" ")[0].lower()) if line.startswith("/") else None
+
+
+def run(dialogue, line: str) -> None:
+    """Do what a command line says. UsageError."""
+    command, argument = parse(line)
+    from v4cli.repl import actions
+
+    getattr(actions, command.name)(dialogue, argument)
+
+
+def help_text() -> str:
+    """All commands and keys."""
+    names = [f"/{command.name} {command.arguments}".rstrip() for command in TABLE]
+    width = max(map(len, names))
+    lines = [f"{name:<{width}}  {command.help}" for name, command in zip(names, TABLE)]
+    return "\n".join([*lines, "", KEYS])

@@ -1,0 +1,191 @@
+"""What a line of the user's does: a message is answered, a command is carried out, a shell line is run. Shows nothing
+itself: all there is to show goes to `emit`."""
+
+import contextlib
+import gc
+import os
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+
+from v4cli import paths, settings
+from v4cli.agent import builtin
+from v4cli.agent.approval import Approvals
+from v4cli.agent.conversation import Conversation
+from v4cli.agent.loop import Agent, shortened
+from v4cli.agent.tools import Context
+from v4cli.agent.transcript import Transcript
+from v4cli.chat.parser import Thinking
+from v4cli.chat.turn import Options
+from v4cli.errors import UsageError, V4Error
+from v4cli.repl import commands, items
+from v4cli.repl.files import fenced, with_files
+from v4cli.repl.setup import Setup
+
+SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
+SHELL_OUTPUT = 16 << 10  # characters of a command's output that the model gets
+
+
+class Dialogue:
+    """A conversation and all that its commands need. Used from one thread; `interrupt` from any."""
+
+    def __init__(self, setup: Setup, emit: Callable, ask: Callable):
+        """Load the model. `emit(item)`: see items.py; `ask(request)`: an approval.Answer. V4Error."""
+        self.setup, self.emit, self.ask = setup, emit, ask
+        self.stop = threading.Event()
+        self.attached = ""  # output of the user's commands, for the next message
+        transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
+        self.model = setup.model or transcript.about.get("model") or settings.default_model()
+        chat = setup.open(self.model)
+        approvals = self.approvals = Approvals(setup.approve, setup.folder, ask)
+        toolbox = builtin.toolbox(self.tools_spec)
+        agent = Agent(chat, toolbox, Context(setup.folder), approvals.decide, self._output)
+        self.conversation = Conversation(transcript, agent, Options(thinking=setup.thinking))
+        transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
+
+    @property
+    def chat(self):
+        return self.conversation.agent.chat
+
+    @property
+    def tools_spec(self) -> str:
+        if self.setup.tools is not None:
+            return "" if self.setup.tools == "none" else self.setup.tools
+        return "nano" if self.model == "nano" else "all"
+
+    def blank(self, system: str = "") -> Transcript:
+        """A conversation without messages."""
+        about = {"system": system} if system else {}
+        return Transcript.new(paths.chats_dir(), folder=str(self.setup.folder), **about)
+
+    def begin(self) -> None:
+        """Say that the model is here; show what was said before."""
+        self.emit(items.Ready(self.model))
+        self.show_earlier()
+        before = self.conversation.transcript.about.get("folder")
+        if before != str(self.setup.folder):
+            self.note(f"this conversation began in {before}; now it goes on in {self.setup.folder}")
+
+    def show_earlier(self) -> None:
+        """The last messages of the conversation."""
+        messages = self.conversation.transcript.messages
+        if messages:
+            left_out = max(0, len(messages) - SHOWN_EARLIER)
+            self.emit(items.Earlier(list(messages[left_out:]), left_out))
+
+    def interrupt(self) -> None:
+        """End what is being done now; what was said so far is kept."""
+        self.stop.set()
+
+    def note(self, text: str) -> None:
+        self.emit(items.Note(text))
+
+    def line(self, line: str, shown: str = "") -> None:
+        """Do what a line says; `shown`: how it looked where it was typed. Errors are told, never raised."""
+        self.at_once(line, shown or line)
+        self.emit(items.Finished())
+
+    def at_once(self, line: str, shown: str) -> None:
+        """The same for a command that does not disturb the answer being written; then, from another thread."""
+        self.emit(items.Asked(shown))
+        try:
+            if line.startswith("!"):
+                self._shell(line[1:].strip())
+            elif commands.is_command(line):
+                commands.run(self, line)
+            elif line.strip():
+                self.message(line, shown)
+        except V4Error as error:
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            self.emit(items.Note(f"{error}{hint}", error=True))
+        except Exception as error:
+            trace = "\n" + traceback.format_exc() if os.environ.get("V4_DEBUG") else ""
+            self.emit(items.Note(f"unexpected {type(error).__name__}: {error}{trace}", error=True))
+
+    def message(self, line: str, shown: str) -> None:
+        """Answer a message. Where that fails before anything is said, it is the user's again."""
+        text = with_files(line, self.setup.folder)
+        attached, self.attached = self.attached, ""
+        text = f"{attached}\n{text}" if attached else text
+        typed = shown if text != shown else ""
+        try:
+            self.play(self.conversation.ask(text, self._progress, self.stop.is_set, typed))
+        except Exception:
+            messages = self.conversation.transcript.messages
+            if messages and messages[-1]["role"] == "user":
+                self.attached = attached
+                self.emit(items.Draft(self.conversation.undo()))
+            raise
+
+    def play(self, events: Iterable) -> None:
+        """Pass events on, with what reasoning took; then store what can be reused."""
+        started, thinking = time.monotonic(), False
+        try:
+            for event in events:
+                if isinstance(event, Thinking) and not thinking:
+                    started, thinking = time.monotonic(), True
+                elif thinking and not isinstance(event, Thinking):
+                    self.emit(items.Thought(time.monotonic() - started, len(self.chat.ids)))
+                    thinking = False
+                self.emit(event)
+        finally:
+            for note in self.setup.keep(self.chat.session):
+                self.note(note)
+
+    def retry(self) -> None:
+        """Answer the last message once more."""
+        self.play(self.conversation.retry(self._progress, self.stop.is_set))
+
+    def compact(self) -> None:
+        """Go on from a summary."""
+        self.play(self.conversation.compact(self._progress, self.stop.is_set))
+
+    def switch(self, model: str) -> None:
+        """Another model for this conversation; the old one is closed first, since both might not fit."""
+        agent, before = self.conversation.agent, self.model
+        paths.model_folder(model)
+        agent.chat = None
+        gc.collect()
+        try:
+            agent.chat = self.setup.open(model)
+            self.model = model
+        except Exception:
+            agent.chat = self.setup.open(before)
+            raise
+        agent.toolbox = builtin.toolbox(self.tools_spec)
+        self.conversation.start(self.conversation.transcript)
+        self.conversation.transcript.set(model=model)
+
+    def _progress(self, done: int, total: int) -> None:
+        self.emit(items.Prefill(done, total))
+
+    def _output(self, call, text: str) -> None:
+        self.emit(items.Output(text))
+
+    def _shell(self, command: str) -> None:
+        """Run a command line as the user would; the next message tells the model what it printed."""
+        if not command:
+            raise UsageError("! needs a command", "!ls")
+        process = subprocess.Popen(
+            command, shell=True, cwd=self.setup.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        printed = bytearray()
+        watcher = threading.Thread(target=self._end_on_interrupt, args=(process,), daemon=True)
+        watcher.start()
+        while piece := process.stdout.read1(1 << 16):
+            printed = printed[-(1 << 20) :] + piece
+            self.emit(items.Output(piece.decode(errors="replace")))
+        status = process.wait()
+        text = printed.decode(errors="replace").rstrip("\n")
+        self.note(text + f"\n(exit {status})" if status else text or "(no output)")
+        self.attached += f"I ran `{command}` (exit {status}):\n{fenced(shortened(text, SHELL_OUTPUT))}\n"
+
+    def _end_on_interrupt(self, process: subprocess.Popen) -> None:
+        while process.poll() is None:
+            if self.stop.wait(0.1):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, 15)
+                return

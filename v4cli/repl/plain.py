@@ -1,0 +1,146 @@
+"""The same conversation line by line, for pipes, screen readers and terminals that cannot move the cursor: the answer
+goes to stdout, everything else to stderr, nothing is drawn twice."""
+
+import signal
+import sys
+from contextlib import contextmanager
+from threading import Event
+
+from v4cli.agent.approval import Answer, Choice, Request
+from v4cli.agent.loop import CallEnd, Done
+from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
+from v4cli.repl import commands, items
+from v4cli.repl.approve import MEANING, offered, question
+from v4cli.repl.clean import harmless, visible
+from v4cli.repl.dialogue import Dialogue
+from v4cli.repl.live import ENDS
+from v4cli.repl.render import RESULT_LINES, summary
+from v4cli.repl.setup import Setup
+
+
+def run(setup: Setup) -> None:
+    """Read lines from stdin until it ends or /exit. V4Error if the model cannot be loaded."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a byte that is no character ends no conversation
+    writer = Writer()
+    dialogue = Dialogue(setup, writer.take, ask if sys.stdin.isatty() else None)
+    dialogue.begin()
+    prompt = "> " if sys.stdin.isatty() else ""
+    while line := _read(prompt):
+        line = line.strip()
+        if (command := commands.named(line)) and command.name == "exit":
+            return
+        if line:
+            with _interrupts(dialogue.stop):
+                dialogue.line(line)
+
+
+@contextmanager
+def _interrupts(stop: Event):
+    """Within: Ctrl-C stops the answer; a second one ends the program."""
+
+    def handler(signum, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    stop.clear()
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read(prompt: str) -> str:
+    """The next line; empty at the end of the input. Ctrl-C begins a new line."""
+    while True:
+        _say(prompt)
+        try:
+            return sys.stdin.readline()
+        except KeyboardInterrupt:
+            _say("\n")
+
+
+def ask(request: Request) -> Answer:
+    """The user's typed answer to a call."""
+    _say(f"{request.call.name}\n{visible(request.preview)}\n{question(request)}\nanswer: ")
+    while True:
+        answer, _, reason = sys.stdin.readline().strip().partition(" ")
+        if not answer or answer == "e":
+            return Answer(Choice.NO, reason.strip())
+        if answer in offered(request):
+            return Answer(MEANING[answer])
+        _say(f"type {', '.join(offered(request))}: ")
+
+
+class Writer:
+    """Prints what happens as it happens."""
+
+    def __init__(self):
+        self.show_thinking = True
+        self._open = ""  # the stream whose line has not ended, by name
+
+    def take(self, item) -> None:
+        """Say one item."""
+        match item:
+            case Text(text):
+                self._stream("answer", text)
+            case Thinking(text) if self.show_thinking:
+                self._stream("reasoning", text)
+            case ToolCallEnd(_, name, arguments):
+                self._line(f"[{name} {summary(arguments)}]")
+            case items.Output(text):
+                self._stream("output", text)
+            case CallEnd(_, result, ok):
+                self._line(("" if ok else "failed: ") + _short(result))
+            case Done(reason) if reason in ENDS:
+                self._line(ENDS[reason])
+            case End() | items.Finished():
+                self._end_line()
+            case items.Show(thinking):
+                self.show_thinking = thinking
+            case items.Note(text):
+                self._line(text)
+            case items.Ready(model):
+                self._line(f"{model} is ready, /help tells more")
+            case items.Earlier(messages, left_out):
+                self._line(f"{left_out + len(messages)} messages so far")
+            case items.Draft(text):
+                self._line(f"not sent: {text}")
+            case items.Copy():
+                self._line("the clipboard needs a terminal: leave out --plain")
+
+    def _stream(self, name: str, text: str) -> None:
+        if self._open != name:
+            self._end_line()
+        self._open = name
+        text = harmless(text)
+        if name == "answer":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        else:
+            _say(text)
+
+    def _end_line(self) -> None:
+        if self._open == "answer":
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        elif self._open:
+            _say("\n")
+        self._open = ""
+
+    def _line(self, text: str) -> None:
+        self._end_line()
+        _say(harmless(text) + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _short(text: str) -> str:
+    lines = text.rstrip("\n").split("\n")
+    more = len(lines) - RESULT_LINES
+    return "\n".join(lines[:RESULT_LINES]) + (f"\n… {more:,} more lines" if more > 0 else "")

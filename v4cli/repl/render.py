@@ -1,0 +1,125 @@
+"""From text to lines with colours, as wide as the terminal is now: markdown, reasoning, tool calls, diffs."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+
+from rich.console import Console, Group
+from rich.markdown import CodeBlock, Heading, Markdown
+from rich.syntax import Syntax
+from rich.text import Text
+
+from v4cli.repl.clean import harmless, visible
+
+WIDEST = 120  # columns: longer lines are hard to read
+RESULT_LINES = 4  # of a result that is folded
+LARGE, LINES = 1 << 16, 500  # characters, lines: what takes long to lay out
+_TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+
+
+class _Heading(Heading):
+    """Bold and at the left."""
+
+    def __rich_console__(self, console, options):
+        yield Text("#" * int(self.tag[1]) + " " + self.text.plain, style="bold")
+
+
+class _Code(CodeBlock):
+    """Without a frame, so that pieces of a long block join."""
+
+    def __rich_console__(self, console, options):
+        lexer = self.lexer_name or "text"
+        yield Syntax(
+            str(self.text).rstrip(), lexer, theme="ansi_dark", word_wrap=True, background_color="default", padding=0
+        )
+
+
+class _Markdown(Markdown):
+    elements = Markdown.elements | {"heading_open": _Heading, "fence": _Code, "code_block": _Code}
+
+
+class Renderer:
+    """`width()`: columns of the terminal; `colour`: whether styles may be used."""
+
+    def __init__(self, width: Callable[[], int], colour: bool):
+        self.terminal_width = width
+        system = "auto" if colour else None
+        self.console = Console(
+            file=io.StringIO(), force_terminal=True, color_system=system, highlight=False, markup=False, emoji=False
+        )  # fmt: skip
+
+    @property
+    def width(self) -> int:
+        return max(8, min(self.terminal_width(), WIDEST))
+
+    def ansi(self, thing) -> str:
+        """Anything rich can draw; the last line without a newline, no spaces at ends of lines."""
+        with self.console.capture() as captured:
+            self.console.print(thing, width=self.width, end="")
+        return _TRAILING.sub(r"\1", captured.get().rstrip("\n"))
+
+    def markdown(self, text: str) -> str:
+        return self.ansi(_Markdown(harmless(text), hyperlinks=False))
+
+    def text(self, text: str, style: str = "") -> str:
+        if len(text) > LARGE:  # the terminal breaks lines faster
+            return harmless(text)
+        return self.ansi(Text(harmless(text), style=style, overflow="fold"))
+
+    def dim(self, text: str) -> str:
+        return self.text(text, "dim")
+
+    def asked(self, text: str) -> str:
+        """A line of the user's."""
+        return self.ansi(Text("› " + harmless(text).replace("\n", "\n  "), style="bold", overflow="fold"))
+
+    def exact(self, text: str) -> str:
+        """What the user decides on, with nothing hidden; lines of a diff coloured; of very much, its beginning."""
+        lines = visible(text[:LARGE]).split("\n")[:LINES]
+        if rest := len(text) - sum(len(line) + 1 for line in lines) + 1:
+            lines.append(f"[{rest:,} more characters: Ctrl-O shows the call in full]")
+        if not any(line.startswith("@@") for line in lines):
+            return self.ansi(Text("\n".join(lines), overflow="fold"))
+        return self.ansi(Group(*(Text(line, style=_diff_style(line), overflow="fold") for line in lines)))
+
+    def call(self, name: str, arguments: str, mark: str = "●", style: str = "cyan") -> str:
+        """A tool call: its name and its arguments, as far as they are there, on one line."""
+        head = Text.assemble((mark + " ", style), (harmless(name), "bold"))
+        head.append("  " + harmless(summary(arguments)).replace("\n", "⏎"), style="dim")
+        head.truncate(self.width, overflow="ellipsis")
+        return self.ansi(head)
+
+    def result(self, text: str, ok: bool) -> str:
+        """The first lines of a call's result."""
+        lines = harmless(text).rstrip("\n").split("\n")
+        more = len(lines) - RESULT_LINES
+        shown = lines if more <= 1 else lines[:RESULT_LINES]
+        folded = [Text(("└ " if i == 0 else "  ") + line) for i, line in enumerate(shown)]
+        if more > 1:
+            folded.append(Text(f"  … {more:,} more lines, Ctrl-O shows them"))
+        for line in folded:
+            line.stylize("dim" if ok else "red")
+            line.truncate(self.width, overflow="ellipsis")
+        return self.ansi(Group(*folded))
+
+
+def _diff_style(line: str) -> str:
+    if line.startswith(("+++", "---")):
+        return "bold"
+    return {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+
+
+def summary(arguments: str) -> str:
+    """Arguments in JSON, perhaps cut off, for people: the value of a single one, else name: value."""
+    values = None
+    for end in ("", '"}', "}", '""}', "null}"):
+        try:
+            values = json.loads(arguments + end)
+            break
+        except (ValueError, RecursionError):
+            continue
+    if not isinstance(values, dict):
+        return arguments
+    texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
+    return next(iter(texts.values())) if len(texts) == 1 else ", ".join(f"{k}: {v}" for k, v in texts.items())

@@ -1,0 +1,118 @@
+"""What the terminal shows below the scrollback: the turn in progress, a status line, the input, completions."""
+
+import os
+import sys
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import groupby
+
+from prompt_toolkit.filters import Condition
+from prompt_toolkit.formatted_text import ANSI, to_formatted_text
+from prompt_toolkit.layout import (
+    BufferControl,
+    ConditionalContainer,
+    Dimension,
+    FormattedTextControl,
+    HSplit,
+    Layout,
+    VerticalAlign,
+    Window,
+)
+from prompt_toolkit.layout.menus import CompletionsMenu
+from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor, TabsProcessor
+from prompt_toolkit.output.vt100 import Vt100_Output
+from prompt_toolkit.styles import Style
+from prompt_toolkit.widgets import SearchToolbar
+
+from v4cli.repl.clean import visible
+from v4cli.repl.status import joined
+
+PLACEHOLDER = "Ask something, or /help"
+STYLE = Style.from_dict({"status": "ansibrightblack", "prompt": "bold", "placeholder": "ansibrightblack"})
+
+
+class Screen(Vt100_Output):
+    """A terminal; within `held` what is written stays back, to be shown together with what follows."""
+
+    _held = False
+
+    @classmethod
+    def open(cls) -> "Screen":
+        """Of this process's standard output."""
+        screen = cls.from_pty(sys.stdout, term=os.environ.get("TERM"), enable_bell=False)
+        screen.enable_cpr = False  # nothing here depends on where the cursor was
+        return screen
+
+    @contextmanager
+    def held(self):
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def flush(self) -> None:
+        if not self._held:
+            super().flush()
+
+
+def layout(repl) -> Layout:
+    """The rows below the scrollback; `repl` tells what is in them."""
+    search = SearchToolbar()
+    empty = Condition(lambda: not repl.buffer.text and not repl.asking)
+    control = BufferControl(
+        repl.buffer,
+        search_buffer_control=search.control,
+        preview_search=True,
+        input_processors=[
+            TabsProcessor(char1=" ", char2=" "),
+            ConditionalProcessor(AfterInput(PLACEHOLDER, "class:placeholder"), empty),
+        ],
+    )
+    entry = Window(
+        control,
+        height=lambda: Dimension(min=1, max=max(1, repl.screen.get_size().rows // 2)),
+        wrap_lines=True,
+        get_line_prefix=lambda line, wrapped: _prefix(repl, line, wrapped),
+        dont_extend_height=True,
+    )
+    above = Window(FormattedTextControl(lambda: _runs(above_text(repl))), dont_extend_height=True)
+    status = Window(FormattedTextControl(lambda: _status(repl)), height=1)
+    rows = [
+        ConditionalContainer(above, Condition(lambda: bool(above_text(repl)))),
+        Window(height=1), status, entry, CompletionsMenu(max_height=8), search,
+    ]  # fmt: skip
+    return Layout(HSplit(rows, align=VerticalAlign.TOP), focused_element=entry)
+
+
+@lru_cache(maxsize=1)
+def _runs(text: str) -> list[tuple[str, str]]:
+    """Lines with colours as runs of one style each: drawn faster than the single characters that ANSI gives."""
+    characters = to_formatted_text(ANSI(text))
+    return [(style, "".join(one[1] for one in run)) for style, run in groupby(characters, lambda one: one[0])]
+
+
+def _prefix(repl, line: int, wrapped: int):
+    mark = "why not? " if repl.asking and repl.asking.telling else "› "
+    return [("class:prompt", mark if line == wrapped == 0 else "  ")]
+
+
+def above_text(repl) -> str:
+    """What is in progress, the question about a call, and the lines that wait; as much as fits."""
+    rows, columns = repl.screen.get_size()
+    waiting = [
+        visible(f"⋯ {' '.join(shown[:columns].split())}")[: columns - 1] for _, shown in list(repl.worker.waiting)
+    ]
+    if repl.live is None:
+        return "\n".join(waiting[-3:])
+    question = repl.asking.question(repl.draw, bool(repl.buffer.text)) if repl.asking else ""
+    below = repl.buffer.document.line_count + 4
+    tail = ([question] if question else []) + waiting[-3:]
+    height = rows - min(below, rows // 2 + 4) - sum(text.count("\n") + 1 for text in tail)
+    view = repl.view(height) if height > 0 else ""
+    return "\n".join([*([view] if view else []), *tail])
+
+
+def _status(repl):
+    columns = repl.screen.get_size().columns
+    return [("class:status", repl.notice or joined(repl.status.parts(), columns - 1))]

@@ -1,0 +1,88 @@
+"""The line above the input: what is going on, how fast, and how much of the context and the memory is in use."""
+
+import time
+
+from v4cli.repl import items
+
+DOING = {
+    "Asked": "reading", "Round": "reading", "Thinking": "thinking", "Text": "answering", "ToolCallStart": "calling",
+    "CallStart": "running", "Ask": "waiting for you", "CallEnd": "reading", "Ready": "", "Finished": "",
+}  # fmt: skip
+
+
+class Status:
+    """`take` every item, then `parts`. Knows the dialogue once there is one."""
+
+    def __init__(self, model: str):
+        self.model = model
+        self.dialogue = None
+        self.doing, self.since = "loading", time.monotonic()
+        self.asked = self.since  # when the question came
+        self.prefill: tuple[float, int, int, int] | None = None  # when it began; tokens then, now, in all
+        self._memory = (0.0, 0)
+
+    def take(self, item) -> None:
+        """Follow what happens."""
+        if isinstance(item, items.Ready):
+            self.model = item.model
+        elif isinstance(item, items.Prefill):
+            began, first = self.prefill[:2] if self.prefill else (time.monotonic(), item.done)
+            self.prefill = (began, first, item.done, item.total)
+        doing = DOING.get(type(item).__name__, self.doing)
+        if doing != self.doing:
+            self.doing, self.since, self.prefill = doing, time.monotonic(), None
+
+    def parts(self) -> list[str]:
+        """Texts to show, the most important first."""
+        if self.dialogue is None or self.dialogue.chat is None:
+            return [f"{self.model} is loading"]
+        session, engine = self.dialogue.chat.session, self.dialogue.chat.engine
+        stats, used = session.stats, len(session.tokens)
+        parts = [self._doing()] if self.doing else []
+        parts.append(self.model)
+        parts.append(f"{used:,} of {short(engine.config.max_position_embeddings)} tokens")
+        if stats.completion_tokens:
+            rate = stats.decode_tokens_per_s
+            parts.append(f"{rate:,.0f} tok/s" if rate >= 100 else f"{rate:.3g} tok/s")
+        if stats.prompt_tokens:
+            parts.append(f"{stats.cached_tokens / stats.prompt_tokens:.0%} reused")
+        parts.append(f"{self._resident() / (1 << 30):.1f} GiB")
+        return parts
+
+    def _doing(self) -> str:
+        seconds = time.monotonic() - self.since
+        if self.doing == "reading" and self.prefill:
+            began, first, done, total = self.prefill
+            rate = (done - first) / max(1e-9, time.monotonic() - began)
+            left = f", {rate:,.0f} tok/s, {(total - done) / rate:.0f} s left" if done > first and done < total else ""
+            return f"reading {done:,} of {total:,}{left}"
+        written = f", {len(self.dialogue.chat.ids):,} tokens" if self.doing in ("thinking", "answering") else ""
+        return f"{self.doing} {seconds:.0f} s{written}"
+
+    def _resident(self) -> int:
+        """Bytes of memory in use, looked up once a second."""
+        import psutil
+
+        when, n_bytes = self._memory
+        if time.monotonic() - when > 1:
+            n_bytes = psutil.Process().memory_info().rss
+            self._memory = (time.monotonic(), n_bytes)
+        return n_bytes
+
+
+def short(n: int) -> str:
+    """A number of tokens: 4k, 1M."""
+    for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return str(n)
+
+
+def joined(parts: list[str], width: int) -> str:
+    """As many of the parts as fit, the first always."""
+    line = parts[0][: max(width, 0)]
+    for part in parts[1:]:
+        if len(line) + 3 + len(part) > width:
+            break
+        line += " · " + part
+    return line

@@ -1,0 +1,246 @@
+"""What the user has settled once: config.toml, a project's .v4cli.toml, and V4_* variables, checked and with origins.
+
+A project file may say how to answer, never what may run: a repository that was cloned must not gain execution, so
+tools, approval, MCP servers, models, folders and the system prompt come from the user's own file only.
+"""
+
+import os
+from collections.abc import Container
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from v4cli import paths
+from v4cli.errors import UsageError
+
+PROJECT_FILE = ".v4cli.toml"
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Key:
+    """A setting: its type, what it means, the only values it may have (any, if empty), whether a project may set it."""
+
+    kind: type
+    about: str
+    choices: tuple[str, ...] = ()
+    project: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a right value is."""
+        return "one of " + ", ".join(self.choices) if self.choices else WANTED[self.kind]
+
+
+WANTED = {
+    str: 'a text, like "..."',
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    Path: 'a folder, like "/data/kv"',
+}
+KEYS = {
+    "model": Key(str, "Which model: a name from v4 ls, or a folder."),
+    "system": Key(str, "System prompt."),
+    "think": Key(str, "Think before answering: off, on, or max for the highest effort.", ("off", "on", "max"), True),
+    "temp": Key(float, "Temperature; 0 is greedy.", project=True),
+    "top_p": Key(float, "Nucleus sampling.", project=True),
+    "top_k": Key(int, "Keep the k likeliest tokens; 0 is off.", project=True),
+    "min_p": Key(float, "Drop tokens below this share of the likeliest; 0 is off.", project=True),
+    "max_tokens": Key(int, "Most tokens of an answer.", project=True),
+    "hide_thinking": Key(bool, "Do not print the thinking.", project=True),
+    "stats": Key(bool, "Print counts and speeds after an answer.", project=True),
+    "tools": Key(str, "Tools the model may call in v4 chat."),
+    "approve": Key(str, "Which calls run unasked in v4 chat.", ("ask", "edits", "plan", "all")),
+    "constrain": Key(bool, "Let a grammar keep tool calls well-formed.", project=True),
+    "backend": Key(str, "What computes.", ("cpu", "reference")),
+    "ram": Key(str, "Memory to use, like 12G."),
+    "kv_dir": Key(Path, "Keep the KV cache in a file in this folder."),
+    "no_cache": Key(bool, "Neither use nor store computed prefixes."),
+}
+CHAT_ONLY = ("tools", "approve")  # a script says itself what may run
+
+
+@dataclass(frozen=True)
+class McpServer:
+    """A server of tools: a program to start (`command`), or one to reach at a `url`."""
+
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)  # all it is told of the environment, besides where it is
+    cwd: str | None = None
+    url: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    timeout: float = 120.0  # seconds a call may take
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it was said; `default` if nowhere."""
+
+    value: object = None
+    origin: str = "default"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every key's setting, and the MCP servers by name."""
+
+    keys: dict[str, Setting]
+    mcp: dict[str, McpServer]
+
+    def value(self, key: str):
+        """What is settled for `key`; None if nothing is."""
+        return self.keys[key].value
+
+    @property
+    def values(self) -> dict:
+        """Of all keys that are settled."""
+        return {key: setting.value for key, setting in self.keys.items() if setting.value is not None}
+
+
+def defaults(command: str, options: Container[str]) -> dict:
+    """What is settled for the options of `run` and `chat`, by the names of their parameters; the model is that of
+    default_model(), as a conversation that goes on may have another. UsageError."""
+    if command not in ("run", "chat"):
+        return {}
+    values = load().values
+    think = values.pop("think", None)
+    if think is not None:
+        values["think_max"] = think == "max"
+        values["think"] = think == "on" or (think == "max" and "think_max" not in options)
+    others = ("model", *(CHAT_ONLY if command == "run" else ()))
+    return {key: value for key, value in values.items() if key in options and key not in others}
+
+
+def default_model() -> str:
+    """The model that is settled; else the pulled one if there is exactly one that is complete, else nano."""
+    from v4cli.weights.library import only_model
+
+    return load().value("model") or only_model(paths.models_dir()) or "nano"
+
+
+def load(folder: Path | None = None) -> Settings:
+    """The settings in `folder` (the current one, if none): variables before the project's file before the user's.
+
+    UsageError names file, key and what would be right.
+    """
+    keys, servers = {key: Setting() for key in KEYS}, {}
+    user, project = paths.config_file(), (folder or Path.cwd()) / PROJECT_FILE
+    for path in (user, project):
+        table = _read(path)
+        if path is user:
+            servers = _servers(table.pop("mcp", {}), path)
+        for key, value in table.items():
+            checked = _checked(key, value, str(path), in_project=path is project)
+            keys[key] = Setting(checked, str(path))
+    for key in KEYS:
+        text = os.environ.get(variable(key))
+        if text:
+            keys[key] = Setting(_from_text(key, text), variable(key))
+    return Settings(keys, servers)
+
+
+def variable(key: str) -> str:
+    """The environment variable of a key."""
+    return "V4_" + key.upper()
+
+
+def _read(path: Path) -> dict:
+    """A TOML file; empty if there is none."""
+    if not path.is_file():
+        return {}
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
+        return tomllib.loads(data.decode())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a TOML file of settings ({error})") from None
+
+
+def _checked(key: str, value, where: str, in_project: bool = False):
+    """A value of the right type, or a UsageError."""
+    known = KEYS.get(key)
+    if in_project and (key == "mcp" or (known and not known.project)):
+        raise UsageError(
+            f"{where}: {key} may not be set by a project, which could come from anyone",
+            f"put it into {paths.config_file()}",
+        )
+    if known is None:
+        raise UsageError(f"{where}: there is no setting {key!r}", _meant(key))
+    if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wanted = str if known.kind is Path else known.kind
+    right = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+    if not right or (known.choices and value not in known.choices):
+        raise UsageError(f"{where}: {key} must be {known.expected}, not {value!r}", known.about)
+    return Path(value).expanduser() if known.kind is Path else value
+
+
+def _from_text(key: str, text: str):
+    """The value of an environment variable."""
+    kind, value = KEYS[key].kind, text
+    if kind is bool:
+        value = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
+    elif kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            pass
+    return _checked(key, value, variable(key))
+
+
+def _meant(key: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(key, KEYS, 1)
+    return f"did you mean {near[0]}?" if near else "v4 config show lists all"
+
+
+# -- MCP servers -----------------------------------------------------------------------------------------------
+
+
+def _servers(tables, path: Path) -> dict[str, McpServer]:
+    """The [mcp.NAME] tables of the user's file."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise UsageError(f"{path}: mcp must be tables, one for each server", EXAMPLE)
+    return {name: _server(f"{path}: [mcp.{name}]", table) for name, table in tables.items()}
+
+
+EXAMPLE = '[mcp.files] and below it command = ["some-server", "argument"], or url = "https://..."'
+
+
+def _server(where: str, table: dict) -> McpServer:
+    checks = {
+        "command": (_is_texts, 'a list of texts, like ["some-server", "argument"]'),
+        "env": (_is_text_table, 'a table of texts, like { TOKEN = "..." }'),
+        "cwd": (_is_text, "a folder"),
+        "url": (lambda value: _is_text(value) and value.startswith(("https://", "http://")), "an https:// address"),
+        "headers": (_is_text_table, 'a table of texts, like { Authorization = "Bearer ..." }'),
+        "timeout": (lambda value: type(value) in (int, float) and value > 0, "a number of seconds"),
+    }
+    for key, value in table.items():
+        if key not in checks:
+            raise UsageError(f"{where}: there is no key {key!r}", "there are " + ", ".join(checks))
+        right, wanted = checks[key]
+        if not right(value):
+            raise UsageError(f"{where}: {key} must be {wanted}")
+    if ("command" in table) == ("url" in table):
+        raise UsageError(f"{where} needs either command or url", EXAMPLE)
+    return McpServer(**table | {"command": tuple(table.get("command", ()))})
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_texts(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_text_table(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
