@@ -1,9 +1,12 @@
 """Speed of a model within a memory budget, its experts read on demand, beside what SSD and memory allow.
 
 A decoded token must read what is missing from the SSD and everything it uses from memory; both can be done at once, so
-the slower of the two is its bound. Bandwidths are measured in the same run; the SSD's is the best of reading whole
-experts at random, before and after, and of what it gave while the engine had reads on. Tokens are random, so the hash
-layers use all their experts equally often: the worst case.
+the slower of the two is its bound. A tighter one knows the order of work: which experts the hash layers need is known
+when the token is, not before, so all other layers and the head wait for their reads.
+
+Bandwidths are measured in the same run; the SSD's is the best of reading whole experts at random, before and after, and
+of what it gave while the engine had reads on. Tokens are random, so the hash layers use all experts equally often:
+the worst case.
 """
 
 import time
@@ -53,6 +56,8 @@ class DemandReport:
     read_bandwidth: float
     bound_tokens_per_s: float  # the slower of SSD and memory
     decode_fraction: float  # of that bound
+    order_bound_tokens_per_s: float  # hash layers from the SSD, then the other layers from memory
+    order_fraction: float  # of the lower of both bounds
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -68,6 +73,7 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, prompt + tokens).tolist()
     session = engine.session()
     session.sync(ids[:prompt])
+    hash_misses = _HashMisses(engine)
     before, start = engine.stream.counts, time.perf_counter()
     for token in ids[prompt:]:
         session.feed([token])
@@ -79,10 +85,13 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     ssd = max(counts.bytes_read / 1e9 / max(counts.busy_s, 1e-9), *(probe[0] for probe in bandwidths))
     memory = float(np.mean([probe[1] for probe in bandwidths]))
     parts = layout(engine.config, Store.open(folder).manifest.quant, with_mtp=False)
-    read = sum(cost.read_bytes_per_token(engine.config, cost.stored_tensors(parts)).values())
-    read += cost.kv_read_bytes(engine.config, prompt + tokens // 2)
+    weights = cost.read_bytes_per_token(engine.config, cost.stored_tensors(parts))
+    read = sum(weights.values()) + cost.kv_read_bytes(engine.config, prompt + tokens // 2)
     prefill, expert = session.stats.prefill_experts, engine.stream.reader.files.n_bytes
     bound = 1 / max(counts.misses * expert / tokens / ssd / 1e9, read / memory / 1e9)
+    after_hash = 1 - hash_misses.n_layers / engine.config.num_hidden_layers
+    then = weights["head"] + after_hash * (weights["experts"] + weights["dense"])
+    in_order = 1 / (hash_misses.count * expert / tokens / ssd / 1e9 + then / memory / 1e9)
     return DemandReport(
         model=str(folder), ram=ram, planned_bytes=engine.place.plan.ram.held, peak_rss_bytes=peak,
         slots=engine.place.slots, resident_share=engine.place.plan.resident,
@@ -96,7 +105,24 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
         ssd_busy_share=counts.busy_s / decode_s, wait_share=counts.wait_s / decode_s,
         ssd_bandwidth=ssd, read_bandwidth=memory,
         bound_tokens_per_s=bound, decode_fraction=tokens / decode_s / bound,
+        order_bound_tokens_per_s=in_order, order_fraction=tokens / decode_s / min(bound, in_order),
     )  # fmt: skip
+
+
+class _HashMisses:
+    """Counts from now on the experts of hash layers that had to be read."""
+
+    def __init__(self, engine: Engine):
+        self.stream, self._serve = engine.stream, engine.stream.serve
+        self.n_layers, self.count = engine.config.num_hash_layers, 0
+        self._end = self.n_layers * engine.config.n_routed_experts
+        engine.stream.serve = self._counting
+
+    def _counting(self, experts: np.ndarray, uses: np.ndarray, n_tokens: int):
+        before = self.stream.counts.misses
+        served = self._serve(experts, uses, n_tokens)
+        self.count += self.stream.counts.misses - before if experts[0] < self._end else 0
+        return served
 
 
 def ssd_bandwidth(folder: Path) -> float:
