@@ -65,6 +65,13 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Show what experts on demand cost, as it goes, or hide it."""
+
+    shown: bool
+
+
+@dataclass(frozen=True)
 class Copy:
     """Text for the clipboard."""
 
