@@ -12,7 +12,7 @@ from test_cli import V4
 
 from v4cli.agent import sandbox
 from v4cli.cli import output
-from v4cli.cli.app import main
+from v4cli.cli.start import main
 from v4cli.cli.run_output import folded, printable
 
 
