@@ -45,16 +45,15 @@ class Sampler:
         logits = logits.astype(np.float64)
         shifted = logits - logits.max()
         log_norm = np.log(np.exp(shifted).sum())
-        ids = np.arange(len(shifted)) if allowed is None else np.flatnonzero(allowed)
+        left = shifted if allowed is None else np.where(allowed, shifted, -np.inf)
         if self.sampling.temperature == 0.0:
-            token = int(ids[shifted[ids].argmax()])
+            token = int(left.argmax())
         else:
-            scaled = (shifted[ids] - shifted[ids].max()) / self.sampling.temperature
-            token = int(ids[self._draw(scaled)])
+            token = self._draw((left - left.max()) / self.sampling.temperature)
         return token, float(shifted[token] - log_norm)
 
     def _draw(self, scaled: np.ndarray) -> int:
-        """An index into `scaled`, the largest of which is 0."""
+        """A token by its scaled logit, the largest of which is 0."""
         probs = np.exp(scaled)
         probs /= probs.sum()
         kept = np.arange(len(probs))
