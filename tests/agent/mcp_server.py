@@ -1,17 +1,33 @@
-"""An MCP server for tests, of several characters: mcp_server.py good|http|strange, or a bad one that speaks by hand."""
+"""An MCP server for tests: mcp_server.py good|single|http|strange, or a bad one that speaks by hand."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(os.environ.get("HERE", "."))  # where it leaves traces of itself
+HERE = Path(os.environ.get("HERE", tempfile.gettempdir()))  # where it leaves traces of itself
 
 
 def note(name: str) -> None:
     (HERE / name).write_text(str(os.getpid()))
+
+
+def calculator(expression: str) -> str:
+    """Evaluate an arithmetic expression"""
+    a, b = expression.split("*")
+    return str(int(a) * int(b))
+
+
+def single():
+    """A server with one tool."""
+    from mcp.server import MCPServer
+
+    server = MCPServer("single")
+    server.add_tool(calculator)
+    return server
 
 
 def good():
@@ -26,11 +42,7 @@ def good():
         """Add two numbers."""
         return str(a + b)
 
-    @server.tool()
-    def calculator(expression: str) -> str:
-        """Evaluate an arithmetic expression"""
-        a, b = expression.split("*")
-        return str(int(a) * int(b))
+    server.add_tool(calculator)
 
     @server.tool()
     def environment() -> str:
@@ -177,6 +189,8 @@ if __name__ == "__main__":
     kind = sys.argv[1]
     if kind == "good":
         good().run("stdio")
+    elif kind == "single":
+        single().run("stdio")
     elif kind == "http":
         good().run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
     elif kind in ("strange", "stubborn"):

@@ -115,8 +115,8 @@ def test_an_interrupted_call_ends_at_once_and_is_cancelled_there(tmp_path):
         eventually((tmp_path / "slow-cancelled").exists)
 
 
-def test_a_call_that_takes_too_long_fails_and_the_next_one_works():
-    with mcp_tools({"s": server("good", timeout=1.0)}, pytest.fail) as tools:
+def test_a_call_that_takes_too_long_fails_and_the_next_one_works(tmp_path):
+    with mcp_tools({"s": server("good", tmp_path, timeout=1.0)}, pytest.fail) as tools:
         by_name = {tool.name: tool for tool in tools}
         assert "no answer within 1 s" in failing(by_name["s__slow"])
         assert by_name["s__add"].run({"a": 1, "b": 2}, HERE) == "3"

@@ -12,8 +12,8 @@ from test_cli import V4
 
 from v4cli.agent import sandbox
 from v4cli.cli import output
-from v4cli.cli.app import main
 from v4cli.cli.run_output import folded, printable
+from v4cli.cli.start import main
 
 
 @pytest.fixture(autouse=True)

@@ -29,10 +29,7 @@ def places(tmp_path, monkeypatch):
 def test_every_key_is_an_option_of_run_or_chat():
     commands = typer.main.get_command(app).commands
     options = {option.name for name in ("run", "chat") for option in commands[name].params}
-    assert set(settings.KEYS) <= options | PLANNED
-
-
-PLANNED = {"approve", "constrain"}
+    assert set(settings.KEYS) <= options
 
 
 def test_variable_before_project_before_user_before_default(places, monkeypatch):

@@ -12,6 +12,7 @@ PRESETS = {
     "read": READ,
     "edit": EDIT,
     "all": (*EDIT, "run_shell", "run_python"),
+    "mcp": (),  # those of the servers in the settings: mcp_client.py
 }
 NAMES = (*PRESETS["all"], "fetch_url")
 

@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AsyncExitStack, contextmanager
 
+from v4cli import settings
 from v4cli.agent import foreign
 from v4cli.agent.tools import Context, Kind, Tool, ToolError
 from v4cli.errors import UsageError
@@ -24,6 +25,11 @@ CONNECT_S = 30.0  # to start and tell its tools
 POLL_S = 0.05  # between looks at whether the user interrupted
 MAX_TOOLS = 128  # of one server
 MAX_PAGES = 20  # of its list of tools
+
+
+def wanted(names: str) -> dict[str, McpServer]:
+    """The servers of the settings, if "mcp" is among the names or sets of tools."""
+    return settings.load().mcp if "mcp" in map(str.strip, names.split(",")) else {}
 
 
 @contextmanager

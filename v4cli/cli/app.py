@@ -19,19 +19,27 @@ from v4cli.cli.options import (
     MODEL_OR_RELEASE,
     Backend,
     ChatModel,
+    Constrain,
     Json,
     KvDir,
+    MaxTokens,
+    MinP,
     Model,
     ModelName,
     NoCache,
     NoThink,
     Numerics,
     Ram,
+    Temp,
     Think,
     ThinkMax,
+    TopK,
+    TopP,
 )
 
-TOOLS = "Tools the model may use here: nano, read, edit, all, or names. A file has schemas: calls are only printed."
+TOOLS = (
+    "Tools the model may use here: nano, read, edit, all, mcp, or names. A file has schemas: calls are only printed."
+)
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
 app = typer.Typer(
@@ -79,15 +87,16 @@ def run(
     no_think: NoThink = False,
     think_max: ThinkMax = False,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not print the thinking.")] = False,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to write.")] = None,
-    temp: Annotated[float | None, typer.Option(help="Temperature; 0 is greedy. Default: the release's.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the release's.")] = None,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")] = 0.0,
+    max_tokens: MaxTokens = None,
+    temp: Temp = None,
+    top_p: TopP = None,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; may be repeated.")] = None,
     tools: Annotated[str | None, typer.Option(metavar="NAMES|FILE.json", help=TOOLS)] = None,
     approve: Annotated[str | None, typer.Option(help=APPROVE)] = None,
+    constrain: Constrain = False,
     max_rounds: Annotated[int | None, typer.Option(min=1, help="Most turns of the model; exit 6 there.")] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
@@ -119,11 +128,19 @@ def chat(
     as_json: Json = False,
     tools: Annotated[
         str | None,
-        typer.Option(help="Tools the model may call: names, or read, edit, all, nano, none. Default: all; nano's own."),
+        typer.Option(
+            help="Tools the model may call: names, or read, edit, all, nano, mcp, none. Default: all,mcp; nano's own."
+        ),
     ] = None,
     approve: Annotated[
         str, typer.Option(help="Calls that run unasked: ask (reading), edits, plan (reading only), all.")
     ] = "ask",
+    constrain: Constrain = False,
+    max_tokens: MaxTokens = None,
+    temp: Temp = None,
+    top_p: TopP = None,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     plain: Annotated[bool, typer.Option("--plain", help="Line by line: for screen readers, and in pipes.")] = False,
     backend: Backend = None,
     numerics: Numerics = None,

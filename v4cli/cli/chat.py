@@ -26,6 +26,12 @@ class ChatRequest:
     as_json: bool = False
     tools: str | None = None
     approve: str = "ask"
+    constrain: bool = False
+    max_tokens: int | None = None
+    temp: float | None = None
+    top_p: float | None = None
+    top_k: int = 0
+    min_p: float = 0.0
     plain: bool = False
     backend: str | None = None
     numerics: str | None = None
@@ -70,10 +76,14 @@ def _setup(request: ChatRequest) -> Setup:
         folder, session = paths.model_folder(name), sessions.session_maker(request.kv_dir, not request.no_cache)
         return Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
 
+    sampling = {
+        "temperature": request.temp, "top_p": request.top_p, "top_k": request.top_k, "min_p": request.min_p,
+        "max_tokens": request.max_tokens, "constrain": request.constrain,
+    }  # fmt: skip
     return Setup(
         model=request.model, system=request.system, thinking=request.think, tools=request.tools,
         approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
-        stats_line=_stats_line,
+        stats_line=_stats_line, sampling=sampling,
     )  # fmt: skip
 
 

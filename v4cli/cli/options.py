@@ -38,6 +38,14 @@ Ram = Annotated[
     typer.Option(envvar="V4_RAM", help="Memory to use, like 12G; experts that do not fit are read on demand."),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither use nor store computed prefixes (v4 sessions).")]
+Temp = Annotated[float | None, typer.Option(help="Temperature; 0 is greedy. Default: the release's.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the release's.")]
+TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 is off.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest; 0 is off.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Most tokens to write.")]
+Constrain = Annotated[
+    bool, typer.Option("--constrain", help="Let a grammar keep tool calls well-formed (needs v4cli[grammar]).")
+]
 Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
 NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
 ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]

@@ -41,6 +41,7 @@ class RunRequest:
     stop: list[str] | None
     tools: str | None
     approve: str | None
+    constrain: bool
     max_rounds: int | None
     no_stream: bool
     stats: bool
@@ -96,6 +97,7 @@ def _answer_of(request: RunRequest) -> Callable:
         seed=request.seed,
         max_tokens=request.max_tokens,
         stop=tuple(request.stop or ()),
+        constrain=request.constrain,
     )
     schemas = _schemas(request.tools)
     if schemas is None:
@@ -115,17 +117,23 @@ def _with_tools(request: RunRequest, options) -> Callable:
     from v4cli.agent import builtin
     from v4cli.agent.approval import Approvals, Mode
     from v4cli.agent.loop import MAX_ROUNDS, Agent, Done, Said
-    from v4cli.agent.tools import Context
+    from v4cli.agent.mcp_client import mcp_tools, wanted
+    from v4cli.agent.tools import Context, Toolbox
     from v4cli.engine.stats import total
 
     mode = request.approve or Mode.ASK
     if mode not in tuple(Mode):
         raise UsageError(f"--approve must be one of {', '.join(Mode)}")
-    toolbox, folder = builtin.toolbox(request.tools), Path.cwd()
+    toolbox, servers, folder = builtin.toolbox(request.tools), wanted(request.tools), Path.cwd()
     decide, max_rounds = Approvals(mode, folder).decide, request.max_rounds or MAX_ROUNDS
 
     def answer(chat, messages, show, cancelled):
-        agent = Agent(chat, toolbox, Context(folder), decide, max_rounds=max_rounds)
+        with mcp_tools(servers, output.note) as foreign:
+            tools = Toolbox([*toolbox.tools.values(), *foreign])
+            agent = Agent(chat, tools, Context(folder), decide, max_rounds=max_rounds)
+            return play(agent, chat, messages, show, cancelled)
+
+    def play(agent, chat, messages, show, cancelled):
         finish, turns = "", []
         for event in agent.run(messages, options, Prefill(), cancelled):
             if isinstance(event, Said):

@@ -135,6 +135,14 @@ def stats(dialogue, argument: str) -> None:
     dialogue.note(dialogue.setup.stats_line(dialogue.chat.stats))
 
 
+def experts(dialogue, argument: str) -> None:
+    if argument not in ("", "on", "off"):
+        raise UsageError(f"/experts takes on or off, not {argument!r}")
+    if dialogue.chat.engine.stream is None:
+        raise UsageError("all experts of this model are in memory", "v4 chat --ram 12G bounds it")
+    dialogue.emit(items.Experts(argument != "off"))
+
+
 def context(dialogue, argument: str) -> None:
     chat, parts = dialogue.chat, {}
     toolbox = dialogue.conversation.agent.toolbox

@@ -36,6 +36,7 @@ TABLE = (
     Command("tools", "", "the tools the model has", at_once=True),
     Command("approve", "[ask|edits|plan|all]", "which tool calls run without asking", at_once=True),
     Command("stats", "", "counts and speeds of the last answer", at_once=True),
+    Command("experts", "[on|off]", "what experts on demand cost, as it goes", at_once=True),
     Command("context", "", "what takes up the context"),
     Command("tokens", "TEXT", "how many tokens a text has"),
     Command("export", "md|json [FILE]", "write the conversation to a file"),

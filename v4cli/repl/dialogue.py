@@ -11,11 +11,11 @@ import traceback
 from collections.abc import Callable, Iterable
 
 from v4cli import paths, settings
-from v4cli.agent import builtin
+from v4cli.agent import builtin, mcp_client
 from v4cli.agent.approval import Approvals
 from v4cli.agent.conversation import Conversation
 from v4cli.agent.loop import Agent, shortened
-from v4cli.agent.tools import Context
+from v4cli.agent.tools import Context, Toolbox
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.parser import Thinking
 from v4cli.chat.turn import Options
@@ -35,14 +35,14 @@ class Dialogue:
         """Load the model. `emit(item)`: see items.py; `ask(request)`: an approval.Answer. V4Error."""
         self.setup, self.emit, self.ask = setup, emit, ask
         self.stop = threading.Event()
+        self._foreign = None  # tools of MCP servers, once they are connected
         self.attached = ""  # output of the user's commands, for the next message
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
         self.model = setup.model or transcript.about.get("model") or settings.default_model()
         chat = setup.open(self.model)
         approvals = self.approvals = Approvals(setup.approve, setup.folder, ask)
-        toolbox = builtin.toolbox(self.tools_spec)
-        agent = Agent(chat, toolbox, Context(setup.folder), approvals.decide, self._output)
-        self.conversation = Conversation(transcript, agent, Options(thinking=setup.thinking))
+        agent = Agent(chat, self._toolbox(), Context(setup.folder), approvals.decide, self._output)
+        self.conversation = Conversation(transcript, agent, Options(setup.thinking, **setup.sampling))
         transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
 
     @property
@@ -53,7 +53,13 @@ class Dialogue:
     def tools_spec(self) -> str:
         if self.setup.tools is not None:
             return "" if self.setup.tools == "none" else self.setup.tools
-        return "nano" if self.model == "nano" else "all"
+        return "nano" if self.model == "nano" else "all,mcp"
+
+    def _toolbox(self) -> Toolbox:
+        """The tools the user wants; servers are connected once, and end with the program."""
+        if self._foreign is None and (servers := mcp_client.wanted(self.tools_spec)):
+            self._foreign = mcp_client.Connections(servers, self.note).__enter__().tools
+        return Toolbox([*builtin.toolbox(self.tools_spec).tools.values(), *(self._foreign or ())])
 
     def blank(self, system: str = "") -> Transcript:
         """A conversation without messages."""
@@ -154,7 +160,7 @@ class Dialogue:
         except Exception:
             agent.chat = self.setup.open(before)
             raise
-        agent.toolbox = builtin.toolbox(self.tools_spec)
+        agent.toolbox = self._toolbox()
         self.conversation.start(self.conversation.transcript)
         self.conversation.transcript.set(model=model)
 

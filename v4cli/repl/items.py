@@ -57,6 +57,12 @@ class Draft(NamedTuple):
     text: str
 
 
+class Experts(NamedTuple):
+    """Show what experts on demand cost, as it goes, or hide it."""
+
+    shown: bool
+
+
 class Copy(NamedTuple):
     """Text for the clipboard."""
 

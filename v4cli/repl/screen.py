@@ -77,10 +77,17 @@ def layout(repl) -> Layout:
         dont_extend_height=True,
     )
     above = Window(FormattedTextControl(lambda: _runs(above_text(repl))), dont_extend_height=True)
-    status = Window(FormattedTextControl(lambda: _status(repl)), height=1)
+    experts = Window(
+        FormattedTextControl(lambda: _fitting(repl, repl.status.experts())), height=1, style="class:status"
+    )
+    status = Window(
+        FormattedTextControl(lambda: repl.notice or _fitting(repl, repl.status.parts())), height=1, style="class:status"
+    )
     rows = [
         ConditionalContainer(above, Condition(lambda: bool(above_text(repl)))),
-        Window(height=1), status, entry, CompletionsMenu(max_height=8), search,
+        Window(height=1),
+        ConditionalContainer(experts, Condition(lambda: bool(repl.status.experts()))),
+        status, entry, CompletionsMenu(max_height=8), search,
     ]  # fmt: skip
     return Layout(HSplit(rows, align=VerticalAlign.TOP), focused_element=entry)
 
@@ -113,6 +120,5 @@ def above_text(repl) -> str:
     return "\n".join([*([view] if view else []), *tail])
 
 
-def _status(repl):
-    columns = repl.screen.get_size().columns
-    return [("class:status", repl.notice or joined(repl.status.parts(), columns - 1))]
+def _fitting(repl, parts: list[str]) -> str:
+    return joined(parts, repl.screen.get_size().columns - 1)

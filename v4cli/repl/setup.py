@@ -1,7 +1,7 @@
 """What a REPL is started with: choices of the command line, and what only the command line can do."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 APPROVE = ("ask", "edits", "plan", "all")
@@ -21,3 +21,4 @@ class Setup:
     open: Callable  # of a model's name: Chat
     keep: Callable  # of the chat's session, after each answer: stores what can be reused, gives notes
     stats_line: Callable  # of Stats: a line for people
+    sampling: dict = field(default_factory=dict)  # other fields of chat.turn.Options

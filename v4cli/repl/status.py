@@ -20,6 +20,9 @@ class Status:
         self.asked = self.since  # when the question came
         self.prefill: tuple[float, int, int, int] | None = None  # when it began; tokens then, now, in all
         self._memory = (0.0, 0)
+        self._experts = False  # shown
+        self._began: tuple | None = None  # the counts of experts when the question came, and what they are now
+        self._took = 0.0  # seconds since then
 
     def take(self, item) -> None:
         """Follow what happens."""
@@ -28,6 +31,10 @@ class Status:
         elif isinstance(item, items.Prefill):
             began, first = self.prefill[:2] if self.prefill else (time.monotonic(), item.done)
             self.prefill = (began, first, item.done, item.total)
+        elif isinstance(item, items.Experts):
+            self._experts = item.shown
+        elif isinstance(item, items.Asked):
+            self.asked, self._began = time.monotonic(), None
         doing = DOING.get(type(item).__name__, self.doing)
         if doing != self.doing:
             self.doing, self.since, self.prefill = doing, time.monotonic(), None
@@ -48,6 +55,25 @@ class Status:
             parts.append(f"{stats.cached_tokens / stats.prompt_tokens:.0%} reused")
         parts.append(f"{self._resident() / (1 << 30):.1f} GiB")
         return parts
+
+    def experts(self) -> list[str]:
+        """The same of experts on demand, for this question; nothing unless it is wanted."""
+        chat = self.dialogue and self.dialogue.chat
+        stream = chat and chat.engine.stream
+        if not self._experts or not stream:
+            return []
+        if self._began is None:
+            self._began = (stream.counts, stream.counts)
+        if self.doing:
+            self._began, self._took = (self._began[0], stream.counts), time.monotonic() - self.asked
+        counts, seconds = self._began[1].since(self._began[0]), max(self._took, 1e-9)
+        return [
+            f"experts: {stream.policy.n_resident:,} of {len(stream.reader.files):,} in memory",
+            f"{counts.to_dict()['hit_rate']:.0%} hits",
+            f"{counts.bytes_read / seconds / 1e9:.2f} GB/s from the SSD",
+            f"busy {counts.busy_s / seconds:.0%}",
+            f"waited for {counts.wait_s / seconds:.0%}",
+        ]
 
     def _doing(self) -> str:
         seconds = time.monotonic() - self.since
