@@ -4,6 +4,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from queue import SimpleQueue
 
 import pytest
 from rich.cells import cell_len
@@ -127,7 +128,7 @@ def test_a_change_is_shown_as_a_diff_before_it_is_asked_about(tmp_path):
     request = Request(call, tool.preview(arguments, Context(tmp_path)), pattern="edit_file: *")
     view = live(colour=True)
     view.take(ToolCallStart(0, "edit_file"))
-    shown = view.take(items.Ask(request))
+    shown = view.take(items.Ask(request, SimpleQueue()))
     assert "\x1b[31m-two" in shown and "\x1b[32m+2␛[2K" in shown
     assert question(request).startswith("make this change?") and "s  yes, for this session" in question(request)
     unprotected = replace(request, unprotected="no bubblewrap", pattern="")

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from v4cli.repl import items
 from v4cli.repl.setup import Setup
@@ -112,6 +113,6 @@ class Worker:
 
     def _ask(self, request):
         """Wait for the user's answer to a call."""
-        ask = items.Ask(request)
+        ask = items.Ask(request, SimpleQueue())
         self.put(ask)
         return ask.answer.get()
