@@ -6,7 +6,6 @@ from pathlib import Path
 import platformdirs
 
 from v4cli.errors import ModelError
-from v4cli.weights.known import MODELS
 
 NANO = Path(__file__).parent / "nano" / "checkpoint"
 
@@ -62,6 +61,8 @@ def model_folder(model: str) -> Path:
     for path in (named_folder(model), os.path.expanduser(model)):
         if path is not None and os.path.isdir(path):
             return Path(path)
+    from v4cli.weights.known import MODELS  # 8 ms, which the REPL has no time for
+
     hint = f"v4 pull {model}" if model in MODELS else "v4 ls lists the models that are here; v4 pull brings others"
     raise ModelError(f"model {model!r} not found", hint)
 

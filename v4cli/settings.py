@@ -8,6 +8,7 @@ import os
 from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from v4cli import paths
 from v4cli.errors import UsageError
@@ -16,8 +17,7 @@ PROJECT_FILE = ".v4cli.toml"
 MAX_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A setting: its type, what it means, the only values it may have (any, if empty), whether a project may set it."""
 
     kind: type
@@ -72,16 +72,14 @@ class McpServer:
     timeout: float = 120.0  # seconds a call may take
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A value and where it was said; `default` if nowhere."""
 
     value: object = None
     origin: str = "default"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Every key's setting, and the MCP servers by name."""
 
     keys: dict[str, Setting]
