@@ -112,17 +112,21 @@ class Dialogue:
 
     def message(self, line: str, shown: str) -> None:
         """Answer a message. Where that fails before anything is said, it is the user's again."""
-        text = with_files(line, self.setup.folder)
-        attached, self.attached = self.attached, ""
-        text = f"{attached}\n{text}" if attached else text
-        typed = shown if text != shown else ""
+        talk, attached = self.conversation, self.attached
+        before = len(talk.messages)
         try:
-            self.play(self.conversation.ask(text, self._progress, self.stop.is_set, typed))
+            text = with_files(line, self.setup.folder)
+            text = f"{attached}\n{text}" if attached else text
+            self.attached = ""
+            typed = shown if text != shown else ""
+            self.play(talk.ask(text, self._progress, self.stop.is_set, typed))
         except Exception:
-            messages = self.conversation.transcript.messages
-            if messages and messages[-1]["role"] == "user":
+            said = [message["role"] for message in talk.messages[before:]]
+            if "assistant" not in said:
                 self.attached = attached
-                self.emit(items.Draft(self.conversation.undo()))
+                self.emit(items.Draft(shown))
+                if "user" in said:
+                    talk.undo()
             raise
 
     def play(self, events: Iterable) -> None:
