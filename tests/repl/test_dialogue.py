@@ -121,10 +121,18 @@ def test_files_and_shell_lines_reach_the_model(talk):
     assert talk.messages[-2]["content"] == "hello"
 
 
-def test_a_shell_line_can_be_interrupted(talk):
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("!sleep 100", "\n(exit -15)"),
+        ("!sleep 100 & echo begun", "begun"),  # the shell has ended, its output has not
+        ("!trap '' TERM; echo begun; while :; do sleep 1; done", "begun\n(exit -9)"),
+    ],
+)
+def test_a_shell_line_can_be_interrupted(talk, line, said):
     timer = Timer(0.3, talk.dialogue.interrupt)
     timer.start()
-    assert talk.line("!sleep 100") == "\n(exit -15)"
+    assert talk.line(line) == said
 
 
 def test_an_answer_can_be_interrupted_and_is_kept(talk):
