@@ -1,6 +1,8 @@
 """Shared fixtures: where the golden data is; a random checkpoint and the stores of it, to be read only."""
 
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,22 @@ def home(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("home")
     os.environ["V4_HOME"] = str(path)
     return path
+
+
+@pytest.fixture
+def full_disk():
+    """Within `full_disk()` no file can grow."""
+
+    @contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 @pytest.fixture(scope="session")

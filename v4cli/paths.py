@@ -17,11 +17,9 @@ def config_file() -> Path:
 
 
 def state_dir() -> Path:
-    """History and other state, created private to the user."""
+    """Folder of history and other state; it need not exist yet."""
     home = os.environ.get("V4_HOME")
-    path = Path(home) / "state" if home else Path(platformdirs.user_state_dir("v4cli"))
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+    return Path(home) / "state" if home else Path(platformdirs.user_state_dir("v4cli"))
 
 
 def models_dir() -> Path:

@@ -160,9 +160,11 @@ def test_the_file_of_rules_is_private_and_shared(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"/x": "y"}', '{"/x": [1]}', "\xff"])
 def test_a_broken_file_of_rules_is_named(tmp_path, text):
     file = paths.state_dir() / "approvals.json"
+    file.parent.mkdir(parents=True)
     file.write_text(text)
-    with pytest.raises(UsageError, match=r"approvals\.json"):
+    with pytest.raises(UsageError, match=r"approvals\.json") as error:
         Approvals(Mode.ASK, tmp_path)
+    assert error.value.hint == "correct the file, or remove it"
     assert file.read_text() == text
 
 

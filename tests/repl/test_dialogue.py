@@ -121,10 +121,18 @@ def test_files_and_shell_lines_reach_the_model(talk):
     assert talk.messages[-2]["content"] == "hello"
 
 
-def test_a_shell_line_can_be_interrupted(talk):
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("!sleep 100", "\n(exit -15)"),
+        ("!sleep 100 & echo begun", "begun"),  # the shell has ended, its output has not
+        ("!trap '' TERM; echo begun; while :; do sleep 1; done", "begun\n(exit -9)"),
+    ],
+)
+def test_a_shell_line_can_be_interrupted(talk, line, said):
     timer = Timer(0.3, talk.dialogue.interrupt)
     timer.start()
-    assert talk.line("!sleep 100") == "\n(exit -15)"
+    assert talk.line(line) == said
 
 
 def test_an_answer_can_be_interrupted_and_is_kept(talk):
@@ -205,6 +213,24 @@ def test_errors_are_told_and_the_dialogue_goes_on(talk, monkeypatch):
     assert talk.line("hello").startswith("unexpected ZeroDivisionError")
     monkeypatch.undo()
     assert talk.line("hello").startswith("Hello")
+
+
+def test_a_full_disk_loses_nothing(talk, full_disk):
+    talk.line("hello")
+    for line in ("!echo me", "/new"):
+        talk.line(line)
+    with full_disk():
+        assert "cannot be written (File too large)\nhint: " in talk.line("who are you?")
+    assert items.Draft("who are you?") in talk.told
+    assert talk.messages == [] and len(list(paths.chats_dir().iterdir())) == 1
+    assert talk.line("who are you?").startswith("I am nano")
+    assert "I ran `echo me`" in talk.messages[0]["content"]
+
+
+def test_a_message_whose_file_cannot_be_added_is_the_users_again(talk):
+    (talk.dialogue.setup.folder / "half").write_bytes(b"\xff")
+    assert "not UTF-8" in talk.line("what is in @half ?")
+    assert items.Draft("what is in @half ?") in talk.told and talk.messages == []
 
 
 def test_a_model_that_cannot_be_had_leaves_the_old_one(talk):

@@ -7,7 +7,7 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from v4cli.errors import UsageError
+from v4cli.errors import UsageError, V4Error
 from v4cli.repl.commands import TABLE
 from v4cli.repl.files import MOST_BYTES, with_files
 from v4cli.repl.input import Completions, History
@@ -64,6 +64,16 @@ def test_the_history_is_private_and_keeps_markers_of_long_pastes(tmp_path):
     history.append_string(pastes.taken("z\n" * 20))
     again = list(History(tmp_path / "history", Pastes()).load_history_strings())
     assert again == ["z\n" * 20, "[pasted: 50.0 kB, 1 lines]", "hello"]
+
+
+def test_lines_are_remembered_even_if_they_cannot_be_written(tmp_path, full_disk):
+    history = History(tmp_path / "state" / "history", Pastes())
+    with full_disk():
+        history.append_string("hello")
+    assert history.get_strings() == ["hello"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(V4Error, match="cannot be written"):
+        History(tmp_path / "file" / "history", Pastes())
 
 
 def completed(folder, text: str) -> list[str]:

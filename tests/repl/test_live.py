@@ -11,9 +11,9 @@ from rich.cells import cell_len
 
 from v4cli.agent import builtin
 from v4cli.agent.approval import Request
-from v4cli.agent.loop import CallEnd, CallStart, Done, Said
+from v4cli.agent.loop import CallEnd, CallStart, Done
 from v4cli.agent.tools import Call, Context
-from v4cli.chat.parser import Text, Thinking, ToolCallArguments, ToolCallEnd, ToolCallStart
+from v4cli.chat.parser import End, Text, Thinking, ToolCallArguments, ToolCallEnd, ToolCallStart
 from v4cli.repl import items
 from v4cli.repl.approve import question
 from v4cli.repl.live import TAIL, Live
@@ -44,7 +44,7 @@ def live(width: int = 60, colour: bool = False) -> Live:
 
 def turn(view: Live, pieces: list[str]) -> str:
     """Everything that goes to the scrollback for an answer in these pieces."""
-    return "".join(map(view.take, [*map(Text, pieces), Said({"role": "assistant"})]))
+    return "".join(map(view.take, [*map(Text, pieces), End("stop")]))
 
 
 def test_the_answer_looks_the_same_however_it_streams():
@@ -85,7 +85,7 @@ def test_a_call_fills_in_runs_and_folds_its_result():
     assert "○ run_shell  ls" in view.view(20)
     view.take(ToolCallArguments(0, arguments[-4:]))
     view.take(ToolCallEnd(0, "run_shell", arguments))
-    view.take(Said({"role": "assistant"}))
+    view.take(End("stop"))
     call = Call("call_0", "run_shell", {"command": "ls -l"})
     view.take(CallStart(call))
     view.take(items.Output("line 1\n\x1b[31mline 2\x1b[0m\n"))

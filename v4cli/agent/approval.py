@@ -15,6 +15,7 @@ from v4cli.errors import UsageError
 from v4cli.files import write_atomically
 
 FLAG = "--approve"  # what a user who cannot be asked starts with
+MEND = "correct the file, or remove it"
 OPERATORS = re.compile(r"[^\w \t./:=@%+,'\"*?-]")  # anything a shell might take for more than words
 RUNNERS = {  # programs that run others: with any arguments, they would be a rule for everything
     "awk", "bash", "busybox", "chroot", "command", "dash", "doas", "env", "eval", "exec", "find", "fish", "gdb", "ksh",
@@ -164,11 +165,14 @@ def _stored() -> dict[str, list[str]]:
     path = _file()
     if not path.exists():
         return {}
-    rules = jsonfile.read(path, UsageError)
+    try:
+        rules = jsonfile.read(path, UsageError)
+    except UsageError as error:
+        raise UsageError(str(error), MEND) from None
     if not isinstance(rules, dict) or not all(
         isinstance(of, list) and all(isinstance(rule, str) for rule in of) for of in rules.values()
     ):
-        raise UsageError(f"{path}: not rules by folder", "correct the file, or remove it")
+        raise UsageError(f"{path}: not rules by folder", MEND)
     return rules
 
 
@@ -176,6 +180,7 @@ def _store(folder: Path, rule: str) -> None:
     """Remember a rule for the folder, beside what other processes remember."""
     from filelock import FileLock
 
+    _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with FileLock(f"{_file()}.lock", mode=0o600):
         rules = _stored()
         rules[str(folder)] = list(dict.fromkeys([*rules.get(str(folder), []), rule]))

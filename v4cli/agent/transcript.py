@@ -6,6 +6,7 @@ something about it changed. What a crash left of a last line is dropped when the
 gone on with the conversation meanwhile, this one goes on in a file of its own.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from v4cli.chat.messages import check_messages
-from v4cli.errors import RequestError, UsageError
+from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
 TITLE = 60  # characters
@@ -99,7 +100,22 @@ class Transcript:
         return Transcript.new(self.path.parent, self.messages, **about | {"parent": self.id})
 
     def _write(self, record: dict) -> None:
-        """Append a line, after all that is known if it is the first."""
+        """Append a line, after all that is known if it is the first. ResourceError if that cannot be done."""
+        try:
+            written = self._written(record)
+        except OSError as error:
+            if not self._n_bytes:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+            why = f"{self.path}: cannot be written ({error.strerror})"
+            raise ResourceError(why, "make room or V4_HOME=FOLDER, then say it again") from None
+        if not written:
+            self.about |= {"id": _new_id(), "parent": self.id}
+            self.path, self._n_bytes = self.path.with_name(f"{self.id}.jsonl"), 0
+            self._write(record)
+
+    def _written(self, record: dict) -> bool:
+        """Append a line unless another process has appended one."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "ab") as file:
@@ -111,10 +127,8 @@ class Transcript:
                 file.write(b"".join(map(_line, lines)))
                 file.flush()
                 self._n_bytes = file.tell()
-                return
-        self.about |= {"id": _new_id(), "parent": self.id}
-        self.path, self._n_bytes = self.path.with_name(f"{self.id}.jsonl"), 0
-        self._write(record)
+                return True
+        return False
 
     def _known(self) -> list[dict]:
         said = [{"type": "message", "message": message} for message in self.messages]

@@ -108,7 +108,7 @@ def folded(text: str) -> str:
     lines = printable(text.rstrip("\n")).split("\n")
     shown = [line if len(line) <= SHOWN_WIDTH else line[:SHOWN_WIDTH] + "…" for line in lines[:SHOWN_LINES]]
     left = len(lines) - len(shown)
-    return "\n".join("  " + line for line in [*shown, *([f"… {left} more lines"] if left else [])])
+    return "\n".join("  " + line for line in [*shown, *([f"… {left} more line{'s' * (left > 1)}"] if left else [])])
 
 
 def printable(text: str) -> str:

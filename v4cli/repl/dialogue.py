@@ -4,6 +4,7 @@ itself: all there is to show goes to `emit`."""
 import contextlib
 import gc
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -25,6 +26,7 @@ from v4cli.repl.files import fenced, with_files
 from v4cli.repl.setup import Setup
 
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
+KILL_AFTER = 1.0  # seconds that a command of the user's has to end
 SHELL_OUTPUT = 16 << 10  # characters of a command's output that the model gets
 
 
@@ -112,17 +114,21 @@ class Dialogue:
 
     def message(self, line: str, shown: str) -> None:
         """Answer a message. Where that fails before anything is said, it is the user's again."""
-        text = with_files(line, self.setup.folder)
-        attached, self.attached = self.attached, ""
-        text = f"{attached}\n{text}" if attached else text
-        typed = shown if text != shown else ""
+        talk, attached = self.conversation, self.attached
+        before = len(talk.messages)
         try:
-            self.play(self.conversation.ask(text, self._progress, self.stop.is_set, typed))
+            text = with_files(line, self.setup.folder)
+            text = f"{attached}\n{text}" if attached else text
+            self.attached = ""
+            typed = shown if text != shown else ""
+            self.play(talk.ask(text, self._progress, self.stop.is_set, typed))
         except Exception:
-            messages = self.conversation.transcript.messages
-            if messages and messages[-1]["role"] == "user":
+            said = [message["role"] for message in talk.messages[before:]]
+            if "assistant" not in said:
                 self.attached = attached
-                self.emit(items.Draft(self.conversation.undo()))
+                self.emit(items.Draft(shown))
+                if "user" in said:
+                    talk.undo()
             raise
 
     def play(self, events: Iterable) -> None:
@@ -178,20 +184,25 @@ class Dialogue:
             command, shell=True, cwd=self.setup.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        printed = bytearray()
-        watcher = threading.Thread(target=self._end_on_interrupt, args=(process,), daemon=True)
+        printed, done = bytearray(), threading.Event()
+        watcher = threading.Thread(target=self._end_on_interrupt, args=(process.pid, done), daemon=True)
         watcher.start()
         while piece := process.stdout.read1(1 << 16):
             printed = printed[-(1 << 20) :] + piece
             self.emit(items.Output(piece.decode(errors="replace")))
         status = process.wait()
+        done.set()
         text = printed.decode(errors="replace").rstrip("\n")
         self.note(text + f"\n(exit {status})" if status else text or "(no output)")
         self.attached += f"I ran `{command}` (exit {status}):\n{fenced(shortened(text, SHELL_OUTPUT))}\n"
 
-    def _end_on_interrupt(self, process: subprocess.Popen) -> None:
-        while process.poll() is None:
-            if self.stop.wait(0.1):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, 15)
+    def _end_on_interrupt(self, group: int, done: threading.Event) -> None:
+        """Until `done`, end all of a process group once the user wants it."""
+        while not done.wait(0.1):
+            if self.stop.is_set():
+                for number in (signal.SIGTERM, signal.SIGKILL):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(group, number)
+                    if done.wait(KILL_AFTER):
+                        break
                 return

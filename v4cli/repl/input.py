@@ -1,5 +1,6 @@
 """The input: Tab completes commands and files, lines are remembered."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
+from v4cli.errors import V4Error
 from v4cli.repl.commands import TABLE
 from v4cli.repl.pastes import Pastes
 
@@ -15,16 +17,24 @@ REMEMBERED = 10_000  # characters of a line in the history
 
 
 class History(FileHistory):
-    """Lines typed before, in a file only the user can read; those with long pastes keep the markers."""
+    """Lines typed before, in a file only the user can read; those with long pastes keep the markers. V4Error if there
+    can be no such file."""
 
     def __init__(self, path: Path, pastes: Pastes):
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise V4Error(
+                f"{path}: cannot be written ({error.strerror})", "V4_HOME=FOLDER v4 chat keeps everything elsewhere"
+            ) from None
         super().__init__(str(path))
         self.pastes = pastes
 
     def store_string(self, string: str) -> None:
         whole = self.pastes.expanded(string)
-        super().store_string(whole if len(whole) <= REMEMBERED else string)
+        with contextlib.suppress(OSError):  # a full disk: they are remembered as long as this lasts
+            super().store_string(whole if len(whole) <= REMEMBERED else string)
 
 
 class Completions(Completer):

@@ -3,8 +3,8 @@
 import time
 from dataclasses import dataclass
 
-from v4cli.agent.loop import CallEnd, CallStart, Done, Said
-from v4cli.chat.parser import Text, Thinking, ToolCallArguments, ToolCallStart
+from v4cli.agent.loop import CallEnd, CallStart, Done
+from v4cli.chat.parser import End, Text, Thinking, ToolCallArguments, ToolCallStart
 from v4cli.repl import items
 from v4cli.repl.markdown import Block, Blocks
 from v4cli.repl.render import Renderer, summary
@@ -60,7 +60,7 @@ class Live:
                 return self._blocks(self.blocks.finish())
             case ToolCallArguments(index, fragment):
                 self.calls[index].arguments += fragment
-            case Said({"role": "assistant"}):
+            case End():
                 return self._blocks(self.blocks.finish())
             case CallStart():
                 self.calls[0].started = time.monotonic()

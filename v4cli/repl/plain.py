@@ -17,6 +17,8 @@ from v4cli.repl.live import ENDS
 from v4cli.repl.render import RESULT_LINES, summary
 from v4cli.repl.setup import Setup
 
+MOST_OUTPUT = 1 << 20  # characters of a program's output that are remembered
+
 
 def run(setup: Setup) -> None:
     """Read lines from stdin until it ends or /exit. V4Error if the model cannot be loaded."""
@@ -80,6 +82,7 @@ class Writer:
     def __init__(self):
         self.show_thinking = True
         self._open = ""  # the stream whose line has not ended, by name
+        self._output = ""  # what has been printed of what runs
 
     def take(self, item) -> None:
         """Say one item."""
@@ -91,9 +94,10 @@ class Writer:
             case ToolCallEnd(_, name, arguments):
                 self._line(f"[{name} {summary(arguments)}]")
             case items.Output(text):
+                self._output = (self._output + text)[-MOST_OUTPUT:]
                 self._stream("output", text)
             case CallEnd(_, result, ok):
-                self._line(("" if ok else "failed: ") + _short(result))
+                self._line(("" if ok else "failed: ") + _short(self._rest(result)))
             case Done(reason) if reason in ENDS:
                 self._line(ENDS[reason])
             case End() | items.Finished():
@@ -101,7 +105,7 @@ class Writer:
             case items.Show(thinking):
                 self.show_thinking = thinking
             case items.Note(text):
-                self._line(text)
+                self._line(self._rest(text))
             case items.Ready(model):
                 self._line(f"{model} is ready, /help tells more")
             case items.Earlier(messages, left_out):
@@ -111,11 +115,16 @@ class Writer:
             case items.Copy():
                 self._line("the clipboard needs a terminal: leave out --plain")
 
+    def _rest(self, text: str) -> str:
+        """What the end of something that ran tells beyond the output that has been printed."""
+        output, self._output = self._output.strip("\n"), ""
+        return text.strip("\n").removeprefix(output).lstrip("\n") if output else text
+
     def _stream(self, name: str, text: str) -> None:
         if self._open != name:
             self._end_line()
-        self._open = name
         text = harmless(text)
+        self._open = "" if name == "output" and text.endswith("\n") else name
         if name == "answer":
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -132,7 +141,8 @@ class Writer:
 
     def _line(self, text: str) -> None:
         self._end_line()
-        _say(harmless(text) + "\n")
+        if text:
+            _say(harmless(text) + "\n")
 
 
 def _say(text: str) -> None:
@@ -143,4 +153,4 @@ def _say(text: str) -> None:
 def _short(text: str) -> str:
     lines = text.rstrip("\n").split("\n")
     more = len(lines) - RESULT_LINES
-    return "\n".join(lines[:RESULT_LINES]) + (f"\n… {more:,} more lines" if more > 0 else "")
+    return "\n".join(lines[:RESULT_LINES]) + (f"\n… {more:,} more line{'s' * (more > 1)}" if more > 0 else "")
