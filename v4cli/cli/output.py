@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from v4cli.errors import UsageError
+from v4cli.errors import Exit, UsageError
 
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -20,9 +20,13 @@ def styled(stream) -> bool:
 
 
 def answer(text: str) -> None:
-    """A piece of the answer, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """A piece of the answer, at once. If its reader has gone, the program ends quietly."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.OK)
 
 
 def note(text: str, end: str = "\n", dim: bool = False) -> None:

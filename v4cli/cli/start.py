@@ -22,9 +22,6 @@ def main() -> None:
         _fail(str(error), error.hint, error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", "", Exit.INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: leave quietly
-        sys.exit(Exit.OK)
     except MemoryError:
         _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
     except OSError as error:
