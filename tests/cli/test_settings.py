@@ -1,7 +1,6 @@
 """Settings as a user meets them: two files, variables and flags, who wins, and what a mistake says."""
 
 import json
-import subprocess
 import sys
 
 import pexpect
@@ -174,12 +173,3 @@ def test_secrets_of_servers_are_not_shown(places):
     )
     text = v4("config", "show").stdout + v4("config", "show", "--json").stdout
     assert "TOKEN" in text and "https://h" in text and "hunter2" not in text and "s3" not in text
-
-
-def test_help_reads_no_settings():
-    code = (
-        "import sys\nfrom v4cli.cli.app import app\n"
-        "try: app(['--help'])\nexcept SystemExit: pass\n"
-        "assert 'tomllib' not in sys.modules and 'mcp' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli import __version__, settings
+from v4cli import __version__
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
 from v4cli.cli.app_rollout import rollout
@@ -71,6 +71,8 @@ def default(
         else:
             app(["run"])
     else:
+        from v4cli import settings
+
         options = {option.name for option in ctx.command.commands[ctx.invoked_subcommand].params}
         ctx.default_map = {ctx.invoked_subcommand: settings.defaults(ctx.invoked_subcommand, options)}
 
