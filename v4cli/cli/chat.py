@@ -124,6 +124,6 @@ def _keep(session) -> list[str]:
 
 
 def _stats_line(stats) -> str:
-    from v4cli.cli.run import stats_line
+    from v4cli.cli.run_output import stats_line
 
     return stats_line(stats)

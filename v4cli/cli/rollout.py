@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from v4cli import paths
 from v4cli.agent import rollout, sandbox
@@ -13,9 +14,9 @@ from v4cli.agent.tasks import read_tasks
 from v4cli.chat.turn import Chat
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
-from v4cli.cli.run import cancellable
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import Interrupted, UsageError
+from v4cli.interrupts import interrupts
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,13 @@ def run_rollouts(request: RolloutRequest) -> None:
         request.max_rounds, request.timeout,
     )  # fmt: skip
     folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
-    with cancellable() as cancelled, rollout.output_folder(out, settings):
+    stop = Event()
+    with interrupts(stop), rollout.output_folder(out, settings):
         before, todo = rollout.done_before(out, tasks, request.n)
         tally = Tally(len(before) + len(todo), before)
         if todo:
             chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
-            rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, cancelled)
+            rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, stop.is_set)
             sessions.keep(chat.session)
     tally.end(out, request.as_json)
 

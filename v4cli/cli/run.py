@@ -1,11 +1,10 @@
 """`v4 run`: one prompt in, one answer out; with tools, after as many calls as the model needs."""
 
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from v4cli import jsonfile, paths
 from v4cli.chat.parser import ToolCallEnd
@@ -14,6 +13,7 @@ from v4cli.cli.progress import Prefill
 from v4cli.cli.run_input import prompt_of, read_text
 from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
 from v4cli.errors import Exit, RequestError, UsageError, V4Error
+from v4cli.interrupts import interrupts
 
 FORMATS = ("text", "json", "stream-json")
 
@@ -59,15 +59,15 @@ def run_once(request: RunRequest) -> None:
     messages = [{"role": "system", "content": request.system}] if request.system else []
     messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
     answer = _answer_of(request)
-    writer = _writer(style, request)
+    writer, stop = _writer(style, request), Event()
     try:
-        with cancellable() as cancelled:
+        with interrupts(stop):
             session = sessions.session_maker(request.kv_dir, not request.no_cache)
             folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
             from v4cli.chat.turn import Chat
 
             chat = Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
-            finish, stats = answer(chat, messages, writer.event, cancelled)
+            finish, stats = answer(chat, messages, writer.event, stop.is_set)
     except V4Error as error:
         writer.error(error)
         raise
@@ -202,20 +202,3 @@ def _format(request: RunRequest) -> str:
     if style not in FORMATS:
         raise UsageError(f"--output-format must be one of {', '.join(FORMATS)}")
     return style
-
-
-@contextmanager
-def cancellable():
-    """Within: Ctrl-C only sets a flag, so that the answer so far is kept; a second one interrupts at once."""
-    hit = []
-
-    def handler(signum, frame):
-        if hit:
-            raise KeyboardInterrupt
-        hit.append(signum)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(hit)
-    finally:
-        signal.signal(signal.SIGINT, before)
