@@ -107,7 +107,7 @@ class Connections:
                 continue
             taken.add(name)
             run = server.caller(one.name)
-            yield Tool(name, foreign.text(one.description or ""), parameters, Kind.NETWORK, run, _preview)
+            yield Tool(name, foreign.text(one.description or ""), parameters, Kind.NETWORK, run)
         if len(listed) > MAX_TOOLS:
             self._note(f"mcp.{server.name}: it has {len(listed)} tools; the first {MAX_TOOLS} are offered")
 
@@ -217,10 +217,6 @@ class _Connection:
         said = " ".join(foreign.text(str(error), 300).split()) or type(error).__name__
         why = foreign.text(self._children[-1].why, 300) if self._children else ""
         return f"{said} ({why})" if why else said
-
-
-def _preview(arguments: dict, context: Context) -> str:
-    return json.dumps(arguments, ensure_ascii=False, indent=2)
 
 
 def as_text(result) -> str:
