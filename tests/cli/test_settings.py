@@ -10,7 +10,7 @@ from test_cli import v4
 
 from v4cli import settings
 from v4cli.cli.app import app
-from v4cli.cli.run import options_error_first
+from v4cli.cli.run import refuse_contradictions
 from v4cli.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def asked(monkeypatch):
 
     def request(*args):
         app(["run", "hello", *args], standalone_mode=False)
-        options_error_first(requests[-1])
+        refuse_contradictions(requests[-1])
         return requests[-1]
 
     return request

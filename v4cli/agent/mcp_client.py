@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AsyncExitStack, contextmanager
 
-from v4cli import settings
 from v4cli.agent import foreign
 from v4cli.agent.tools import Context, Kind, Tool, ToolError
 from v4cli.errors import UsageError
@@ -27,20 +26,12 @@ MAX_TOOLS = 128  # of one server
 MAX_PAGES = 20  # of its list of tools
 
 
-def wanted(names: str) -> dict[str, McpServer]:
-    """The servers of the settings, if "mcp" is among the names or sets of tools."""
-    return settings.load().mcp if "mcp" in map(str.strip, names.split(",")) else {}
-
-
 @contextmanager
 def mcp_tools(servers: Mapping[str, McpServer], note: Callable[[str], None]) -> Iterator[list[Tool]]:
     """The tools of all servers, as NAME__tool, while the context lasts. `note` is told what is missing and why.
 
-    UsageError if there are servers but no SDK.
+    UsageError without the SDK.
     """
-    if not servers:
-        yield []
-        return
     with Connections(servers, note) as connections:
         yield connections.tools
 

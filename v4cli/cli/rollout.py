@@ -11,10 +11,9 @@ from v4cli import paths
 from v4cli.agent import rollout, sandbox
 from v4cli.agent.rollout import Result, Settings
 from v4cli.agent.tasks import read_tasks
-from v4cli.chat.turn import Chat
+from v4cli.chat.turn import Chat, Options
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
-from v4cli.engine.sampler import Sampling
 from v4cli.errors import Interrupted, UsageError
 from v4cli.interrupts import interrupts
 
@@ -41,13 +40,12 @@ class RolloutRequest:
 
 def run_rollouts(request: RolloutRequest) -> None:
     """Do what is missing, and say how it went. Interrupted: what is finished stays."""
-    Sampling(1.0 if request.temp is None else request.temp, seed=request.seed)
+    Options(temperature=request.temp, seed=request.seed)  # UsageError for what cannot be
     tasks, out = read_tasks(request.tasks), request.out
     trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, request.tools) else ""
     if trouble:
-        raise UsageError(
-            f"rollouts need a sandbox: {trouble}", "install bubblewrap, for example: apt install bubblewrap"
-        )
+        hint = "choose another --out" if sandbox.available() else "install bubblewrap: apt install bubblewrap"
+        raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
     settings = Settings(
         request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
         request.max_rounds, request.timeout,
