@@ -38,6 +38,7 @@ WANTED = {
     float: "a number",
     Path: 'a folder, like "/data/kv"',
 }
+APPROVE = ("ask", "edits", "plan", "all")  # agent.approval.Mode, which takes longer to import
 KEYS = {
     "model": Key(str, "Which model: a name from v4 ls, or a folder."),
     "system": Key(str, "System prompt."),
@@ -50,7 +51,7 @@ KEYS = {
     "hide_thinking": Key(bool, "Do not print the thinking.", project=True),
     "stats": Key(bool, "Print counts and speeds after an answer.", project=True),
     "tools": Key(str, "Tools the model may call in v4 chat."),
-    "approve": Key(str, "Which calls run unasked in v4 chat.", ("ask", "edits", "plan", "all")),
+    "approve": Key(str, "Which calls run unasked in v4 chat.", APPROVE),
     "constrain": Key(bool, "Let a grammar keep tool calls well-formed.", project=True),
     "backend": Key(str, "What computes.", ("cpu", "reference")),
     "ram": Key(str, "Memory to use, like 12G."),

@@ -77,11 +77,11 @@ def test_what_changes_things_is_refused_with_the_flag_that_allows_it(run, folder
     done = run("--tools", "nano", "--output-format", "stream-json", "run the command mkdir made")
     result = next(event for event in events(done) if event["type"] == "tool_result")
     assert not result["ok"] and "not run" in result["text"]
-    assert "--approve" in result["text"] or not sandbox.available()
+    assert "--approve" in result["text"] or sandbox.missing()
     assert not (folder / "made").exists() and done.returncode == 0
 
 
-@pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
+@pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 @pytest.mark.parametrize(("mode", "made"), [("all", True), ("plan", False), ("edits", False)])
 def test_approve_says_what_runs(run, folder, mode, made):
     done = run("--tools", "nano", "--approve", mode, "-n", "50", "run the command mkdir made")
@@ -133,7 +133,7 @@ def test_an_error_is_an_event_too(run):
     assert "v4 ls" in events(done)[1]["hint"] and "v4 ls" in done.stderr
 
 
-@pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
+@pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 def test_ctrl_c_ends_a_running_call_and_exits_130():
     args = [*V4, "run", "--temp", "0", "--tools", "nano", "--approve", "all", "--output-format", "stream-json"]
     process = subprocess.Popen(

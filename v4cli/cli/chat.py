@@ -10,7 +10,8 @@ from v4cli import paths
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.repl.clean import harmless
-from v4cli.repl.setup import APPROVE, Setup
+from v4cli.repl.setup import Setup
+from v4cli.settings import APPROVE
 
 
 @dataclass(frozen=True)

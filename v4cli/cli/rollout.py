@@ -44,7 +44,7 @@ def run_rollouts(request: RolloutRequest) -> None:
     tasks, out = read_tasks(request.tasks), request.out
     trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, request.tools) else ""
     if trouble:
-        hint = "choose another --out" if sandbox.available() else "install bubblewrap: apt install bubblewrap"
+        hint = "apt install bubblewrap" if sandbox.missing() else "choose another --out"
         raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
     settings = Settings(
         request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,

@@ -11,7 +11,7 @@ from v4cli.agent import conversation as conversations
 from v4cli.agent.transcript import find, transcripts
 from v4cli.errors import UsageError
 from v4cli.repl import commands, items
-from v4cli.repl.setup import APPROVE
+from v4cli.settings import APPROVE
 
 SETTINGS = {"top_p": float, "top_k": int, "min_p": float, "seed": int, "max_tokens": int}
 LISTED = 20  # conversations

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-APPROVE = ("ask", "edits", "plan", "all")
-
 
 @dataclass(frozen=True)
 class Setup:
