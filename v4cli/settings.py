@@ -156,9 +156,9 @@ def _read(path: Path) -> dict:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
         return tomllib.loads(data.decode())
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", f"ls -l {path}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a TOML file of settings ({error})") from None
+        raise UsageError(f"{path}: not a TOML file of settings ({error})", "a line is like temp = 0.7") from None
 
 
 def _checked(key: str, value, where: str, in_project: bool = False):
@@ -227,7 +227,7 @@ def _server(where: str, table: dict) -> McpServer:
             raise UsageError(f"{where}: there is no key {key!r}", "there are " + ", ".join(checks))
         right, wanted = checks[key]
         if not right(value):
-            raise UsageError(f"{where}: {key} must be {wanted}")
+            raise UsageError(f"{where}: {key} must be {wanted}", EXAMPLE)
     if ("command" in table) == ("url" in table):
         raise UsageError(f"{where} needs either command or url", EXAMPLE)
     return McpServer(**table | {"command": tuple(table.get("command", ()))})

@@ -169,7 +169,8 @@ def test_the_short_way_into_the_chat_knows_them_too(places):
 def test_secrets_of_servers_are_not_shown(places):
     user, _ = places
     user(
-        '[mcp.a]\ncommand = ["x", "y"]\nenv = { TOKEN = "hunter2" }\n[mcp.b]\nurl = "https://h"\nheaders = { K = "s3" }'
+        '[mcp.a]\ncommand = ["x", "y"]\nenv = { TOKEN = "hunter2" }\n'
+        '[mcp.b]\nurl = "https://me:hunter2@h/mcp?key=hunter2"\nheaders = { K = "s3" }'
     )
     text = v4("config", "show").stdout + v4("config", "show", "--json").stdout
-    assert "TOKEN" in text and "https://h" in text and "hunter2" not in text and "s3" not in text
+    assert "TOKEN" in text and "https://h/mcp" in text and "hunter2" not in text and "s3" not in text

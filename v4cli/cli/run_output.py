@@ -3,6 +3,7 @@
 import json
 
 from v4cli.agent.loop import CallEnd, CallStart
+from v4cli.chat.messages import without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.cli import output
 from v4cli.errors import V4Error
@@ -26,7 +27,7 @@ def result(model: str, messages: list[dict], finish: str, stats) -> dict:
             "cached_tokens": stats.cached_tokens,
             "completion_tokens": stats.completion_tokens,
         },
-        "messages": [{k: v for k, v in message.items() if k != "sampled"} for message in messages],
+        "messages": list(map(without_ids, messages)),
         "stats": stats.to_dict(),
     }
 
