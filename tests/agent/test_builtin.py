@@ -92,7 +92,7 @@ def test_run_python(tmp_path):
     assert "ZeroDivisionError" in do(tmp_path, "run_python", code="1/0")
 
 
-@pytest.mark.skipif(not native.available() or sandbox.missing(), reason="no kernels, or no sandbox")
+@pytest.mark.skipif(not native.available() or sandbox.missing() != "", reason="no kernels, or no sandbox")
 @pytest.mark.parametrize(
     ("question", "answer"),
     [("run `echo hello`", "The command printed: hello"), ("what is 17*23?", "17*23 = 391"),
