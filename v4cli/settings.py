@@ -52,13 +52,14 @@ KEYS = {
     "stats": Key(bool, "Print counts and speeds after an answer.", project=True),
     "tools": Key(str, "Tools the model may call in v4 chat."),
     "approve": Key(str, "Which calls run unasked in v4 chat.", APPROVE),
+    "network": Key(bool, "Let what the model runs in v4 chat use the network."),
     "constrain": Key(bool, "Let a grammar keep tool calls well-formed.", project=True),
     "backend": Key(str, "What computes.", ("cpu", "reference")),
     "ram": Key(str, "Memory to use, like 12G."),
     "kv_dir": Key(Path, "Keep the KV cache in a file in this folder."),
     "no_cache": Key(bool, "Neither use nor store computed prefixes."),
 }
-CHAT_ONLY = ("tools", "approve")  # a script says itself what may run
+CHAT_ONLY = ("tools", "approve", "network")  # a script says itself what may run
 
 
 @dataclass(frozen=True)

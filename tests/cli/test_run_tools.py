@@ -3,6 +3,7 @@
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -86,6 +87,17 @@ def test_what_changes_things_is_refused_with_the_flag_that_allows_it(run, folder
 def test_approve_says_what_runs(run, folder, mode, made):
     done = run("--tools", "nano", "--approve", mode, "-n", "50", "run the command mkdir made")
     assert done.returncode == 0 and (folder / "made").is_dir() == made
+
+
+@pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
+@pytest.mark.parametrize("flags", [[], ["--network"]])
+def test_the_network_is_there_if_allowed(run, folder, flags):
+    others = {name for _, name in socket.if_nameindex()} - {"lo"}
+    if not others:
+        pytest.skip("this machine has no network")
+    done = run("--tools", "nano", "--approve", "all", *flags, "--json", "run the command cat /proc/net/dev")
+    [result] = [message["content"] for message in json.loads(done.stdout)["messages"] if message["role"] == "tool"]
+    assert "lo:" in result and any(name in result for name in others) == bool(flags)
 
 
 def test_the_limit_of_turns_is_exit_6(run):

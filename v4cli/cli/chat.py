@@ -27,6 +27,7 @@ class ChatRequest:
     as_json: bool = False
     tools: str | None = None
     approve: str = "ask"
+    network: bool = False
     constrain: bool = False
     max_tokens: int | None = None
     temp: float | None = None
@@ -84,7 +85,7 @@ def _setup(request: ChatRequest) -> Setup:
     return Setup(
         model=request.model, system=request.system, thinking=request.think, tools=request.tools,
         approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
-        stats_line=_stats_line, sampling=sampling,
+        stats_line=_stats_line, sampling=sampling, network=request.network,
     )  # fmt: skip
 
 

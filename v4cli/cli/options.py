@@ -50,6 +50,7 @@ MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help
 Constrain = Annotated[
     bool, typer.Option("--constrain", help="Let a grammar keep tool calls well-formed (needs v4cli[grammar]).")
 ]
+Network = Annotated[bool, typer.Option("--network", help="Let what the model runs in the sandbox use the network.")]
 Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
 NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
 ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]

@@ -42,6 +42,7 @@ class RunRequest:
     stop: list[str] | None
     tools: str | None
     approve: str | None
+    network: bool
     constrain: bool
     max_rounds: int | None
     no_stream: bool
@@ -153,7 +154,7 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
                 show(event)
         return finish, total(turns)
 
-    with toolset(request.tools, output.note) as tools:
+    with toolset(request.tools, output.note, request.network) as tools:
         decide = Approvals(mode, folder).decide
         yield answer
 
@@ -187,9 +188,9 @@ def refuse_contradictions(request: RunRequest) -> None:
     if len(chosen) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
         raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
-    if (request.approve or request.max_rounds) and _schemas_only(request.tools):
+    if (request.approve or request.max_rounds or request.network) and _schemas_only(request.tools):
         raise UsageError(
-            "--approve and --max-rounds are for tools that run here", "add --tools nano, read, edit or all"
+            "--approve, --max-rounds and --network are for tools that run here", "add --tools nano, read, edit or all"
         )
     if request.prompt is not None and request.file is not None:
         raise UsageError("a PROMPT and --file exclude each other", "drop one of them")

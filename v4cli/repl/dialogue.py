@@ -60,7 +60,7 @@ class Dialogue:
     def _toolbox(self) -> Toolbox:
         """The tools the user wants of this model; servers that were connected for another are ended first."""
         self._tools.close()
-        return self._tools.enter_context(toolset(self.tools_spec, self.note))
+        return self._tools.enter_context(toolset(self.tools_spec, self.note, self.setup.network))
 
     def blank(self, system: str = "") -> Transcript:
         """A conversation without messages."""
