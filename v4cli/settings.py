@@ -38,6 +38,7 @@ WANTED = {
     float: "a number",
     Path: 'a folder, like "/data/kv"',
 }
+APPROVE = ("ask", "edits", "plan", "all")  # agent.approval.Mode, which takes longer to import
 KEYS = {
     "model": Key(str, "Which model: a name from v4 ls, or a folder."),
     "system": Key(str, "System prompt."),
@@ -50,14 +51,15 @@ KEYS = {
     "hide_thinking": Key(bool, "Do not print the thinking.", project=True),
     "stats": Key(bool, "Print counts and speeds after an answer.", project=True),
     "tools": Key(str, "Tools the model may call in v4 chat."),
-    "approve": Key(str, "Which calls run unasked in v4 chat.", ("ask", "edits", "plan", "all")),
+    "approve": Key(str, "Which calls run unasked in v4 chat.", APPROVE),
+    "network": Key(bool, "Let what the model runs in v4 chat use the network."),
     "constrain": Key(bool, "Let a grammar keep tool calls well-formed.", project=True),
     "backend": Key(str, "What computes.", ("cpu", "reference")),
     "ram": Key(str, "Memory to use, like 12G."),
     "kv_dir": Key(Path, "Keep the KV cache in a file in this folder."),
     "no_cache": Key(bool, "Neither use nor store computed prefixes."),
 }
-CHAT_ONLY = ("tools", "approve")  # a script says itself what may run
+CHAT_ONLY = ("tools", "approve", "network")  # a script says itself what may run
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,9 @@ def _read(path: Path) -> dict:
             raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
         return tomllib.loads(data.decode())
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", f"ls -l {path}") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a TOML file of settings ({error})") from None
+        raise UsageError(f"{path}: not a TOML file of settings ({error})", "a line is like temp = 0.7") from None
 
 
 def _checked(key: str, value, where: str, in_project: bool = False):
@@ -226,7 +228,7 @@ def _server(where: str, table: dict) -> McpServer:
             raise UsageError(f"{where}: there is no key {key!r}", "there are " + ", ".join(checks))
         right, wanted = checks[key]
         if not right(value):
-            raise UsageError(f"{where}: {key} must be {wanted}")
+            raise UsageError(f"{where}: {key} must be {wanted}", EXAMPLE)
     if ("command" in table) == ("url" in table):
         raise UsageError(f"{where} needs either command or url", EXAMPLE)
     return McpServer(**table | {"command": tuple(table.get("command", ()))})

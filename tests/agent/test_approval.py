@@ -12,6 +12,7 @@ from v4cli.agent.approval import Answer, Approvals, Choice, Mode, matches, patte
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.tools import Context, Kind, Tool, Toolbox, ToolError, parameters
 from v4cli.errors import UsageError
+from v4cli.settings import APPROVE
 
 BOX = toolbox("all,fetch_url")
 READ = ("read_file", {"path": "a"})
@@ -33,12 +34,12 @@ def shell(command: str):
 def protected(tmp_path, monkeypatch):
     """A home of its own, and a sandbox there, whatever this machine has."""
     monkeypatch.setenv("V4_HOME", str(tmp_path / "v4"))
-    monkeypatch.setattr(sandbox, "_trouble", lambda: "")
+    monkeypatch.setattr(sandbox, "missing", lambda: "")
 
 
 @pytest.fixture
 def unprotected(monkeypatch):
-    monkeypatch.setattr(sandbox, "_trouble", lambda: "bubblewrap (bwrap) is not installed")
+    monkeypatch.setattr(sandbox, "missing", lambda: "bubblewrap (bwrap) is not installed")
 
 
 class User:
@@ -141,7 +142,7 @@ def test_without_a_sandbox_each_run_is_asked_about(tmp_path, unprotected, mode):
 def test_rules_of_a_sandbox_do_not_count_without_one(tmp_path, monkeypatch):
     assert decide(Approvals(Mode.ASK, tmp_path, User(Answer(Choice.ALWAYS))), *RUN).allowed
     assert decide(Approvals(Mode.ASK, tmp_path), *RUN).allowed
-    monkeypatch.setattr(sandbox, "_trouble", lambda: "gone")
+    monkeypatch.setattr(sandbox, "missing", lambda: "gone")
     assert not decide(Approvals(Mode.ASK, tmp_path), *RUN).allowed
 
 
@@ -242,4 +243,4 @@ def test_tools_of_others(tmp_path):
     assert Approvals(Mode.EDITS, tmp_path, user).decide(asked, Context(tmp_path)).allowed
     assert user.asked[0].preview == '{\n  "city": "Köln"\n}' and user.asked[0].pattern == "weather: *"
     assert Approvals(Mode.ASK, tmp_path).decide(asked, Context(tmp_path)).allowed
-    assert approval.FLAG == "--approve"
+    assert approval.FLAG == "--approve" and APPROVE == tuple(Mode)

@@ -92,7 +92,7 @@ def test_run_python(tmp_path):
     assert "ZeroDivisionError" in do(tmp_path, "run_python", code="1/0")
 
 
-@pytest.mark.skipif(not native.available() or not sandbox.available(), reason="no kernels, or no sandbox")
+@pytest.mark.skipif(not native.available() or sandbox.missing() != "", reason="no kernels, or no sandbox")
 @pytest.mark.parametrize(
     ("question", "answer"),
     [("run `echo hello`", "The command printed: hello"), ("what is 17*23?", "17*23 = 391"),
@@ -111,7 +111,7 @@ def test_limits_are_told_to_the_model(tmp_path):
     assert do(tmp_path, "run_shell", box, command="echo a; sleep 60") == "a\n[stopped: it ran longer than 0.3 seconds]"
 
 
-@pytest.mark.skipif(not sandbox.available(), reason="no sandbox")
+@pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 def test_the_network_is_off_unless_allowed(tmp_path):
     interfaces = "import socket; print(len(socket.if_nameindex()))"
     assert do(tmp_path, "run_python", code=interfaces) == "1"

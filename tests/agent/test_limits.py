@@ -10,14 +10,14 @@ import pytest
 from v4cli.agent import process, sandbox
 from v4cli.agent.process import Limits
 
-needs_sandbox = pytest.mark.skipif(not sandbox.available(), reason=f"no sandbox: {sandbox._trouble()}")
+needs_sandbox = pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 
 
 @pytest.fixture(params=[pytest.param("sandbox", marks=needs_sandbox), "none"])
 def run(request, tmp_path, monkeypatch):
     """Runs a script of bash in a workspace, in a sandbox and without one."""
     if request.param == "none":
-        monkeypatch.setattr(sandbox, "_trouble", lambda: "bubblewrap (bwrap) is not installed")
+        monkeypatch.setattr(sandbox, "missing", lambda: "bubblewrap (bwrap) is not installed")
 
     def run(script: str, cancelled=lambda: False, output=lambda text: None, **limits) -> process.Finished:
         limits = Limits(**{"seconds": 20} | limits)
@@ -156,5 +156,5 @@ def test_the_home_folder_is_private(run):
 
 
 def test_a_program_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(sandbox, "_trouble", lambda: "no")
+    monkeypatch.setattr(sandbox, "missing", lambda: "no")
     assert sandbox.run(["no-such-program"], tmp_path).status == 127

@@ -22,7 +22,7 @@ from v4cli.paths import NANO
 
 SETTINGS = Settings("nano", "nano", False, 0.0, 100, 0, 6, 60.0)
 V4 = [sys.executable, "-m", "v4cli", "rollout"]
-in_sandbox = pytest.mark.skipif(not sandbox.available(), reason="needs a sandbox: bubblewrap that can make namespaces")
+in_sandbox = pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from v4cli.agent import process, sandbox
 from v4cli.agent.process import Limits
 from v4cli.agent.seccomp import program
 
-pytestmark = pytest.mark.skipif(not sandbox.available(), reason=f"no sandbox: {sandbox._trouble()}")
+pytestmark = pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 SECRET = "TOKEN-5a8e4f"
 SHORT = Limits(seconds=20)
 

@@ -75,10 +75,11 @@ def faults(parser: StreamParser, tools: list[dict]) -> list[str]:
     return [fault for fault in checked if fault] if calls else ["no call"]
 
 
-def test_200_hot_blocks_all_parse_and_suit_their_schemas(chat):
-    parsers = list(blocks(chat, TOOLS, 200, constrained=True))
-    assert [faults(parser, TOOLS) for parser in parsers] == [[]] * 200
-    assert len({parser.tool_block for parser in parsers}) > 100
+@pytest.mark.parametrize("n", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_hot_blocks_all_parse_and_suit_their_schemas(chat, n):
+    parsers = list(blocks(chat, TOOLS, n, constrained=True))
+    assert [faults(parser, TOOLS) for parser in parsers] == [[]] * n
+    assert len({parser.tool_block for parser in parsers}) > n // 2
     assert any(len(parser.message()["tool_calls"]) > 1 for parser in parsers)
     assert {call["function"]["name"] for p in parsers for call in p.message()["tool_calls"]} > {"clock", "run_shell"}
     wrong = sum(bool(faults(parser, TOOLS)) for parser in blocks(chat, TOOLS, 25, False, limit=100))

@@ -8,7 +8,6 @@ import pytest
 
 from v4cli.chat.parser import End, StreamParser, Text, Thinking, ToolCallArguments, ToolCallEnd, ToolCallStart
 
-CASES = 100_000
 DEADLINE_S = 2.0  # of computing, for one case: hundreds of times what the largest needs
 NOISE = (
     "</think>", "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", "<｜DSML｜ calls>", "</｜DSML｜ calls>", "</｜DSML｜",
@@ -123,9 +122,10 @@ def check(rng: random.Random, text: str, thinking: bool, every_letter: bool) -> 
     assert len([1 for event in events if isinstance(event[0], ToolCallStart)]) == len(calls)
 
 
-def test_100_000_mutated_outputs_parse_the_same_however_they_are_cut():
+@pytest.mark.parametrize("cases", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_mutated_outputs_parse_the_same_however_they_are_cut(cases):
     rng = random.Random(20)
-    for case in range(CASES):
+    for case in range(cases):
         thinking = rng.random() < 0.5
         text = mutated(rng, valid_output(rng, thinking)[0])
         try:

@@ -1,7 +1,6 @@
 """Settings as a user meets them: two files, variables and flags, who wins, and what a mistake says."""
 
 import json
-import subprocess
 import sys
 
 import pexpect
@@ -11,7 +10,7 @@ from test_cli import v4
 
 from v4cli import settings
 from v4cli.cli.app import app
-from v4cli.cli.run import options_error_first
+from v4cli.cli.run import refuse_contradictions
 from v4cli.errors import UsageError
 
 
@@ -58,7 +57,7 @@ def asked(monkeypatch):
 
     def request(*args):
         app(["run", "hello", *args], standalone_mode=False)
-        options_error_first(requests[-1])
+        refuse_contradictions(requests[-1])
         return requests[-1]
 
     return request
@@ -170,16 +169,8 @@ def test_the_short_way_into_the_chat_knows_them_too(places):
 def test_secrets_of_servers_are_not_shown(places):
     user, _ = places
     user(
-        '[mcp.a]\ncommand = ["x", "y"]\nenv = { TOKEN = "hunter2" }\n[mcp.b]\nurl = "https://h"\nheaders = { K = "s3" }'
+        '[mcp.a]\ncommand = ["x", "y"]\nenv = { TOKEN = "hunter2" }\n'
+        '[mcp.b]\nurl = "https://me:hunter2@h/mcp?key=hunter2"\nheaders = { K = "s3" }'
     )
     text = v4("config", "show").stdout + v4("config", "show", "--json").stdout
-    assert "TOKEN" in text and "https://h" in text and "hunter2" not in text and "s3" not in text
-
-
-def test_help_reads_no_settings():
-    code = (
-        "import sys\nfrom v4cli.cli.app import app\n"
-        "try: app(['--help'])\nexcept SystemExit: pass\n"
-        "assert 'tomllib' not in sys.modules and 'mcp' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    assert "TOKEN" in text and "https://h/mcp" in text and "hunter2" not in text and "s3" not in text

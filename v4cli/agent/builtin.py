@@ -12,7 +12,7 @@ PRESETS = {
     "read": READ,
     "edit": EDIT,
     "all": (*EDIT, "run_shell", "run_python"),
-    "mcp": (),  # those of the servers in the settings: mcp_client.py
+    "none": (),
 }
 NAMES = (*PRESETS["all"], "fetch_url")
 
@@ -32,4 +32,5 @@ def _named(name: str) -> tuple[str, ...]:
         return PRESETS[name]
     if name in NAMES:
         return (name,)
-    raise UsageError(f"there is no tool {name!r}", f"sets: {', '.join(PRESETS)}; tools: {', '.join(NAMES)}")
+    sets = f"{', '.join(PRESETS)}, mcp (not in rollouts)"
+    raise UsageError(f"there is no tool {name!r}", f"sets: {sets}; tools: {', '.join(NAMES)}")

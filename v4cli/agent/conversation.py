@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from v4cli.agent.loop import Agent, Event, Said
 from v4cli.agent.transcript import Transcript
-from v4cli.chat.messages import content_text
+from v4cli.chat.messages import content_text, without_ids
 from v4cli.chat.parser import Event as ChatEvent
 from v4cli.chat.turn import Options
 from v4cli.errors import UsageError
@@ -18,10 +18,7 @@ SUMMARY_REQUEST = (
 SUMMARY_HEAD = "Summary of our conversation so far:\n\n"
 
 Progress = Callable[[int, int], None]
-
-
-def never() -> bool:
-    return False
+Cancelled = Callable[[], bool]
 
 
 class Conversation:
@@ -37,7 +34,7 @@ class Conversation:
         tokenizer = hashlib.sha256((self.agent.chat.engine.path / "tokenizer.json").read_bytes()).hexdigest()[:16]
         if transcript.about.get("tokenizer", tokenizer) != tokenizer:  # ids of another tokenizer mean nothing
             for message in transcript.cut(0):
-                transcript.add({key: value for key, value in message.items() if key != "sampled"})
+                transcript.add(without_ids(message))
         if transcript.about.get("tokenizer") != tokenizer:
             transcript.set(tokenizer=tokenizer)
 
@@ -48,7 +45,11 @@ class Conversation:
         return ([{"role": "system", "content": system}] if system else []) + self.transcript.messages
 
     def ask(
-        self, text: str, progress: Progress | None = None, cancelled: Callable[[], bool] = never, shown: str = ""
+        self,
+        text: str,
+        progress: Progress | None = None,
+        cancelled: Cancelled = lambda: False,
+        shown: str = "",
     ) -> Iterator[Event]:
         """The user says `text`; `shown`: as typed, where that differs. Everything said is recorded as it comes."""
         if not text.strip():
@@ -57,7 +58,7 @@ class Conversation:
         self.transcript.add({"role": "user", "content": text} | ({"shown": shown} if shown else {}))
         return self._answer(progress, cancelled)
 
-    def retry(self, progress: Progress | None = None, cancelled: Callable[[], bool] = never) -> Iterator[Event]:
+    def retry(self, progress: Progress | None = None, cancelled: Cancelled = lambda: False) -> Iterator[Event]:
         """Answer the user's last message once more."""
         self.transcript.cut(self._last_question() + 1)
         return self._answer(progress, cancelled)
@@ -72,7 +73,7 @@ class Conversation:
         self.start(self.transcript.fork())
         return self.transcript.id
 
-    def compact(self, progress: Progress | None = None, cancelled: Callable[[], bool] = never) -> Iterator[ChatEvent]:
+    def compact(self, progress: Progress | None = None, cancelled: Cancelled = lambda: False) -> Iterator[ChatEvent]:
         """Let the model summarise the conversation, which then goes on from the summary alone. An interrupted or empty
         summary changes nothing."""
         self._last_question()
@@ -81,7 +82,7 @@ class Conversation:
         yield from chat.reply([*self.messages, request], self.options, self.agent.toolbox.schemas, progress, cancelled)
         summary = chat.message["content"].strip()
         if chat.finish != "stop" or not summary:
-            raise UsageError(f"no summary was made ({chat.finish}); the conversation is as it was")
+            raise UsageError(f"no summary was made ({chat.finish}); all is as it was", "/compact tries again")
         self.transcript.cut(0)
         self.transcript.add({"role": "user", "content": SUMMARY_HEAD + summary, "shown": "(summary)"})
 
@@ -105,7 +106,7 @@ class Conversation:
     def _last_question(self) -> int:
         at = next((i for i in reversed(range(len(self.transcript.messages))) if self._asked(i)), None)
         if at is None:
-            raise UsageError("nothing has been said yet")
+            raise UsageError("nothing has been said yet", "type a message, or /resume another conversation")
         return at
 
     def _asked(self, i: int) -> bool:
@@ -114,8 +115,8 @@ class Conversation:
 
 def to_json(transcript: Transcript) -> str:
     """The whole conversation as one JSON object, without token ids."""
-    messages = [{k: v for k, v in message.items() if k != "sampled"} for message in transcript.messages]
-    return json.dumps({"about": transcript.about, "messages": messages}, ensure_ascii=False, indent=2) + "\n"
+    about = {"about": transcript.about, "messages": list(map(without_ids, transcript.messages))}
+    return json.dumps(about, ensure_ascii=False, indent=2) + "\n"
 
 
 def to_markdown(transcript: Transcript) -> str:

@@ -15,7 +15,6 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AsyncExitStack, contextmanager
 
-from v4cli import settings
 from v4cli.agent import foreign
 from v4cli.agent.tools import Context, Kind, Tool, ToolError
 from v4cli.errors import UsageError
@@ -27,20 +26,12 @@ MAX_TOOLS = 128  # of one server
 MAX_PAGES = 20  # of its list of tools
 
 
-def wanted(names: str) -> dict[str, McpServer]:
-    """The servers of the settings, if "mcp" is among the names or sets of tools."""
-    return settings.load().mcp if "mcp" in map(str.strip, names.split(",")) else {}
-
-
 @contextmanager
 def mcp_tools(servers: Mapping[str, McpServer], note: Callable[[str], None]) -> Iterator[list[Tool]]:
     """The tools of all servers, as NAME__tool, while the context lasts. `note` is told what is missing and why.
 
-    UsageError if there are servers but no SDK.
+    UsageError without the SDK.
     """
-    if not servers:
-        yield []
-        return
     with Connections(servers, note) as connections:
         yield connections.tools
 
@@ -107,7 +98,7 @@ class Connections:
                 continue
             taken.add(name)
             run = server.caller(one.name)
-            yield Tool(name, foreign.text(one.description or ""), parameters, Kind.NETWORK, run, _preview)
+            yield Tool(name, foreign.text(one.description or ""), parameters, Kind.NETWORK, run)
         if len(listed) > MAX_TOOLS:
             self._note(f"mcp.{server.name}: it has {len(listed)} tools; the first {MAX_TOOLS} are offered")
 
@@ -217,10 +208,6 @@ class _Connection:
         said = " ".join(foreign.text(str(error), 300).split()) or type(error).__name__
         why = foreign.text(self._children[-1].why, 300) if self._children else ""
         return f"{said} ({why})" if why else said
-
-
-def _preview(arguments: dict, context: Context) -> str:
-    return json.dumps(arguments, ensure_ascii=False, indent=2)
 
 
 def as_text(result) -> str:

@@ -27,6 +27,7 @@ from v4cli.agent.loop import Agent, Done, Said, shortened
 from v4cli.agent.process import Limits
 from v4cli.agent.tasks import Task
 from v4cli.agent.tools import Context, Kind
+from v4cli.chat.messages import without_ids
 from v4cli.chat.turn import Chat, Options
 from v4cli.errors import UsageError, V4Error
 from v4cli.files import write_atomically
@@ -80,7 +81,7 @@ def output_folder(out: Path, settings: Settings):
             yield
             _remove(out / WORKSPACES)
     except Timeout:
-        raise UsageError(f"{out}: another v4 rollout is at work there") from None
+        raise UsageError(f"{out}: another v4 rollout is at work there", "choose another --out") from None
 
 
 def _same_settings(path: Path, settings: dict) -> None:
@@ -183,7 +184,7 @@ def _work(chat: Chat, task: Task, workspace: Path, settings: Settings, seed: int
     try:
         for event in agent.run(messages, options, None, lambda: cancelled() or time.monotonic() > end):
             if isinstance(event, Said):
-                messages.append({key: value for key, value in event.message.items() if key != "sampled"})
+                messages.append(without_ids(event.message))
                 if event.message["role"] == "assistant":
                     turns.append(_turn(chat))
             elif isinstance(event, Done):

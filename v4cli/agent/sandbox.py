@@ -48,17 +48,12 @@ def trouble(folder: Path) -> str:
     """Why there is no sandbox for this workspace; empty if there is one."""
     if _home().is_relative_to(folder.resolve()):
         return "the workspace is your home folder or holds it; start in a folder of its own"
-    return _trouble()
-
-
-def available() -> bool:
-    """Whether this machine can make sandboxes."""
-    return not _trouble()
+    return missing()
 
 
 @functools.cache
-def _trouble() -> str:
-    """Why no sandbox can be made here, found out by making one."""
+def missing() -> str:
+    """Why this machine makes no sandbox, found out by making one; empty if it does."""
     if sys.platform != "linux" or not shutil.which("bwrap"):
         return "bubblewrap (bwrap) is not installed"
     with tempfile.TemporaryDirectory(prefix="v4-sandbox-") as folder:

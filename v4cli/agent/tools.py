@@ -33,7 +33,8 @@ class Context:
 class Tool:
     """`run(arguments, context)` gives the text the model gets, or raises ToolError.
 
-    `preview(arguments, context)` is what the user is asked about: the exact command, or a diff.
+    `preview(arguments, context)` is what the user is asked about: the exact command, or a diff; without
+    it, the arguments.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Toolbox:
 
     @property
     def schemas(self) -> list[dict]:
+        """As the model is told about them."""
         return [tool.schema for tool in self.tools.values()]
 
     def call(self, message_call: dict, fault: str = "") -> Call:

@@ -20,6 +20,7 @@ from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
 TITLE = 60  # characters
+NEXT = "v4 chat --list shows the conversations that can be read"
 
 
 class Transcript:
@@ -64,9 +65,9 @@ class Transcript:
                 else:
                     raise ValueError(kind)
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError, RequestError):
-                raise UsageError(f"{path}: line {number} is not of a conversation") from None
+                raise UsageError(f"{path}: line {number} is not of a conversation", NEXT) from None
         if about is None:
-            raise UsageError(f"{path}: not a conversation")
+            raise UsageError(f"{path}: not a conversation", NEXT)
         return cls(path, about, messages, len(data) - len(lines[-1]))
 
     @property

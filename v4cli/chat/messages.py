@@ -90,6 +90,11 @@ def _check_json(value, at: str) -> None:
         raise RequestError(f"{at} cannot be written as JSON") from None
 
 
+def without_ids(message: dict) -> dict:
+    """A message for readers and for other tokenizers: without the token ids it was sampled as."""
+    return {key: value for key, value in message.items() if key != "sampled"}
+
+
 def content_text(content) -> str:
     """Text of a message's content; parts are joined by a blank line, other kinds named."""
     if isinstance(content, list):

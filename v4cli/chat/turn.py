@@ -32,7 +32,17 @@ class Options:
     seed: int | None = None
     max_tokens: int | None = None
     stop: Sequence[str] = ()
-    constrain: bool = False  # a grammar keeps tool calls well-formed; UsageError without llguidance
+    constrain: bool = False  # a grammar keeps tool calls well-formed; needs llguidance
+
+    def __post_init__(self):
+        """UsageError for what cannot be, before a model is loaded for it."""
+        temperature, top_p = self.temperature, self.top_p
+        Sampling(1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p, self.top_k, self.min_p,
+                 self.seed)  # fmt: skip
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError("max_tokens must be at least 1")
+        if self.constrain:
+            from v4cli.chat import grammar  # noqa: F401
 
 
 class Chat:

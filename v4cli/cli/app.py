@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli import __version__, settings
+from v4cli import __version__
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
 from v4cli.cli.app_rollout import rollout
@@ -26,6 +26,7 @@ from v4cli.cli.options import (
     MinP,
     Model,
     ModelName,
+    Network,
     NoCache,
     NoThink,
     Numerics,
@@ -71,6 +72,8 @@ def default(
         else:
             app(["run"])
     else:
+        from v4cli import settings
+
         options = {option.name for option in ctx.command.commands[ctx.invoked_subcommand].params}
         ctx.default_map = {ctx.invoked_subcommand: settings.defaults(ctx.invoked_subcommand, options)}
 
@@ -96,6 +99,7 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; may be repeated.")] = None,
     tools: Annotated[str | None, typer.Option(metavar="NAMES|FILE.json", help=TOOLS)] = None,
     approve: Annotated[str | None, typer.Option(help=APPROVE)] = None,
+    network: Network = False,
     constrain: Constrain = False,
     max_rounds: Annotated[int | None, typer.Option(min=1, help="Most turns of the model; exit 6 there.")] = None,
     no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
@@ -135,6 +139,7 @@ def chat(
     approve: Annotated[
         str, typer.Option(help="Calls that run unasked: ask (reading), edits, plan (reading only), all.")
     ] = "ask",
+    network: Network = False,
     constrain: Constrain = False,
     max_tokens: MaxTokens = None,
     temp: Temp = None,

@@ -2,14 +2,12 @@
 
 import typer
 
-from v4cli import paths
 from v4cli.cli import output
 from v4cli.cli.options import Json
-from v4cli.settings import PROJECT_FILE
 
 config = typer.Typer(
     help="Settings: what is used where a command is not told otherwise.",
-    epilog=f"A flag goes before a V4_* variable, that before {PROJECT_FILE} in the current folder, that before the "
+    epilog="A flag goes before a V4_* variable, that before .v4cli.toml in the current folder, that before the "
     "file of v4 config path. A project's file may say how to answer, never what may run.",
     no_args_is_help=True,
 )
@@ -26,4 +24,6 @@ def config_show(as_json: Json = False) -> None:
 @config.command("path")
 def config_path() -> None:
     """Print where your file of settings is or would be."""
+    from v4cli import paths
+
     output.answer(f"{paths.config_file()}\n")

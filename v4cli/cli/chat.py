@@ -10,7 +10,8 @@ from v4cli import paths
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.repl.clean import harmless
-from v4cli.repl.setup import APPROVE, Setup
+from v4cli.repl.setup import Setup
+from v4cli.settings import APPROVE
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ChatRequest:
     as_json: bool = False
     tools: str | None = None
     approve: str = "ask"
+    network: bool = False
     constrain: bool = False
     max_tokens: int | None = None
     temp: float | None = None
@@ -62,7 +64,7 @@ def _is_terminal() -> bool:
 
 def _setup(request: ChatRequest) -> Setup:
     if request.approve not in APPROVE:
-        raise UsageError(f"--approve must be one of {', '.join(APPROVE)}")
+        raise UsageError(f"--approve must be one of {', '.join(APPROVE)}", "v4 chat --approve ask")
     if request.go_on and request.resume is not None:
         raise UsageError("--continue and --resume exclude each other", "drop --continue")
     if request.model is not None:
@@ -83,7 +85,7 @@ def _setup(request: ChatRequest) -> Setup:
     return Setup(
         model=request.model, system=request.system, thinking=request.think, tools=request.tools,
         approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
-        stats_line=_stats_line, sampling=sampling,
+        stats_line=_stats_line, sampling=sampling, network=request.network,
     )  # fmt: skip
 
 
@@ -100,17 +102,20 @@ def _list(as_json: bool) -> None:
     """The conversations that are kept, those used last first."""
     from v4cli.agent.transcript import transcripts
 
-    found = list(transcripts(paths.chats_dir()))
+    found = [
+        kept.about | {"messages": len(kept.messages), "used": int(kept.path.stat().st_mtime)}
+        for kept in transcripts(paths.chats_dir())
+    ]
     if as_json:
-        rows = [t.about | {"messages": len(t.messages), "used": int(t.path.stat().st_mtime)} for t in found]
-        output.json_page(rows)
+        output.json_page(found)
     elif not found:
         output.note(f"no conversation is kept yet under {paths.chats_dir()}")
     else:
         rows = [("ID", "USED", "MESSAGES", "MODEL", "TITLE")]
-        for t in found:
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(t.path.stat().st_mtime))
-            rows.append((t.id, used, str(len(t.messages)), str(t.about.get("model", "")), harmless(t.about["title"])))
+        for about in found:
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["used"]))
+            model = str(about.get("model", ""))
+            rows.append((about["id"], used, str(about["messages"]), model, harmless(about["title"])))
         output.table(rows)
 
 
@@ -124,6 +129,6 @@ def _keep(session) -> list[str]:
 
 
 def _stats_line(stats) -> str:
-    from v4cli.cli.run import stats_line
+    from v4cli.cli.run_output import stats_line
 
     return stats_line(stats)

@@ -16,7 +16,7 @@ def show(as_json: bool) -> None:
         shown = "-" if setting.value is None else str(_plain(setting.value))
         rows.append((key, shown, setting.origin, settings.KEYS[key].about))
     for name, server in found.mcp.items():
-        rows.append((f"mcp.{name}", server.url or " ".join(server.command), str(paths.config_file()), ""))
+        rows.append((f"mcp.{name}", _shown(server.url) or " ".join(server.command), str(paths.config_file()), ""))
     output.table(rows)
 
 
@@ -26,5 +26,12 @@ def _plain(value):
 
 def _server(server: settings.McpServer) -> dict:
     """A server without the values of its variables and headers."""
-    where = {"url": server.url} if server.url else {"command": list(server.command), "cwd": server.cwd}
+    where = {"url": _shown(server.url)} if server.url else {"command": list(server.command), "cwd": server.cwd}
     return where | {"env": sorted(server.env), "headers": sorted(server.headers), "timeout": server.timeout}
+
+
+def _shown(url: str) -> str:
+    """An address without what may be a password or key in it."""
+    scheme, slashes, rest = url.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path}"

@@ -17,7 +17,7 @@ MIN_FREE_BYTES = 1 << 30
 
 def report(as_json: bool) -> None:
     """Print all checks; exit 1 if one failed."""
-    checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), _nano()]
+    checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), _sandbox(), _nano()]
     if as_json:
         output.json_page([{"check": c, "status": s, "detail": d, "fix": f} for c, s, d, f in checks])
     else:
@@ -93,6 +93,14 @@ def _kernels():
         )
     detail = f"reference (plain torch) only: {native.reason()}"
     return "kernels", "warn", detail, "install g++, then reinstall v4cli"
+
+
+def _sandbox():
+    from v4cli.agent import sandbox
+
+    if why := sandbox.missing():
+        return "sandbox", "warn", f"{why}; programs that a model runs are asked about", "apt install bubblewrap"
+    return "sandbox", "ok", "bubblewrap, for programs that a model runs", ""
 
 
 def _nano():

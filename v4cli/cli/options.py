@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from v4cli import settings
-
 
 def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
     """What the settings say about thinking gives way to a flag that says something else."""
@@ -14,8 +12,14 @@ def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) ->
     return value and not (told and ctx.get_parameter_source(param.name).name == "DEFAULT_MAP")
 
 
+def _default_model() -> str:
+    from v4cli.settings import default_model
+
+    return default_model()
+
+
 DEFAULT_MODEL = {
-    "default_factory": settings.default_model,
+    "default_factory": _default_model,
     "show_default": "the one of v4 config; the pulled model if exactly one is complete; nano",
 }
 Model = Annotated[str, typer.Option("--model", "-m", help="A name from v4 ls, or a folder.", **DEFAULT_MODEL)]
@@ -46,6 +50,7 @@ MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help
 Constrain = Annotated[
     bool, typer.Option("--constrain", help="Let a grammar keep tool calls well-formed (needs v4cli[grammar]).")
 ]
+Network = Annotated[bool, typer.Option("--network", help="Let what the model runs in the sandbox use the network.")]
 Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
 NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
 ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]

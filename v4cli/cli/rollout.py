@@ -5,17 +5,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from v4cli import paths
 from v4cli.agent import rollout, sandbox
 from v4cli.agent.rollout import Result, Settings
 from v4cli.agent.tasks import read_tasks
-from v4cli.chat.turn import Chat
+from v4cli.chat.turn import Chat, Options
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
-from v4cli.cli.run import cancellable
-from v4cli.engine.sampler import Sampling
 from v4cli.errors import Interrupted, UsageError
+from v4cli.interrupts import interrupts
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,24 @@ class RolloutRequest:
 
 def run_rollouts(request: RolloutRequest) -> None:
     """Do what is missing, and say how it went. Interrupted: what is finished stays."""
-    Sampling(1.0 if request.temp is None else request.temp, seed=request.seed)
+    Options(temperature=request.temp, seed=request.seed)  # UsageError for what cannot be
     tasks, out = read_tasks(request.tasks), request.out
     trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, request.tools) else ""
     if trouble:
-        raise UsageError(
-            f"rollouts need a sandbox: {trouble}", "install bubblewrap, for example: apt install bubblewrap"
-        )
+        hint = "apt install bubblewrap" if sandbox.missing() else "choose another --out"
+        raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
     settings = Settings(
         request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
         request.max_rounds, request.timeout,
     )  # fmt: skip
     folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
-    with cancellable() as cancelled, rollout.output_folder(out, settings):
+    stop = Event()
+    with interrupts(stop), rollout.output_folder(out, settings):
         before, todo = rollout.done_before(out, tasks, request.n)
         tally = Tally(len(before) + len(todo), before)
         if todo:
             chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
-            rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, cancelled)
+            rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, stop.is_set)
             sessions.keep(chat.session)
     tally.end(out, request.as_json)
 

@@ -1,11 +1,11 @@
 """`v4 run`: one prompt in, one answer out; with tools, after as many calls as the model needs."""
 
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 from v4cli import jsonfile, paths
 from v4cli.chat.parser import ToolCallEnd
@@ -14,6 +14,7 @@ from v4cli.cli.progress import Prefill
 from v4cli.cli.run_input import prompt_of, read_text
 from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
 from v4cli.errors import Exit, RequestError, UsageError, V4Error
+from v4cli.interrupts import interrupts
 
 FORMATS = ("text", "json", "stream-json")
 
@@ -41,6 +42,7 @@ class RunRequest:
     stop: list[str] | None
     tools: str | None
     approve: str | None
+    network: bool
     constrain: bool
     max_rounds: int | None
     no_stream: bool
@@ -55,22 +57,19 @@ class RunRequest:
 def run_once(request: RunRequest) -> None:
     """Answer and exit: 130 if interrupted, after what was said so far; 6 if the model may not go on."""
     style = _format(request)
-    options_error_first(request)
+    refuse_contradictions(request)
+    options = _options(request)
     messages = [{"role": "system", "content": request.system}] if request.system else []
     messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
-    answer = _answer_of(request)
-    writer = _writer(style, request)
-    try:
-        with cancellable() as cancelled:
-            session = sessions.session_maker(request.kv_dir, not request.no_cache)
-            folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
-            from v4cli.chat.turn import Chat
-
-            chat = Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
-            finish, stats = answer(chat, messages, writer.event, cancelled)
-    except V4Error as error:
-        writer.error(error)
-        raise
+    with _answering(request, options) as answer:
+        writer, stop = _writer(style, request), Event()
+        try:
+            with interrupts(stop):
+                chat = _opened(request)
+                finish, stats = answer(chat, messages, writer.event, stop.is_set)
+        except V4Error as error:
+            writer.error(error)
+            raise
     writer.end(result(request.model, messages, finish, stats))
     sessions.keep(chat.session)
     if request.stats:
@@ -82,12 +81,11 @@ def run_once(request: RunRequest) -> None:
         sys.exit(Exit.LIMIT)
 
 
-def _answer_of(request: RunRequest) -> Callable:
-    """What answers with a chat: answer(chat, messages, show, cancelled) extends the messages, and gives why it ended
-    and the statistics of all turns. UsageError."""
+def _options(request: RunRequest):
+    """What is asked of the sampler. UsageError for what cannot be."""
     from v4cli.chat.turn import Options
 
-    options = Options(
+    return Options(
         thinking=request.think or request.think_max,
         effort="max" if request.think_max else None,
         temperature=request.temp,
@@ -99,9 +97,26 @@ def _answer_of(request: RunRequest) -> Callable:
         stop=tuple(request.stop or ()),
         constrain=request.constrain,
     )
+
+
+def _opened(request: RunRequest):
+    """The model, with a session as the options want it."""
+    session = sessions.session_maker(request.kv_dir, not request.no_cache)
+    folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
+    from v4cli.chat.turn import Chat
+
+    return Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
+
+
+@contextmanager
+def _answering(request: RunRequest, options) -> Iterator[Callable]:
+    """Within: what answers with a chat. answer(chat, messages, show, cancelled) extends the messages, and gives why it
+    ended and the statistics of all turns. UsageError."""
     schemas = _schemas(request.tools)
     if schemas is None:
-        return _with_tools(request, options)
+        with _with_tools(request, options) as answer:
+            yield answer
+        return
 
     def answer(chat, messages, show, cancelled):
         for event in chat.reply(messages, options, schemas, Prefill(), cancelled):
@@ -109,31 +124,24 @@ def _answer_of(request: RunRequest) -> Callable:
         messages.append(chat.message)
         return chat.finish, chat.stats
 
-    return answer
+    yield answer
 
 
-def _with_tools(request: RunRequest, options) -> Callable:
-    """The agent loop in this folder."""
-    from v4cli.agent import builtin
+@contextmanager
+def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
+    """The same by the agent loop in this folder."""
     from v4cli.agent.approval import Approvals, Mode
     from v4cli.agent.loop import MAX_ROUNDS, Agent, Done, Said
-    from v4cli.agent.mcp_client import mcp_tools, wanted
-    from v4cli.agent.tools import Context, Toolbox
+    from v4cli.agent.tools import Context
+    from v4cli.agent.toolset import toolset
     from v4cli.engine.stats import total
 
-    mode = request.approve or Mode.ASK
+    mode, folder = request.approve or Mode.ASK, Path.cwd()
     if mode not in tuple(Mode):
         raise UsageError(f"--approve must be one of {', '.join(Mode)}")
-    toolbox, servers, folder = builtin.toolbox(request.tools), wanted(request.tools), Path.cwd()
-    decide, max_rounds = Approvals(mode, folder).decide, request.max_rounds or MAX_ROUNDS
 
     def answer(chat, messages, show, cancelled):
-        with mcp_tools(servers, output.note) as foreign:
-            tools = Toolbox([*toolbox.tools.values(), *foreign])
-            agent = Agent(chat, tools, Context(folder), decide, max_rounds=max_rounds)
-            return play(agent, chat, messages, show, cancelled)
-
-    def play(agent, chat, messages, show, cancelled):
+        agent = Agent(chat, tools, Context(folder), decide, max_rounds=request.max_rounds or MAX_ROUNDS)
         finish, turns = "", []
         for event in agent.run(messages, options, Prefill(), cancelled):
             if isinstance(event, Said):
@@ -146,7 +154,9 @@ def _with_tools(request: RunRequest, options) -> Callable:
                 show(event)
         return finish, total(turns)
 
-    return answer
+    with toolset(request.tools, output.note, request.network) as tools:
+        decide = Approvals(mode, folder).decide
+        yield answer
 
 
 def _schemas(source: str | None) -> list[dict] | None:
@@ -172,27 +182,18 @@ def _writer(style: str, request: RunRequest):
     return SilentWriter() if style == "json" else StreamWriter(request.model)
 
 
-def options_error_first(request: RunRequest) -> None:
-    """Contradicting or impossible options fail before anything is loaded."""
-    from v4cli.engine.sampler import Sampling
-
+def refuse_contradictions(request: RunRequest) -> None:
+    """Options that exclude each other fail before anything is loaded."""
     chosen = [name for name in ("think", "no_think", "think_max") if getattr(request, name)]
     if len(chosen) > 1:
         flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
         raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
-    if (request.approve or request.max_rounds) and _schemas_only(request.tools):
+    if (request.approve or request.max_rounds or request.network) and _schemas_only(request.tools):
         raise UsageError(
-            "--approve and --max-rounds are for tools that run here", "add --tools nano, read, edit or all"
+            "--approve, --max-rounds and --network are for tools that run here", "add --tools nano, read, edit or all"
         )
     if request.prompt is not None and request.file is not None:
         raise UsageError("a PROMPT and --file exclude each other", "drop one of them")
-    Sampling(
-        1.0 if request.temp is None else request.temp,
-        1.0 if request.top_p is None else request.top_p,
-        request.top_k,
-        request.min_p,
-        request.seed,
-    )
 
 
 def _format(request: RunRequest) -> str:
@@ -202,20 +203,3 @@ def _format(request: RunRequest) -> str:
     if style not in FORMATS:
         raise UsageError(f"--output-format must be one of {', '.join(FORMATS)}")
     return style
-
-
-@contextmanager
-def cancellable():
-    """Within: Ctrl-C only sets a flag, so that the answer so far is kept; a second one interrupts at once."""
-    hit = []
-
-    def handler(signum, frame):
-        if hit:
-            raise KeyboardInterrupt
-        hit.append(signum)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: bool(hit)
-    finally:
-        signal.signal(signal.SIGINT, before)

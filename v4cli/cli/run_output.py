@@ -3,9 +3,11 @@
 import json
 
 from v4cli.agent.loop import CallEnd, CallStart
+from v4cli.chat.messages import without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.cli import output
 from v4cli.errors import V4Error
+from v4cli.repl.clean import harmless, visible
 
 SHOWN_LINES, SHOWN_WIDTH = 4, 200  # of a tool's result
 
@@ -25,7 +27,7 @@ def result(model: str, messages: list[dict], finish: str, stats) -> dict:
             "cached_tokens": stats.cached_tokens,
             "completion_tokens": stats.completion_tokens,
         },
-        "messages": [{k: v for k, v in message.items() if k != "sampled"} for message in messages],
+        "messages": list(map(without_ids, messages)),
         "stats": stats.to_dict(),
     }
 
@@ -88,7 +90,7 @@ class TextWriter:
         if self.line_open:
             self.line_open = False
             output.answer("\n")
-        output.note(printable(f"[{name} {arguments}]"), dim=True)
+        output.note(visible(f"[{name} {arguments}]"), dim=True)
 
     def error(self, error: V4Error) -> None:
         pass
@@ -105,15 +107,10 @@ class TextWriter:
 
 def folded(text: str) -> str:
     """The beginning of a result, indented, and how much more there is."""
-    lines = printable(text.rstrip("\n")).split("\n")
+    lines = harmless(text.rstrip("\n")).split("\n")
     shown = [line if len(line) <= SHOWN_WIDTH else line[:SHOWN_WIDTH] + "…" for line in lines[:SHOWN_LINES]]
     left = len(lines) - len(shown)
     return "\n".join("  " + line for line in [*shown, *([f"… {left} more line{'s' * (left > 1)}"] if left else [])])
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would act on."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class SilentWriter:

@@ -1,5 +1,6 @@
 """Entry point of the `v4` command: how errors become messages and exit codes."""
 
+import errno
 import os
 import sys
 
@@ -25,7 +26,7 @@ def main() -> None:
     except MemoryError:
         _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
     except OSError as error:
-        code = Exit.RESOURCES if error.errno == 28 else Exit.FAILURE
+        code = Exit.RESOURCES if error.errno == errno.ENOSPC else Exit.FAILURE
         _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", code)
     except Exception as error:
         if os.environ.get("V4_DEBUG"):

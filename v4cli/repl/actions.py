@@ -9,10 +9,9 @@ from pathlib import Path
 from v4cli import paths
 from v4cli.agent import conversation as conversations
 from v4cli.agent.transcript import find, transcripts
-from v4cli.engine.sampler import Sampling
 from v4cli.errors import UsageError
 from v4cli.repl import commands, items
-from v4cli.repl.setup import APPROVE
+from v4cli.settings import APPROVE
 
 SETTINGS = {"top_p": float, "top_k": int, "min_p": float, "seed": int, "max_tokens": int}
 LISTED = 20  # conversations
@@ -208,14 +207,7 @@ def _set(dialogue, name: str, value: str, kind: type) -> None:
         number = getattr(type(talk.options)(), name) if value == "default" else kind(value)
     except ValueError:
         raise UsageError(f"{name} is a number, not {value!r}") from None
-    if name == "max_tokens" and number is not None and number < 1:
-        raise UsageError("max_tokens must be at least 1")
-    options = replace(talk.options, **{name: number})
-    Sampling(
-        1.0 if options.temperature is None else options.temperature, 1.0 if options.top_p is None else options.top_p,
-        options.top_k, options.min_p, options.seed,
-    )  # fmt: skip
-    talk.options = options
+    talk.options = replace(talk.options, **{name: number})
 
 
 def _said(value) -> str:

@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Callable, Iterable
 
 from v4cli import paths, settings
-from v4cli.agent import builtin, mcp_client
 from v4cli.agent.approval import Approvals
 from v4cli.agent.conversation import Conversation
 from v4cli.agent.loop import Agent, shortened
 from v4cli.agent.tools import Context, Toolbox
+from v4cli.agent.toolset import toolset
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.parser import Thinking
 from v4cli.chat.turn import Options
@@ -37,14 +37,14 @@ class Dialogue:
         """Load the model. `emit(item)`: see items.py; `ask(request)`: an approval.Answer. V4Error."""
         self.setup, self.emit, self.ask = setup, emit, ask
         self.stop = threading.Event()
-        self._foreign = None  # tools of MCP servers, once they are connected
+        self._tools = contextlib.ExitStack()  # holds the connections to MCP servers
         self.attached = ""  # output of the user's commands, for the next message
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
         self.model = setup.model or transcript.about.get("model") or settings.default_model()
-        chat = setup.open(self.model)
-        approvals = self.approvals = Approvals(setup.approve, setup.folder, ask)
-        agent = Agent(chat, self._toolbox(), Context(setup.folder), approvals.decide, self._output)
-        self.conversation = Conversation(transcript, agent, Options(setup.thinking, **setup.sampling))
+        options, approvals = Options(setup.thinking, **setup.sampling), Approvals(setup.approve, setup.folder, ask)
+        self.approvals, tools = approvals, self._toolbox()
+        agent = Agent(setup.open(self.model), tools, Context(setup.folder), approvals.decide, self._output)
+        self.conversation = Conversation(transcript, agent, options)
         transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
 
     @property
@@ -54,14 +54,13 @@ class Dialogue:
     @property
     def tools_spec(self) -> str:
         if self.setup.tools is not None:
-            return "" if self.setup.tools == "none" else self.setup.tools
+            return self.setup.tools
         return "nano" if self.model == "nano" else "all,mcp"
 
     def _toolbox(self) -> Toolbox:
-        """The tools the user wants; servers are connected once, and end with the program."""
-        if self._foreign is None and (servers := mcp_client.wanted(self.tools_spec)):
-            self._foreign = mcp_client.Connections(servers, self.note).__enter__().tools
-        return Toolbox([*builtin.toolbox(self.tools_spec).tools.values(), *(self._foreign or ())])
+        """The tools the user wants of this model; servers that were connected for another are ended first."""
+        self._tools.close()
+        return self._tools.enter_context(toolset(self.tools_spec, self.note, self.setup.network))
 
     def blank(self, system: str = "") -> Transcript:
         """A conversation without messages."""

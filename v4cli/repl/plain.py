@@ -1,14 +1,12 @@
 """The same conversation line by line, for pipes, screen readers and terminals that cannot move the cursor: the answer
 goes to stdout, everything else to stderr, nothing is drawn twice."""
 
-import signal
 import sys
-from contextlib import contextmanager
-from threading import Event
 
 from v4cli.agent.approval import Answer, Choice, Request
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
+from v4cli.interrupts import interrupts
 from v4cli.repl import commands, items
 from v4cli.repl.approve import MEANING, offered, question
 from v4cli.repl.clean import harmless, visible
@@ -33,25 +31,8 @@ def run(setup: Setup) -> None:
         if (command := commands.named(line)) and command.name == "exit":
             return
         if line:
-            with _interrupts(dialogue.stop):
+            with interrupts(dialogue.stop):
                 dialogue.line(line)
-
-
-@contextmanager
-def _interrupts(stop: Event):
-    """Within: Ctrl-C stops the answer; a second one ends the program."""
-
-    def handler(signum, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    stop.clear()
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _read(prompt: str) -> str:

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-APPROVE = ("ask", "edits", "plan", "all")
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -21,4 +19,5 @@ class Setup:
     open: Callable  # of a model's name: Chat
     keep: Callable  # of the chat's session, after each answer: stores what can be reused, gives notes
     stats_line: Callable  # of Stats: a line for people
+    network: bool = False  # whether what the model runs may use it
     sampling: dict = field(default_factory=dict)  # other fields of chat.turn.Options
