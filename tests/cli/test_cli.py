@@ -144,7 +144,8 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130():
 
 def test_closed_pipe_ends_silently():
     command = f"{sys.executable} -m v4cli run --temp 50 --seed 1 -n 400 'write a lot' </dev/null | head -c 5"
-    done = subprocess.run(["bash", "-c", command + "; exit ${PIPESTATUS[0]}"], capture_output=True, text=True, timeout=120)
+    command += "; exit ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert "Traceback" not in done.stderr and done.stderr.strip() == "" and done.returncode == 0
 
 
