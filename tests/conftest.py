@@ -2,10 +2,14 @@
 
 import os
 import resource
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+# Ignored where tests run in the background, and programs inherit that; those started here are to heed Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
