@@ -95,7 +95,7 @@ def test_the_network_is_there_if_allowed(run, folder, flags):
     others = {name for _, name in socket.if_nameindex()} - {"lo"}
     if not others:
         pytest.skip("this machine has no network")
-    done = run("--tools", "nano", "--approve", "all", *flags, "--json", "run the command cat /proc/net/dev")
+    done = run("--tools", "nano", "--approve", "all", *flags, "-n", "60", "--json", "run the command cat /proc/net/dev")
     [result] = [message["content"] for message in json.loads(done.stdout)["messages"] if message["role"] == "tool"]
     assert "lo:" in result and any(name in result for name in others) == bool(flags)
 
