@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from v4cli.agent import rollout, sandbox
-from v4cli.agent.rollout import Settings
+from v4cli.agent.rollout import Conditions
 from v4cli.agent.tasks import read_tasks
 from v4cli.chat.turn import Chat
 from v4cli.errors import RequestError, UsageError
 from v4cli.paths import NANO
 
-SETTINGS = Settings("nano", "nano", False, 0.0, 100, 0, 6, 60.0)
+SETTINGS = Conditions("nano", "nano", False, 0.0, 100, 0, 6, 60.0)
 V4 = [sys.executable, "-m", "v4cli", "rollout"]
 in_sandbox = pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 
@@ -36,7 +36,7 @@ def tasks_file(folder: Path, *records: dict) -> Path:
     return path
 
 
-def play(chat, folder: Path, *records: dict, n: int = 1, jobs: int = 1, settings: Settings = SETTINGS) -> list[dict]:
+def play(chat, folder: Path, *records: dict, n: int = 1, jobs: int = 1, settings: Conditions = SETTINGS) -> list[dict]:
     """Trajectories of these tasks, in order."""
     tasks, out = read_tasks(tasks_file(folder, *records)), folder / "out"
     with rollout.output_folder(out, settings):

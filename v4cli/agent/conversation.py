@@ -129,7 +129,7 @@ def to_markdown(transcript: Transcript) -> str:
         if message["role"] == "user":
             parts += ["## User", content]
         elif message["role"] == "tool":
-            parts.append(_fenced(content))
+            parts.append(fenced(content))
         else:
             parts += ["## Assistant"] if content or message.get("reasoning_content") else []
             if message.get("reasoning_content"):
@@ -137,11 +137,11 @@ def to_markdown(transcript: Transcript) -> str:
             parts += [content] if content else []
             for call in message.get("tool_calls") or ():
                 function = call["function"]
-                parts += [f"**{function['name']}**", _fenced(str(function.get("arguments", "")), "json")]
+                parts += [f"**{function['name']}**", fenced(str(function.get("arguments", "")), "json")]
     return "\n\n".join(parts) + "\n"
 
 
-def _fenced(text: str, language: str = "") -> str:
+def fenced(text: str, language: str = "") -> str:
     """A code block that the text cannot end."""
     fence = "```"
     while fence in text:

@@ -37,7 +37,7 @@ OPTIONS, WORKSPACES = "options.json", "workspaces"  # in the output folder
 
 
 @dataclass(frozen=True)
-class Settings:
+class Conditions:
     """What all trajectories of an output folder have in common."""
 
     model: str
@@ -69,12 +69,12 @@ def seed_of(seed: int, task: str, sample: int) -> int:
 
 
 @contextmanager
-def output_folder(out: Path, settings: Settings):
-    """Within: `out` is there, ours alone, made with these settings, and without remains of a killed run. UsageError."""
+def output_folder(out: Path, conditions: Conditions):
+    """Within: `out` is there, ours alone, made with these conditions, and without remains of a killed run. UsageError."""
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with FileLock(out / ".lock", timeout=0, mode=0o600):
-            _same_settings(out / OPTIONS, asdict(settings))
+            _same_conditions(out / OPTIONS, asdict(conditions))
             for left in out.glob("*.tmp"):
                 left.unlink()
             _remove(out / WORKSPACES)
@@ -84,12 +84,12 @@ def output_folder(out: Path, settings: Settings):
         raise UsageError(f"{out}: another v4 rollout is at work there", "choose another --out") from None
 
 
-def _same_settings(path: Path, settings: dict) -> None:
+def _same_conditions(path: Path, conditions: dict) -> None:
     if not path.exists():
-        write_atomically(path, json.dumps(settings, indent=2).encode() + b"\n", 0o600)
+        write_atomically(path, json.dumps(conditions, indent=2).encode() + b"\n", 0o600)
         return
     before = jsonfile.read(path, UsageError)
-    for name, value in settings.items():
+    for name, value in conditions.items():
         if not isinstance(before, dict) or before.get(name) != value:
             was = before.get(name) if isinstance(before, dict) else "unknown"
             raise UsageError(f"{path.parent} holds rollouts with {name} {was}, not {value}", "choose another --out")
@@ -122,7 +122,7 @@ def run_all(
     chat: Chat,
     todo: list[tuple[Task, int]],
     out: Path,
-    settings: Settings,
+    conditions: Conditions,
     jobs: int,
     done: Callable[[Result], None],
     cancelled: Callable[[], bool],
@@ -141,7 +141,7 @@ def run_all(
                     task, sample = next(waiting, (None, 0))
                 if task is None:
                     return
-                record = rollout(chat, task, sample, out / WORKSPACES / f"{task.id}.{sample}", settings, stopped)
+                record = rollout(chat, task, sample, out / WORKSPACES / f"{task.id}.{sample}", conditions, stopped)
                 if record is not None:
                     text = json.dumps(record, ensure_ascii=False) + "\n"
                     write_atomically(out / f"{task.id}.{sample}.json", text.encode(), 0o600)
@@ -156,16 +156,16 @@ def run_all(
             worker.result()
 
 
-def rollout(chat: Chat, task: Task, sample: int, workspace: Path, settings: Settings, cancelled) -> dict | None:
+def rollout(chat: Chat, task: Task, sample: int, workspace: Path, conditions: Conditions, cancelled) -> dict | None:
     """One trajectory; None if cancelled on the way. The workspace is made and removed."""
     start, began = time.monotonic(), time.time()
     _prepare(workspace, task)
     try:
-        seed = seed_of(settings.seed, task.id, sample)
+        seed = seed_of(conditions.seed, task.id, sample)
         record = {"task": task.id, "sample": sample, "seed": seed, "digest": task.digest, "began": began}
-        record |= {"options": asdict(settings), **_work(chat, task, workspace, settings, seed, cancelled)}
+        record |= {"options": asdict(conditions), **_work(chat, task, workspace, conditions, seed, cancelled)}
         worked_s = time.monotonic() - start
-        record |= _check(task, record["messages"], workspace, settings.timeout_s, cancelled)
+        record |= _check(task, record["messages"], workspace, conditions.timeout_s, cancelled)
     finally:
         _remove(workspace)
     if cancelled():
@@ -173,13 +173,15 @@ def rollout(chat: Chat, task: Task, sample: int, workspace: Path, settings: Sett
     return record | {"seconds": {"work": worked_s, "check": time.monotonic() - start - worked_s}}
 
 
-def _work(chat: Chat, task: Task, workspace: Path, settings: Settings, seed: int, cancelled) -> dict:
+def _work(chat: Chat, task: Task, workspace: Path, conditions: Conditions, seed: int, cancelled) -> dict:
     """The model's part: messages, turns token by token, and why it ended."""
-    end = time.monotonic() + settings.timeout_s
+    end = time.monotonic() + conditions.timeout_s
     decide = Approvals(Mode.ALL, workspace).decide
-    tools = toolbox(task.tools or settings.tools, Limits(seconds=settings.timeout_s))
-    agent = Agent(chat, tools, Context(workspace), decide, max_rounds=settings.max_rounds)
-    options = Options(settings.thinking, temperature=settings.temperature, seed=seed, max_tokens=settings.max_tokens)
+    tools = toolbox(task.tools or conditions.tools, Limits(seconds=conditions.timeout_s))
+    agent = Agent(chat, tools, Context(workspace), decide, max_rounds=conditions.max_rounds)
+    options = Options(
+        conditions.thinking, temperature=conditions.temperature, seed=seed, max_tokens=conditions.max_tokens
+    )
     messages, turns, finish, error = list(task.messages), [], "", ""
     try:
         for event in agent.run(messages, options, None, lambda: cancelled() or time.monotonic() > end):

@@ -9,7 +9,7 @@ from threading import Event
 
 from v4cli import paths
 from v4cli.agent import rollout, sandbox
-from v4cli.agent.rollout import Result, Settings
+from v4cli.agent.rollout import Conditions, Result
 from v4cli.agent.tasks import read_tasks
 from v4cli.chat.turn import Chat, Options
 from v4cli.cli import output, sessions
@@ -46,18 +46,18 @@ def run_rollouts(request: RolloutRequest) -> None:
     if trouble:
         hint = "apt install bubblewrap" if sandbox.missing() else "choose another --out"
         raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
-    settings = Settings(
+    conditions = Conditions(
         request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
         request.max_rounds, request.timeout,
     )  # fmt: skip
     folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
     stop = Event()
-    with interrupts(stop), rollout.output_folder(out, settings):
+    with interrupts(stop), rollout.output_folder(out, conditions):
         before, todo = rollout.done_before(out, tasks, request.n)
         tally = Tally(len(before) + len(todo), before)
         if todo:
             chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
-            rollout.run_all(chat, todo, out, settings, request.jobs, tally.add, stop.is_set)
+            rollout.run_all(chat, todo, out, conditions, request.jobs, tally.add, stop.is_set)
             sessions.keep(chat.session)
     tally.end(out, request.as_json)
 

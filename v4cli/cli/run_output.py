@@ -7,7 +7,7 @@ from v4cli.chat.messages import without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.cli import output
 from v4cli.errors import V4Error
-from v4cli.repl.clean import harmless, visible
+from v4cli.repl.clean import beginning, harmless, visible
 
 SHOWN_LINES, SHOWN_WIDTH = 4, 200  # of a tool's result
 
@@ -107,10 +107,8 @@ class TextWriter:
 
 def folded(text: str) -> str:
     """The beginning of a result, indented, and how much more there is."""
-    lines = harmless(text.rstrip("\n")).split("\n")
-    shown = [line if len(line) <= SHOWN_WIDTH else line[:SHOWN_WIDTH] + "…" for line in lines[:SHOWN_LINES]]
-    left = len(lines) - len(shown)
-    return "\n".join("  " + line for line in [*shown, *([f"… {left} more line{'s' * (left > 1)}"] if left else [])])
+    lines = beginning(harmless(text), SHOWN_LINES)
+    return "\n".join("  " + (line if len(line) <= SHOWN_WIDTH else line[:SHOWN_WIDTH] + "…") for line in lines)
 
 
 class SilentWriter:

@@ -22,6 +22,13 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(_symbol, text)
 
 
+def beginning(text: str, n_lines: int) -> list[str]:
+    """The first lines of a text, and how many more there are."""
+    lines = text.rstrip("\n").split("\n")
+    more = len(lines) - n_lines
+    return lines[:n_lines] + ([f"… {more:,} more line{'s' * (more > 1)}"] if more > 0 else [])
+
+
 def _symbol(match: re.Match) -> str:
     code = ord(match[0])
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

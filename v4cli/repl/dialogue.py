@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from v4cli import paths, settings
 from v4cli.agent.approval import Approvals
-from v4cli.agent.conversation import Conversation
+from v4cli.agent.conversation import Conversation, fenced
 from v4cli.agent.loop import Agent, shortened
 from v4cli.agent.tools import Context, Toolbox
 from v4cli.agent.toolset import toolset
@@ -22,7 +22,7 @@ from v4cli.chat.parser import Thinking
 from v4cli.chat.turn import Options
 from v4cli.errors import UsageError, V4Error
 from v4cli.repl import commands, items
-from v4cli.repl.files import fenced, with_files
+from v4cli.repl.files import with_files
 from v4cli.repl.setup import Setup
 
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again

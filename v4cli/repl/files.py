@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from v4cli.agent.conversation import fenced
 from v4cli.errors import UsageError
 
 MOST_BYTES = 256 << 10
@@ -16,7 +17,7 @@ def with_files(text: str, folder: Path) -> str:
         name = match[1] or match[2]
         path = next((p for p in _candidates(name, folder) if p.is_file()), None)
         if path is not None:
-            added.append(f"\n\n{path_of(path, folder)}:\n{fenced(read(path))}")
+            added.append(f"\n\n{path_of(path, folder)}:\n{fenced(read(path).rstrip())}")
     return text + "".join(dict.fromkeys(added))
 
 
@@ -42,11 +43,3 @@ def read(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"@{path}: not UTF-8 text (byte {error.start})") from None
-
-
-def fenced(text: str) -> str:
-    """A code block that the text cannot end."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}\n{text.rstrip()}\n{fence}"

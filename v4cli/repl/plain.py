@@ -9,7 +9,7 @@ from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.interrupts import interrupts
 from v4cli.repl import commands, items
 from v4cli.repl.approve import MEANING, offered, question
-from v4cli.repl.clean import harmless, visible
+from v4cli.repl.clean import beginning, harmless, visible
 from v4cli.repl.dialogue import Dialogue
 from v4cli.repl.live import ENDS
 from v4cli.repl.render import RESULT_LINES, summary
@@ -78,7 +78,7 @@ class Writer:
                 self._output = (self._output + text)[-MOST_OUTPUT:]
                 self._stream("output", text)
             case CallEnd(_, result, ok):
-                self._line(("" if ok else "failed: ") + _short(self._rest(result)))
+                self._line(("" if ok else "failed: ") + "\n".join(beginning(self._rest(result), RESULT_LINES)))
             case Done(reason) if reason in ENDS:
                 self._line(ENDS[reason])
             case End() | items.Finished():
@@ -129,9 +129,3 @@ class Writer:
 def _say(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
-
-
-def _short(text: str) -> str:
-    lines = text.rstrip("\n").split("\n")
-    more = len(lines) - RESULT_LINES
-    return "\n".join(lines[:RESULT_LINES]) + (f"\n… {more:,} more line{'s' * (more > 1)}" if more > 0 else "")

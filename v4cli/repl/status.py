@@ -21,7 +21,7 @@ class Status:
         self.prefill: tuple[float, int, int, int] | None = None  # when it began; tokens then, now, in all
         self._memory = (0.0, 0)
         self._experts = False  # shown
-        self._began: tuple | None = None  # the counts of experts when the question came, and what they are now
+        self._counts: tuple | None = None  # of experts: when the question came, and now
         self._took = 0.0  # seconds since then
 
     def take(self, item) -> None:
@@ -34,7 +34,7 @@ class Status:
         elif isinstance(item, items.Experts):
             self._experts = item.shown
         elif isinstance(item, items.Asked):
-            self.asked, self._began = time.monotonic(), None
+            self.asked, self._counts = time.monotonic(), None
         doing = DOING.get(type(item).__name__, self.doing)
         if doing != self.doing:
             self.doing, self.since, self.prefill = doing, time.monotonic(), None
@@ -62,11 +62,11 @@ class Status:
         stream = chat and chat.engine.stream
         if not self._experts or not stream:
             return []
-        if self._began is None:
-            self._began = (stream.counts, stream.counts)
+        if self._counts is None:
+            self._counts = (stream.counts, stream.counts)
         if self.doing:
-            self._began, self._took = (self._began[0], stream.counts), time.monotonic() - self.asked
-        counts, seconds = self._began[1].since(self._began[0]), max(self._took, 1e-9)
+            self._counts, self._took = (self._counts[0], stream.counts), time.monotonic() - self.asked
+        counts, seconds = self._counts[1].since(self._counts[0]), max(self._took, 1e-9)
         return [
             f"experts: {stream.policy.n_resident:,} of {len(stream.reader.files):,} in memory",
             f"{counts.to_dict()['hit_rate']:.0%} hits",
