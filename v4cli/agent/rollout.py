@@ -70,7 +70,7 @@ def seed_of(seed: int, task: str, sample: int) -> int:
 
 @contextmanager
 def output_folder(out: Path, conditions: Conditions):
-    """Within: `out` is there, ours alone, made with these conditions, and without remains of a killed run. UsageError."""
+    """Within: `out` is there, ours alone, under these conditions, without remains of a killed run. UsageError."""
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with FileLock(out / ".lock", timeout=0, mode=0o600):
