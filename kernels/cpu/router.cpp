@@ -4,7 +4,6 @@
 #include "check.h"
 #include "linear.h"
 #include "pool.h"
-#include "scratch.h"
 
 namespace v4k {
 namespace {
@@ -32,17 +31,15 @@ void choose(const float *scores, const float *bias, int64_t n, int64_t top_k, in
 }  // namespace v4k
 
 extern "C" int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens, int64_t n, int64_t *ids,
-                         float *weights) {
+                         float *weights, float *scores) {
   using namespace v4k;
-  if (!r || !is_matrix(r->gate) || !x || n < 0 || !ids || !weights || r->top_k < 1 || r->top_k > r->gate.rows ||
+  if (!r || !is_matrix(r->gate) || !x || n < 0 || !ids || !weights || !scores || r->top_k < 1 || r->top_k > r->gate.rows ||
       !(r->bias || (r->tid2eid && tokens)))
     return V4K_EARGUMENT;
   const int64_t experts = r->gate.rows, k = r->top_k;
-  Scratch<float> scores(n * experts);
-  if (!scores) return V4K_EMEMORY;
-  if (int error = linear(r->gate, 1, x, n, scores.get())) return error;
+  if (int error = linear(r->gate, 1, x, n, scores)) return error;
   auto token = [&](int64_t i) {
-    float *s = scores.get() + i * experts, sum = 0;
+    float *s = scores + i * experts, sum = 0;
     for (int64_t e = 0; e < experts; ++e) s[e] = sqrt_softplus(s[e]);
     int64_t *chosen = ids + i * k;
     if (r->tid2eid)
@@ -54,6 +51,7 @@ extern "C" int v4k_route(const v4k_router *r, const float *x, const int64_t *tok
       sum += weights[i * k + j] = known ? s[chosen[j]] : 0;
     }
     for (int64_t j = 0; j < k; ++j) weights[i * k + j] = weights[i * k + j] / sum * r->scale;
+    for (int64_t e = 0; r->bias && e < experts; ++e) s[e] += r->bias[e];
   };
   for_each(n, n > 1 ? n * experts * 64 : 0, token);
   return V4K_OK;

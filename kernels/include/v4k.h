@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 3
+#define V4K_ABI_VERSION 4
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
@@ -231,9 +231,10 @@ typedef struct {
   float scale;
 } v4k_router;
 
-/* ids and weights [n, top_k] (spec 3.10); tokens [n] are read in hash layers. */
+/* ids and weights [n, top_k] (spec 3.10), in descending order of choice; tokens [n] are read in hash layers.
+ * scores [n, E]: what the choice goes by, the bias included (none in hash layers). */
 V4K_API int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens, int64_t n, int64_t *ids,
-                      float *weights);
+                      float *weights, float *scores);
 
 /* Read `bytes` bytes (rounded down to 4,096) with all threads as fast as possible: the probe kernels are compared to.
  * Returns a checksum. */

@@ -130,10 +130,17 @@ class CpuOps:
         return out
 
     def route(self, ffn, x: Buffer, ids: Buffer):
-        chosen = self._take("chosen", x.rows, ffn.top_k, np.int64)
-        weights = self._take("weights", x.rows, ffn.top_k)
-        native.checked(self._call.v4k_route(ffn.at, x.at, ids.at, x.rows, chosen.at, weights.at))
-        return chosen, weights
+        return self.routed(ffn, x, ids)[:2]
+
+    def routed(self, ffn, x: Buffer, ids: Buffer, name: str = "") -> tuple[Buffer, Buffer, Buffer]:
+        """Chosen experts and their weights (n, top_k), and the scores (n, E) they were chosen by, the bias included;
+        `name` keeps them apart from those of other calls."""
+        chosen = self._take(name + "chosen", x.rows, ffn.top_k, np.int64)
+        weights = self._take(name + "weights", x.rows, ffn.top_k)
+        scores = self._take(name + "scores", x.rows, ffn.gate.matrix.rows)
+        code = self._call.v4k_route(ffn.at, x.at, ids.at, x.rows, chosen.at, weights.at, scores.at)
+        native.checked(code)
+        return chosen, weights, scores
 
     def experts(self, ffn, x: Buffer, chosen: Buffer, weights: Buffer) -> Buffer:
         out = self._take("out", x.rows, x.width)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 GROUP = 32
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
 LIBRARY = "libv4k.so"
@@ -96,7 +96,7 @@ SIGNATURES = {
     "v4k_index_scores": (c_int, (_P, _P, _P, _P, _P, _N, _P)),
     "v4k_attention_scratch": (c_int64, (_P,)),
     "v4k_self_attention": (c_int, (_P, _P, _P, _N, _N, _P, _P, _P)),
-    "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P)),
+    "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
 }
 

@@ -130,7 +130,8 @@ def test_router_chooses_by_biased_score_and_weighs_without_it(ops):
             shared_experts=expert, top_k=3, scale=1.5, limit=10.0,
         )  # fmt: skip
         cpu._describe_ffn(ffn)
-        ids, weights = (b.array().copy() for b in ops.route(ffn, buffer(ops, x), ops.tokens(tokens)))
+        ids, weights, by = (b.array().copy() for b in ops.routed(ffn, buffer(ops, x), ops.tokens(tokens)))
+        assert (f64(by) - scores - (0 if hashed else f64(bias))).abs().max() < 60 * EPS
         want = torch.from_numpy(table[tokens]) if hashed else (scores + f64(bias)).topk(3).indices
         assert torch.equal(torch.from_numpy(ids), want)
         chosen = scores.gather(1, want)

@@ -8,7 +8,7 @@ import pytest
 from v4cli.bench import cache
 from v4cli.bench.traces import KINDS, Trace, synthetic
 from v4cli.errors import UsageError
-from v4cli.weights.residency import Residency
+from v4cli.weights.residency import Residency, nearness
 
 
 def test_places_are_filled_then_given_to_what_is_used_most():
@@ -51,6 +51,19 @@ def test_a_prompt_counts_and_does_not_wash_out():
     assert all(policy.admit(expert) == expert for expert in range(4, 64))
     policy.end_step(512)
     assert policy.resident[:4].all()
+
+
+def test_nearness_is_zero_at_the_limit_and_one_less_at_the_median():
+    scores = np.array([np.arange(9.0), 100 + 3 * np.arange(9.0)])
+    assert nearness(scores, 2).tolist() == [-7 / 3, -2, -5 / 3, -4 / 3, -1, -2 / 3, -1 / 3, 0, 1 / 3]
+    assert nearness(np.zeros((1, 4)), 2).tolist() == [0] * 4, "no division by zero"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_the_router_help(kind):
+    trace = synthetic(300, n_layers=6, **KINDS[kind])
+    blind = Trace(trace.experts, trace.n_experts, np.full_like(trace.scores, np.nan))
+    assert cache._ours(trace, 150) > 1.01 * cache._ours(blind, 150)
 
 
 def test_a_second_start_knows_what_the_first_learned():
@@ -105,6 +118,7 @@ def test_trace_files(tmp_path):
     trace.save(tmp_path / "t.npz")
     again = Trace.load(tmp_path / "t.npz")
     assert (again.experts == trace.experts).all() and again.n_experts == 16
+    assert (again.scores == trace.scores).all()
     (tmp_path / "bad.npz").write_bytes(b"PK nothing")
     with pytest.raises(UsageError, match=r"bad\.npz"):
         Trace.load(tmp_path / "bad.npz")

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from v4cli.errors import ModelError
+from v4cli.weights import reader
 from v4cli.weights.expert_files import PAGE, ExpertFiles, File
 from v4cli.weights.store import EXPERT_ORDER, Store
 from v4cli.weights.streaming import ExpertStream
@@ -51,8 +52,15 @@ def random_steps(stream, store, count: int, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(count):
         asked = [rng.choice(PER_LAYER, 2, replace=False) for _ in range(N_LAYERS)]
-        stream.expect((rng.choice(PER_LAYER, 2, replace=False) + 2 * PER_LAYER).tolist())
+        stream.expect((rng.choice(PER_LAYER, 2, replace=False) + PER_LAYER).tolist())
+        stream.guess(2, (rng.choice(PER_LAYER, 2, replace=False) + 2 * PER_LAYER).tolist())
         step(stream, store, asked)
+
+
+def settle(stream) -> None:
+    """Until nothing is read any more."""
+    while stream.reader._requests or stream.reader._outcome:
+        stream._collect(wait=True)
 
 
 @pytest.mark.parametrize("n_slots, spare", [(1, 1), (3, 2), (12, 4), (40, 4)])
@@ -66,7 +74,7 @@ def test_right_bytes_with_any_number_of_slots(store, n_slots, spare):
     assert counts.bytes_used == (counts.hits + counts.misses) * stream.reader.files.n_bytes
     assert stream.policy.n_resident <= n_slots - spare
     stream.close()
-    assert stream.reader.bytes_read <= (counts.misses + counts.wasted) * stream.reader.files.n_bytes
+    assert stream.counts.bytes_read == counts.misses * stream.reader.files.n_bytes + stream.counts.bytes_wasted
 
 
 def test_what_is_in_memory_is_read_once(store):
@@ -86,7 +94,29 @@ def test_expected_experts_are_read_before_they_are_asked_for(store):
         time.sleep(0.001)
     step(stream, store, [np.array([0, 1])])
     counts = stream.counts
-    assert (counts.misses, counts.expected, counts.wasted) == (2, 2, 1)
+    assert (counts.misses, counts.expected, counts.bytes_wasted) == (2, 2, stream.reader.files.n_bytes)
+    stream.close()
+
+
+def test_what_is_needed_now_overtakes_a_guess_and_a_guess_can_be_given_up(store, monkeypatch):
+    monkeypatch.setattr(reader, "PIECE", PAGE)
+    monkeypatch.setattr(Faulty, "slow", 2e-3)
+    stream = ExpertStream(ExpertFiles(store, Faulty), 12, 8)
+    whole = stream.reader.files.n_bytes
+    assert whole > 4 * PAGE
+    stream.guess(1, [PER_LAYER, PER_LAYER + 1])
+    step(stream, store, [np.array([0, 1]), np.array([1, 2])])
+    settle(stream)
+    counts = stream.counts
+    assert (counts.misses, counts.expected) == (4, 1)
+    assert counts.bytes_read == 4 * whole + counts.bytes_wasted, "what was read of the wrong guess is told"
+    assert counts.bytes_wasted <= whole
+    stream.guess(1, [PER_LAYER + 3])
+    stream.guess(1, [PER_LAYER + 4])
+    stream.abandon()
+    settle(stream)
+    assert len(stream._free) + len(stream._slot) == 12
+    assert stream.counts.bytes_wasted < 3 * whole
     stream.close()
 
 
@@ -191,7 +221,6 @@ def test_interrupted_steps_leave_no_slot_lost(store):
         served.close()
         stream.abandon()
         random_steps(stream, store, 2, seed)
-    while stream.reader._reading or stream.reader._outcome:
-        stream._collect(wait=True)
+    settle(stream)
     assert len(stream._free) + len(stream._slot) == 6
     stream.close()

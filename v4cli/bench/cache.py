@@ -14,7 +14,7 @@ import numpy as np
 
 from v4cli.bench.traces import Trace
 from v4cli.errors import UsageError
-from v4cli.weights.residency import Residency
+from v4cli.weights.residency import Residency, nearness
 
 POLICIES = ("lru", "lfu", "v4", "static", "optimum")
 
@@ -47,7 +47,7 @@ def replay(trace: Trace, places: int) -> dict[str, float]:
     return {
         "lru": _lru(requests, places),
         "lfu": _lfu(requests, places),
-        "v4": _ours(requests, trace.total, places),
+        "v4": _ours(trace, places),
         "static": _static(requests, places),
         "optimum": _optimum(requests, places),
     }
@@ -83,17 +83,23 @@ def _lfu(requests: np.ndarray, places: int) -> float:
     return hits / requests.size
 
 
-def _ours(requests: np.ndarray, n_experts: int, places: int) -> float:
-    policy, hits = Residency(n_experts, places), 0
-    for token in requests:
-        policy.used(token, 1)
-        for expert in token.tolist():
-            if policy.resident[expert]:
-                hits += 1
-            else:
-                policy.admit(expert)
+def _ours(trace: Trace, places: int) -> float:
+    """Layer by layer, as a step goes: what later layers use is not known yet."""
+    policy, hits = Residency(trace.total, places), 0
+    n_tokens, n_layers, top_k = trace.experts.shape
+    asked = trace.requests().reshape(n_tokens, n_layers, top_k)
+    for token, scores in zip(asked, trace.scores.astype(np.float32)):
+        for layer, experts in enumerate(token):
+            if not np.isnan(scores[layer, 0]):
+                policy.scored(layer * trace.n_experts, nearness(scores[layer, None], top_k))
+            policy.used(experts, 1)
+            for expert in experts.tolist():
+                if policy.resident[expert]:
+                    hits += 1
+                else:
+                    policy.admit(expert)
         policy.end_step()
-    return hits / requests.size
+    return hits / asked.size
 
 
 def _static(requests: np.ndarray, places: int) -> float:

@@ -22,7 +22,7 @@ from v4cli.engine.stats import peak_rss_bytes
 from v4cli.errors import UsageError
 from v4cli.model import cost
 from v4cli.weights.expert_files import ExpertFiles
-from v4cli.weights.reader import Reader
+from v4cli.weights.reader import Rank, Reader
 from v4cli.weights.store import Store, layout
 
 PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured
@@ -100,7 +100,7 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
         prefill_read_of_needed=prefill["bytes_read"] / max(1, prefill["misses"] * expert),
         decode_tokens=tokens, decode_tokens_per_s=tokens / decode_s, hit_rate=counts.to_dict()["hit_rate"],
         expected_of_misses=counts.expected / max(1, counts.misses),
-        wasted_of_reads=counts.wasted * expert / max(1, counts.bytes_read),
+        wasted_of_reads=counts.bytes_wasted / max(1, counts.bytes_read),
         ssd_bytes_per_token=counts.bytes_read / tokens, ram_bytes_per_token=read,
         ssd_busy_share=counts.busy_s / decode_s, wait_share=counts.wait_s / decode_s,
         ssd_bandwidth=ssd, read_bandwidth=memory,
@@ -139,7 +139,7 @@ def ssd_bandwidth(folder: Path) -> float:
         for expert in chosen:
             if not free:
                 free += reader.take(wait=True)
-            reader.ask(expert, free.pop())
+            reader.ask(expert, free.pop(), Rank.NOW)
         while reader.bytes_read < count * files.n_bytes:
             reader.take(wait=True)
 

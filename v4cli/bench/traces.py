@@ -1,6 +1,7 @@
 """Traces of routing: which experts the tokens of a decode used. Recorded from a model, or made with known statistics.
 
-A trace file is .npz: `experts` uint16 (tokens, layers, top_k), `n_experts` of a layer.
+A trace file is .npz: `experts` uint16 (tokens, layers, top_k), `n_experts` of a layer, and where the router told,
+`scores` float16 (tokens, layers, n_experts); NaN in layers where they do not decide (hash layers).
 """
 
 from dataclasses import dataclass
@@ -13,26 +14,29 @@ from v4cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Trace:
-    """experts (T, L, k) uint16, each in 0 .. n_experts - 1."""
+    """experts (T, L, k) uint16, each in 0 .. n_experts - 1; scores (T, L, n_experts) float16."""
 
     experts: np.ndarray
     n_experts: int
+    scores: np.ndarray
 
     def save(self, path: Path) -> None:
         with path.open("wb") as file:
-            np.savez_compressed(file, experts=self.experts, n_experts=self.n_experts)
+            np.savez_compressed(file, experts=self.experts, n_experts=self.n_experts, scores=self.scores)
 
     @classmethod
     def load(cls, path: Path) -> "Trace":
         """UsageError names the file if it is not a trace."""
         try:
             with np.load(path) as data:
-                trace = cls(data["experts"], int(data["n_experts"]))
+                trace = cls(data["experts"], int(data["n_experts"]), data["scores"])
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise UsageError(f"{path}: not a trace ({error})") from None
         shape = trace.experts.shape
         if trace.experts.dtype != np.uint16 or len(shape) != 3 or 0 in shape or trace.experts.max() >= trace.n_experts:
             raise UsageError(f"{path}: not a trace (experts of unexpected shape, type or number)")
+        if trace.scores.dtype != np.float16 or trace.scores.shape != (*shape[:2], trace.n_experts):
+            raise UsageError(f"{path}: not a trace (scores of unexpected shape or type)")
         return trace
 
     @property
@@ -48,28 +52,32 @@ class Trace:
 
 
 class Recorder:
-    """Notes what an op table's router chooses for every decoded token, from now on."""
+    """Notes what the router of StreamedOps chooses for every decoded token, from now on."""
 
     def __init__(self, config, ops):
         self.config, self.ops = config, ops
-        self._chosen: list[np.ndarray] = []
+        self._noted: list[tuple[np.ndarray, np.ndarray]] = []  # experts and scores
         self._route, ops.route = ops.route, self._noting
 
     def _noting(self, ffn, x, ids):
         chosen, weights = self._route(ffn, x, ids)
         if ids.rows == 1:
-            self._chosen.append(chosen.array()[0].astype(np.uint16))
+            scores = (
+                self.ops.scores.array()[0] if ffn.tid2eid is None else np.full(self.config.n_routed_experts, np.nan)
+            )
+            self._noted.append((chosen.array()[0].astype(np.uint16), scores.astype(np.float16)))
         return chosen, weights
 
     def stop(self) -> Trace:
         """The trace so far. UsageError if nothing was decoded."""
         self.ops.route = self._route
         layers = self.config.num_hidden_layers
-        n_tokens = len(self._chosen) // layers
+        n_tokens = len(self._noted) // layers
         if not n_tokens:
             raise UsageError("nothing was decoded: there is no trace")
-        experts = np.stack(self._chosen[: n_tokens * layers]).reshape(n_tokens, layers, -1)
-        return Trace(experts, self.config.n_routed_experts)
+        noted = zip(*self._noted[: n_tokens * layers])
+        experts, scores = (np.stack(each).reshape(n_tokens, layers, -1) for each in noted)
+        return Trace(experts, self.config.n_routed_experts, scores)
 
 
 # Kinds of synthetic traces of Flash's shape. `popular`: some experts are used more than others, for good; like a
@@ -80,6 +88,8 @@ KINDS = {
     "topics": {"skew": 1.1, "topics": 8, "topic_tokens": 200},
     "repeats": {"skew": 0.9, "topics": 8, "topic_tokens": 200, "persistence": 0.4},
 }
+
+SURE = 30.0  # a score above all that are drawn
 
 
 def synthetic(
@@ -93,7 +103,8 @@ def synthetic(
     persistence: float = 0.0,
     seed: int = 0,
 ) -> Trace:
-    """A trace of experts drawn without replacement by popularity, rank^-skew in an order of each layer's own.
+    """A trace of experts drawn without replacement by popularity, rank^-skew in an order of each layer's own: the
+    highest of scores that are the logarithm of popularity and Gumbel noise, drawn for every token.
 
     `topics`: as many such popularities, one of them at a time, for `topic_tokens` tokens on average. `persistence`:
     share of choices that repeat the token before, as far as its experts go.
@@ -102,6 +113,7 @@ def synthetic(
     popularity = -skew * np.log(np.arange(1, n_experts + 1))
     logits = np.stack([[rng.permutation(popularity) for _ in range(n_layers)] for _ in range(topics)])
     experts = np.empty((n_tokens, n_layers, top_k), np.uint16)
+    scores = np.empty((n_tokens, n_layers, n_experts), np.float16)
     topic = 0
     for t in range(n_tokens):
         if rng.random() < 1 / topic_tokens:
@@ -110,6 +122,7 @@ def synthetic(
         if t and persistence:
             again = rng.random((n_layers, top_k)) < persistence
             rows, cols = np.nonzero(again)
-            score[rows, experts[t - 1][rows, cols]] += 1e3
+            score[rows, experts[t - 1][rows, cols]] = SURE
         experts[t] = np.argpartition(score, -top_k, axis=1)[:, -top_k:]
-    return Trace(experts, n_experts)
+        scores[t] = score
+    return Trace(experts, n_experts, scores)

@@ -55,8 +55,9 @@ def _experts_lines(stats) -> str:
     ):
         if read and n_tokens > 0 and seconds:
             parts.append(
-                f"\n{name}: {read['hit_rate']:.0%} of experts in memory, {read['wasted']} read in vain, "
+                f"\n{name}: {read['hit_rate']:.0%} of experts in memory, "
                 f"{output.size(read['bytes_read'] / n_tokens)} per token from the SSD, "
+                f"{read['bytes_wasted'] / max(1, read['bytes_read']):.0%} of it in vain, "
                 f"busy {read['busy_s'] / seconds:.0%} of the time, waited for {read['wait_s'] / seconds:.0%}"
             )
     return "".join(parts)

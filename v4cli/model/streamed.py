@@ -11,9 +11,10 @@ from v4kernels import native
 from v4kernels.cpu import Buffer, CpuOps, PackedWeight
 
 from v4cli.model.sources import PackedSource
+from v4cli.weights.residency import nearness
 from v4cli.weights.streaming import ExpertStream
 
-GUESSES = 2 / 3  # of a token's experts in the next layer are read on suspicion
+FIRST_GUESS = 2 / 3  # of a token's experts in a layer are read on suspicion before the layer before it is done
 
 
 class StreamedSource(PackedSource):
@@ -40,6 +41,7 @@ class StreamedOps(CpuOps):
         super().__init__()
         self.stream = stream
         self._in_step = False
+        self._ids: Buffer | None = None
         self._streams: Buffer | None = None
 
     def prepare(self, weights) -> None:
@@ -47,6 +49,7 @@ class StreamedOps(CpuOps):
         self._layers = weights.layers
         for i, layer in enumerate(self._layers):
             layer.ffn.number = i
+        self._begins = {id(layer.hc_attn): layer for layer in self._layers}  # by the input of its first sublayer
         some = self._layers[0].ffn.experts[0]
         parts, reader = self.stream.reader.files.parts, self.stream.reader
 
@@ -63,15 +66,18 @@ class StreamedOps(CpuOps):
     def embed(self, ids: Buffer, table: PackedWeight, n_streams: int) -> Buffer:
         if self._in_step:
             self.stream.abandon()
-        self._in_step = True
+        self._in_step, self._ids = True, ids
         streams = super().embed(ids, table, n_streams)  # first: its rows may come from the SSD, too
         for layer in self._layers:
             if layer.ffn.tid2eid is not None:  # known by token
-                self._expect(layer.ffn, np.unique(layer.ffn.tid2eid[ids.array()[:, 0]]))
+                known = np.unique(layer.ffn.tid2eid[ids.array()[:, 0]])
+                self.stream.expect((known + self._first(layer.ffn)).tolist())
         return streams
 
     def sublayer_input(self, streams: Buffer, hyper):
         self._streams = streams
+        if streams.rows == 1 and id(hyper) in self._begins:
+            self._guess(self._begins[id(hyper)], 1.0)
         return super().sublayer_input(streams, hyper)
 
     def final_hidden(self, streams: Buffer, hyper) -> Buffer:
@@ -80,6 +86,12 @@ class StreamedOps(CpuOps):
         return super().final_hidden(streams, hyper)
 
     # -- experts ----------------------------------------------------------------------------------------------------
+
+    def route(self, ffn, x: Buffer, ids: Buffer):
+        chosen, weights, self.scores = self.routed(ffn, x, ids)
+        if ffn.tid2eid is None:
+            self.stream.policy.scored(self._first(ffn), nearness(self.scores.array(), ffn.top_k))
+        return chosen, weights
 
     def experts(self, ffn, x: Buffer, chosen: Buffer, weights: Buffer) -> Buffer:
         n, k, first = x.rows, ffn.top_k, self._first(ffn)
@@ -90,7 +102,8 @@ class StreamedOps(CpuOps):
             raise ValueError("an expert that is not there (v4k.h)")
         self.stream.forget(set(range(first, first + len(ffn.experts))).difference((asked + first).tolist()))
         served = self.stream.serve(asked + first, uses, n)
-        self._guess(ffn, n)
+        if ffn.number + 1 < len(self._layers):
+            self._guess(self._layers[ffn.number + 1], FIRST_GUESS)
         out, y = self._take("out", n, x.width), self._take("pairs", n * k, x.width)
         ctypes.memset(out.at, 0, n * x.width * 4)
         ctypes.memset(y.at, 0, n * k * x.width * 4)
@@ -122,23 +135,19 @@ class StreamedOps(CpuOps):
         """Number of a layer's first expert, over all layers."""
         return ffn.number * len(ffn.experts)
 
-    def _expect(self, ffn, experts: np.ndarray) -> None:
-        self.stream.expect((experts + self._first(ffn)).tolist())
-
-    def _guess(self, ffn, n: int) -> None:
-        """Keep the SSD busy when this layer's reads are done: what the next layer's router makes of the streams as they
-        are, for one token its first choices, for many the experts that several of them choose."""
-        if ffn.number + 1 == len(self._layers):
-            return
-        layer, k = self._layers[ffn.number + 1], ffn.top_k
+    def _guess(self, layer, share: float) -> None:
+        """Keep the SSD busy when there is nothing else to read: what a layer's router makes of the streams as they are.
+        For one token a share of its choices, the first first; for many the experts that several of them choose."""
         if layer.ffn.tid2eid is not None:
             return
+        n, k = self._streams.rows, layer.ffn.top_k
         x, mix = self._take("guess x", n, layer.hc_ffn.dim), self._take("guess mix", n, layer.hc_ffn.n_mix)
         native.checked(self._call.v4k_hyper_pre(layer.hc_ffn.at, self._streams.at, n, x.at, mix.at))
-        chosen, weights = self._take("guess", n, k, np.int64), self._take("guess weights", n, k)
-        native.checked(self._call.v4k_route(layer.ffn.at, x.at, None, n, chosen.at, weights.at))
+        chosen = self.routed(layer.ffn, x, self._ids, "guess ")[0].array()
         if n == 1:
-            return self._expect(layer.ffn, chosen.array()[0, : round(GUESSES * k)])
-        votes = np.bincount(chosen.array().ravel(), minlength=len(ffn.experts))
-        likely = np.argsort(-votes, kind="stable")
-        self._expect(layer.ffn, likely[votes[likely] > 1])
+            likely = chosen[0, : round(share * k)]
+        else:
+            votes = np.bincount(chosen.ravel(), minlength=len(layer.ffn.experts))
+            likely = np.argsort(-votes, kind="stable")
+            likely = likely[votes[likely] > 1]
+        self.stream.guess(layer.ffn.number, (likely + self._first(layer.ffn)).tolist())

@@ -115,10 +115,13 @@ class ExpertFiles:
     def __len__(self) -> int:
         return self.n_layers * self.per_layer
 
-    def read_into(self, expert: int, target: memoryview) -> None:
-        """The bytes of one expert, its tensors at the offsets `parts`, into `target` of `room` bytes. ModelError."""
+    def read_into(self, expert: int, target: memoryview, start: int, end: int) -> None:
+        """Bytes start .. end - 1 of one expert, its tensors at the offsets `parts`, to their place in page-aligned
+        `target` of `room` bytes; `start` is a multiple of PAGE, `end` too or n_bytes. ModelError."""
         layer, number = divmod(expert, self.per_layer)
-        self._files[layer].read_into(target, self._offsets[layer][number], self.n_bytes)
+        self._files[layer].read_into(target[start:], self._offsets[layer][number] + start, end - start)
+        if end < self.n_bytes:
+            return
         codes = np.frombuffer(target, np.uint8)
         if any((codes[scale] == NAN).any() for scale in self._scales):
             raise ModelError(

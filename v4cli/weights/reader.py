@@ -1,7 +1,7 @@
 """Threads that read experts into slots of one arena while the caller computes.
 
-The caller's thread asks and takes; a few threads read, in the order of asking, and idle requests only when there is no
-other. Nothing here decides which experts stay.
+The caller's thread asks and takes; a few threads read, the most urgent first, in the order of asking. What may turn out
+not to be needed is read in pieces, so that it can be stopped. Nothing here decides which experts stay.
 """
 
 import ctypes
@@ -10,13 +10,36 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
 from v4cli.weights.expert_files import ExpertFiles, anonymous
 
 THREADS = 2  # large reads at a time: enough to keep an SSD busy
+PIECE = 2 << 20  # bytes: about a millisecond, and large enough for an SSD's full rate
 POPULATE_WRITE = 23  # of madvise, Linux 5.14: have the pages, their contents as they are
+
+
+class Rank(IntEnum):
+    """How urgent a read is."""
+
+    NOW = 0  # a layer waits for it, or surely will
+    SOON = 1  # a layer will probably ask for it
+    IDLE = 2  # when there is nothing else to do
+
+
+@dataclass(eq=False)
+class Request:
+    """An expert on its way into a slot; `end`: bytes that are there."""
+
+    slot: int
+    expert: int
+    rank: Rank
+    end: int = 0
+    reading: bool = False
+    wanted: bool = True
 
 
 class Reader:
@@ -27,11 +50,11 @@ class Reader:
         self._memory = anonymous(n_slots * files.room)
         self._view = memoryview(self._memory)
         self.at = np.frombuffer(self._memory, np.uint8).ctypes.data
-        self.bytes_read = 0
+        self.bytes_read, self.bytes_wasted = 0, 0  # of these, of reads that were cancelled
         self._busy_s, self._busy_from, self._reading = 0.0, 0.0, 0
         self._changed = threading.Condition()
-        self._asked: deque[tuple[int, int]] = deque()  # (slot, expert)
-        self._idle: deque[tuple[int, int]] = deque()
+        self._requests: dict[int, Request] = {}  # by slot
+        self._waiting: tuple[deque[Request], ...] = tuple(deque() for _ in Rank)  # those nobody reads just now
         self._outcome: dict[int, Exception | None] = {}  # by slot: read, or why not
         self._closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
@@ -47,34 +70,42 @@ class Reader:
         """Give the memory of a slot that nobody uses back to the system."""
         self._memory.madvise(mmap.MADV_DONTNEED, slot * self.files.room, self.files.room)
 
-    def ask(self, expert: int, slot: int, idle: bool = False) -> None:
+    def ask(self, expert: int, slot: int, rank: Rank) -> None:
         """Read an expert into a slot that nobody uses; `take` tells when it is there."""
         with self._changed:
-            (self._idle if idle else self._asked).append((slot, expert))
+            request = self._requests[slot] = Request(slot, expert, rank)
+            self._waiting[rank].append(request)
             self._changed.notify_all()
 
     def hurry(self, slot: int) -> None:
-        """What was asked for into this slot is no longer idle."""
+        """What was asked for into this slot, if it is not there yet, is needed now."""
         with self._changed:
-            found = next((request for request in self._idle if request[0] == slot), None)
-            if found:
-                self._idle.remove(found)
-                self._asked.append(found)
+            request = self._requests.get(slot)
+            if request is None or request.rank == Rank.NOW:
+                return
+            if not request.reading:
+                self._waiting[request.rank].remove(request)
+                self._waiting[Rank.NOW].append(request)
+                self._changed.notify_all()
+            request.rank = Rank.NOW
 
     def cancel(self, slot: int) -> bool:
-        """Whether the read into this slot had not begun: then it will not be."""
+        """Stop reading into this slot. True if that is done; else `take` will tell when it is."""
         with self._changed:
-            for queue in (self._asked, self._idle):
-                for request in queue:
-                    if request[0] == slot:
-                        queue.remove(request)
-                        return True
-            return False
+            request = self._requests.get(slot)
+            if request is None:
+                self.bytes_wasted += self.files.n_bytes
+                return False
+            request.wanted = False
+            if not request.reading:
+                self._waiting[request.rank].remove(request)
+                self._done(request)
+            return not request.reading
 
     def take(self, wait: bool) -> dict[int, Exception | None]:
         """Slots that were read since, with None or the error; waits for at least one if asked to and reads are on."""
         with self._changed:
-            while wait and not self._outcome and (self._asked or self._idle or self._reading):
+            while wait and not self._outcome and self._requests:
                 self._changed.wait()
             outcome, self._outcome = self._outcome, {}
             return outcome
@@ -89,8 +120,10 @@ class Reader:
         """Stop reading; the files are closed too."""
         with self._changed:
             self._closed = True
-            self._asked.clear()
-            self._idle.clear()
+            for waiting in self._waiting:
+                waiting.clear()
+            for request in self._requests.values():
+                request.wanted = False
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -107,24 +140,46 @@ class Reader:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not (self._asked or self._idle):
+                while not any(self._waiting):
                     if self._closed:
                         return
                     self._changed.wait()
-                slot, expert = (self._asked or self._idle).popleft()
-                if not self._reading:
-                    self._busy_from = time.perf_counter()
-                self._reading += 1
-            error = None
+                request = next(waiting for waiting in self._waiting if waiting).popleft()
+                self._begin(request)
+            before, error = request.end, None
             try:
-                room = self.files.room
-                self.files.read_into(expert, self._view[slot * room : (slot + 1) * room])
+                self._read(request)
             except Exception as problem:  # the caller's thread raises it
                 error = problem
             with self._changed:
-                self._reading -= 1
-                if not self._reading:
-                    self._busy_s += time.perf_counter() - self._busy_from
-                self.bytes_read += 0 if error else self.files.n_bytes
-                self._outcome[slot] = error
+                self._pause(request, request.end - before)
+                if error is None and request.wanted and request.end < self.files.n_bytes:
+                    self._waiting[request.rank].appendleft(request)
+                    continue
+                self._done(request)
+                self._outcome[request.slot] = error
                 self._changed.notify_all()
+
+    def _read(self, request: Request) -> None:
+        """All the rest if it is needed now, else a piece: what is more urgent may come, or nobody want it any more."""
+        end = self.files.n_bytes if request.rank == Rank.NOW else min(request.end + PIECE, self.files.n_bytes)
+        at = request.slot * self.files.room
+        self.files.read_into(request.expert, self._view[at : at + self.files.room], request.end, end)
+        request.end = end
+
+    def _begin(self, request: Request) -> None:
+        request.reading = True
+        if not self._reading:
+            self._busy_from = time.perf_counter()
+        self._reading += 1
+
+    def _pause(self, request: Request, n_bytes: int) -> None:
+        request.reading = False
+        self._reading -= 1
+        if not self._reading:
+            self._busy_s += time.perf_counter() - self._busy_from
+        self.bytes_read += n_bytes
+
+    def _done(self, request: Request) -> None:
+        del self._requests[request.slot]
+        self.bytes_wasted += 0 if request.wanted else request.end

@@ -1,19 +1,20 @@
 """Experts on demand: some stay in memory (residency.py says which), the others are read when a step needs them.
 
 A step asks layer by layer with `serve`, which hands out experts as they are there: those just read first, as they
-block the reading of others, resident ones while reads are on. What a step will need can be named before with `expect`.
+block the reading of others, resident ones while reads are on. What a step will need can be named before with `expect`,
+what it may need with `guess`.
 Slots beyond the residents' are for experts on their way: read, used, then made resident or dropped, never copied.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
 from v4cli.weights.expert_files import ExpertFiles
-from v4cli.weights.reader import Reader
+from v4cli.weights.reader import Rank, Reader
 from v4cli.weights.residency import Residency
 
 FILLER = 2  # residents computed at a time while reads are on
@@ -26,8 +27,8 @@ class Counts:
     hits: int = 0  # were in memory
     misses: int = 0  # had to be read
     expected: int = 0  # of the misses, named before the layer asked
-    wasted: int = 0  # read for nothing
     bytes_read: int = 0
+    bytes_wasted: int = 0  # of these, of experts that nothing asked for
     bytes_used: int = 0
     wait_s: float = 0.0  # nothing to compute, waiting for a read
     busy_s: float = 0.0  # at least one read was on
@@ -53,16 +54,17 @@ class ExpertStream:
         self._there = np.zeros(len(files), bool)  # its bytes are complete
         self._expected: set[int] = set()  # named, on their way or there, not yet used
         self._free = list(range(n_slots))[::-1]
-        self._urgent: deque[int] = deque()  # to be read as slots become free
-        self._later: deque[int] = deque()
+        self._asked: deque[int] = deque()  # to be read as slots become free; these first
+        self._sure: deque[int] = deque()
+        self._likely: deque[int] = deque()
         self._failed: dict[int, Exception] = {}
         self._counts = Counts()
 
     @property
     def counts(self) -> Counts:
         """So far."""
-        self._counts.bytes_read, self._counts.busy_s = self.reader.bytes_read, self.reader.busy_s
-        return Counts(**vars(self._counts))
+        read = {"bytes_read": self.reader.bytes_read, "busy_s": self.reader.busy_s}
+        return replace(self._counts, **read, bytes_wasted=self._counts.bytes_wasted + self.reader.bytes_wasted)
 
     def slots(self, experts: list[int]) -> list[int]:
         """The slots of experts that `serve` just gave."""
@@ -71,11 +73,22 @@ class ExpertStream:
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def expect(self, experts: list[int]) -> None:
-        """Experts that this step will probably need, in the order of need."""
+        """Experts that this step will need, in the order of need."""
+        self._name(experts, self._sure)
+
+    def guess(self, layer: int, experts: list[int]) -> None:
+        """Experts that a layer will probably ask for, the likeliest first; other guesses about it are given up, unless
+        they are there already."""
+        first = layer * self.reader.files.per_layer
+        about = range(first, first + self.reader.files.per_layer)
+        self._forget({e for e in self._expected.difference(experts) if e in about and not self._there[e]})
+        self._name(experts, self._likely)
+
+    def _name(self, experts: list[int], queue: deque[int]) -> None:
         self.policy.hold(experts)
         for expert in experts:
             if expert not in self._slot and expert not in self._expected:
-                self._later.append(expert)
+                queue.append(expert)
                 self._expected.add(expert)
         self._pump()
 
@@ -91,7 +104,7 @@ class ExpertStream:
             if expert in self._slot:
                 self.reader.hurry(self._slot[expert])
             else:
-                self._urgent.append(expert)
+                self._asked.append(expert)
                 self._failed.pop(expert, None)
         waiting = set(missing)
         self._pump(waiting)
@@ -120,7 +133,7 @@ class ExpertStream:
 
     def abandon(self) -> None:
         """The step failed or was interrupted: nothing of it is kept but what is resident."""
-        self._urgent.clear()
+        self._asked.clear()
         self._collect()
         self._forget(self._expected.union(e for e in self._slot if not self.policy.resident[e]))
         self.policy.forget_step()
@@ -141,12 +154,13 @@ class ExpertStream:
 
     def _pump(self, waiting=frozenset()) -> None:
         """Start the reads there is room for. A layer that waits without any read of its own gets room by force."""
-        for queue in (self._urgent, self._later):
+        ranks = (self._asked, Rank.NOW), (self._sure, Rank.NOW), (self._likely, Rank.SOON)
+        for queue, rank in ranks:
             while queue:
-                if queue[0] in self._slot or (queue is self._later and queue[0] not in self._expected):
+                if queue[0] in self._slot or (queue is not self._asked and queue[0] not in self._expected):
                     queue.popleft()
-                elif self._free or (queue is self._urgent and self._make_room(waiting)):
-                    self._start(queue.popleft(), self._free.pop())
+                elif self._free or (queue is self._asked and self._make_room(waiting)):
+                    self._start(queue.popleft(), self._free.pop(), rank)
                 else:
                     return
 
@@ -159,10 +173,10 @@ class ExpertStream:
             self._forget({there})
         return bool(self._free)
 
-    def _start(self, expert: int, slot: int) -> None:
+    def _start(self, expert: int, slot: int, rank: Rank) -> None:
         self._slot[expert], self._expert[slot] = slot, expert
         self._failed.pop(expert, None)
-        self.reader.ask(expert, slot)
+        self.reader.ask(expert, slot, rank)
 
     def _collect(self, wait: bool = False) -> None:
         """Take note of finished reads."""
@@ -193,7 +207,7 @@ class ExpertStream:
         self._pump()
 
     def _drop(self, expert: int, arrived: bool = False) -> None:
-        """Out of memory. The slot of one on its way is free when it arrives, or at once if reading had not begun."""
+        """Out of memory. The slot of one on its way is free when its reading has stopped."""
         self.policy.drop(expert)
         slot = self._slot.pop(expert)
         self._expert[slot] = -1
@@ -206,7 +220,7 @@ class ExpertStream:
         for expert in list(experts):
             self._expected.discard(expert)
             if expert in self._slot:
-                self._counts.wasted += 1
+                self._counts.bytes_wasted += self.reader.files.n_bytes if self._there[expert] else 0
                 self._drop(expert)
         self._pump()
 
@@ -233,10 +247,8 @@ class ExpertStream:
         nothing more urgent. ValueError if it does not fit."""
         self.policy.learn(arrays)
         for expert in self.policy.best().tolist():
-            slot = self._free.pop()
-            self._slot[expert], self._expert[slot] = slot, expert
             self.policy.admit(expert)
-            self.reader.ask(expert, slot, idle=True)
+            self._start(expert, self._free.pop(), Rank.IDLE)
 
     def close(self) -> None:
         """Stop reading."""
