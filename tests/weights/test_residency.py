@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from v4cli.bench import cache
+from v4cli.bench import cache, nano_routing
 from v4cli.bench.traces import KINDS, Trace, synthetic
 from v4cli.errors import UsageError
 from v4cli.weights.residency import Residency, nearness
@@ -124,3 +124,15 @@ def test_trace_files(tmp_path):
         Trace.load(tmp_path / "bad.npz")
     with pytest.raises(UsageError, match="slots"):
         list(cache.rows("t", trace, ["0"]))
+
+
+def test_routing_of_nanos_text(monkeypatch):
+    monkeypatch.setattr(nano_routing, "TRAINING", 1500)
+    trace = nano_routing.nano_routing(100)
+    assert trace.experts.shape == (100, 6, 6) and trace.scores.shape == (100, 6, 256)
+    uses = np.bincount(trace.requests().ravel(), minlength=trace.total)
+    assert np.count_nonzero(uses) > 600, "many experts are used"
+    after = [len(set(a) & set(b)) for a, b in itertools.pairwise(trace.requests().tolist())]
+    assert np.mean(after) > 3 * 36 * 6 / 256, "tokens use again what the one before did, more often than by chance"
+    chosen = np.take_along_axis(trace.scores, trace.experts.astype(int), axis=2)
+    assert (chosen.min(axis=2) >= np.sort(trace.scores, axis=2)[:, :, -6]).all()

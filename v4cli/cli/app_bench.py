@@ -95,9 +95,12 @@ def bench_kernels(
 
 @bench.command("cache")
 def bench_cache(
-    trace: Annotated[str, typer.Option(help="A file of v4 bench --trace, or synthetic: popular, topics, repeats.")],
+    trace: Annotated[
+        str,
+        typer.Option(help="A file of v4 bench --trace; or synthetic: popular, topics, repeats; or nano, on real text."),
+    ],
     slots: Annotated[str, typer.Option(help="Numbers of experts, or shares of all.")] = "5%,10%,25%,50%",
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Of a synthetic trace.")] = 1000,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Of a trace made here.")] = 1000,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:

@@ -54,16 +54,20 @@ def _text(r: dict) -> None:
 
 
 def bench_cache(trace: str, slots: str, n_tokens: int, style: str) -> None:
-    """Replay a trace file, or a synthetic one. `style`: text, json or csv."""
+    """Replay a trace file, or one made here. `style`: text, json or csv."""
     from v4cli.bench import cache
     from v4cli.bench.traces import KINDS, Trace, synthetic
 
-    if trace in KINDS:
+    if trace == "nano":
+        from v4cli.bench.nano_routing import nano_routing
+
+        replayed = nano_routing(n_tokens)
+    elif trace in KINDS:
         replayed = synthetic(n_tokens, **KINDS[trace])
     elif Path(trace).is_file():
         replayed = Trace.load(Path(trace))
     else:
-        raise UsageError(f"--trace {trace}: no such file, nor a kind", f"kinds are {', '.join(KINDS)}")
+        raise UsageError(f"--trace {trace}: no such file, nor a kind", f"kinds are {', '.join(KINDS)}, nano")
     rows = list(cache.rows(trace, replayed, slots.split(",")))
     if style == "json":
         output.json_page(rows)

@@ -14,7 +14,7 @@ from v4cli.model.sources import PackedSource
 from v4cli.weights.residency import nearness
 from v4cli.weights.streaming import ExpertStream
 
-FIRST_GUESS = 2 / 3  # of a token's experts in a layer are read on suspicion before the layer before it is done
+GUESSES = 1.5  # as many as a token uses: most likely all of them, and what is wrong is soon given up
 
 
 class StreamedSource(PackedSource):
@@ -77,7 +77,7 @@ class StreamedOps(CpuOps):
     def sublayer_input(self, streams: Buffer, hyper):
         self._streams = streams
         if streams.rows == 1 and id(hyper) in self._begins:
-            self._guess(self._begins[id(hyper)], 1.0)
+            self._guess(self._begins[id(hyper)], GUESSES)
         return super().sublayer_input(streams, hyper)
 
     def final_hidden(self, streams: Buffer, hyper) -> Buffer:
@@ -103,7 +103,7 @@ class StreamedOps(CpuOps):
         self.stream.forget(set(range(first, first + len(ffn.experts))).difference((asked + first).tolist()))
         served = self.stream.serve(asked + first, uses, n)
         if ffn.number + 1 < len(self._layers):
-            self._guess(self._layers[ffn.number + 1], FIRST_GUESS)
+            self._guess(self._layers[ffn.number + 1], 1.0)
         out, y = self._take("out", n, x.width), self._take("pairs", n * k, x.width)
         ctypes.memset(out.at, 0, n * x.width * 4)
         ctypes.memset(y.at, 0, n * k * x.width * 4)
@@ -137,15 +137,15 @@ class StreamedOps(CpuOps):
 
     def _guess(self, layer, share: float) -> None:
         """Keep the SSD busy when there is nothing else to read: what a layer's router makes of the streams as they are.
-        For one token a share of its choices, the first first; for many the experts that several of them choose."""
+        For one token its first choices, `share` times as many as it uses; for many what several of them choose."""
         if layer.ffn.tid2eid is not None:
             return
         n, k = self._streams.rows, layer.ffn.top_k
         x, mix = self._take("guess x", n, layer.hc_ffn.dim), self._take("guess mix", n, layer.hc_ffn.n_mix)
         native.checked(self._call.v4k_hyper_pre(layer.hc_ffn.at, self._streams.at, n, x.at, mix.at))
-        chosen = self.routed(layer.ffn, x, self._ids, "guess ")[0].array()
+        chosen, _, scores = (buffer.array() for buffer in self.routed(layer.ffn, x, self._ids, "guess "))
         if n == 1:
-            likely = chosen[0, : round(share * k)]
+            likely = np.argsort(-scores[0], kind="stable")[: round(share * k)]
         else:
             votes = np.bincount(chosen.ravel(), minlength=len(layer.ffn.experts))
             likely = np.argsort(-votes, kind="stable")
