@@ -1,8 +1,9 @@
 """Speed of a model within a memory budget, its experts read on demand, beside what SSD and memory allow.
 
 A decoded token must read what is missing from the SSD and everything it uses from memory; both can be done at once, so
-the slower of the two is its bound. A tighter one knows the order of work: which experts the hash layers need is known
-when the token is, not before, so all other layers and the head wait for their reads.
+the slower of the two is its bound. A tighter one knows the order of work: which experts a token needs is known when the
+token is, not before, so nothing is read while the head of the token before computes, and all layers after the hash
+layers wait for the reads of these.
 
 Bandwidths are measured in the same run; the SSD's is the best of reading whole experts at random, before and after, and
 of what it gave while the engine had reads on. Tokens are random, so the hash layers use all experts equally often:
@@ -56,7 +57,7 @@ class DemandReport:
     read_bandwidth: float
     bound_tokens_per_s: float  # the slower of SSD and memory
     decode_fraction: float  # of that bound
-    order_bound_tokens_per_s: float  # hash layers from the SSD, then the other layers from memory
+    order_bound_tokens_per_s: float  # SSD, then head; or hash layers from the SSD, then the other layers from memory
     order_fraction: float  # of the lower of both bounds
 
     def to_dict(self) -> dict:
@@ -88,10 +89,12 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     weights = cost.read_bytes_per_token(engine.config, cost.stored_tensors(parts))
     read = sum(weights.values()) + cost.kv_read_bytes(engine.config, prompt + tokens // 2)
     prefill, expert = session.stats.prefill_experts, engine.stream.reader.files.n_bytes
-    bound = 1 / max(counts.misses * expert / tokens / ssd / 1e9, read / memory / 1e9)
+    ssd_s, memory_s = counts.misses * expert / tokens / ssd / 1e9, read / memory / 1e9
+    bound = 1 / max(ssd_s, memory_s)
+    head_s = weights["head"] / memory / 1e9
     after_hash = 1 - hash_misses.n_layers / engine.config.num_hidden_layers
-    then = weights["head"] + after_hash * (weights["experts"] + weights["dense"])
-    in_order = 1 / (hash_misses.count * expert / tokens / ssd / 1e9 + then / memory / 1e9)
+    then_s = head_s + after_hash * (weights["experts"] + weights["dense"]) / memory / 1e9
+    in_order = 1 / max(ssd_s + head_s, hash_misses.count * expert / tokens / ssd / 1e9 + then_s)
     return DemandReport(
         model=str(folder), ram=ram, planned_bytes=engine.place.plan.ram.held, peak_rss_bytes=peak,
         slots=engine.place.slots, resident_share=engine.place.plan.resident,

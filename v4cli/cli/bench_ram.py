@@ -41,8 +41,8 @@ def _text(r: dict) -> None:
             ("", "from SSD", f"{size(r['prefill_bytes_read'])}, {r['prefill_read_of_needed']:.3f} of what was needed"),
             ("decode", f"{r['decode_tokens']} tokens", f"{r['decode_tokens_per_s']:.2f} tokens/s"),
             ("", "bound", f"{r['bound_tokens_per_s']:.2f} tokens/s; reached {r['decode_fraction']:.1%}"),
-            ("", "in order", f"{r['order_bound_tokens_per_s']:.2f} tokens/s: hash layers from the SSD, then the others "
-             f"from memory; reached {r['order_fraction']:.1%} of the lower"),
+            ("", "in order", f"{r['order_bound_tokens_per_s']:.2f} tokens/s: the head after all reads, later layers "
+             f"after those of hash layers; reached {r['order_fraction']:.1%} of the lower"),
             ("", "hits", f"{r['hit_rate']:.1%}"),
             ("", "misses", f"{r['expected_of_misses']:.1%} expected, {r['wasted_of_reads']:.1%} of reads wasted"),
             ("", "SSD", f"{size(r['ssd_bytes_per_token'])} per token, busy {r['ssd_busy_share']:.1%} of the time, "
