@@ -63,10 +63,10 @@ class Residency:
     def used(self, experts: np.ndarray, uses, n_tokens: int = 1) -> None:
         """Count uses by this step of n tokens: experts (m,), `uses` of each among them."""
         share = np.broadcast_to(np.asarray(uses, np.float32) / n_tokens, experts.shape)
+        fade = _fade(HALF_LIVES, n_tokens)
         self._used.append((experts, share))
         self.hold(experts)
-        rates = self.features[RATES, experts] * _fade(HALF_LIVES, n_tokens)
-        rates += (1 - _fade(HALF_LIVES, n_tokens)) * share
+        rates = self.features[RATES, experts] * fade + (1 - fade) * share
         near = self._features_of(*self._near_after(experts, n_tokens))
         self.chance[experts] = self.weights[RATES] @ rates + self.weights[CONSTANT] + self.weights[NEAR] @ near
 

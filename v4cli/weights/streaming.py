@@ -96,7 +96,7 @@ class ExpertStream:
         """Hand out distinct experts, ascending, of one layer; `uses` of each by the step's tokens. Reading starts at
         once. Every expert comes once, in lists, and may be used until the next list is asked for. ModelError if one
         cannot be read."""
-        self.policy.used(experts, uses, n_tokens)
+        self.policy.hold(experts)
         asked = experts.tolist()
         missing = [expert for expert in asked if not self._there[expert] or not self.policy.resident[expert]]
         self._count(len(asked), missing)
@@ -108,6 +108,7 @@ class ExpertStream:
                 self._failed.pop(expert, None)
         waiting = set(missing)
         self._pump(waiting)
+        self.policy.used(experts, uses, n_tokens)  # reads are on meanwhile
         return self._handed_out(deque(expert for expert in asked if expert not in waiting), waiting)
 
     def _handed_out(self, residents: deque[int], waiting: set[int]) -> Iterator[list[int]]:
