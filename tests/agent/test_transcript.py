@@ -78,7 +78,9 @@ def test_a_damaged_line_is_named(tmp_path, line):
     with pytest.raises(UsageError, match=r"\.jsonl: line 3 is not of a conversation"):
         Transcript.load(transcript.path)
     other = made(tmp_path, "whole")
-    assert [t.id for t in transcripts(tmp_path)] == [other.id]
+    heard = []
+    assert [t.id for t in transcripts(tmp_path, heard.append)] == [other.id]
+    assert [transcript.path.name in str(error) for error in heard] == [True]
 
 
 def test_other_files_are_not_conversations(tmp_path):

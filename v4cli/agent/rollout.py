@@ -71,7 +71,10 @@ def seed_of(seed: int, task: str, sample: int) -> int:
 @contextmanager
 def output_folder(out: Path, conditions: Conditions):
     """Within: `out` is there, ours alone, under these conditions, without remains of a killed run. UsageError."""
-    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{out} cannot be a folder: there is a file of that name", "choose another --out") from None
     try:
         with FileLock(out / ".lock", timeout=0, mode=0o600):
             _same_conditions(out / OPTIONS, asdict(conditions))

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from v4cli.chat.messages import check_messages
@@ -152,13 +152,13 @@ def _line(record: dict) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
-def transcripts(folder: Path) -> Iterator[Transcript]:
-    """All conversations under `folder` that can be read, the one used last first."""
+def transcripts(folder: Path, on_damaged: Callable[[UsageError], None] = lambda error: None) -> Iterator[Transcript]:
+    """All conversations under `folder`, the one used last first; `on_damaged` hears of those that cannot be read."""
     for path in sorted(folder.glob("*.jsonl"), key=_used, reverse=True):
         try:
             yield Transcript.load(path)
-        except UsageError:
-            continue
+        except UsageError as error:
+            on_damaged(error)
 
 
 def find(folder: Path, wanted: str = "") -> Transcript:

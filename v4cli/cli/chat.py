@@ -104,7 +104,7 @@ def _list(as_json: bool) -> None:
 
     found = [
         kept.about | {"messages": len(kept.messages), "used": int(kept.path.stat().st_mtime)}
-        for kept in transcripts(paths.chats_dir())
+        for kept in transcripts(paths.chats_dir(), lambda error: output.note(f"not listed: {error}"))
     ]
     if as_json:
         output.json_page(found)
