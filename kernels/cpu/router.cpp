@@ -33,8 +33,8 @@ void choose(const float *scores, const float *bias, int64_t n, int64_t top_k, in
 extern "C" int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens, int64_t n, int64_t *ids,
                          float *weights, float *scores) {
   using namespace v4k;
-  if (!r || !is_matrix(r->gate) || !x || n < 0 || !ids || !weights || !scores || r->top_k < 1 || r->top_k > r->gate.rows ||
-      !(r->bias || (r->tid2eid && tokens)))
+  if (!r || !is_matrix(r->gate) || !x || n < 0 || !ids || !weights || !scores || r->top_k < 1 ||
+      r->top_k > r->gate.rows || !(r->bias || (r->tid2eid && tokens)))
     return V4K_EARGUMENT;
   const int64_t experts = r->gate.rows, k = r->top_k;
   if (int error = linear(r->gate, 1, x, n, scores)) return error;

@@ -231,7 +231,7 @@ typedef struct {
   float scale;
 } v4k_router;
 
-/* ids and weights [n, top_k] (spec 3.10), in descending order of choice; tokens [n] are read in hash layers.
+/* ids and weights [n, top_k] (spec 3.10); tokens [n] are read in hash layers.
  * scores [n, E]: what the choice goes by, the bias included (none in hash layers). */
 V4K_API int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens, int64_t n, int64_t *ids,
                       float *weights, float *scores);

@@ -3,8 +3,8 @@
 
 One shard per layer, as in the releases, written as a stream. Values come from a pool of random numbers that is read
 on from tensor to tensor, so that gigabytes take seconds; logits are O(1) and routing, gates and sinks vary. Routing
-has the statistics published of real models: 6 % of a layer's experts get 35 to 45 % of the requests, and a layer's
-router names 7 of 10 experts of the next layer.
+has about the statistics published of real models: 6 % of a layer's experts get 35 to 45 % of the requests, and what a
+router makes of the streams one layer earlier holds 7 of 10 of its choices.
 """
 
 import argparse

@@ -41,6 +41,7 @@ class StreamedOps(CpuOps):
         super().__init__()
         self.stream = stream
         self._in_step = False
+        self.scores: Buffer | None = None  # of the router that was asked last
         self._ids: Buffer | None = None
         self._streams: Buffer | None = None
 
