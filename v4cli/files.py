@@ -1,9 +1,30 @@
-"""Writing files so that readers, and whoever comes after a crash, see the old or the new one and never a part."""
+"""Reading files that others made, within bounds; writing files so that readers, and whoever comes after a crash, see
+the old or the new one and never a part."""
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+from v4cli.errors import ModelError, V4Error
+
+
+def contents(path: Path, limit: int, error: type[V4Error] = ModelError) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes; never waits for a pipe or reads a device.
+
+    `error`, naming the file, if it is missing, larger, no regular file or cannot be read.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise error(f"{path}: not a regular file")
+            if about.st_size > limit or len(data := file.read(limit + 1)) > limit:
+                raise error(f"{path}: larger than {limit >> 20} MiB, not a file of this kind")
+            return data
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror})") from None
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from v4cli import files
 from v4cli.errors import ModelError, V4Error
 
 MAX_BYTES = 64 << 20
@@ -23,7 +24,7 @@ def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
 
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8")
+            text = text.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
         raise error(f"{what}: nested too deeply") from None
@@ -31,16 +32,6 @@ def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
         raise error(f"{what}: not valid JSON ({problem})") from None
 
 
-def contents(path: Path, error: type[V4Error] = ModelError) -> bytes:
-    """All bytes of a file of bounded size."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise error(f"{path}: larger than {MAX_BYTES >> 20} MiB, not a JSON file of this kind")
-        return path.read_bytes()
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror})") from None
-
-
 def read(path: Path, error: type[V4Error] = ModelError):
     """Parse a JSON file."""
-    return parse(contents(path, error), str(path), error)
+    return parse(files.contents(path, MAX_BYTES, error), str(path), error)

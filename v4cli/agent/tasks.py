@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from v4cli import jsonfile
+from v4cli import files, jsonfile
 from v4cli.agent.builtin import toolbox
 from v4cli.chat.messages import check_messages
 from v4cli.errors import RequestError, UsageError
@@ -30,7 +30,7 @@ class Task:
 
 def read_tasks(path: Path) -> list[Task]:
     """All tasks of a file. RequestError names the first line that is wrong."""
-    tasks, lines = [], jsonfile.contents(path, UsageError).split(b"\n")
+    tasks, lines = [], files.contents(path, jsonfile.MAX_BYTES, UsageError).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

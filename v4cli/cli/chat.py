@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
+from v4cli.clean import harmless
 from v4cli.cli import output
 from v4cli.errors import UsageError
-from v4cli.repl.clean import harmless
 from v4cli.repl.setup import Setup
 from v4cli.settings import APPROVE
 

@@ -5,9 +5,9 @@ import json
 from v4cli.agent.loop import CallEnd, CallStart
 from v4cli.chat.messages import without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
+from v4cli.clean import beginning, harmless, visible
 from v4cli.cli import output
 from v4cli.errors import V4Error
-from v4cli.repl.clean import beginning, harmless, visible
 
 SHOWN_LINES, SHOWN_WIDTH = 4, 200  # of a tool's result
 

@@ -6,10 +6,10 @@ import sys
 from v4cli.agent.approval import Answer, Choice, Request
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
+from v4cli.clean import beginning, harmless, visible
 from v4cli.interrupts import interrupts
 from v4cli.repl import commands, items
 from v4cli.repl.approve import MEANING, offered, question
-from v4cli.repl.clean import beginning, harmless, visible
 from v4cli.repl.dialogue import Dialogue
 from v4cli.repl.live import ENDS
 from v4cli.repl.render import RESULT_LINES, summary

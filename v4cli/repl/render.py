@@ -10,7 +10,7 @@ from rich.markdown import CodeBlock, Heading, Markdown
 from rich.syntax import Syntax
 from rich.text import Text
 
-from v4cli.repl.clean import harmless, visible
+from v4cli.clean import harmless, visible
 
 WIDEST = 120  # columns: longer lines are hard to read
 RESULT_LINES = 4  # of a result that is folded

@@ -24,7 +24,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
 from prompt_toolkit.widgets import SearchToolbar
 
-from v4cli.repl.clean import visible
+from v4cli.clean import visible
 from v4cli.repl.status import joined
 
 PLACEHOLDER = "Ask something, or /help"

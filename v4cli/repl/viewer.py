@@ -8,7 +8,7 @@ from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
 
-from v4cli.repl.clean import harmless
+from v4cli.clean import harmless
 from v4cli.repl.render import Renderer, summary
 
 HELP = "↑ ↓ PgUp PgDn move · Enter unfolds · a all · q back"

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from v4cli import jsonfile
+from v4cli import files, jsonfile
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
 from v4cli.files import write_atomically
@@ -180,7 +180,7 @@ class Manifest:
     def load(cls, folder: Path, name: str = MANIFEST) -> "Manifest":
         """Read and validate. ModelError names the file and the key, or says that not every byte is as written."""
         path = folder / name
-        raw = jsonfile.contents(path)
+        raw = files.contents(path, jsonfile.MAX_BYTES)
         data = jsonfile.parse(raw, str(path))
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ModelError(f"{path}: not a manifest of a v4cli store")

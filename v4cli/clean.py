@@ -7,8 +7,14 @@ _ESCAPES = re.compile(
     r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC and other strings: titles, clipboard, links
     r"|\x1b[ -/]*[0-~]"
 )
-# controls but tab and newline; marks that reorder or break lines; halves of surrogate pairs
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Controls but tab and newline; marks that reorder, hide or break text (bidi, zero width, tags, fillers); halves of
+# surrogate pairs. Joiners stay only where they join: between signs of emoji, between letters of scripts that need them.
+_HIDDEN = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_JOINERS, _UNJOINED = "[\u200c\u200d]", "[\x00-\u02ff\u200c\u200d]"
+_CONTROLS = re.compile(f"[{_HIDDEN}]|(?<={_UNJOINED}){_JOINERS}|{_JOINERS}(?={_UNJOINED})")
 
 
 def harmless(text: str) -> str:

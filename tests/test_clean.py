@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from v4cli.repl.clean import harmless, visible
+from v4cli.clean import harmless, visible
 from v4cli.repl.render import Renderer
 
 
@@ -21,6 +21,9 @@ from v4cli.repl.render import Renderer
         ("bell\x07", "bell␇"),
         ("10 %\r20 %\r\n", "10 %\n20 %\n"),
         ("a\u202egnp.exe", "a\ufffdgnp.exe"),
+        ("zero\u200bwidth, tag\U000e0041, soft\u00adhyphen", "zero\ufffdwidth, tag\ufffd, soft\ufffdhyphen"),
+        ("pay\u200dpal \u200d\u200d", "pay\ufffdpal \ufffd\ufffd"),
+        ("می‌خواهم", "می‌خواهم"),
         ("half \ud800", "half \ufffd"),
         ("unfinished \x1b[31", "unfinished 31"),
         ("unfinished \x1b", "unfinished ␛"),
