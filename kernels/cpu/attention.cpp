@@ -31,7 +31,9 @@ struct Attention {
   const v4k_attention *a;
   const float *q, *turns;
   int64_t start, n;
-  const uint8_t *ring, *fresh, *compressed;
+  const uint8_t *ring;
+  int64_t ring_rows;
+  const uint8_t *fresh, *compressed;
   int64_t ratio;
   const int32_t *selected;
   int64_t k;
@@ -50,7 +52,7 @@ struct Attention {
   const uint8_t *key(int64_t i, int64_t j, int64_t window, int64_t bytes) const {
     if (j < window) {
       const int64_t position = start + i + 1 - window + j;
-      return position >= start ? fresh + (position - start) * bytes : ring + position % a->window * bytes;
+      return position >= start ? fresh + (position - start) * bytes : ring + position % ring_rows * bytes;
     }
     return compressed + (selected ? selected[i * k + j - window] : j - window) * bytes;
   }
@@ -239,15 +241,16 @@ extern "C" int v4k_window_entries(const v4k_attention *a, const float *x, int64_
 }
 
 extern "C" int v4k_attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n,
-                          uint8_t *ring, const uint8_t *fresh, const uint8_t *compressed, int64_t ratio,
-                          const int32_t *selected, int64_t k, float *heads) {
+                          uint8_t *ring, int64_t ring_rows, const uint8_t *fresh, const uint8_t *compressed,
+                          int64_t ratio, const int32_t *selected, int64_t k, float *heads) {
   using namespace v4k;
   if (!is_attention(a) || !q || !turns || start < 0 || n < 0 || !ring || !fresh || !heads) return V4K_EARGUMENT;
-  if (ratio < 0 || k < 0 || (ratio && (start + n) / ratio > 0 && !compressed)) return V4K_EARGUMENT;
-  if (int error = attend({a, q, turns, start, n, ring, fresh, compressed, ratio, selected, k, heads})) return error;
-  const int64_t bytes = entry_bytes(a->head_dim, a->rope_dims), keep = n < a->window ? n : a->window;
+  if (ratio < 0 || k < 0 || ring_rows < a->window || (ratio && (start + n) / ratio > 0 && !compressed)) return V4K_EARGUMENT;
+  if (int error = attend({a, q, turns, start, n, ring, ring_rows, fresh, compressed, ratio, selected, k, heads}))
+    return error;
+  const int64_t bytes = entry_bytes(a->head_dim, a->rope_dims), keep = n < ring_rows ? n : ring_rows;
   for (int64_t i = n - keep; i < n; ++i)
-    std::memcpy(ring + (start + i) % a->window * bytes, fresh + i * bytes, static_cast<size_t>(bytes));
+    std::memcpy(ring + (start + i) % ring_rows * bytes, fresh + i * bytes, static_cast<size_t>(bytes));
   return V4K_OK;
 }
 

@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "pool.h"
 #include "scratch.h"
+#include "spans.h"
 
 namespace v4k {
 namespace {
@@ -22,7 +23,8 @@ struct Compression {
 
   bool overlap() const { return c->ratio == OVERLAPPED; }
   int64_t width() const { return c->wkv.rows; }
-  int64_t slots() const { return overlap() ? 2 * c->ratio : c->ratio; }
+  int64_t slots() const { return to->slots; }
+  int64_t block_slots() const { return overlap() ? 2 * c->ratio : c->ratio; }
 
   void add_ape(int64_t i) const {
     const float *ape = c->ape + (start + i) % c->ratio * width();
@@ -64,9 +66,10 @@ struct Compression {
     pack_key(doubled, c->dims, to->entries + block * (c->dims / 2));
   }
 
-  // Tokens of the unfinished block, and of the one before if blocks overlap.
+  // Tokens of the unfinished block, and of the one before if blocks overlap, wherever among the last tokens the end will be.
   void keep_tail() const {
-    const int64_t end = start + n, first = (end / c->ratio - (overlap() ? 1 : 0)) * c->ratio;
+    const int64_t end = start + n, spare = slots() - block_slots();
+    const int64_t first = ((end - spare) / c->ratio - (overlap() ? 1 : 0)) * c->ratio;
     for (int64_t p = first > start ? first : start; p < end; ++p) {
       const size_t bytes = static_cast<size_t>(width()) * sizeof(float);
       std::memcpy(to->tail_kv + p % slots() * width(), kv + (p - start) * width(), bytes);
@@ -85,20 +88,38 @@ bool is_compressor(const v4k_compressor *c) {
 }  // namespace
 }  // namespace v4k
 
-extern "C" int v4k_compress(const v4k_compressor *c, const float *x, int64_t start, int64_t n,
-                            const v4k_compressed *to) {
-  using namespace v4k;
-  if (!is_compressor(c) || !x || start < 0 || n < 0 || !to || !to->tail_kv || !to->tail_gate) return V4K_EARGUMENT;
-  const int64_t first = start / c->ratio, blocks = (start + n) / c->ratio - first, width = c->wkv.rows;
-  if (blocks && !(to->entries && (to->scales || !c->index))) return V4K_EARGUMENT;
+namespace v4k {
+
+int compress(const v4k_compressor *c, const float *x, int64_t n, const Fed *parts, int64_t n_parts) {
+  if (!is_compressor(c) || !x || n < 0) return V4K_EARGUMENT;
+  const int64_t width = c->wkv.rows, least = c->ratio == OVERLAPPED ? 2 * c->ratio : c->ratio;
+  for (int64_t p = 0; p < n_parts; ++p) {
+    const v4k_compressed *to = parts[p].to;
+    if (parts[p].start < 0 || parts[p].n < 0 || !to || !to->tail_kv || !to->tail_gate || to->slots < least)
+      return V4K_EARGUMENT;
+    const bool closes = (parts[p].start + parts[p].n) / c->ratio > parts[p].start / c->ratio;
+    if (closes && !(to->entries && (to->scales || !c->index))) return V4K_EARGUMENT;
+  }
   Scratch<float> kv(n * width), gate(n * width);
   if (!kv || !gate) return V4K_EMEMORY;
   if (int error = linear(c->wkv, 1, x, n, kv.get())) return error;
   if (int error = linear(c->wgate, 1, x, n, gate.get())) return error;
-  const Compression work{c, to, start, n, kv.get(), gate.get()};
-  for (int64_t i = 0; i < n; ++i) work.add_ape(i);
-  auto entry = [&](int64_t b) { work.entry(first + b); };
-  for_each(blocks, blocks * work.slots() * c->dims * 8, entry);
-  work.keep_tail();
+  int64_t row = 0;
+  for (int64_t p = 0; p < n_parts; row += parts[p++].n) {
+    const Compression work{c, parts[p].to, parts[p].start, parts[p].n, kv.get() + row * width, gate.get() + row * width};
+    const int64_t first = work.start / c->ratio, blocks = (work.start + work.n) / c->ratio - first;
+    for (int64_t i = 0; i < work.n; ++i) work.add_ape(i);
+    auto entry = [&](int64_t b) { work.entry(first + b); };
+    for_each(blocks, blocks * work.block_slots() * c->dims * 8, entry);
+    work.keep_tail();
+  }
   return V4K_OK;
+}
+
+}  // namespace v4k
+
+extern "C" int v4k_compress(const v4k_compressor *c, const float *x, int64_t start, int64_t n,
+                            const v4k_compressed *to) {
+  const v4k::Fed part{start, n, to};
+  return v4k::compress(c, x, n, &part, 1);
 }

@@ -12,6 +12,7 @@
 #include "linear.h"
 #include "pool.h"
 #include "scratch.h"
+#include "spans.h"
 
 namespace v4k {
 namespace {
@@ -86,7 +87,7 @@ class Queries {
 struct Selection {
   const v4k_indexer *ix;
   const uint8_t *keys, *scales;
-  int64_t start;
+  int64_t start, row;  // position and number of its first query
   const Queries &queries;
 
   int64_t visible(int64_t i) const { return (start + i + 1) / 4; }
@@ -101,7 +102,7 @@ struct Selection {
       for (int64_t t = i; t < stop; ++t) {
         const int64_t seen = visible(t);
         if (seen <= ix->top_k || seen <= at) continue;  // all are chosen, or none of these is seen
-        const v4k_index_query query = queries[t];
+        const v4k_index_query query = queries[row + t];
         Best &of = best[t - i];
         uint64_t above = tier().index_scores(panel, ix->dims, &query, of.least(), scores);
         if (seen - at < count) above &= (UINT64_C(1) << (seen - at)) - 1;
@@ -137,11 +138,11 @@ struct Selection {
 }  // namespace
 }  // namespace v4k
 
-extern "C" int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t start,
-                          int64_t n, const uint8_t *keys, const uint8_t *scales, int32_t *selected) {
-  using namespace v4k;
-  if (!is_indexer(ix) || !x || !qr || !turns || start < 0 || n < 0 || !keys || !scales || !selected)
-    return V4K_EARGUMENT;
+namespace v4k {
+
+int select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t n,
+           const Choosing *parts, int64_t n_parts, int32_t *selected) {
+  if (!is_indexer(ix) || !x || !qr || !turns || n < 0 || !selected) return V4K_EARGUMENT;
   const int64_t heads = ix->heads, dims = ix->dims;
   Scratch<float> q(n * heads * dims), weights(n * heads);
   Queries queries(ix, n);
@@ -156,10 +157,26 @@ extern "C" int v4k_select(const v4k_indexer *ix, const float *x, const float *qr
     queries.set(i, q.get() + i * heads * dims, weights.get() + i * heads);
   };
   for_each(n, n > 1 ? n * heads * dims * 16 : 0, token);
-  const Selection work{ix, keys, scales, start, queries};
-  for (int64_t i = 0; i < n; i += TOKEN_BATCH)
-    if (!work.run(i, n - i < TOKEN_BATCH ? n - i : TOKEN_BATCH, selected)) return V4K_EMEMORY;
+  int64_t row = 0;
+  for (int64_t p = 0; p < n_parts; row += parts[p++].n) {
+    if (!parts[p].wanted) continue;
+    const v4k_compressed *keys = parts[p].keys;
+    if (parts[p].start < 0 || parts[p].n < 0 || !keys || !keys->entries || !keys->scales) return V4K_EARGUMENT;
+    const Selection work{ix, keys->entries, keys->scales, parts[p].start, row, queries};
+    for (int64_t i = 0; i < parts[p].n; i += TOKEN_BATCH)
+      if (!work.run(i, std::min(parts[p].n - i, TOKEN_BATCH), selected + row * ix->top_k)) return V4K_EMEMORY;
+  }
   return V4K_OK;
+}
+
+}  // namespace v4k
+
+extern "C" int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t start,
+                          int64_t n, const uint8_t *keys, const uint8_t *scales, int32_t *selected) {
+  if (!keys || !scales) return V4K_EARGUMENT;
+  const v4k_compressed held{nullptr, nullptr, const_cast<uint8_t *>(keys), const_cast<uint8_t *>(scales), 0, 0};
+  const v4k::Choosing part{start, n, &held, true};
+  return v4k::select(ix, x, qr, turns, n, &part, 1, selected);
 }
 
 extern "C" int v4k_index_scores(const v4k_indexer *ix, const float *q, const float *weights, const uint8_t *keys,

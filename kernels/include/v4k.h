@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 4
+#define V4K_ABI_VERSION 5
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
@@ -148,13 +148,13 @@ V4K_API int v4k_window_entries(const v4k_attention *a, const float *x, int64_t n
                                uint8_t *entries);
 
 /* heads [n, H, d]: attention with sink of q over the window, `fresh` holding the entries of these n tokens and `ring`
- * those before (position p at p mod window), and over the compressed entries: of token t those in selected[t, k] up to
+ * those before (position p at p mod ring_rows, which is at least the window), and over the compressed entries: of token t those in selected[t, k] up to
  * the first -1, with only -1 behind it, or, with selected NULL, the first (t + 1) / ratio. Turned back by the query's
  * position. Then the last of `fresh` are put into `ring`. Keys are taken window first, each part in ascending order, in
  * blocks of 64 with online softmax, and runs of 256 are merged in order. ratio 0: no compressed entries. */
 V4K_API int v4k_attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n,
-                       uint8_t *ring, const uint8_t *fresh, const uint8_t *compressed, int64_t ratio,
-                       const int32_t *selected, int64_t k, float *heads);
+                       uint8_t *ring, int64_t ring_rows, const uint8_t *fresh, const uint8_t *compressed,
+                       int64_t ratio, const int32_t *selected, int64_t k, float *heads);
 
 /* out [n, D] = wo_b(wo_a by groups of heads). */
 V4K_API int v4k_attention_output(const v4k_attention *a, const float *heads, int64_t n, float *out);
@@ -169,16 +169,20 @@ typedef struct {
   float eps;
 } v4k_compressor;
 
-/* What a compressor keeps: tails [slots, C] fp32 by position mod slots, slots = ratio, 8 for ratio 4; and room for
- * (start + n) / ratio entries. */
+/* Rows that rings and tails should have beyond those they need: going back over up to so many of the tokens fed last is
+ * then a matter of `start` alone, nothing that the state before them needs has been overwritten. */
+#define V4K_SPARE_ROWS 16
+
+/* What a compressor keeps: tails [slots, C] fp32 by position mod slots, slots >= ratio (2 * ratio for ratio 4, whose
+ * blocks overlap) plus spare rows; and room for (start + n) / ratio entries. */
 typedef struct {
   float *tail_kv, *tail_gate;
   uint8_t *entries, *scales; /* scales: of index keys only */
-  int64_t on_disk;           /* entries are pages of a file: those selected are asked for before they are read */
+  int64_t slots;
+  int64_t on_disk; /* entries are pages of a file: those selected are asked for before they are read */
 } v4k_compressed;
 
-/* Feed n tokens; entries start / ratio .. (start + n) / ratio - 1 are written. Tokens fed one at a time leave all that
- * the state before them needs, so going back over them takes no copy. */
+/* Feed n tokens; entries start / ratio .. (start + n) / ratio - 1 are written. */
 V4K_API int v4k_compress(const v4k_compressor *c, const float *x, int64_t start, int64_t n, const v4k_compressed *to);
 
 typedef struct {
@@ -207,21 +211,31 @@ typedef struct {
   const v4k_compressor *compressor; /* NULL: window only */
   const v4k_compressor *keys;       /* of index keys; with indexer, or both NULL */
   const v4k_indexer *indexer;
+  int64_t number; /* of the layer in what a timeline remembers */
 } v4k_attention_layer;
 
 /* What a layer remembers of one timeline; parts as far as the layer has them. */
 typedef struct {
   uint8_t *ring; /* see v4k_attend */
   const v4k_compressed *main, *keys;
+  int64_t ring_rows;
 } v4k_memory;
+
+/* Consecutive new tokens of one timeline: `rows` of them from position `start` on; `memory` of its layers, by number. */
+typedef struct {
+  const v4k_memory *memory;
+  int64_t start, rows;
+} v4k_span;
 
 /* Bytes of scratch that v4k_self_attention needs for each token, or V4K_EARGUMENT. */
 V4K_API int64_t v4k_attention_scratch(const v4k_attention_layer *l);
 
-/* out [n, D]: queries, new window entries, compressed entries and index keys; selection where more entries than top_k
- * are visible to the last token; attention and its output. Equal to those calls one after the other. */
-V4K_API int v4k_self_attention(const v4k_attention_layer *l, const float *x, const float *turns, int64_t start,
-                               int64_t n, const v4k_memory *m, void *scratch, float *out);
+/* x, out [n, D], turns [n, R/2, 2]: the rows of all spans, one span behind the other; projections see all rows at once,
+ * the rest goes span by span, each of its own timeline. For each span: queries, new window entries, compressed entries and
+ * index keys; selection where more entries than top_k are visible to its last token; attention and its output. Equal to
+ * those calls one after the other, and to a call for each span. */
+V4K_API int v4k_self_attention(const v4k_attention_layer *l, const float *x, const float *turns, const v4k_span *spans,
+                               int64_t n_spans, void *scratch, float *out);
 
 typedef struct {
   v4k_matrix gate;        /* [E, D] */

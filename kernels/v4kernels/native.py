@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 GROUP = 32
+SPARE_ROWS = 16  # V4K_SPARE_ROWS
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
 LIBRARY = "libv4k.so"
 
@@ -53,10 +54,11 @@ Attention = _structure(
     "Attention", "q_norm kv_norm sink", "heads head_dim rope_dims groups window", "eps", "wq_a wq_b wkv wo_a wo_b"
 )
 Compressor = _structure("Compressor", "ape norm freqs", "ratio dims rope_dims index", "eps", "wkv wgate")
-Compressed = _structure("Compressed", "tail_kv tail_gate entries scales", "on_disk")
+Compressed = _structure("Compressed", "tail_kv tail_gate entries scales", "slots on_disk")
 Indexer = _structure("Indexer", "", "heads dims rope_dims top_k", "", "wq_b weights_proj")
-AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer")
-Memory = _structure("Memory", "ring main keys")
+AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer", "number")
+Memory = _structure("Memory", "ring main keys", "ring_rows")
+Span = _structure("Span", "memory", "start rows")
 Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
 
 
@@ -89,13 +91,13 @@ SIGNATURES = {
     "v4k_rotations": (c_int, (_P, _N, _N, _N, _N, _P)),
     "v4k_queries": (c_int, (_P, _P, _N, _P, _P, _P)),
     "v4k_window_entries": (c_int, (_P, _P, _N, _P, _P)),
-    "v4k_attend": (c_int, (_P, _P, _P, _N, _N, _P, _P, _P, _N, _P, _N, _P)),
+    "v4k_attend": (c_int, (_P, _P, _P, _N, _N, _P, _N, _P, _P, _N, _P, _N, _P)),
     "v4k_attention_output": (c_int, (_P, _P, _N, _P)),
     "v4k_compress": (c_int, (_P, _P, _N, _N, _P)),
     "v4k_select": (c_int, (_P, _P, _P, _P, _N, _N, _P, _P, _P)),
     "v4k_index_scores": (c_int, (_P, _P, _P, _P, _P, _N, _P)),
     "v4k_attention_scratch": (c_int64, (_P,)),
-    "v4k_self_attention": (c_int, (_P, _P, _P, _N, _N, _P, _P, _P)),
+    "v4k_self_attention": (c_int, (_P, _P, _P, _P, _N, _P, _P)),
     "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from v4kernels import cpu, native
 from v4kernels.cpu import CpuOps, PackedWeight
-from v4kernels.quant import fake_fp8
+from v4kernels.reference.quant import fake_fp8
 
 from v4cli.cache.memory import Memory
 from v4cli.cache.packed import PackedLayer

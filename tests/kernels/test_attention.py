@@ -21,7 +21,7 @@ from layer_parts import (
     values,
 )
 from v4kernels import native
-from v4kernels.quant import fake_fp4, hadamard
+from v4kernels.reference.quant import fake_fp4, hadamard
 
 
 def index_scores(ix, q, w, keys, n):

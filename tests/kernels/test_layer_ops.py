@@ -28,7 +28,7 @@ from layer_parts import (
 )
 from v4kernels import cpu, native
 from v4kernels.cpu import PackedWeight
-from v4kernels.primitives import sinkhorn
+from v4kernels.reference.equations import sinkhorn
 
 
 def test_fp32_and_bf16_products(ops):

@@ -7,8 +7,8 @@ import torch
 from ml_values import E2M1
 from safetensors.torch import load_file
 from v4kernels import ops
-from v4kernels.primitives import Weight, sinkhorn, sqrt_softplus
-from v4kernels.quant import fake_fp4, fake_fp8, hadamard, pow2_ceil, round_e2m1
+from v4kernels.reference.equations import Weight, sinkhorn, sqrt_softplus
+from v4kernels.reference.quant import fake_fp4, fake_fp8, hadamard, pow2_ceil, round_e2m1
 
 from v4cli.model.rope import frequencies
 from v4cli.weights.formats import decode_fp4, decode_fp8

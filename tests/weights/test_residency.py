@@ -8,7 +8,7 @@ import pytest
 from v4cli.bench import cache, nano_routing
 from v4cli.bench.traces import KINDS, Trace, synthetic
 from v4cli.errors import UsageError
-from v4cli.weights.residency import Residency, nearness
+from v4cli.experts.policy import Residency, nearness
 
 
 def test_places_are_filled_then_given_to_what_is_used_most():

@@ -1,10 +1,12 @@
 """The attention of one Flash layer at any context length, its cache filled with random entries."""
 
+import ctypes
 from dataclasses import replace
 
 import numpy as np
 from v4kernels import native
-from v4kernels.cpu import CpuOps
+from v4kernels.api import Span
+from v4kernels.cpu import Buffer, Cpu
 
 from v4cli.bench.random_weights import RandomSource
 from v4cli.bench.synthetic import shape
@@ -19,7 +21,7 @@ class AttentionLayer:
     def __init__(self, ratio: int, context: int):
         config = shape("flash", 1)
         self.config = replace(config, compress_ratios=(ratio,), n_routed_experts=8, vocab_size=1024, num_hash_layers=0)
-        self.model = V4(self.config, build(self.config, RandomSource(self.config, "native")), CpuOps())
+        self.model = V4(self.config, Cpu().bind(build(self.config, RandomSource(self.config, "native"))))
         self.context = context
         self.state = self.model.new_state()
         self.state.n_tokens = context
@@ -29,10 +31,8 @@ class AttentionLayer:
             codes[:] = np.random.default_rng(1).integers(0, 256, codes.size, np.uint8).reshape(codes.shape) & 0xB7
             if "scales" in part.rows:
                 part.rows["scales"].data[: context // ratio] = 127
-        x = np.random.default_rng(2).standard_normal(self.config.hidden_size).astype(np.float32)
-        self.x = self.model.ops._take("bench x", 1, len(x))
-        self.x.array()[:] = x
-        self.turns = self.model.ops.rotations(self.model.weights.freqs[ratio], context, 1)
+        self.x = Buffer.of(np.random.default_rng(2).standard_normal((1, self.config.hidden_size), np.float32))
+        self.batch = self.model.ops.batch([Span([0], self.state.timeline, context)])
         self.scores = np.empty(context // 4, np.float32)
         self.q = np.random.default_rng(3).standard_normal((64, 128)).astype(np.float32)
 
@@ -56,15 +56,14 @@ class AttentionLayer:
 
     def step(self) -> None:
         """One token through the layer's attention, always at the same place."""
-        attn = self.model.weights.layers[0].attn
-        self.model.ops.self_attention(attn, self.x, self.turns, self.context, self.state.layers[0])
+        self.model.ops.window_attention(0, self.x, self.batch)
 
     def score(self) -> None:
         """Index scores of one token over all keys."""
-        indexer, keys = self.model.weights.layers[0].attn.indexer, self.state.layers[0].index.native
+        indexer, keys = self.model.ops.layers[0].attn.indexer, self.state.layers[0].index.native
         native.checked(
             native.library().v4k_index_scores(
-                indexer.at, self.q.ctypes.data, self.q.ctypes.data, keys.entries, keys.scales, self.scores.size,
+                ctypes.addressof(indexer), self.q.ctypes.data, self.q.ctypes.data, keys.entries, keys.scales, self.scores.size,
                 self.scores.ctypes.data,
             )
         )  # fmt: skip

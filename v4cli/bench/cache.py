@@ -1,7 +1,7 @@
 """`v4 bench cache`: what an expert cache would have hit on a trace of routing, by policy. No model, no disk.
 
 `lru`, `lfu` (all uses counted, ever): the usual ones; every expert read takes the place of another. `v4`: ours
-(weights/residency.py). `static`: the experts used most in the whole trace, chosen by hindsight, never exchanged.
+(experts/policy.py). `static`: the experts used most in the whole trace, chosen by hindsight, never exchanged.
 `optimum`: Belady's, which knows the future: an expert read stays only if its next use comes before that of one that is
 resident. Every one starts empty, except static.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from v4cli.bench.traces import Trace
 from v4cli.errors import UsageError
-from v4cli.weights.residency import Residency, nearness
+from v4cli.experts.policy import Residency, nearness
 
 POLICIES = ("lru", "lfu", "v4", "static", "optimum")
 

@@ -22,8 +22,8 @@ from v4cli.engine.engine import Engine
 from v4cli.engine.stats import peak_rss_bytes
 from v4cli.errors import UsageError
 from v4cli.model import cost
-from v4cli.weights.expert_files import ExpertFiles
-from v4cli.weights.reader import Rank, Reader
+from v4cli.experts.files import ExpertFiles
+from v4cli.experts.reader import Rank, Reader
 from v4cli.weights.store import Store, layout
 
 PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured
@@ -70,7 +70,7 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     engine = Engine.open(folder, "cpu", ram=ram)
     if engine.stream is None:
         raise UsageError("all of the model fits in --ram", "drop --ram: v4 bench measures it in memory")
-    recorder = Recorder(engine.config, engine.model.ops) if trace else None
+    recorder = Recorder(engine.model) if trace else None
     ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, prompt + tokens).tolist()
     session = engine.session()
     session.sync(ids[:prompt])

@@ -39,20 +39,24 @@ def _inputs(n_tokens: int, split: str, seed: int) -> Tensor:
     ids: list[int] = []
     while len(ids) < n_tokens:
         ids += turn_ids(tokenizer, generate(rng, split).messages)
-    seen: list[list[np.ndarray]] = [[] for _ in range(engine.config.num_hidden_layers)]
-    route, calls = engine.model.ops.route, 0
-
-    def noting(ffn, x, tokens):
-        nonlocal calls
-        seen[calls % len(seen)].append(x.array().copy())
-        calls += 1
-        return route(ffn, x, tokens)
-
-    engine.model.ops.route = noting
+    engine.model.bank = noting = Noting(engine.model.bank, engine.config.num_hidden_layers)
     session = engine.session()
     for start in range(0, n_tokens, PREFILL_CHUNK):
         session.feed(ids[start : min(start + PREFILL_CHUNK, n_tokens)])
-    return torch.from_numpy(np.stack([np.concatenate(layer) for layer in seen]))
+    return torch.from_numpy(np.stack([np.concatenate(layer) for layer in noting.seen]))
+
+
+class Noting:
+    """A bank that notes what the routers see."""
+
+    def __init__(self, bank, n_layers: int):
+        self.seen: list[list[np.ndarray]] = [[] for _ in range(n_layers)]
+        self._bank = bank
+        self.begin_step, self.foresee, self.end_step = bank.begin_step, bank.foresee, bank.end_step
+
+    def begin(self, layer, x, routing, streams):
+        self.seen[layer].append(x.array().copy())
+        return self._bank.begin(layer, x, routing, streams)
 
 
 def _scores(seen: Tensor, new: Tensor, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ Decoding must read every weight a token uses, so its ceiling is read bandwidth; 
 its tokens, so its ceiling is the rate of int8 products. GB, GMAC are 10^9.
 """
 
+import ctypes
 import math
 import time
 from collections.abc import Callable
@@ -69,9 +70,12 @@ class Clock:
         setattr(self, name, timed)
         return timed
 
-    def v4k_self_attention(self, layer_at, x, turns, start, n, memory_at, scratch, out) -> int:
-        """Its steps one by one (v4k.h), so that index and attention have times of their own."""
-        layer, memory = native.AttentionLayer.from_address(layer_at), native.Memory.from_address(memory_at)
+    def v4k_self_attention(self, layer_at, x, turns, spans_at, n_spans, scratch, out) -> int:
+        """Its steps one by one (v4k.h), so that index and attention have times of their own; for one timeline."""
+        assert n_spans == 1
+        layer, span = native.AttentionLayer.from_address(layer_at), native.Span.from_address(spans_at)
+        start, n = span.start, span.rows
+        memory = native.Memory.from_address(span.memory + layer.number * ctypes.sizeof(native.Memory))
         a = native.Attention.from_address(layer.attention)
         top_k = native.Indexer.from_address(layer.indexer).top_k if layer.indexer else 0
         ratio = native.Compressor.from_address(layer.compressor).ratio if layer.compressor else 0
@@ -99,7 +103,9 @@ class Clock:
                 )
         k = top_k if chosen else 0
         codes.append(
-            self.v4k_attend(layer.attention, q, turns, start, n, memory.ring, fresh, entries, ratio, chosen, k, result)
+            self.v4k_attend(
+                layer.attention, q, turns, start, n, memory.ring, memory.ring_rows, fresh, entries, ratio, chosen, k, result
+            )
         )
         codes.append(self.v4k_attention_output(layer.attention, result, n, out))
         return min(codes)
@@ -115,22 +121,22 @@ class Clock:
 @contextmanager
 def clocked(ops):
     """Within: every kernel call of the op table goes through the Clock."""
-    library = ops._call
-    ops._call = Clock(library)
+    library, clock = ops.library, Clock(ops.library)
+    ops.library = clock
     try:
-        yield ops._call
+        yield clock
     finally:
-        ops._call = library
+        ops.library = library
 
 
 def random_engine(config, quant: str, name: str) -> Engine:
     """An engine over random packed weights of this shape, on the cpu backend."""
-    from v4kernels.cpu import CpuOps
+    from v4kernels.cpu import Cpu
 
     from v4cli.bench.random_weights import RandomSource
 
     start = time.monotonic()
-    model = V4(config, build(config, RandomSource(config, quant)), CpuOps())
+    model = V4(config, Cpu().bind(build(config, RandomSource(config, quant))))
     return Engine(model, name, time.monotonic() - start)
 
 

@@ -52,25 +52,24 @@ class Trace:
 
 
 class Recorder:
-    """Notes what the router of StreamedOps chooses for every decoded token, from now on."""
+    """A bank that notes what the routers of a model on the cpu backend choose for every decoded token, from now on."""
 
-    def __init__(self, config, ops):
-        self.config, self.ops = config, ops
+    def __init__(self, model):
+        self.config, self._model, self._bank = model.config, model, model.bank
         self._noted: list[tuple[np.ndarray, np.ndarray]] = []  # experts and scores
-        self._route, ops.route = ops.route, self._noting
+        self.begin_step, self.foresee, self.end_step = self._bank.begin_step, self._bank.foresee, self._bank.end_step
+        model.bank = self
 
-    def _noting(self, ffn, x, ids):
-        chosen, weights = self._route(ffn, x, ids)
-        if ids.rows == 1:
-            scores = (
-                self.ops.scores.array()[0] if ffn.tid2eid is None else np.full(self.config.n_routed_experts, np.nan)
-            )
-            self._noted.append((chosen.array()[0].astype(np.uint16), scores.astype(np.float16)))
-        return chosen, weights
+    def begin(self, layer, x, routing, streams):
+        if x.rows == 1:
+            hashed = layer < self.config.num_hash_layers
+            scores = np.full(self.config.n_routed_experts, np.nan) if hashed else routing.scores.array()[0]
+            self._noted.append((routing.chosen.array()[0].astype(np.uint16), scores.astype(np.float16)))
+        return self._bank.begin(layer, x, routing, streams)
 
     def stop(self) -> Trace:
         """The trace so far. UsageError if nothing was decoded."""
-        self.ops.route = self._route
+        self._model.bank = self._bank
         layers = self.config.num_hidden_layers
         n_tokens = len(self._noted) // layers
         if not n_tokens:

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from v4cli.errors import SnapshotError
 
-FORMAT = "v4cli kv 1"  # the number counts up when older files can no longer be read
+FORMAT = "v4cli kv 2"  # the number counts up when older files can no longer be read
 MARK, ZEROS = b'"crc32":"', b"00000000"
 DTYPES = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
 MAX_HEADER = 1 << 24

@@ -2,14 +2,18 @@
 
 Per layer the last `sliding_window` latents, the compressed entries so far, the unfinished block's inputs (tail) and,
 for ratio 4, the previous block's. Never the full history. Entries only grow, so going back is a truncation plus the
-small parts, which a checkpoint holds. A layer is of the kind its op table works on: cache/layer.py (torch tensors) or
-cache/packed.py (bytes for the kernels).
+small parts, which a checkpoint holds. What a layer's state is made of is its backend's affair (v4kernels/api.py).
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Generic
 
 import numpy as np
+from v4kernels.api import LayerState, S
+
+from v4cli.errors import ResourceError, UsageError
 
 
 @dataclass(frozen=True)
@@ -30,36 +34,50 @@ class Checkpoint:
         return cls(n_tokens, tuple(_split(arrays, n_layers)))
 
 
-class State:
+class State(Generic[S]):
     """All layers of one timeline, at `n_tokens` tokens."""
 
-    def __init__(self, attentions, packed: bool, most_tokens: int, folder: Path | None = None):
-        """`attentions`: the attention node of each layer; `packed`: in the stored form that kernels read.
-
-        `folder`: where packed entries live in a file instead of RAM. ResourceError without room.
-        """
-        self._kind = attentions, packed, most_tokens, folder
+    def __init__(self, new: Callable[[], S]):
+        """`new` gives a backend's empty timeline (v4kernels/api.py). ResourceError without room, UsageError."""
+        self._new = new
+        with _in_words():
+            self.timeline = new()
         self.n_tokens = 0
-        if packed:
-            from v4cli.cache.memory import Memory
-            from v4cli.cache.packed import PackedLayer
+        self._floor = self._high = 0  # what lies before the first is not whole, nothing was written behind the second
 
-            memory = Memory(folder)
-            self.layers = [PackedLayer(attn, most_tokens, memory) for attn in attentions]
-        else:
-            from v4cli.cache.layer import Layer
+    @property
+    def layers(self) -> Sequence[LayerState]:
+        return self.timeline.layers
 
-            self.layers = [Layer(attn) for attn in attentions]
+    def begin(self, n_next: int) -> None:
+        """So many tokens are about to be fed: there is room for them from now on. ResourceError without it."""
+        self.reserve(self.n_tokens + n_next)
+        self._high = max(self._high, self.n_tokens + n_next)
 
-    def checkpoint(self, n_next: int | None = None) -> Checkpoint:
-        """Remember this point. With `n_next` only until that many tokens have been fed, which may cost less."""
-        return Checkpoint(self.n_tokens, tuple(layer.mark(self.n_tokens, n_next) for layer in self.layers))
+    def can_return(self, n_next: int) -> bool:
+        """Whether `back` will lead here after n_next more tokens."""
+        return max(self._high, self.n_tokens + n_next) - self.n_tokens <= self.timeline.spare
+
+    def back(self, n_tokens: int) -> bool:
+        """Go back to n_tokens if `can_go_back`; whether it does."""
+        if not self.can_go_back(n_tokens):
+            return False
+        self.n_tokens = n_tokens
+        return True
+
+    def can_go_back(self, n_tokens: int) -> bool:
+        """Whether n_tokens can be reached without a copy: over the last few, as many as the backend has spare rows for."""
+        return self._floor <= n_tokens <= self.n_tokens and self._high - n_tokens <= self.timeline.spare
+
+    def checkpoint(self) -> Checkpoint:
+        """Remember this point."""
+        return Checkpoint(self.n_tokens, tuple(layer.mark(self.n_tokens) for layer in self.layers))
 
     def restore(self, point: Checkpoint) -> None:
         """Go back to a checkpoint taken on this timeline, or to one whose entries have been `put`."""
-        self.n_tokens = point.n_tokens
         for layer, mark in zip(self.layers, point.marks):
             layer.restore(mark, point.n_tokens)
+        self.n_tokens = self._floor = self._high = point.n_tokens
 
     def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Views of the compressed entries of tokens [first, last) by name; `first` a multiple of 128."""
@@ -67,17 +85,19 @@ class State:
 
     def reserve(self, n_tokens: int) -> None:
         """Room for the entries of n_tokens tokens at once. ResourceError without it."""
-        for layer in self.layers:
-            layer.reserve(n_tokens)
+        with _in_words():
+            for layer in self.layers:
+                layer.reserve(n_tokens)
 
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
         """Write what `entries(first, last)` gave elsewhere, behind n_tokens. ValueError if it does not fit."""
+        self.reserve(last)
         for layer, own in zip(self.layers, _split(entries, len(self.layers))):
             layer.put(first, last, own)
 
-    def fork(self) -> "State":
+    def fork(self) -> "State[S]":
         """An independent copy of the whole state."""
-        twin = State(*self._kind)
+        twin = State(self._new)
         twin.put(0, self.n_tokens, self.entries(0, self.n_tokens))
         twin.restore(self.checkpoint())
         return twin
@@ -88,7 +108,18 @@ class State:
         return sum(layer.nbytes for layer in self.layers)
 
 
-def _joined(layers) -> dict[str, np.ndarray]:
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """A backend knows no errors of ours."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(str(error), "a shorter context, or --kv-dir with a folder on a disk with more room") from None
+    except ValueError as error:
+        raise UsageError(str(error), "drop --kv-dir or --backend") from None
+
+
+def _joined(layers: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Arrays of all layers in one dict, `layers.N.` before their names."""
     return {f"layers.{i}.{name}": array for i, own in enumerate(layers) for name, array in own.items()}
 

@@ -9,32 +9,42 @@ import threading
 import time
 from pathlib import Path
 
-from v4kernels import ops as op_table
+from v4kernels import backend as backend_of
+from v4kernels.api import Backend
 
 from v4cli.cache.prefixes import Prefixes
 from v4cli.engine import loading
-from v4cli.engine.loading import residence_in
+from v4cli.engine.budget import Residence
+from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import UsageError
+from v4cli.experts.slots import ExpertStream
 from v4cli.model.v4 import V4
-from v4cli.model.weights import build
 from v4cli.weights.store import open_model
 
 
 class Engine:
     """A loaded model. Sessions share it, and may be in different threads: they compute in turns."""
 
-    def __init__(self, model: V4, path: Path, load_s: float, identity: dict | None = None, place=None):
+    def __init__(
+        self,
+        model: V4,
+        path: Path,
+        load_s: float,
+        identity: dict | None = None,
+        place: Residence | None = None,
+        stream: ExpertStream | None = None,
+    ):
         """`identity`: everything that stored prefixes depend on; None: none can be stored. `place`: the Residence that
-        was planned, of a model whose experts are read on demand."""
+        was planned, and `stream` what reads them, of a model whose experts are read on demand."""
         self.model = model
         self.config = model.config
         self.path = path
         self.load_s = load_s
         self.identity = identity
         self.place = place
-        self.stream = model.ops.stream if place else None
-        self.turns = threading.Lock()  # buffers of the op table are everyone's
+        self.stream = stream
+        self.computing = threading.Lock()  # the op table's results are everyone's
 
     @classmethod
     def open(
@@ -53,25 +63,20 @@ class Engine:
         """
         start = time.monotonic()
         try:
-            ops = op_table(backend, numerics)
+            chosen = backend_of(backend, numerics)
         except ValueError as error:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
-        identity = _identity(checkpoint, ops)
-        place = residence_in(checkpoint, ram) if ops.packed else None
-        if place:
-            ops, source = loading.streamed(checkpoint, place, learned and _learned_file(learned, identity))
-        elif ram is not None and not ops.packed:
+        identity = _identity(checkpoint, chosen)
+        place = stream = None
+        if chosen.name == "cpu":
+            place = residence_in(checkpoint, ram)
+        elif ram is not None:
             raise UsageError("--ram needs the cpu backend", "drop --ram or --backend")
-        else:
-            source = loading.source_of(checkpoint, ops)
-        with ops.inference():
-            weights = build(checkpoint.config, source)
-            try:
-                model = V4(checkpoint.config, weights, ops)
-            except ValueError as error:
-                raise UsageError(str(error), "--backend reference takes any size") from None
-        return cls(model, Path(path), time.monotonic() - start, identity, place)
+        if place:
+            stream = loading.streamed(checkpoint, place, learned and _learned_file(learned, identity))
+        model = loading.model_of(checkpoint, chosen, stream)
+        return cls(model, Path(path), time.monotonic() - start, identity, place, stream)
 
     def make_room(self, kv_bytes: int) -> None:
         """Keep within the budget when a session's KV state outgrows what was planned: experts give way."""
@@ -88,8 +93,6 @@ class Engine:
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
     ) -> Session:
         """A new, empty timeline; session.py says what the options are. UsageError, ResourceError."""
-        if kv_dir is not None and not self.model.ops.packed:
-            raise UsageError("a KV cache in a folder needs the cpu backend", "drop --kv-dir or --backend")
         return Session(self, kv_dir, prefixes, worth_s)
 
     def prefixes(self, root: Path, disk_budget: int, write_budget: int) -> Prefixes | None:
@@ -103,10 +106,10 @@ def _learned_file(folder: Path, identity: dict) -> Path:
 
 def identity_of(folder: Path) -> dict:
     """The identity an engine over this model has by default. ModelError, UsageError."""
-    return _identity(open_model(folder), op_table())
+    return _identity(open_model(folder), backend_of())
 
 
-def _identity(checkpoint, ops) -> dict:
+def _identity(checkpoint: Model, backend: Backend) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
-    kind = {"backend": ops.name, "numerics": ops.numerics, "config": config}
+    kind = {"backend": backend.name, "numerics": backend.numerics, "config": config}
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}

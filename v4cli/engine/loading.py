@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from v4kernels.api import Backend
 
 from v4cli import hardware
 from v4cli.engine.budget import SHARE, Residence, residence
@@ -14,25 +15,36 @@ from v4cli.errors import ResourceError, UsageError
 from v4cli.files import write_atomically
 from v4cli.model import cost
 from v4cli.model.sources import DenseSource, PackedSource
-from v4cli.model.streamed import StreamedOps, StreamedSource
-from v4cli.weights.expert_files import ExpertFiles, into_memory
+from v4cli.model.v4 import V4
+from v4cli.model.weights import build
+from v4cli.weights.checkpoint import Checkpoint
+from v4cli.experts.bank import Streamed
+from v4cli.experts.files import ExpertFiles, into_memory
 from v4cli.weights.schema import expected_tensors
 from v4cli.weights.store import Store, layout
-from v4cli.weights.streaming import ExpertStream
+from v4cli.experts.slots import ExpertStream
 
 MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 
 
-def source_of(checkpoint, ops):
-    """Where the weights of an opened model come from if memory is no matter, for these ops."""
-    room = MEMORY_SHARE * psutil.virtual_memory().available
-    if ops.packed:
-        return PackedSource(checkpoint, check=checkpoint.nbytes < room)
-    values = sum(spec.n_values for spec in expected_tensors(checkpoint.config, False).values())
-    return DenseSource(checkpoint, lazy=4 * values > room)
+Model = Store | Checkpoint
 
 
-def residence_in(checkpoint, ram: int | None) -> Residence | None:
+def model_of(checkpoint: Model, backend: Backend, stream: ExpertStream | None = None) -> V4:
+    """The model over an opened checkpoint, its routed experts from `stream` if there is one. UsageError, ModelError."""
+    config, room = checkpoint.config, MEMORY_SHARE * psutil.virtual_memory().available
+    try:
+        if backend.name == "cpu":
+            source = PackedSource(checkpoint, check=stream is not None or checkpoint.nbytes < room)
+            ops = backend.bind(build(config, source, experts=stream is None))
+            return V4(config, ops, Streamed(ops, stream) if stream else None)
+        values = sum(spec.n_values for spec in expected_tensors(config, False).values())
+        return V4(config, backend.bind(build(config, DenseSource(checkpoint, lazy=4 * values > room))))
+    except ValueError as error:
+        raise UsageError(str(error), "--backend reference takes any size") from None
+
+
+def residence_in(checkpoint: Model, ram: int | None) -> Residence | None:
     """What a budget means for a model; None if all of it fits, and for official checkpoints without a budget.
 
     `ram`: bytes; by default SHARE of what is free. ResourceError if the least does not fit, UsageError for an official
@@ -53,8 +65,8 @@ def residence_in(checkpoint, ram: int | None) -> Residence | None:
     return place if place.slots else None
 
 
-def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[StreamedOps, StreamedSource]:
-    """Ops and source over experts on demand; everything else is read into memory.
+def streamed(store: Store, place: Residence, learned: Path | None) -> ExpertStream:
+    """Experts on demand; everything else is read into memory.
 
     `learned`: file of what an earlier run learned about the use of experts, if there is one. ModelError, ResourceError.
     """
@@ -71,7 +83,7 @@ def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[Stre
     if learned is not None:
         with contextlib.suppress(OSError, ValueError, KeyError), np.load(learned) as arrays:
             stream.learn(dict(arrays))
-    return StreamedOps(stream), StreamedSource(store)
+    return stream
 
 
 def _rows_of(path: Path) -> np.ndarray:

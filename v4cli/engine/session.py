@@ -93,11 +93,11 @@ class Session:
         if common == len(self.tokens) and (common < len(tokens) or self.logits is not None):
             here = common  # go on from here, or nothing to do
         else:
-            here = max(point.n_tokens for point in self.points if point.n_tokens <= min(common, len(tokens) - 1))
+            here = self._nearest(min(common, len(tokens) - 1))
         self.stats.restored_tokens = 0
         found = self.prefixes.longest(tokens, here) if self.prefixes else None
         if here < len(self.tokens):
-            self._restore(here)
+            self._go_back(here)
         if found is not None:
             self._load(found, tokens)
 
@@ -117,26 +117,37 @@ class Session:
         self.unsaved_s = 0.0
         self.stats.restored_tokens = snapshot.n_tokens
 
-    def _restore(self, n_tokens: int) -> None:
-        """Go back to the point at n_tokens."""
+    def _nearest(self, n_tokens: int) -> int:
+        """The largest number of tokens up to n_tokens that `_go_back` can be given."""
+        if self.state.can_go_back(n_tokens):
+            return n_tokens
+        return max(point.n_tokens for point in self.points if point.n_tokens <= n_tokens)
+
+    def _go_back(self, n_tokens: int) -> None:
+        """Be at n_tokens again: by moving the cursor, or at the point there."""
         while self.points[-1].n_tokens > n_tokens:
             self.points.pop()
         self.stored = [snapshot for snapshot in self.stored if snapshot.n_tokens <= n_tokens]
-        self.state.restore(self.points[-1])
+        if not self.state.back(n_tokens):
+            self.state.restore(self.points[-1])
         del self.tokens[n_tokens:]
         self.logits = None
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
-        model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
+        model, at, start = self.engine.model, self.state.n_tokens, time.monotonic()
+        before = None if self.state.can_return(len(tokens)) else self.state.checkpoint()
         try:
-            with self.engine.turns, model.ops.inference():
+            with self.engine.computing, model.ops.inference():
                 if self.engine.stream and not self.kv_dir:
                     self.engine.make_room(self.state.nbytes)
-                hidden = model.forward(tokens, self.state)
-                logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
+                hidden = model.forward([(tokens, self.state)])
+                logits = np.asarray(model.logits(hidden if all_logits else model.ops.rows(hidden, [len(tokens) - 1])))
         except BaseException:  # Ctrl-C included: some layers may have advanced
-            self.state.restore(before)
+            if before is not None:
+                self.state.restore(before)
+            else:
+                self.state.back(at)
             raise
         self.tokens.extend(tokens)
         self.logits = logits[-1]
@@ -144,11 +155,11 @@ class Session:
         return logits if all_logits else logits[-1]
 
     def rewind(self, n_tokens: int) -> None:
-        """Go back to the first `n_tokens` tokens: nearest point before them, then replay."""
+        """Go back to the first `n_tokens` tokens: at once over the last few, else by the nearest point and replay."""
         if n_tokens >= len(self.tokens):
             return
         tokens = self.tokens[:n_tokens]
-        self._restore(max(point.n_tokens for point in self.points if point.n_tokens <= n_tokens))
+        self._go_back(self._nearest(n_tokens))
         for i in range(len(self.tokens), n_tokens, PREFILL_CHUNK):
             self.feed(tokens[i : i + PREFILL_CHUNK])
 

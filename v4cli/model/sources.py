@@ -25,7 +25,7 @@ class DenseSource:
         self.lazy = lazy
 
     def weight(self, name: str):
-        from v4kernels.primitives import LazyWeight, Weight
+        from v4kernels.reference import LazyWeight, Weight
 
         kind = KINDS[self.checkpoint.official_dtype(name)]
         if self.lazy:

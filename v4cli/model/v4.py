@@ -1,48 +1,70 @@
 """The whole DeepSeek-V4 forward pass, in execution order, over an op table (spec 3).
 
-In: token ids that continue a State. Out: final hidden states and logits. Weights carry their official checkpoint names.
-What computes, in which numerics and on what arrays, is the op table's business (v4kernels/reference.py describes every
-op); what is remembered is the State's. Knows nothing of text, files or sampling.
+In: token ids that continue one or several timelines. Out: final hidden states and logits. What computes, in which
+numerics and on what arrays, is the op table's business (v4kernels/api.py says what every op gives, the equations are in
+v4kernels/reference); what is remembered is the State's. Knows nothing of text, files or sampling.
 
-Sizes: N new tokens, D hidden_size, S hc_mult streams, H heads, d head_dim.
+Sizes: N new tokens, D hidden_size, S hc_mult streams.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic
+
+from v4kernels.api import A, B, Bank, Ops, S, Span, X
+from v4kernels.tree import Kind
 
 from v4cli.cache.state import State
+from v4cli.config import V4Config
 
 
-class V4:
-    """A model: config, weights (see model/weights.py for the tree of official names) and ops."""
+class V4(Generic[A, X, S, B]):
+    """A model: its config, the ops over its weights, and who holds its experts."""
 
-    def __init__(self, config, weights, ops):
-        self.config = config
-        self.weights = weights
-        self.ops = ops
-        ops.prepare(weights)
+    def __init__(self, config: V4Config, ops: Ops[A, X, S, B], bank: Bank[A, B] | None = None):
+        """`bank`: by default that of the experts in the ops' weights."""
+        self.config, self.ops = config, ops
+        self.bank: Bank[A, B] = ops.resident() if bank is None else bank
+        self.kinds = [Kind.of(ratio) for ratio in config.compress_ratios[: config.num_hidden_layers]]
 
-    def new_state(self, kv_dir: Path | None = None) -> State:
-        """An empty timeline for this model, its entries in RAM or in a file in folder `kv_dir`."""
-        attentions = [layer.attn for layer in self.weights.layers]
-        return State(attentions, self.ops.packed, self.config.max_position_embeddings, kv_dir)
+    def new_state(self, kv_dir: Path | None = None) -> State[S]:
+        """An empty timeline, its entries in RAM or in a file in folder `kv_dir`. ResourceError, UsageError."""
+        return State(lambda: self.ops.new_state(self.config.max_position_embeddings, kv_dir))
 
-    def forward(self, ids, state: State):
-        """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head."""
-        ops, w, start = self.ops, self.weights, state.n_tokens
-        n, ids = len(ids), ops.tokens(ids)
-        turns = {ratio: ops.rotations(freqs, start, n) for ratio, freqs in w.freqs.items()}
-        streams = ops.embed(ids, w.embed, self.config.hc_mult)  # (N, S, D)
-        for layer, kv in zip(w.layers, state.layers):
-            x, mix = ops.sublayer_input(streams, layer.hc_attn)  # (N, D)
-            x = ops.self_attention(layer.attn, x, turns[layer.attn.ratio], start, kv)  # (N, D)
+    def forward(self, feeds: Sequence[tuple[Sequence[int], State[S]]]) -> A:
+        """Each timeline's next tokens, (n,) int64 with the state before them -> hidden (N, D), normed for the head, of all
+        of them one behind the other. The states advance. ResourceError without room for them."""
+        ops, bank = self.ops, self.bank
+        for ids, state in feeds:
+            state.begin(len(ids))
+        batch = ops.batch([Span(ids, state.timeline, state.n_tokens) for ids, state in feeds])
+        streams = ops.embed(batch)  # (N, S, D)
+        bank.begin_step(batch)
+        for layer, kind in enumerate(self.kinds):
+            bank.foresee(layer, streams)
+
+            x, mix = ops.attention_input(layer, streams)  # (N, D)
+            if kind is Kind.WINDOW:  # the last tokens
+                x = ops.window_attention(layer, x, batch)  # (N, D)
+            elif kind is Kind.CSA:  # these, and the chosen of the lightly compressed entries
+                x = ops.csa_attention(layer, x, batch)  # (N, D)
+            else:  # these, and all of the heavily compressed entries
+                x = ops.hca_attention(layer, x, batch)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
-            x, mix = ops.sublayer_input(streams, layer.hc_ffn)  # (N, D)
-            chosen, weights = ops.route(layer.ffn, x, ids)  # (N, top_k)
-            x = ops.experts(layer.ffn, x, chosen, weights)  # (N, D)
-            streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
-        state.n_tokens += n
-        return ops.final_hidden(streams, w.hc_head)  # (N, D)
 
-    def logits(self, hidden):
+            x, mix = ops.ffn_input(layer, streams)  # (N, D)
+            if layer < self.config.num_hash_layers:
+                routing = ops.route_by_token(layer, x, batch)  # (N, top_k)
+            else:
+                routing = ops.route_by_score(layer, x)  # (N, top_k)
+            experts = bank.begin(layer, x, routing, streams)
+            x = experts.add_to(ops.shared_expert(layer, x))  # (N, D)
+            streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
+        bank.end_step(batch.rows)
+        for ids, state in feeds:
+            state.n_tokens += len(ids)
+        return ops.final_hidden(streams)  # (N, D)
+
+    def logits(self, hidden: A) -> A:
         """hidden (M, D) -> logits (M, vocab_size) fp32."""
-        return self.ops.logits(hidden, self.weights.head)
+        return self.ops.logits(hidden)

@@ -1,47 +1,59 @@
-"""The tree of weights the forward walks, built once from any source of official tensor names (spec 2.1).
+"""Builds the tree of weights (v4kernels/tree.py) from any source of official tensor names (spec 2.1).
 
 A source answers `weight(name)` with a matrix and `vector(name)` with an fp32 or integer tensor, both of the kind its
-op table takes: model/sources.py has those that read files; the trainer's parameters are another. Beside its weights
-every node holds the constants that its ops need.
+backend takes: model/sources.py has those that read files; the trainer's parameters are another.
 """
 
-from types import SimpleNamespace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import numpy as np
+from v4kernels.tree import Attention, Compressor, Expert, Hyper, Indexer, Kind, Layer, Mixture, Tree
+
+from v4cli.config import V4Config
 from v4cli.model.rope import frequencies
 
-
-class Source(Protocol):
-    def weight(self, name: str): ...
-    def vector(self, name: str): ...
+M = TypeVar("M", covariant=True)
+V = TypeVar("V", covariant=True)
 
 
-def build(config, source: Source) -> SimpleNamespace:
-    """The weight tree of the trunk (mtp.* is not part of it)."""
-    freqs = {ratio: frequencies(config, ratio) for ratio in config.compress_ratios[: config.num_hidden_layers]}
-    return SimpleNamespace(
+class Source(Protocol[M, V]):
+    def weight(self, name: str) -> M: ...
+    def vector(self, name: str) -> V: ...
+
+
+def build(config: V4Config, source: Source[M, V], experts: bool = True) -> Tree[M, V]:
+    """The weight tree of the trunk (mtp.* is not part of it); without `experts` the routed ones are left to a bank."""
+    return Tree(
         embed=source.weight("embed.weight"),
         head=source.weight("head.weight"),
         hc_head=_hyper(config, source, "hc_head", "norm.weight"),
-        freqs=freqs,  # by ratio
-        layers=[_layer(config, source, i, freqs) for i in range(config.num_hidden_layers)],
+        layers=[_layer(config, source, i, experts) for i in range(config.num_hidden_layers)],
     )
 
 
-def _layer(config, source: Source, i: int, freqs) -> SimpleNamespace:
+def _layer(config: V4Config, source: Source[M, V], i: int, experts: bool) -> Layer[M, V]:
     at = f"layers.{i}."
-    ratio = config.compress_ratios[i]
-    return SimpleNamespace(
+    hashed, n_experts = i < config.num_hash_layers, config.n_routed_experts if experts else 0
+    return Layer(
         hc_attn=_hyper(config, source, at + "hc_attn", at + "attn_norm.weight"),
-        attn=_attention(config, source, at + "attn.", ratio, freqs[ratio]),
+        attn=_attention(config, source, at + "attn.", config.compress_ratios[i]),
         hc_ffn=_hyper(config, source, at + "hc_ffn", at + "ffn_norm.weight"),
-        ffn=_ffn(config, source, at + "ffn.", hashed=i < config.num_hash_layers),
+        ffn=Mixture(
+            gate=source.weight(at + "ffn.gate.weight"),
+            gate_bias=None if hashed else source.vector(at + "ffn.gate.bias"),
+            tid2eid=source.vector(at + "ffn.gate.tid2eid") if hashed else None,
+            experts=[_expert(source, f"{at}ffn.experts.{e}.") for e in range(n_experts)],
+            shared=_expert(source, at + "ffn.shared_experts."),
+            top_k=config.num_experts_per_tok,
+            scale=config.routed_scaling_factor,
+            limit=config.swiglu_limit,
+        ),
     )
 
 
-def _hyper(config, source: Source, at: str, norm: str) -> SimpleNamespace:
+def _hyper(config: V4Config, source: Source[M, V], at: str, norm: str) -> Hyper[V]:
     """A hyper-connection and the norm behind it."""
-    return SimpleNamespace(
+    return Hyper(
         fn=source.vector(at + "_fn"),
         base=source.vector(at + "_base"),
         scale=source.vector(at + "_scale"),
@@ -53,10 +65,10 @@ def _hyper(config, source: Source, at: str, norm: str) -> SimpleNamespace:
     )
 
 
-def _attention(config, source: Source, at: str, ratio: int, freqs) -> SimpleNamespace:
-    indexer = None
-    if ratio == 4:
-        indexer = SimpleNamespace(
+def _attention(config: V4Config, source: Source[M, V], at: str, ratio: int) -> Attention[M, V]:
+    indexer, freqs = None, frequencies(config, ratio)
+    if Kind.of(ratio) is Kind.CSA:
+        indexer = Indexer(
             wq_b=source.weight(at + "indexer.wq_b.weight"),
             weights_proj=source.weight(at + "indexer.weights_proj.weight"),
             compressor=_compressor(config, source, at + "indexer.compressor.", ratio, freqs, is_index=True),
@@ -66,7 +78,7 @@ def _attention(config, source: Source, at: str, ratio: int, freqs) -> SimpleName
             top_k=config.index_topk,
         )
     compressor = _compressor(config, source, at + "compressor.", ratio, freqs, is_index=False) if ratio else None
-    return SimpleNamespace(
+    return Attention(
         sink=source.vector(at + "attn_sink"),
         wq_a=source.weight(at + "wq_a.weight"),
         q_norm=source.vector(at + "q_norm.weight"),
@@ -77,6 +89,7 @@ def _attention(config, source: Source, at: str, ratio: int, freqs) -> SimpleName
         wo_b=source.weight(at + "wo_b.weight"),
         compressor=compressor,
         indexer=indexer,
+        freqs=freqs,
         ratio=ratio,
         heads=config.num_attention_heads,
         head_dim=config.head_dim,
@@ -87,8 +100,10 @@ def _attention(config, source: Source, at: str, ratio: int, freqs) -> SimpleName
     )
 
 
-def _compressor(config, source: Source, at: str, ratio: int, freqs, is_index: bool) -> SimpleNamespace:
-    return SimpleNamespace(
+def _compressor(
+    config: V4Config, source: Source[M, V], at: str, ratio: int, freqs: np.ndarray, is_index: bool
+) -> Compressor[M, V]:
+    return Compressor(
         ape=source.vector(at + "ape"),
         wkv=source.weight(at + "wkv.weight"),
         wgate=source.weight(at + "wgate.weight"),
@@ -102,18 +117,5 @@ def _compressor(config, source: Source, at: str, ratio: int, freqs, is_index: bo
     )
 
 
-def _ffn(config, source: Source, at: str, hashed: bool) -> SimpleNamespace:
-    return SimpleNamespace(
-        gate=source.weight(at + "gate.weight"),
-        gate_bias=None if hashed else source.vector(at + "gate.bias"),
-        tid2eid=source.vector(at + "gate.tid2eid") if hashed else None,
-        experts=[_expert(source, f"{at}experts.{e}.") for e in range(config.n_routed_experts)],
-        shared_experts=_expert(source, at + "shared_experts."),
-        top_k=config.num_experts_per_tok,
-        scale=config.routed_scaling_factor,
-        limit=config.swiglu_limit,
-    )
-
-
-def _expert(source: Source, at: str) -> SimpleNamespace:
-    return SimpleNamespace(**{w: source.weight(f"{at}{w}.weight") for w in ("w1", "w2", "w3")})
+def _expert(source: Source[M, V], at: str) -> Expert[M]:
+    return Expert(**{w: source.weight(f"{at}{w}.weight") for w in ("w1", "w2", "w3")})

@@ -16,7 +16,7 @@ import random
 
 import torch
 from torch import Tensor
-from v4kernels.quant import fake_fp4, hadamard
+from v4kernels.reference.quant import fake_fp4, hadamard
 
 from v4cli.nano import recipe
 from v4cli.nano.training_ops import TrainingOps

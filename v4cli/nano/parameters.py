@@ -3,7 +3,7 @@ values the shipped checkpoint will hold (straight-through gradients)."""
 
 import torch
 from torch import Tensor, nn
-from v4kernels.primitives import Weight
+from v4kernels.reference.equations import Weight
 
 from v4cli.model.sources import KINDS
 from v4cli.weights.formats import fake_fp4, fake_fp8

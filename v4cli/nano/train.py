@@ -32,7 +32,7 @@ WARMUP_STEPS = 40
 
 def batch_loss(model: V4, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy over the assistant's tokens."""
-    hidden = model.forward(ids, model.new_state())
+    hidden = model.forward([(ids, model.new_state())])
     spoken = targets >= 0
     return F.cross_entropy(model.logits(hidden[spoken]), targets[spoken])
 
@@ -56,8 +56,9 @@ def train(stage: Stage, seed: int, log_path: Path, out: Path) -> None:
     """One stage; writes a checkpoint at every 200th step and at the end."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.from_file(out / "tokenizer.json")
-    parameters, ops = starting_point(stage, seed, out), stage.ops(stage.batch_tokens)
-    model = V4(recipe.config(), build(recipe.config(), parameters), ops)
+    parameters = starting_point(stage, seed, out)
+    ops = stage.ops(build(recipe.config(), parameters), stage.batch_tokens)
+    model = V4(recipe.config(), ops)
     matrices, others = parameters.groups()
     optimizers = (
         Muon(matrices, stage.peak_lr, weight_decay=WEIGHT_DECAY),

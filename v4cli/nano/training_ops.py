@@ -4,6 +4,7 @@ import random
 
 import torch
 from v4kernels.reference import ReferenceOps
+from v4kernels.reference.forward import TorchTree
 
 BIAS_RATE = 1e-3  # noaux_tc: how far a router bias moves per step towards balance
 
@@ -15,8 +16,8 @@ class TrainingOps(ReferenceOps):
     since every batch has the same number of tokens.
     """
 
-    def __init__(self, batch_tokens: int):
-        super().__init__("exact")
+    def __init__(self, tree: TorchTree, batch_tokens: int):
+        super().__init__(tree)
         self.batch_tokens = batch_tokens
         self.loads: list[tuple[torch.Tensor, torch.Tensor]] = []
         for op in ("hc_pre", "hc_post", "_batch_norm"):
@@ -44,10 +45,10 @@ class TrainingOps(ReferenceOps):
         return (weights[..., None] * streams).sum(1)
 
     def scored(self, x, gate, top_k, scale, bias=None, chosen=None):
-        ids, weights = super().scored(x, gate, top_k, scale, bias, chosen)
+        ids, weights, scores = super().scored(x, gate, top_k, scale, bias, chosen)
         if bias is not None:
             self.loads.append((bias, torch.bincount(ids.flatten(), minlength=len(bias))))
-        return ids, weights
+        return ids, weights, scores
 
     def balance(self) -> None:
         """Nudge every router bias against its load and forget the counts."""

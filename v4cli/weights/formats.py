@@ -5,7 +5,7 @@ and int4 with one BF16 scale per 32 inputs (weights/store.py has the bytes)."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from v4kernels.quant import FP4_MAX, FP8_MAX, pow2_ceil, round_e2m1
+from v4kernels.reference.quant import FP4_MAX, FP8_MAX, pow2_ceil, round_e2m1
 
 from v4cli.weights.recipe import GROUP
 

@@ -1,13 +1,16 @@
-"""One layer's state in torch tensors, as the reference ops keep it.
+"""What the reference remembers of one timeline, in torch tensors.
 
 The fixed-size parts are replaced, not written in place, so a mark of them is a handful of references.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from v4kernels.tree import Attention
 
 
 class Entries:
@@ -62,7 +65,7 @@ class Pending:
 
 
 @dataclass
-class CompressedKV:
+class Part:
     """Entries of one compressor and what the next entry will need."""
 
     ratio: int
@@ -73,16 +76,15 @@ class CompressedKV:
 class Layer:
     """Window latents (<= sliding_window, d), compressed KV (ratio > 0), index keys (ratio 4)."""
 
-    def __init__(self, attn):
-        """For one attention node of the weight tree."""
+    def __init__(self, attn: Attention):
         self.window: Tensor | None = None
-        self.main = CompressedKV(attn.compressor.ratio) if attn.compressor is not None else None
-        self.index = CompressedKV(attn.indexer.compressor.ratio) if attn.indexer is not None else None
+        self.main = Part(attn.compressor.ratio) if attn.compressor is not None else None
+        self.index = Part(attn.indexer.compressor.ratio) if attn.indexer is not None else None
 
-    def _parts(self) -> dict[str, CompressedKV]:
+    def _parts(self) -> dict[str, Part]:
         return {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
 
-    def mark(self, n_tokens: int, n_next: int | None) -> dict[str, np.ndarray]:
+    def mark(self, n_tokens: int) -> dict[str, np.ndarray]:
         """The fixed-size parts by name; references only."""
         small = {"window": self.window}
         for name, part in self._parts().items():
@@ -120,6 +122,15 @@ class Layer:
     def nbytes(self) -> int:
         window = 0 if self.window is None else self.window.nbytes
         return window + sum(part.entries.nbytes + part.pending.nbytes for part in self._parts().values())
+
+
+class Timeline:
+    """All layers of one timeline."""
+
+    spare = 0
+
+    def __init__(self, attentions: Sequence[Attention]):
+        self.layers = [Layer(attn) for attn in attentions]
 
 
 def _array(tensor: Tensor) -> np.ndarray:

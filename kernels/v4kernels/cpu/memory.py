@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from v4cli.errors import ResourceError
-
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 STEP = 4 << 20  # bytes of disk taken at a time
 HUGE_PAGE, HUGE_FROM = 2 << 20, 8 << 20  # rows of so many bytes get huge pages: fewer faults, at most a quarter more
@@ -24,16 +22,16 @@ class Memory:
     """Hands out rows of bytes, in RAM or in one file in `folder`."""
 
     def __init__(self, folder: Path | None = None):
-        """ResourceError if a file cannot be made in `folder`."""
+        """MemoryError if a file cannot be made in `folder`."""
         self.file, self.end = None, 0
         if folder is not None:
             try:
                 self.file = tempfile.TemporaryFile(dir=folder, prefix="v4-kv-")
             except OSError as error:
-                raise ResourceError(f"{folder}: cannot hold the KV cache ({error.strerror})") from None
+                raise MemoryError(f"{folder}: cannot hold the KV cache ({error.strerror})") from None
 
     def rows(self, most: int, width: int) -> "Rows":
-        """Room for up to `most` rows of `width` bytes, none in use. ResourceError without the address space."""
+        """Room for up to `most` rows of `width` bytes, none in use. MemoryError without the address space."""
         most = max(most, 1)
         size = _pages(most * width)
         try:
@@ -43,7 +41,7 @@ class Memory:
             os.ftruncate(self.file.fileno(), self.end + size)
             room = mmap.mmap(self.file.fileno(), size, offset=self.end)
         except OSError as error:
-            raise ResourceError(f"no room for a context of this size ({error.strerror})") from None
+            raise MemoryError(f"no room for a context of this size ({error.strerror})") from None
         rows = Rows(room, most, width, self.file, self.end)
         self.end += size
         return rows
@@ -60,20 +58,18 @@ class Rows:
         self._page = mmap.PAGESIZE
 
     def reserve(self, n: int) -> None:
-        """The first n rows may be written. ResourceError if the disk is full: nothing is lost then."""
+        """The first n rows may be written. MemoryError if the disk is full: nothing is lost then."""
         if n <= self.used:
             return
         if n > len(self.data):
-            raise ResourceError(f"the context is full: {n} entries, there is room for {len(self.data)}")
+            raise MemoryError(f"the context is full: {n} entries, there is room for {len(self.data)}")
         end = n * self.data.shape[1]
         if end > self._backed:
             end = min((end + STEP - 1) // STEP * STEP, len(self._room))
             try:
                 os.posix_fallocate(self._file.fileno(), self._offset + self._backed, end - self._backed)
             except OSError as error:
-                raise ResourceError(
-                    f"the KV cache cannot grow to {n} entries ({error.strerror})", "give --kv-dir a disk with more room"
-                ) from None
+                raise MemoryError(f"the KV cache cannot grow to {n} entries ({error.strerror})") from None
             self._backed = end
         elif end >= HUGE_FROM and self._file is None and self._page != HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
-from v4cli.weights.expert_files import ExpertFiles
-from v4cli.weights.reader import Rank, Reader
-from v4cli.weights.residency import Residency
+from v4cli.experts.files import ExpertFiles
+from v4cli.experts.reader import Rank, Reader
+from v4cli.experts.policy import Residency
 
 FILLER = 2  # residents computed at a time while reads are on
 

@@ -104,6 +104,11 @@ class ExpertFiles:
             self._offsets.append([store.places[name].offset for name in names])
         first = [store.places[f"layers.0.ffn.experts.0.{name}"] for name in EXPERT_ORDER]
         self.parts = {name: place.offset - first[0].offset for name, place in zip(EXPERT_ORDER, first)}
+        self.shapes = {
+            name.removesuffix(".weight"): place.spec.shape
+            for name, place in zip(EXPERT_ORDER, first)
+            if name.endswith(".weight")
+        }
         self._scales = [
             slice(self.parts[name], self.parts[name] + place.spec.nbytes)
             for name, place in zip(EXPERT_ORDER, first)

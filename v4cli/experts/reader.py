@@ -15,7 +15,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from v4cli.weights.expert_files import ExpertFiles, anonymous
+from v4cli.experts.files import ExpertFiles, anonymous
 
 THREADS = 2  # large reads at a time: enough to keep an SSD busy
 PIECE = 2 << 20  # bytes: about a millisecond, and large enough for an SSD's full rate

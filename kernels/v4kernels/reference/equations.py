@@ -1,15 +1,18 @@
-"""The equations of the V4 forward in plain, differentiable torch, each on its own; reference.py joins them to ops.
+"""The equations of the V4 forward in plain, differentiable torch, each on its own; forward.py joins them to ops.
 
 Sizes: N tokens of a batch, T tokens of one sequence, D hidden, S streams, H heads, d head_dim, R rope dims,
 n compressed entries, E experts. `exact` computes in fp32; `official` keeps bf16 activations and simulates the
 quantization the released model was trained with (spec 3.9). Ops know shapes, never a model config.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from v4kernels.quant import fake_fp4, fake_fp8, hadamard
+from v4kernels.reference.quant import fake_fp4, fake_fp8, hadamard
+from v4kernels.tree import Expert
 
 ATTENTION_BLOCK = 128  # queries handled together: bounds the score matrix
 GATHER_FLOATS = 1 << 24  # gathered KV elements per query block when a selection is in force
@@ -38,7 +41,7 @@ class LazyWeight(Weight):
 
     __slots__ = ("_load",)
 
-    def __init__(self, kind: str, load):
+    def __init__(self, kind: str, load: Callable[[], Tensor]):
         super().__init__(kind)
         self._load = load
 
@@ -46,7 +49,7 @@ class LazyWeight(Weight):
         return self._load()
 
 
-class Primitives:
+class Equations:
     """The equations in `exact` or `official` numerics."""
 
     def __init__(self, numerics: str):
@@ -215,21 +218,25 @@ class Primitives:
 
     # -- mixture of experts (spec 3.10) ---------------------------------------------------------------------
 
-    def scored(self, x: Tensor, gate: Weight, top_k: int, scale: float, bias=None, chosen=None):
-        """Router: x (N, D), gate (E, D) -> expert ids (N, k) and weights (N, k) fp32.
+    def scored(
+        self, x: Tensor, gate: Weight, top_k: int, scale: float, bias: Tensor | None = None, chosen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Router: x (N, D), gate (E, D) -> expert ids (N, k), weights (N, k) and the scores (N, E) of the choice, fp32.
 
         Selection is by sqrt(softplus) score + bias (E,), or given as `chosen` (N, k) in hash layers; the bias
         never enters the weights.
         """
         scores = sqrt_softplus(self.linear_fp32(x, gate).float())
+        by = scores if bias is None else scores + bias
         if chosen is None:
-            chosen = (scores + bias).topk(top_k, dim=-1).indices
+            chosen = by.topk(top_k, dim=-1).indices
         weights = scores.gather(1, chosen)
-        return chosen, weights / weights.sum(-1, keepdim=True) * scale
+        return chosen, weights / weights.sum(-1, keepdim=True) * scale, by
 
-    def mixture(self, x: Tensor, ids: Tensor, weights: Tensor, experts, shared, limit: float) -> Tensor:
-        """Routed and shared experts: x (N, D), ids and weights (N, k) -> (N, D); each has w1, w3, w2."""
-        out = self._expert(x, shared, limit, None).float()
+    def mixture(
+        self, out: Tensor, x: Tensor, ids: Tensor, weights: Tensor, experts: Sequence[Expert[Weight]], limit: float
+    ) -> Tensor:
+        """out (N, D) fp32, and the routed experts of x (N, D): ids and weights (N, k) -> (N, D)."""
         flat = ids.flatten()
         order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=len(experts)).tolist()
@@ -239,12 +246,12 @@ class Primitives:
         for expert, count in zip(experts, counts):
             if count:
                 rows = tokens[at : at + count]
-                y = self._expert(x[rows], expert, limit, per_slot[at : at + count, None])
+                y = self.expert(x[rows], expert, limit, per_slot[at : at + count, None])
                 out = out.index_add(0, rows, y.float())
             at += count
         return out.to(self.dtype)
 
-    def _expert(self, x: Tensor, expert, limit: float, weight: Tensor | None) -> Tensor:
+    def expert(self, x: Tensor, expert: Expert[Weight], limit: float, weight: Tensor | None) -> Tensor:
         """w2(silu(min(w1 x, limit)) * clamp(w3 x) * weight); the weight comes before w2's input rounding."""
         gate = self.linear(x, expert.w1).float().clamp(max=limit)
         up = self.linear(x, expert.w3).float().clamp(-limit, limit)

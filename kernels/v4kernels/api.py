@@ -1,0 +1,188 @@
+"""The contract between the forward pass (v4cli/model/forward.py) and whatever computes it.
+
+A backend binds a tree of weights (tree.py) and gives an op table over it; several may be bound to one tree. Every
+backend has these ops with these meanings, `reference` is the oracle for the others. What is not said here is a
+backend's own affair: array types, the layout of what it remembers, where weights lie.
+
+Sizes: N rows of a step (tokens of one or several timelines), D hidden_size, S hc_mult streams, E routed experts.
+
+Lifetime: the result of an op is valid until the same op of the same table is called again, unless it says otherwise; who
+needs it longer copies it. `streams` may be updated in place by sublayer_output. A table serves one thread at a time.
+
+Numerics: a row's result does not depend on the other rows of the step, nor on how a timeline is cut into steps; for
+`exact` and `official` numerics (torch) up to rounding, for `int8` (cpu) to the bit.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from v4kernels.tree import M, Tree, V
+
+A = TypeVar("A")  # activations: an array of the backend
+X = TypeVar("X")  # what of a sublayer's input its output needs
+S = TypeVar("S", bound="TimelineState")
+B = TypeVar("B", bound="Batch")
+B_contra = TypeVar("B_contra", bound="Batch", contravariant=True)
+
+
+class LayerState(Protocol):
+    """What one layer remembers of one timeline (spec 3.5-3.8): the last `window` latents, compressed entries and index
+    keys so far, and the inputs of unfinished blocks. Arrays are named; entries only grow."""
+
+    def mark(self, n_tokens: int) -> dict[str, np.ndarray]:
+        """Everything but the entries, as it is at n_tokens, for `restore`; independent of what comes."""
+
+    def restore(self, mark: dict[str, np.ndarray], n_tokens: int) -> None:
+        """Be at n_tokens again, whose entries are still held. ValueError if the mark is not of such a layer and place."""
+
+    def reserve(self, n_tokens: int) -> None:
+        """Room for the entries of the first n_tokens tokens. MemoryError without it."""
+
+    def entries(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Views of the entries of tokens [first, last), whole blocks of every ratio."""
+
+    def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
+        """Write what `entries(first, last)` gave elsewhere. ValueError if it does not fit, MemoryError without room."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+
+
+class TimelineState(Protocol):
+    """What a backend remembers of one timeline."""
+
+    @property
+    def layers(self) -> Sequence[LayerState]: ...
+
+    @property
+    def spare(self) -> int:
+        """How many of the rows fed last can be taken back without a mark: by naming an earlier start in the next span."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span(Generic[S]):
+    """Consecutive new tokens of one timeline: `state` remembers the `start` tokens before them."""
+
+    ids: Sequence[int]
+    state: S
+    start: int
+
+
+class Batch(Protocol):
+    """The rows of one step, span after span. Valid until the next batch of the same table."""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing(Generic[A]):
+    """Who computes each row: experts (N, top_k) int64, their weights (N, top_k) fp32, and the scores (N, E) fp32 that the
+    choice went by, the bias included (in hash layers no choice is made)."""
+
+    chosen: A
+    weights: A
+    scores: A
+
+
+class Pending(Protocol[A]):
+    """Routed experts on their way."""
+
+    def add_to(self, out: A) -> A:
+        """out (N, D) with the rows' experts added in ascending order; `out` may be changed. Once only."""
+
+
+class Bank(Protocol[A, B_contra]):
+    """Who holds the routed experts: in memory, or elsewhere for as long as nothing needs them. A step is begin_step, for
+    each layer foresee and begin, end_step; one that is not ended has failed."""
+
+    def begin_step(self, batch: B_contra) -> None:
+        """A step begins; what its tokens will surely need may be fetched."""
+
+    def foresee(self, layer: int, streams: A) -> None:
+        """streams (N, S, D) before the layer: what it will probably need may be fetched. Changes no result."""
+
+    def begin(self, layer: int, x: A, routing: Routing[A], streams: A) -> Pending[A]:
+        """Start what `routing` of x (N, D) asks for; x and routing stay untouched until it is added."""
+
+    def end_step(self, rows: int) -> None:
+        """All layers are served."""
+
+
+class Ops(Protocol[A, X, S, B]):
+    """The op table over one tree of weights. Layers are named by number."""
+
+    name: str
+    numerics: str
+
+    def inference(self) -> AbstractContextManager:
+        """What to run a forward in when no gradient is wanted."""
+
+    def new_state(self, most_tokens: int, folder: Path | None = None) -> S:
+        """An empty timeline of up to most_tokens tokens, its entries in RAM or in a file in `folder`. MemoryError without
+        room, ValueError if the backend cannot use a folder."""
+
+    def batch(self, spans: Sequence[Span[S]]) -> B:
+        """The rows of a step, prepared for the other ops. The states of the spans must have room (`reserve`)."""
+
+    def embed(self, batch: B) -> A:
+        """Streams (N, S, D), all alike."""
+
+    def attention_input(self, layer: int, streams: A) -> tuple[A, X]:
+        """Normed input (N, D) of a sublayer, collapsed from the streams, and the mix for sublayer_output."""
+
+    def ffn_input(self, layer: int, streams: A) -> tuple[A, X]:
+        """The same for the other sublayer."""
+
+    def sublayer_output(self, out: A, streams: A, mix: X) -> A:
+        """A sublayer's result (N, D) goes back into the streams (N, S, D)."""
+
+    def window_attention(self, layer: int, x: A, batch: B) -> A:
+        """x (N, D) -> (N, D): each row attends to the last `window` tokens of its timeline, itself included, and to the
+        sink; its own latent joins the window."""
+
+    def csa_attention(self, layer: int, x: A, batch: B) -> A:
+        """The same, and to the top_k entries that the indexer scores highest of those its timeline has so far (an entry for
+        each 4 tokens). New entries and index keys are made."""
+
+    def hca_attention(self, layer: int, x: A, batch: B) -> A:
+        """The same, and to all entries (one for each 128 tokens)."""
+
+    def route_by_token(self, layer: int, x: A, batch: B) -> Routing[A]:
+        """Experts by token id (hash layers), weights by score."""
+
+    def route_by_score(self, layer: int, x: A) -> Routing[A]:
+        """The top_k experts by score and bias; weights by score alone."""
+
+    def shared_expert(self, layer: int, x: A) -> A:
+        """x (N, D) -> (N, D)."""
+
+    def final_hidden(self, streams: A) -> A:
+        """streams (N, S, D) -> hidden (N, D), normed for the head."""
+
+    def rows(self, hidden: A, rows: Sequence[int]) -> A:
+        """Some rows of hidden (N, D)."""
+
+    def logits(self, hidden: A) -> A:
+        """hidden (M, D) -> (M, vocab_size) fp32, new memory that stays valid."""
+
+    def resident(self) -> Bank[A, B]:
+        """The bank of the experts that are in the tree."""
+
+
+class Backend(Protocol[M, V]):
+    """Makes op tables."""
+
+    name: str
+    numerics: str
+
+    @property
+    def bind(self) -> Callable[[Tree[M, V]], Ops]:
+        """The op table over a tree. ValueError for sizes it does not take."""

@@ -1,0 +1,6 @@
+"""The CPU backend: our own kernels over plain memory."""
+
+from v4kernels.cpu.bound import ExpertTable, PackedWeight
+from v4kernels.cpu.ops import Buffer, Cpu, CpuBatch, CpuOps
+
+__all__ = ["Buffer", "Cpu", "CpuBatch", "CpuOps", "ExpertTable", "PackedWeight"]
