@@ -1,4 +1,4 @@
-"""Digests of what the engine computes, to compare before and after a change of it: `python tests/record_bits.py [FILE]`.
+"""Digests of what the engine computes, to compare before and after a change: `python tests/record_bits.py [FILE]`.
 
 With FILE (of an earlier run on this machine): names what differs and exits 1. `cpu` is the same on every machine.
 """

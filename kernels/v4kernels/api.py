@@ -6,8 +6,9 @@ backend's own affair: array types, the layout of what it remembers, where weight
 
 Sizes: N rows of a step (tokens of one or several timelines), D hidden_size, S hc_mult streams, E routed experts.
 
-Lifetime: the result of an op is valid until the same op of the same table is called again, unless it says otherwise; who
-needs it longer copies it. `streams` may be updated in place by sublayer_output. A table serves one thread at a time.
+Lifetime: the result of an op is valid until the same op of the same table is called again, unless it says otherwise;
+who needs it longer copies it. `streams` may be updated in place by sublayer_output. A table serves one thread at a
+time.
 
 Numerics: a row's result does not depend on the other rows of the step, nor on how a timeline is cut into steps; for
 `exact` and `official` numerics (torch) up to rounding, for `int8` (cpu) to the bit.
@@ -38,7 +39,7 @@ class LayerState(Protocol):
         """Everything but the entries, as it is at n_tokens, for `restore`; independent of what comes."""
 
     def restore(self, mark: dict[str, np.ndarray], n_tokens: int) -> None:
-        """Be at n_tokens again, whose entries are still held. ValueError if the mark is not of such a layer and place."""
+        """Be at n_tokens again, whose entries are still held. ValueError for a mark of another layer or place."""
 
     def reserve(self, n_tokens: int) -> None:
         """Room for the entries of the first n_tokens tokens. MemoryError without it."""
@@ -62,7 +63,7 @@ class TimelineState(Protocol):
 
     @property
     def spare(self) -> int:
-        """How many of the rows fed last can be taken back without a mark: by naming an earlier start in the next span."""
+        """How many of the rows fed last can be taken back without a mark: the next span just names an earlier start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ class Batch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Routing(Generic[A]):
-    """Who computes each row: experts (N, top_k) int64, their weights (N, top_k) fp32, and the scores (N, E) fp32 that the
-    choice went by, the bias included (in hash layers no choice is made)."""
+    """Who computes each row: experts (N, top_k) int64, their weights (N, top_k) fp32, and the scores (N, E) fp32 that
+    the choice went by, the bias included (in hash layers no choice is made)."""
 
     chosen: A
     weights: A
@@ -100,8 +101,8 @@ class Pending(Protocol[A]):
 
 
 class Bank(Protocol[A, B_contra]):
-    """Who holds the routed experts: in memory, or elsewhere for as long as nothing needs them. A step is begin_step, for
-    each layer foresee and begin, end_step; one that is not ended has failed."""
+    """Who holds the routed experts: in memory, or elsewhere for as long as nothing needs them. A step is begin_step,
+    for each layer foresee and begin, end_step; one that is not ended has failed."""
 
     def begin_step(self, batch: B_contra) -> None:
         """A step begins; what its tokens will surely need may be fetched."""
@@ -126,8 +127,8 @@ class Ops(Protocol[A, X, S, B]):
         """What to run a forward in when no gradient is wanted."""
 
     def new_state(self, most_tokens: int, folder: Path | None = None) -> S:
-        """An empty timeline of up to most_tokens tokens, its entries in RAM or in a file in `folder`. MemoryError without
-        room, ValueError if the backend cannot use a folder."""
+        """An empty timeline of up to most_tokens tokens, its entries in RAM or in a file in `folder`. MemoryError
+        without room, ValueError if the backend cannot use a folder."""
 
     def batch(self, spans: Sequence[Span[S]]) -> B:
         """The rows of a step, prepared for the other ops. The states of the spans must have room (`reserve`)."""
@@ -149,8 +150,8 @@ class Ops(Protocol[A, X, S, B]):
         sink; its own latent joins the window."""
 
     def csa_attention(self, layer: int, x: A, batch: B) -> A:
-        """The same, and to the top_k entries that the indexer scores highest of those its timeline has so far (an entry for
-        each 4 tokens). New entries and index keys are made."""
+        """The same, and to the top_k entries that the indexer scores highest of those its timeline has so far (an entry
+        for each 4 tokens). New entries and index keys are made."""
 
     def hca_attention(self, layer: int, x: A, batch: B) -> A:
         """The same, and to all entries (one for each 128 tokens)."""

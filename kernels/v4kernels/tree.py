@@ -46,7 +46,7 @@ class Hyper(Generic[V]):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Compressor(Generic[M, V]):
-    """Makes an entry of each block of `ratio` tokens (spec 3.6), C channels a token: twice head_dim if blocks overlap."""
+    """Makes an entry of each `ratio` tokens (spec 3.6), C channels a token: twice head_dim if blocks overlap."""
 
     ape: V  # (ratio, C)
     wkv: M  # (C, D)

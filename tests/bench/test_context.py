@@ -152,7 +152,7 @@ def test_sessions_decode_in_turns_and_alike(nano):
     both = decode(sessions, [3, 1, 4, 1])
     assert sessions[0].tokens == sessions[1].tokens == [3, 1, 4, 1]
     assert all(len(steps.seconds) == len(steps.clocked) == 2 for steps in both)
-    library = nano.model.ops._call
+    library = nano.model.ops.library
     assert not hasattr(library, "calls")  # the clock is gone
 
 

@@ -6,9 +6,7 @@ import os
 import numpy as np
 import psutil
 import pytest
-
-from v4cli.cache.memory import STEP, Memory
-from v4cli.errors import ResourceError
+from v4kernels.cpu.memory import STEP, Memory
 
 
 @pytest.fixture(params=["ram", "folder"])
@@ -26,7 +24,7 @@ def test_rows_never_move_and_keep_what_is_written(memory):
     second.data[:] = 9
     assert first.data.ctypes.data == at
     assert [int(first.data[n - 1, 67]) for n in (1, 700, 99_999)] == [1, 700 % 256, 99_999 % 256]
-    with pytest.raises(ResourceError, match="context is full"):
+    with pytest.raises(MemoryError, match="context is full"):
         second.reserve(1001)
     assert first.nbytes == -(-99_999 * 68 // 4096) * 4096
 
@@ -65,7 +63,7 @@ def test_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     rows.reserve(STEP // 64)  # within what is taken already
-    with pytest.raises(ResourceError, match="No space left"):
+    with pytest.raises(MemoryError, match="No space left"):
         rows.reserve(STEP // 64 + 1)
     assert rows.used == STEP // 64 and (rows.data[:10] == 3).all()
 
@@ -74,8 +72,8 @@ def test_file_goes_with_the_process_and_a_missing_folder_is_an_error(tmp_path):
     rows = Memory(tmp_path).rows(1000, 64)
     rows.reserve(1000)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ResourceError, match="cannot hold the KV cache"):
+    with pytest.raises(MemoryError, match="cannot hold the KV cache"):
         Memory(tmp_path / "absent")
-    with pytest.raises(ResourceError, match="no room for a context"):
+    with pytest.raises(MemoryError, match="no room for a context"):
         Memory().rows(1 << 40, 1 << 20)
     np.testing.assert_equal(rows.data.shape, (1000, 64))

@@ -3,20 +3,17 @@
 Weights are fp32, so that nothing but the op itself rounds.
 """
 
-from itertools import count
-from types import SimpleNamespace
-
 import numpy as np
 import torch
-from v4kernels import cpu, native
-from v4kernels.cpu import CpuOps, PackedWeight
+from v4kernels import native
+from v4kernels.cpu import PackedWeight
+from v4kernels.cpu.bound import BoundAttention
+from v4kernels.cpu.memory import Memory
+from v4kernels.cpu.state import PackedLayer
 from v4kernels.reference.quant import fake_fp8
-
-from v4cli.cache.memory import Memory
-from v4cli.cache.packed import PackedLayer
+from v4kernels.tree import Attention, Compressor, Indexer
 
 EPS = 2.0**-24
-NAMES = count()
 D, S, HEADS, DIM, ROPE, RANK, WINDOW = 96, 4, 6, 192, 64, 64, 16
 FREQS = (10000.0 ** -(np.arange(0, ROPE, 2) / ROPE)).astype(np.float32)
 
@@ -39,13 +36,6 @@ def f64(x):
     return torch.from_numpy(np.asarray(array)).double()
 
 
-def buffer(ops, x):
-    """x (N, width) as an op takes it."""
-    held = ops._take(f"in {next(NAMES)}", *x.shape, x.dtype)
-    held.array()[:] = x
-    return held
-
-
 def on_scalar(ops, compute):
     """The same by the scalar tier."""
     before, got = native.isa(), compute()
@@ -55,12 +45,22 @@ def on_scalar(ops, compute):
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(got, want))
 
 
-def tree(ratio=0, top_k=8):
-    """Weights of one layer's attention, described to the library."""
+class Node:
+    """One layer's attention: its node of the tree, and `bound`, which describes it to the library."""
+
+    def __init__(self, attn: Attention):
+        self.attn, self.bound = attn, BoundAttention(attn, 0)
+
+    def __getattr__(self, name):
+        return getattr(self.attn, name)
+
+
+def node(ratio=0, top_k=8) -> Node:
+    """Random weights of one layer's attention."""
 
     def compressor(seed, dims, is_index):
         width = 2 * dims if ratio == 4 else dims
-        return SimpleNamespace(
+        return Compressor(
             ape=values(seed, ratio, width), wkv=matrix(seed + 1, width, D), wgate=matrix(seed + 2, width, D),
             norm=1 + values(seed + 3, dims, spread=0.1), freqs=FREQS, is_index=is_index, ratio=ratio, head_dim=dims,
             rope_dims=ROPE, eps=1e-6,
@@ -68,24 +68,18 @@ def tree(ratio=0, top_k=8):
 
     indexer = None
     if ratio == 4:
-        indexer = SimpleNamespace(
+        indexer = Indexer(
             wq_b=matrix(20, 5 * 128, RANK), weights_proj=matrix(21, 5, D), compressor=compressor(30, 128, True),
             heads=5, head_dim=128, rope_dims=ROPE, top_k=top_k,
         )  # fmt: skip
-    attn = SimpleNamespace(
+    attn = Attention(
         sink=values(1, HEADS), wq_a=matrix(2, RANK, D), q_norm=1 + values(3, RANK, spread=0.1),
         wq_b=matrix(4, HEADS * DIM, RANK), wkv=matrix(5, DIM, D), kv_norm=1 + values(6, DIM, spread=0.1),
-        wo_a=matrix(7, 2 * 32, HEADS // 2 * DIM), wo_b=matrix(8, D, 64), ratio=ratio, indexer=indexer,
+        wo_a=matrix(7, 2 * 32, HEADS // 2 * DIM), wo_b=matrix(8, D, 64), freqs=FREQS, ratio=ratio, indexer=indexer,
         compressor=compressor(40, DIM, False) if ratio else None, heads=HEADS, head_dim=DIM, rope_dims=ROPE, groups=2,
         window=WINDOW, eps=1e-6,
     )  # fmt: skip
-    hyper = SimpleNamespace(
-        fn=values(9, S, S * D), base=values(10, S), scale=values(11, 1), norm=values(12, D), streams=S, iters=20,
-        norm_eps=1e-6, eps=1e-6,
-    )  # fmt: skip
-    CpuOps().prepare(SimpleNamespace(hc_head=hyper, layers=[]))
-    cpu._describe_attention(attn)
-    return attn
+    return Node(attn)
 
 
 def rms(x, weight=1.0):
@@ -129,9 +123,9 @@ def run_attention(ops, attn, layer, x, q, chosen, cuts, main=None):
     layer.main, start, out, latents = main or layer.main, 0, [], []
     for stop in cuts:
         turns = ops.rotations(FREQS, start, stop - start)
-        ops.append_window(attn, buffer(ops, x[start:stop]), turns, layer)
-        latents.append(unpacked(ops._buffers["fresh"].array()))
-        selected = None if chosen is None else buffer(ops, chosen[start:stop])
-        out.append(ops.attend(attn, buffer(ops, q[start:stop]), turns, start, layer, selected).array().copy())
+        fresh = ops.window_entries(attn, x[start:stop], turns)
+        latents.append(unpacked(fresh))
+        selected = None if chosen is None else chosen[start:stop]
+        out.append(ops.attend(attn, q[start:stop], turns, start, layer, fresh, selected))
         start = stop
     return np.concatenate(out), torch.cat(latents)

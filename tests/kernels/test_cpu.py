@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from tiny import STORE_LIKE, make_store, random_checkpoint
-from v4kernels import native, ops
+from v4kernels import backend, native
 
 from v4cli.engine.engine import Engine
 from v4cli.errors import ModelError, UsageError
@@ -61,9 +61,9 @@ def test_an_official_checkpoint_is_quantized_on_the_way_in_as_its_native_store_i
 def test_the_index_and_more_than_its_top_k_entries_are_in_play(made):
     """Else the tests above would say little."""
     engine = Engine.open(made, "cpu")
-    indexed = [layer.attn.indexer for layer in engine.model.weights.layers if layer.attn.indexer]
+    indexed = [layer.attn.indexer for layer in engine.model.ops.tree.layers if layer.attn.indexer]
     assert indexed and all(len(TOKENS) // 4 > indexer.top_k + 8 for indexer in indexed)
-    assert 128 in (layer.attn.ratio for layer in engine.model.weights.layers)
+    assert 128 in (layer.attn.ratio for layer in engine.model.ops.tree.layers)
 
 
 def test_what_it_cannot_do_is_refused_with_a_reason(made, monkeypatch):
@@ -72,7 +72,7 @@ def test_what_it_cannot_do_is_refused_with_a_reason(made, monkeypatch):
     monkeypatch.setattr(native, "_loaded", lambda: (None, "libv4k.so was not built"))
     with pytest.raises(UsageError, match=r"not available: libv4k.so was not built"):
         Engine.open(made, "cpu")
-    assert ops("reference").name == "reference"
+    assert backend("reference").name == "reference"
 
 
 def test_a_size_the_kernels_do_not_take_is_refused_and_the_reference_named(tmp_path):

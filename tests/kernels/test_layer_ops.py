@@ -1,7 +1,5 @@
 """The ops of a layer around its attention, on every tier: against float64, bit for bit against the scalar tier."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -13,22 +11,23 @@ from layer_parts import (
     D,
     S,
     almost_all_equal,
-    buffer,
     f64,
     matrix,
+    node,
     on_scalar,
     packed_layer,
     rms,
     run_attention,
     stored,
-    tree,
     turned,
     unpacked,
     values,
 )
-from v4kernels import cpu, native
+from v4kernels import native
 from v4kernels.cpu import PackedWeight
+from v4kernels.cpu.bound import BoundHyper, BoundMixture
 from v4kernels.reference.equations import sinkhorn
+from v4kernels.tree import Expert, Hyper, Mixture
 
 
 def test_fp32_and_bf16_products(ops):
@@ -48,15 +47,13 @@ def test_fp32_and_bf16_products(ops):
 
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 def test_hyper_connections(ops, spread):
-    hyper = SimpleNamespace(
+    hyper = Hyper(
         fn=values(1, S * S + 2 * S, S * D, spread=spread * (S * D) ** -0.5), base=values(2, S * S + 2 * S),
         scale=values(3, 3), norm=values(4, D), streams=S, iters=20, norm_eps=1e-6, eps=1e-6,
     )  # fmt: skip
-    cpu._describe_hyper(hyper)
+    bound = BoundHyper(hyper)
     streams, out = values(5, 3, S * D), values(6, 3, D)
-    x, mix = ops.sublayer_input(buffer(ops, streams), hyper)
-    x = x.array().copy()
-    mixed = ops._buffers["mix"].array().copy()
+    x, mix = ops.hyper_pre(streams, bound)
     flat = f64(streams)
     m = flat @ f64(hyper.fn).T * torch.rsqrt(flat.square().mean(-1, keepdim=True) + 1e-6)
     scale, base = f64(hyper.scale), f64(hyper.base)
@@ -66,35 +63,34 @@ def test_hyper_connections(ops, spread):
     want = rms((pre[..., None] * flat.unflatten(1, (S, D))).sum(1), f64(hyper.norm))
     noise = 400 * EPS * max(1, spread)  # 40 normalisations of sums of four, of numbers that carry the dot's error
     assert (f64(x) - want).abs().max() < noise * want.abs().max()
-    assert (f64(mixed) - torch.cat((post, comb.flatten(1)), 1)).abs().max() < noise
-    got = ops.sublayer_output(buffer(ops, out), buffer(ops, streams), mix).array()
+    assert (f64(mix) - torch.cat((post, comb.flatten(1)), 1)).abs().max() < noise
+    got = ops.hyper_post(out, streams, mix, bound)
     want = post[..., None] * f64(out)[:, None] + torch.einsum("njk,njd->nkd", comb, flat.unflatten(1, (S, D)))
     assert (f64(got).unflatten(1, (S, D)) - want).abs().max() < 2 * noise * want.abs().max()
-    again = buffer(ops, streams[1:2])
-    assert np.array_equal(ops.sublayer_input(again, hyper)[0].array()[0], x[1])
+    assert np.array_equal(ops.hyper_pre(streams[1:2], bound)[0][0], x[1])
 
 
 def test_queries_are_normed_and_turned(ops):
-    attn, x, start = tree(), values(1, 5, D), 1000
-    q, qr = ops.queries(attn, buffer(ops, x), ops.rotations(FREQS, start, 5))
+    attn, x, start = node(), values(1, 5, D), 1000
+    q, qr = ops.queries(attn, x, ops.rotations(FREQS, start, 5))
     low = rms(f64(x) @ f64(attn.wq_a).T, f64(attn.q_norm))
-    assert (f64(qr.array()) - low).abs().max() < 40 * EPS * low.abs().max()
+    assert (f64(qr) - low).abs().max() < 40 * EPS * low.abs().max()
     want = turned(rms((low @ f64(attn.wq_b).T).unflatten(1, (HEADS, DIM))), range(start, start + 5)) * DIM**-0.5
-    got = f64(q.array()).unflatten(1, (HEADS, DIM))
+    got = f64(q).unflatten(1, (HEADS, DIM))
     assert (got - want).abs().max() < 60 * EPS * want.abs().max()
 
 
 def test_window_entries_are_what_the_official_cache_holds(ops):
-    attn, x = tree(), values(1, 40, D) * np.exp2(np.arange(40, dtype=np.float32)[:, None] - 20)
+    attn, x = node(), values(1, 40, D) * np.exp2(np.arange(40, dtype=np.float32)[:, None] - 20)
     x[7] = 0
-    ops.append_window(attn, buffer(ops, x), ops.rotations(FREQS, 9, 40), None)
+    fresh = ops.window_entries(attn, x, ops.rotations(FREQS, 9, 40))
     kv = turned(rms(f64(x) @ f64(attn.wkv).T, f64(attn.kv_norm)), range(9, 49))
-    almost_all_equal(unpacked(ops._buffers["fresh"].array()), stored(kv), 0.13)
+    almost_all_equal(unpacked(fresh), stored(kv), 0.13)
 
 
 @pytest.mark.parametrize("ratio", [4, 128])
 def test_compressor_entries_for_any_chunking(ops, ratio):
-    attn, n = tree(ratio), 300
+    attn, n = node(ratio), 300
     x = values(1, n, D)
     kv, gate = f64(x) @ f64(attn.compressor.wkv).T, f64(x) @ f64(attn.compressor.wgate).T
     gate = gate + f64(attn.compressor.ape)[torch.arange(n) % ratio]
@@ -110,7 +106,7 @@ def test_compressor_entries_for_any_chunking(ops, ratio):
     for cuts in ((n,), (1, 130, 131, 259, n), tuple(range(1, n + 1))):
         layer, start = packed_layer(attn), 0
         for stop in cuts:
-            ops.append_compressed(attn.compressor, buffer(ops, x[start:stop]), start, layer.main)
+            ops.compress(attn.bound.main, x[start:stop], start, layer.main)
             start = stop
         held.append(layer.main.rows["entries"].data[:blocks].copy())
     almost_all_equal(unpacked(held[0]), want, 0.13)
@@ -124,13 +120,12 @@ def test_router_chooses_by_biased_score_and_weighs_without_it(ops):
     scores = torch.nn.functional.softplus(f64(x) @ f64(gate).T).sqrt()
     tokens = np.arange(9, dtype=np.int64) * 5
     for hashed in (False, True):
-        expert = SimpleNamespace(**dict.fromkeys(("w1", "w3", "w2"), PackedWeight.of("f32", values(1, 32, 32))))
-        ffn = SimpleNamespace(
+        expert = Expert(**dict.fromkeys(("w1", "w3", "w2"), PackedWeight.of("f32", values(1, 32, 32))))
+        ffn = Mixture(
             gate=gate, gate_bias=None if hashed else bias, tid2eid=table if hashed else None, experts=[expert],
-            shared_experts=expert, top_k=3, scale=1.5, limit=10.0,
+            shared=expert, top_k=3, scale=1.5, limit=10.0,
         )  # fmt: skip
-        cpu._describe_ffn(ffn)
-        ids, weights, by = (b.array().copy() for b in ops.routed(ffn, buffer(ops, x), ops.tokens(tokens)))
+        ids, weights, by = ops.route(BoundMixture(ffn), x, tokens)
         assert (f64(by) - scores - (0 if hashed else f64(bias))).abs().max() < 60 * EPS
         want = torch.from_numpy(table[tokens]) if hashed else (scores + f64(bias)).topk(3).indices
         assert torch.equal(torch.from_numpy(ids), want)
@@ -139,20 +134,20 @@ def test_router_chooses_by_biased_score_and_weighs_without_it(ops):
 
 
 def test_every_tier_gives_the_scalar_bits(ops):
-    attn = tree(4)
+    attn = node(4)
     x, q = values(1, 90, D), values(2, 90, HEADS * DIM)
 
     def compute():
         layer = packed_layer(attn)
-        ops.append_compressed(attn.compressor, buffer(ops, x), 0, layer.main)
-        ops.append_compressed(attn.indexer.compressor, buffer(ops, x), 0, layer.index)
+        ops.compress(attn.bound.main, x, 0, layer.main)
+        ops.compress(attn.bound.keys, x, 0, layer.index)
         turns = ops.rotations(FREQS, 0, 90)
-        queries, qr = ops.queries(attn, buffer(ops, x), turns)
-        chosen = ops.select(attn.indexer, buffer(ops, x), qr, turns, 0, layer.index).array().copy()
+        queries, qr = ops.queries(attn, x, turns)
+        chosen = ops.select(attn, x, qr, turns, 0, layer.index)
         out, _ = run_attention(ops, attn, layer, x, q, chosen, (90,))
-        done = ops.attention_output(attn, buffer(ops, out)).array().copy()
+        done = ops.attention_output(attn, out)
         return (
-            queries.array().copy(),
+            queries,
             layer.main.rows["entries"].data[:22].copy(),
             layer.index.rows["entries"].data[:22].copy(),
             chosen,
@@ -164,12 +159,11 @@ def test_every_tier_gives_the_scalar_bits(ops):
 
 
 def test_arguments_out_of_range_are_refused(ops):
-    attn, layer = tree(), packed_layer(tree())
-    x = buffer(ops, values(1, 2, D))
+    attn, x = node(), values(1, 2, D)
     with pytest.raises(ValueError, match="out of range"):
-        ops.embed(ops.tokens([-1]), matrix(1, 4, 32), 4)
+        ops.embed([-1], matrix(1, 4, 32), 4)
     with pytest.raises(ValueError, match="out of range"):
-        ops.embed(ops.tokens([4]), matrix(1, 4, 32), 4)
-    attn.native.head_dim = 2048
+        ops.embed([4], matrix(1, 4, 32), 4)
+    attn.bound.attention.head_dim = 2048
     with pytest.raises(ValueError, match="out of range"):
-        ops.append_window(attn, x, ops.rotations(FREQS, 0, 2), layer)
+        ops.window_entries(attn, x, ops.rotations(FREQS, 0, 2))

@@ -4,7 +4,8 @@ import random
 
 import pytest
 import torch
-from v4kernels.reference import ReferenceOps
+from v4kernels.api import Span
+from v4kernels.reference import Equations
 
 from v4cli.chat.encoding import encode_april
 from v4cli.chat.tokenizer import Tokenizer
@@ -28,8 +29,8 @@ def tokenizer():
     return Tokenizer.from_file(NANO / "tokenizer.json")
 
 
-def drawn_ops(seed: int, n: int = 300) -> LongOps:
-    ops, ids = LongOps(1024), torch.zeros(n, dtype=torch.int64)
+def drawn_ops(seed: int, tree=None, n: int = 300) -> LongOps:
+    ops, ids = LongOps(tree, 1024), torch.zeros(n, dtype=torch.int64)
     ids[20::20] = EOS
     ops.begin(ids, ids > 0, random.Random(seed))
     return ops
@@ -70,7 +71,7 @@ def test_crowding_counts_an_entry_several_times():
     visible, repeated_visible = torch.tensor([1, 2, 3, 3]), torch.tensor([5, 6, 11, 11])
     crowded = ops.attention(q, window, 0, entries, visible, None, sink, 8)
     repeated = entries.repeat_interleave(torch.tensor([5, 1, 5]), 0)
-    plain = ReferenceOps("exact").attention(q, window, 0, repeated, repeated_visible, None, sink, 8)
+    plain = Equations("exact").attention(q, window, 0, repeated, repeated_visible, None, sink, 8)
     torch.testing.assert_close(crowded, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -79,12 +80,11 @@ def test_indexers_learn_from_their_own_loss_alone():
     config = recipe.config()
     parameters = Parameters(config, seed=1)
     parameters.freeze(trains)
-    ops = drawn_ops(2)
-    model = V4(config, build(config, parameters), ops)
-    attn, state = model.weights.layers[3].attn, model.new_state()
+    ops = drawn_ops(2, build(config, parameters))
+    state = V4(config, ops).new_state()
     x = torch.randn((300, config.hidden_size), generator=torch.Generator().manual_seed(2))
-    turns = ops.rotations(model.weights.freqs[4], 0, 300)
-    out = ops.self_attention(attn, x, turns, 0, state.layers[3])
+    batch = ops.batch([Span(torch.zeros(300, dtype=torch.int64), state.timeline, 0)])
+    out = ops.csa_attention(3, x, batch)
 
     def reached(loss) -> set[str]:
         tensors = {n: t for n, t in parameters.tensors.items() if t.requires_grad}

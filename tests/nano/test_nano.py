@@ -44,8 +44,8 @@ def test_forward_in_training_is_the_engine_s_on_the_exported_checkpoint(tmp_path
             tensor.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
     parameters.requantize()
     ids = torch.randint(0, config.vocab_size, (200,), generator=torch.Generator().manual_seed(2))
-    model = V4(config, build(config, parameters), ReferenceOps("exact"))
-    logits = model.logits(model.forward(ids, model.new_state())).detach()
+    model = V4(config, ReferenceOps(build(config, parameters)))
+    logits = model.logits(model.forward([(ids, model.new_state())])).detach()
     export(parameters, tmp_path)
     served = torch.tensor(Engine.open(tmp_path, "reference").session().feed(ids.tolist(), all_logits=True))
     # bf16 storage of embedding, head, norms and compressors is the only difference
@@ -60,9 +60,9 @@ def test_every_trained_tensor_gets_a_gradient_except_the_indexer():
     for name, tensor in parameters.tensors.items():
         if tensor.is_floating_point() and not tensor.any() and not name.endswith("gate.bias"):
             tensor.data.normal_(std=0.05, generator=torch.Generator().manual_seed(1))
-    model = V4(config, build(config, parameters), ReferenceOps("exact"))
+    model = V4(config, ReferenceOps(build(config, parameters)))
     ids = torch.randint(0, config.vocab_size, (300,), generator=torch.Generator().manual_seed(2))
-    model.logits(model.forward(ids, model.new_state())).square().mean().backward()
+    model.logits(model.forward([(ids, model.new_state())])).square().mean().backward()
     idle = {n for n, t in parameters.tensors.items() if isinstance(t, torch.nn.Parameter) and t.grad is None}
     assert idle and {name for name in idle if ".indexer." not in name and ".experts." not in name} == set()
 

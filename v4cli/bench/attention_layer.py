@@ -63,7 +63,7 @@ class AttentionLayer:
         indexer, keys = self.model.ops.layers[0].attn.indexer, self.state.layers[0].index.native
         native.checked(
             native.library().v4k_index_scores(
-                ctypes.addressof(indexer), self.q.ctypes.data, self.q.ctypes.data, keys.entries, keys.scales, self.scores.size,
-                self.scores.ctypes.data,
+                ctypes.addressof(indexer), self.q.ctypes.data, self.q.ctypes.data, keys.entries, keys.scales,
+                self.scores.size, self.scores.ctypes.data,
             )
         )  # fmt: skip

@@ -21,9 +21,9 @@ from v4cli.bench.traces import Recorder
 from v4cli.engine.engine import Engine
 from v4cli.engine.stats import peak_rss_bytes
 from v4cli.errors import UsageError
-from v4cli.model import cost
 from v4cli.experts.files import ExpertFiles
 from v4cli.experts.reader import Rank, Reader
+from v4cli.model import cost
 from v4cli.weights.store import Store, layout
 
 PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured

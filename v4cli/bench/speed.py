@@ -104,7 +104,19 @@ class Clock:
         k = top_k if chosen else 0
         codes.append(
             self.v4k_attend(
-                layer.attention, q, turns, start, n, memory.ring, memory.ring_rows, fresh, entries, ratio, chosen, k, result
+                layer.attention,
+                q,
+                turns,
+                start,
+                n,
+                memory.ring,
+                memory.ring_rows,
+                fresh,
+                entries,
+                ratio,
+                chosen,
+                k,
+                result,
             )
         )
         codes.append(self.v4k_attention_output(layer.attention, result, n, out))

@@ -66,7 +66,7 @@ class State(Generic[S]):
         return True
 
     def can_go_back(self, n_tokens: int) -> bool:
-        """Whether n_tokens can be reached without a copy: over the last few, as many as the backend has spare rows for."""
+        """Whether n_tokens can be reached without a copy: over as many tokens as the backend has spare rows for."""
         return self._floor <= n_tokens <= self.n_tokens and self._high - n_tokens <= self.timeline.spare
 
     def checkpoint(self) -> Checkpoint:
@@ -114,7 +114,9 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise ResourceError(str(error), "a shorter context, or --kv-dir with a folder on a disk with more room") from None
+        raise ResourceError(
+            str(error), "a shorter context, or --kv-dir with a folder on a disk with more room"
+        ) from None
     except ValueError as error:
         raise UsageError(str(error), "drop --kv-dir or --backend") from None
 

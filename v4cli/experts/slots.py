@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
 
 from v4cli.experts.files import ExpertFiles
-from v4cli.experts.reader import Rank, Reader
 from v4cli.experts.policy import Residency
+from v4cli.experts.reader import Rank, Reader
 
 FILLER = 2  # residents computed at a time while reads are on
 

@@ -32,8 +32,8 @@ class V4(Generic[A, X, S, B]):
         return State(lambda: self.ops.new_state(self.config.max_position_embeddings, kv_dir))
 
     def forward(self, feeds: Sequence[tuple[Sequence[int], State[S]]]) -> A:
-        """Each timeline's next tokens, (n,) int64 with the state before them -> hidden (N, D), normed for the head, of all
-        of them one behind the other. The states advance. ResourceError without room for them."""
+        """Each timeline's next tokens, (n,) int64 with the state before them -> hidden (N, D), normed for the head, of
+        all of them one behind the other. The states advance. ResourceError without room for them."""
         ops, bank = self.ops, self.bank
         for ids, state in feeds:
             state.begin(len(ids))

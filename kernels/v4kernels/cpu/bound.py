@@ -50,9 +50,7 @@ class BoundHyper:
         rows, cols = h.fn.shape
         fn = native.Matrix(pointer(h.fn), None, rows, cols, native.FORMATS["f32"])
         floats = h.norm_eps, h.eps
-        self.native = native.Hyper(
-            fn, pointer(h.base), pointer(h.scale), pointer(h.norm), h.streams, h.iters, *floats
-        )
+        self.native = native.Hyper(fn, pointer(h.base), pointer(h.scale), pointer(h.norm), h.streams, h.iters, *floats)
         self.at = ctypes.addressof(self.native)
         self.streams, self.dim, self.n_mix = h.streams, cols // h.streams, h.streams + h.streams**2
 
@@ -75,7 +73,8 @@ class BoundAttention:
         matrices = (w.matrix for w in (a.wq_a, a.wq_b, a.wkv, a.wo_a, a.wo_b))
         pointers = pointer(a.q_norm), pointer(a.kv_norm), pointer(a.sink)
         sizes = a.heads, a.head_dim, a.rope_dims, a.groups, a.window
-        self.native = native.Attention(*matrices, *pointers, *sizes, a.eps)
+        self.attention = native.Attention(*matrices, *pointers, *sizes, a.eps)
+        self.attention_at = ctypes.addressof(self.attention)
         self.main = BoundCompressor(a.compressor) if a.compressor is not None else None
         self.keys = self.indexer = None
         if a.indexer is not None:
@@ -84,7 +83,7 @@ class BoundAttention:
             self.indexer = native.Indexer(ix.wq_b.matrix, ix.weights_proj.matrix, *sizes)
             self.keys = BoundCompressor(ix.compressor)
         parts = (
-            ctypes.addressof(self.native),
+            self.attention_at,
             self.main and self.main.at,
             self.keys and self.keys.at,
             self.indexer and ctypes.addressof(self.indexer),

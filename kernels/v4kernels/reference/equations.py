@@ -219,7 +219,13 @@ class Equations:
     # -- mixture of experts (spec 3.10) ---------------------------------------------------------------------
 
     def scored(
-        self, x: Tensor, gate: Weight, top_k: int, scale: float, bias: Tensor | None = None, chosen: Tensor | None = None
+        self,
+        x: Tensor,
+        gate: Weight,
+        top_k: int,
+        scale: float,
+        bias: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Router: x (N, D), gate (E, D) -> expert ids (N, k), weights (N, k) and the scores (N, E) of the choice, fp32.
 

@@ -113,7 +113,7 @@ class ReferenceOps(Equations):
         return self._attention(layer, x, batch, all_entries)
 
     def _attention(self, layer: int, x: Tensor, batch: TorchBatch, compressed: Callable) -> Tensor:
-        """`compressed` makes a span's entries and says which of them its rows attend to; None: all that they may see."""
+        """`compressed` makes a span's entries and says which its rows attend to; None: all that they may see."""
         attn, done = self.tree.layers[layer].attn, []
         for rows, span in batch.parts():
             kv, turns = span.state.layers[layer], self.rotations(attn.freqs, span.start, len(span.ids))
@@ -169,9 +169,7 @@ class ReferenceOps(Equations):
         else:
             part.entries.append(self.quantize_kv(entries, compressor.rope_dims))
 
-    def select(
-        self, indexer: Indexer, x: Tensor, qr: Tensor, turns: Tensor, start: int, part: Part
-    ) -> Tensor | None:
+    def select(self, indexer: Indexer, x: Tensor, qr: Tensor, turns: Tensor, start: int, part: Part) -> Tensor | None:
         """The entries each token attends to: (N, top_k) ids, -1 where fewer are visible; None: all visible ones."""
         if part.entries.n <= indexer.top_k:
             return None
