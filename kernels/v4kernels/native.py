@@ -12,7 +12,7 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ class Expert(ctypes.Structure):
     _fields_ = (("w1", Matrix), ("w3", Matrix), ("w2", Matrix))
 
 
-def _structure(name: str, pointers: str = "", sizes: str = "", floats: str = "", matrices: str = "") -> type:
+def _structure(name: str, pointers: str = "", sizes: str = "", floats: str = "", matrices: str = "") -> Any:
     """A structure of v4k.h: matrices first, then pointers, sizes and floats."""
     kinds = ((matrices, Matrix), (pointers, c_void_p), (sizes, c_int64), (floats, c_float))
     return type(name, (ctypes.Structure,), {"_fields_": [(f, kind) for names, kind in kinds for f in names.split()]})

@@ -1,10 +1,13 @@
 """What a memory budget means for one model: how many experts stay in memory, or that it cannot be run in it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from v4cli.config import V4Config
 from v4cli.errors import ResourceError
 from v4cli.model import cost
 from v4cli.weights.plan import Budget, Plan, make_plan, shortage
+from v4cli.weights.schema import TensorSpec
 
 CONTEXT = 32_768  # tokens whose KV state is planned for
 SHARE = 0.9  # of what is free, by default; the rest is for everything else
@@ -20,7 +23,7 @@ class Residence:
     spare: int
 
 
-def residence(config, tensors, ram: int) -> Residence:
+def residence(config: V4Config, tensors: Mapping[str, TensorSpec], ram: int) -> Residence:
     """Place a store's tensors in `ram` bytes. ResourceError, with what would fit, if that is impossible."""
     needs = cost.at_context(cost.needs(config, tensors), config, min(CONTEXT, config.max_position_embeddings))
     budget = Budget(ram, 0, SPEED, SPEED, SPEED)

@@ -20,7 +20,7 @@ from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import UsageError
 from v4cli.experts.slots import ExpertStream
 from v4cli.model.v4 import V4
-from v4cli.weights.store import open_model
+from v4cli.weights.store import Store, open_model
 
 
 class Engine:
@@ -68,25 +68,27 @@ class Engine:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
         identity = _identity(checkpoint, chosen)
-        place = stream = None
+        place, stream = None, None
         if chosen.name == "cpu":
             place = residence_in(checkpoint, ram)
         elif ram is not None:
             raise UsageError("--ram needs the cpu backend", "drop --ram or --backend")
-        if place:
-            stream = loading.streamed(checkpoint, place, learned and _learned_file(learned, identity))
+        if place and isinstance(checkpoint, Store):
+            stream = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
         model = loading.model_of(checkpoint, chosen, stream)
         return cls(model, Path(path), time.monotonic() - start, identity, place, stream)
 
     def make_room(self, kv_bytes: int) -> None:
         """Keep within the budget when a session's KV state outgrows what was planned: experts give way."""
+        if self.place is None or self.stream is None:
+            return
         excess = kv_bytes - sum(tier.holds.get("KV", 0) for tier in self.place.plan.tiers)
         if excess > 0:
             self.stream.shrink(self.place.slots - -(-excess // self.stream.reader.files.room))
 
     def remember(self, folder: Path) -> None:
         """Write what was learned about the use of experts, for `open(learned=folder)`. OSError."""
-        if self.stream:
+        if self.stream and self.identity:
             loading.remember(self.stream, _learned_file(folder, self.identity))
 
     def session(

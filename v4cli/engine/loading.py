@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from v4kernels.api import Backend
+from v4kernels.cpu import CpuOps
 
 from v4cli import hardware
 from v4cli.engine.budget import SHARE, Residence, residence
@@ -17,17 +18,13 @@ from v4cli.experts.files import ExpertFiles, into_memory
 from v4cli.experts.slots import ExpertStream
 from v4cli.files import write_atomically
 from v4cli.model import cost
-from v4cli.model.sources import DenseSource, PackedSource
+from v4cli.model.sources import DenseSource, Model, PackedSource
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
-from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.schema import expected_tensors
 from v4cli.weights.store import Store, layout
 
 MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
-
-
-Model = Store | Checkpoint
 
 
 def model_of(checkpoint: Model, backend: Backend, stream: ExpertStream | None = None) -> V4:
@@ -36,7 +33,7 @@ def model_of(checkpoint: Model, backend: Backend, stream: ExpertStream | None = 
     try:
         if backend.name == "cpu":
             source = PackedSource(checkpoint, check=stream is not None or checkpoint.nbytes < room)
-            ops = backend.bind(build(config, source, experts=stream is None))
+            ops = CpuOps(build(config, source, experts=stream is None))
             return V4(config, ops, Streamed(ops, stream) if stream else None)
         values = sum(spec.n_values for spec in expected_tensors(config, False).values())
         return V4(config, backend.bind(build(config, DenseSource(checkpoint, lazy=4 * values > room))))
@@ -98,6 +95,7 @@ def _rows_of(path: Path) -> np.ndarray:
 def remember(stream: ExpertStream, path: Path) -> None:
     """Write what was learned about the use of experts. OSError."""
     data = io.BytesIO()
-    np.savez(data, **{name: array.astype(np.float32) for name, array in stream.policy.learned().items()})
+    arrays = {name: array.astype(np.float32) for name, array in stream.policy.learned().items()}
+    np.savez(data, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data.getvalue())

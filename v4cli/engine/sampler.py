@@ -17,7 +17,7 @@ class Sampling:
     min_p: float = 0.0
     seed: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks = (
             (0.0 <= self.temperature <= 100.0, "temperature must be between 0 and 100"),
             (0.0 < self.top_p <= 1.0, "top_p must be above 0 and at most 1"),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,10 @@ from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, SnapshotError, UsageError
+from v4cli.experts.slots import Counts
+
+if TYPE_CHECKING:
+    from v4cli.engine.engine import Engine
 
 PREFILL_CHUNK = 512
 MAX_POINTS = 16  # places a session can go back to without recomputing much
@@ -32,7 +37,9 @@ class Step:
 class Session:
     """The tokens fed so far, the model's state after them, and the logits of the last one."""
 
-    def __init__(self, engine, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S):
+    def __init__(
+        self, engine: "Engine", kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
+    ):
         """`kv_dir`: keep entries in a file there. `prefixes`: where computed prefixes are found and stored.
 
         `worth_s`: seconds of computing that are worth storing. ResourceError without room.
@@ -98,13 +105,13 @@ class Session:
         found = self.prefixes.longest(tokens, here) if self.prefixes else None
         if here < len(self.tokens):
             self._go_back(here)
-        if found is not None:
-            self._load(found, tokens)
+        if self.prefixes and found is not None:
+            self._load(self.prefixes, found, tokens)
 
-    def _load(self, snapshot: Snapshot, tokens: list[int]) -> None:
+    def _load(self, prefixes: Prefixes, snapshot: Snapshot, tokens: list[int]) -> None:
         """Take up a stored prefix; one that cannot be used is named in `notes` and deleted."""
         try:
-            self.logits = self.prefixes.load(snapshot, self.state, self.state.n_tokens)
+            self.logits = prefixes.load(snapshot, self.state, self.state.n_tokens)
         except SnapshotError as error:
             self.notes.append(f"{error}; computing it again")
             (error.path or snapshot.path).unlink(missing_ok=True)
@@ -249,9 +256,10 @@ class Session:
             self.stats.kv_bytes = self.state.nbytes
             self.stats.decode_experts = self._since(counts)
 
-    def _counts(self):
+    def _counts(self) -> Counts | None:
         """Of the experts on demand so far; None if all are in memory."""
-        return self.engine.stream and self.engine.stream.counts
+        return self.engine.stream.counts if self.engine.stream else None
 
-    def _since(self, before) -> dict | None:
-        return before and self.engine.stream.counts.since(before).to_dict()
+    def _since(self, before: Counts | None) -> dict | None:
+        now = self._counts()
+        return now.since(before).to_dict() if now and before else None

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ class File:
 class ExpertFiles:
     """The routed experts of a store's trunk, numbered layer by layer."""
 
-    def __init__(self, store: Store, open_file=File):
+    def __init__(self, store: Store, open_file: Callable[[Path], File] = File):
         """`open_file`: what opens a path; tests pass one that fails."""
         config = store.config
         self.n_layers, self.per_layer = config.num_hidden_layers, config.n_routed_experts

@@ -60,7 +60,7 @@ class Residency:
         """What `nearness` says of a layer's experts, numbered from `first`, in this step; before they are `used`."""
         self._near_now[first : first + len(near)] = near
 
-    def used(self, experts: np.ndarray, uses, n_tokens: int = 1) -> None:
+    def used(self, experts: np.ndarray, uses: np.ndarray, n_tokens: int = 1) -> None:
         """Count uses by this step of n tokens: experts (m,), `uses` of each among them."""
         share = np.broadcast_to(np.asarray(uses, np.float32) / n_tokens, experts.shape)
         fade = _fade(HALF_LIVES, n_tokens)
@@ -70,7 +70,7 @@ class Residency:
         near = self._features_of(*self._near_after(experts, n_tokens))
         self.chance[experts] = self.weights[RATES] @ rates + self.weights[CONSTANT] + self.weights[NEAR] @ near
 
-    def hold(self, experts) -> None:
+    def hold(self, experts: np.ndarray | list[int]) -> None:
         """These stay until the step is over, if they are resident."""
         self._held[experts] = True
 
@@ -98,7 +98,7 @@ class Residency:
         self.features[NEAR] = self._features_of(self._near, self._near_total)
         self.forget_step()
 
-    def _near_after(self, experts, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _near_after(self, experts: np.ndarray | slice, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Averages of nearness with this step, and what their weights add up to."""
         fade = _fade(NEAR_HALF_LIVES, n_tokens)
         now = self._near[:, experts] * fade + (1 - fade) * self._near_now[experts]

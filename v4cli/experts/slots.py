@@ -8,7 +8,7 @@ Slots beyond the residents' are for experts on their way: read, used, then made 
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -63,8 +63,8 @@ class ExpertStream:
     @property
     def counts(self) -> Counts:
         """So far."""
-        read = {"bytes_read": self.reader.bytes_read, "busy_s": self.reader.busy_s}
-        return replace(self._counts, **read, bytes_wasted=self._counts.bytes_wasted + self.reader.bytes_wasted)
+        wasted = self._counts.bytes_wasted + self.reader.bytes_wasted
+        return replace(self._counts, bytes_read=self.reader.bytes_read, busy_s=self.reader.busy_s, bytes_wasted=wasted)
 
     def slots(self, experts: list[int]) -> list[int]:
         """The slots of experts that `serve` just gave."""
@@ -139,7 +139,7 @@ class ExpertStream:
         self._forget(self._expected.union(e for e in self._slot if not self.policy.resident[e]))
         self.policy.forget_step()
 
-    def forget(self, experts) -> None:
+    def forget(self, experts: Iterable[int]) -> None:
         """Of these, what was expected is not needed."""
         self._forget(self._expected.intersection(experts))
 
@@ -153,7 +153,7 @@ class ExpertStream:
         c.bytes_used += n_experts * self.reader.files.n_bytes
         self._expected.difference_update(missing)
 
-    def _pump(self, waiting=frozenset()) -> None:
+    def _pump(self, waiting: Set[int] = frozenset()) -> None:
         """Start the reads there is room for. A layer that waits without any read of its own gets room by force."""
         ranks = (self._asked, Rank.NOW), (self._sure, Rank.NOW), (self._likely, Rank.SOON)
         for queue, rank in ranks:
@@ -165,7 +165,7 @@ class ExpertStream:
                 else:
                     return
 
-    def _make_room(self, waiting) -> bool:
+    def _make_room(self, waiting: Set[int]) -> bool:
         """Drop an expected expert for one that is needed now, if nothing this layer waits for is on its way."""
         if not waiting or any(expert in self._slot for expert in waiting):
             return False

@@ -8,6 +8,7 @@ checkpoint, `stored_tensors(layout(config, quant))` for a store.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from v4cli.config import V4Config
 from v4cli.weights.plan import Needs, Use
 from v4cli.weights.schema import TensorSpec, expected_tensors
 from v4cli.weights.store import Part
@@ -86,7 +87,7 @@ def _component(name: str) -> str:
     return first if first in ("mtp", "embed", "head") else "dense"
 
 
-def parameters(config) -> Parameters:
+def parameters(config: V4Config) -> Parameters:
     """Total and active values of the trunk; the token-to-expert tables are not parameters."""
     counts = {"experts": 0, "embed": 0, "head": 0, "dense": 0}
     for name, spec in expected_tensors(config, with_mtp=False).items():
@@ -109,7 +110,7 @@ def payload_bytes(tensors: Mapping[str, TensorSpec]) -> PayloadBytes:
     return PayloadBytes(**totals, n_tensors=len(tensors))
 
 
-def needs(config, tensors: Mapping[str, TensorSpec]) -> Needs:
+def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
     """What running from these tensors takes, at a context of 0 tokens."""
     payload = payload_bytes(tensors)
     dense: dict[str, Use] = {}
@@ -135,7 +136,7 @@ def needs(config, tensors: Mapping[str, TensorSpec]) -> Needs:
     return at_context(bare, config, 0)
 
 
-def at_context(bare: Needs, config, n_tokens: int) -> Needs:
+def at_context(bare: Needs, config: V4Config, n_tokens: int) -> Needs:
     """The same needs with the KV state and working memory of `n_tokens` of context."""
     return replace(
         bare,
@@ -144,7 +145,7 @@ def at_context(bare: Needs, config, n_tokens: int) -> Needs:
     )
 
 
-def read_bytes_per_token(config, tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
+def read_bytes_per_token(config: V4Config, tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
     """Weight bytes that one decoded token reads, by component; draft blocks are not used."""
     asked = needs(config, tensors)
     return {
@@ -155,7 +156,7 @@ def read_bytes_per_token(config, tensors: Mapping[str, TensorSpec]) -> dict[str,
     }
 
 
-def entry_bytes(config) -> tuple[int, int]:
+def entry_bytes(config: V4Config) -> tuple[int, int]:
     """Bytes of one KV entry and of one index key (spec 4.1: 584 and 68 for V4)."""
     plain = config.head_dim - config.qk_rope_head_dim
     scales = -(-(plain // SCALE_GROUP) // KV_PADDING) * KV_PADDING
@@ -165,7 +166,7 @@ def entry_bytes(config) -> tuple[int, int]:
     )
 
 
-def kv_bytes(config, n_tokens: int) -> KVBytes:
+def kv_bytes(config: V4Config, n_tokens: int) -> KVBytes:
     """KV state in the official compressed layout at `n_tokens` of context."""
     kv, key = entry_bytes(config)
     ratios = config.compress_ratios[: config.num_hidden_layers]
@@ -174,13 +175,13 @@ def kv_bytes(config, n_tokens: int) -> KVBytes:
     return KVBytes(compressed, indexer, len(ratios) * min(n_tokens, config.sliding_window) * kv)
 
 
-def kv_bytes_per_token(config) -> float:
+def kv_bytes_per_token(config: V4Config) -> float:
     """Growth of the KV state per token of context."""
     kv, key = entry_bytes(config)
     return sum(kv / r + (key / r if r == 4 else 0) for r in config.compress_ratios[: config.num_hidden_layers] if r)
 
 
-def kv_read_parts(config, n_tokens: int) -> dict[str, int]:
+def kv_read_parts(config: V4Config, n_tokens: int) -> dict[str, int]:
     """KV bytes that one decoded token reads, by component: all index keys (none while every entry is chosen), the
     chosen entries of ratio 4, all of ratio 128."""
     kv, key = entry_bytes(config)
@@ -194,17 +195,17 @@ def kv_read_parts(config, n_tokens: int) -> dict[str, int]:
     }
 
 
-def kv_read_bytes(config, n_tokens: int) -> int:
+def kv_read_bytes(config: V4Config, n_tokens: int) -> int:
     """The sum of `kv_read_parts`."""
     return sum(kv_read_parts(config, n_tokens).values())
 
 
-def _selects(config, n_tokens: int) -> bool:
+def _selects(config: V4Config, n_tokens: int) -> bool:
     """Whether there are more entries than are chosen: until then nothing is scored."""
     return n_tokens // 4 > config.index_topk
 
 
-def work_bytes(config) -> int:
+def work_bytes(config: V4Config) -> int:
     """Working memory of one prefill chunk in fp32: residual streams, queries and attention output, index
     queries and candidates, and the compressors' unfinished blocks (spec 4.1)."""
     c = config
@@ -216,7 +217,7 @@ def work_bytes(config) -> int:
     return 4 * (CHUNK * per_token + index + sum(tails[r] for r in ratios))
 
 
-def flops(config, n_tokens: int) -> Flops:
+def flops(config: V4Config, n_tokens: int) -> Flops:
     """One decoded token at `n_tokens` of context (formulas of spec 4.2)."""
     c = config
     d, h, hd = c.hidden_size, c.num_attention_heads, c.head_dim
@@ -242,7 +243,7 @@ def flops(config, n_tokens: int) -> Flops:
     )
 
 
-def token_macs(config, n_tokens: int) -> float:
+def token_macs(config: V4Config, n_tokens: int) -> float:
     """Multiply-adds of one prefilled token at `n_tokens` of context, head left out."""
     f = flops(config, n_tokens)
     work = f.linear + f.compressor + f.attention + f.ffn
@@ -251,7 +252,7 @@ def token_macs(config, n_tokens: int) -> float:
     return work / 2
 
 
-def _keys(config, ratio: int, n_tokens: int) -> float:
+def _keys(config: V4Config, ratio: int, n_tokens: int) -> float:
     """Keys one query attends to in a layer."""
     entries = min(config.index_topk, n_tokens / 4) if ratio == 4 else n_tokens / 128 if ratio else 0
     return min(n_tokens, config.sliding_window) + entries

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 
+from v4cli.config import V4Config
 
-def frequencies(config, ratio: int) -> np.ndarray:
+
+def frequencies(config: V4Config, ratio: int) -> np.ndarray:
     """Angular frequencies (qk_rope_head_dim / 2,) fp32, radians per token, for a layer of this ratio."""
     dims = config.qk_rope_head_dim
     base = config.compress_rope_theta if ratio else config.rope_theta

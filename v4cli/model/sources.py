@@ -5,13 +5,24 @@ kernels the addresses of codes in the mapped files; what an official checkpoint 
 quantized on the way in as recipe `native` would.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
 
 from v4cli.errors import ModelError
+from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.recipe import GROUP, format_of
+from v4cli.weights.store import Store
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from v4kernels.reference.equations import Weight
+
+Model = Store | Checkpoint
 KINDS = {"F8_E4M3": "fp8", "I8": "fp4", "BF16": "bf16", "F32": "f32"}
 PLAIN = {"BF16": "bf16", "F32": "f32"}
 
@@ -19,12 +30,12 @@ PLAIN = {"BF16": "bf16", "F32": "f32"}
 class DenseSource:
     """fp32 torch tensors."""
 
-    def __init__(self, checkpoint, lazy: bool):
+    def __init__(self, checkpoint: Model, lazy: bool):
         """`lazy`: dequantize at every use, which is slow but needs no memory."""
         self.checkpoint = checkpoint
         self.lazy = lazy
 
-    def weight(self, name: str):
+    def weight(self, name: str) -> Weight:
         from v4kernels.reference import LazyWeight, Weight
 
         kind = KINDS[self.checkpoint.official_dtype(name)]
@@ -32,7 +43,7 @@ class DenseSource:
             return LazyWeight(kind, lambda: self.checkpoint.dense(name))
         return Weight(kind, self.checkpoint.dense(name))
 
-    def vector(self, name: str):
+    def vector(self, name: str) -> Tensor:
         tensor = self.checkpoint.tensor(name)
         return tensor.clone() if self.checkpoint.spec(name).dtype == "I64" else tensor.float()
 
@@ -40,7 +51,7 @@ class DenseSource:
 class PackedSource:
     """Matrices as they lie in the mapped files, vectors as numpy arrays."""
 
-    def __init__(self, checkpoint, check: bool):
+    def __init__(self, checkpoint: Model, check: bool):
         """`check`: read all scales and refuse those that are not finite; codes cannot be but finite."""
         self.checkpoint = checkpoint
         self.check = check

@@ -72,15 +72,17 @@ class BoundAttention:
             raise ValueError(f"the kernels take heads of up to {MOST_DIMS} dims and RoPE dims in sixteens")
         matrices = (w.matrix for w in (a.wq_a, a.wq_b, a.wkv, a.wo_a, a.wo_b))
         pointers = pointer(a.q_norm), pointer(a.kv_norm), pointer(a.sink)
-        sizes = a.heads, a.head_dim, a.rope_dims, a.groups, a.window
-        self.attention = native.Attention(*matrices, *pointers, *sizes, a.eps)
+        self.attention = native.Attention(
+            *matrices, *pointers, a.heads, a.head_dim, a.rope_dims, a.groups, a.window, a.eps
+        )
         self.attention_at = ctypes.addressof(self.attention)
         self.main = BoundCompressor(a.compressor) if a.compressor is not None else None
         self.keys = self.indexer = None
         if a.indexer is not None:
             ix = a.indexer
-            sizes = ix.heads, ix.head_dim, ix.rope_dims, ix.top_k
-            self.indexer = native.Indexer(ix.wq_b.matrix, ix.weights_proj.matrix, *sizes)
+            self.indexer = native.Indexer(
+                ix.wq_b.matrix, ix.weights_proj.matrix, ix.heads, ix.head_dim, ix.rope_dims, ix.top_k
+            )
             self.keys = BoundCompressor(ix.compressor)
         parts = (
             self.attention_at,

@@ -10,6 +10,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -23,7 +24,8 @@ class Memory:
 
     def __init__(self, folder: Path | None = None):
         """MemoryError if a file cannot be made in `folder`."""
-        self.file, self.end = None, 0
+        self.file: IO[bytes] | None = None
+        self.end = 0
         if folder is not None:
             try:
                 self.file = tempfile.TemporaryFile(dir=folder, prefix="v4-kv-")
@@ -50,7 +52,7 @@ class Memory:
 class Rows:
     """Rows of bytes: `data` uint8 (most, width), of which the first `used` have been asked for."""
 
-    def __init__(self, room: mmap.mmap, most: int, width: int, file, offset: int):
+    def __init__(self, room: mmap.mmap, most: int, width: int, file: IO[bytes] | None, offset: int):
         self.data = np.frombuffer(room, np.uint8, most * width).reshape(most, width)
         self.used = 0
         self._room, self._file, self._offset = room, file, offset
@@ -64,7 +66,7 @@ class Rows:
         if n > len(self.data):
             raise MemoryError(f"the context is full: {n} entries, there is room for {len(self.data)}")
         end = n * self.data.shape[1]
-        if end > self._backed:
+        if self._file is not None and end > self._backed:
             end = min((end + STEP - 1) // STEP * STEP, len(self._room))
             try:
                 os.posix_fallocate(self._file.fileno(), self._offset + self._backed, end - self._backed)

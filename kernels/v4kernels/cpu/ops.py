@@ -28,7 +28,7 @@ class Buffer:
     __slots__ = ("at", "data", "rows", "width")
 
     def __init__(self, dtype: type = np.float32):
-        self.data = np.empty(0, dtype)
+        self.data: np.ndarray = np.empty(0, dtype)
         self.at = self.rows = self.width = 0
 
     @classmethod

@@ -75,7 +75,7 @@ class PackedLayer:
             self.index = PackedEntries(attn.indexer.compressor, most_tokens, memory)
         self.parts = {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
 
-    def described(self) -> native.Memory:
+    def described(self) -> ctypes.Structure:
         """For the kernels; valid as long as this layer."""
         parts = self.main and self.main.at, self.index and self.index.at
         return native.Memory(self.ring.ctypes.data, *parts, len(self.ring))

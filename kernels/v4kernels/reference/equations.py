@@ -33,6 +33,7 @@ class Weight:
 
     def dense(self) -> Tensor:
         """The matrix in fp32, dequantized."""
+        assert self._dense is not None, "given by a subclass"
         return self._dense
 
 
@@ -105,7 +106,9 @@ class Equations:
         flat = streams.flatten(1).float()
         return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
 
-    def hc_pre(self, streams: Tensor, fn, base, scale, norm_eps: float, iters: int, eps: float):
+    def hc_pre(
+        self, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm_eps: float, iters: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Collapse streams (N, S, D) to the sublayer input y (N, D), with post (N, S) and comb (N, S, S).
 
         fn (2S+S*S, S*D), base (2S+S*S,), scale (3,), all fp32.
@@ -124,7 +127,7 @@ class Equations:
         mixed = torch.matmul(comb.transpose(1, 2), streams.float())
         return (mixed + post[..., None] * out.float()[:, None]).to(self.dtype)
 
-    def hc_head(self, streams: Tensor, fn, base, scale, norm_eps: float, eps: float) -> Tensor:
+    def hc_head(self, streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, norm_eps: float, eps: float) -> Tensor:
         """Final collapse of streams (N, S, D) -> (N, D); fn (S, S*D), base (S,), scale (1,)."""
         pre = torch.sigmoid(self.hc_mixes(streams, fn, norm_eps).float() * scale + base) + eps
         return self._weighted_sum(streams, pre)
@@ -167,7 +170,17 @@ class Equations:
 
     # -- attention (spec 3.3, 3.5, 3.8) ---------------------------------------------------------------------
 
-    def attention(self, q, window, first, entries, visible, selected, sink, window_size) -> Tensor:
+    def attention(
+        self,
+        q: Tensor,
+        window: Tensor,
+        first: int,
+        entries: Tensor | None,
+        visible: Tensor | None,
+        selected: Tensor | None,
+        sink: Tensor,
+        window_size: int,
+    ) -> Tensor:
         """One latent per key serves as K and V for all heads; softmax has an extra sink term without value.
 
         q (T, H, d) queries at the LAST T positions of `window`; window (L, d) raw latents, L >= T;
@@ -186,31 +199,30 @@ class Equations:
             age = torch.arange(first + rows.start, first + rows.stop, device=q.device)[:, None]
             age = age - torch.arange(lo, first + rows.stop, device=q.device)
             groups = [(keys, (age < 0) | (age >= window_size))]
-            if selected is not None:
+            if selected is not None and entries is not None:
                 ids = selected[rows]
                 groups.append((entries[ids.clamp_min(0)], ids < 0))
-            elif entries is not None and entries.shape[0]:
+            elif entries is not None and visible is not None and entries.shape[0]:
                 order = torch.arange(int(visible[rows].max()), device=q.device)
                 groups.append((entries[: len(order)], order >= visible[rows, None]))
             out.append(self._attend(q[rows], groups, sink))
         return torch.cat(out) if len(out) > 1 else out[0]
 
-    def _attend(self, q: Tensor, groups, sink: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, groups: Sequence[tuple[Tensor, Tensor]], sink: Tensor) -> Tensor:
         """q (T, H, d); groups of (keys (L, d) shared or (T, L, d) per query, hidden (T, L)) -> (T, H, d)."""
         q32 = q.float() * q.shape[-1] ** -0.5
-        scores = [
+        parts = [
             torch.matmul(q32, keys.float().transpose(-1, -2)).masked_fill(hidden[:, None], float("-inf"))
             for keys, hidden in groups
         ]
-        scores = torch.cat((*scores, sink.expand(q.shape[0], -1)[..., None]), dim=-1).float()
+        scores = torch.cat((*parts, sink.expand(q.shape[0], -1)[..., None]), dim=-1).float()
         if self.official:  # rounds the weights before they are normalised, as a streaming softmax does
             scores = torch.exp(scores - scores[..., :-1].amax(-1, keepdim=True))
             total = scores.sum(-1, keepdim=True)
             probs = scores.to(torch.bfloat16).float()
         else:
-            total = 1.0
-            probs = torch.softmax(scores, dim=-1)
-        out, at = 0, 0
+            probs, total = torch.softmax(scores, dim=-1), torch.ones(())
+        out, at = torch.zeros(()), 0
         for keys, hidden in groups:
             out = out + torch.matmul(probs[..., at : at + hidden.shape[1]], keys.float())
             at += hidden.shape[1]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,17 @@ class TorchBatch:
         for span in self.spans:
             begin, end = end, end + len(span.ids)
             yield slice(begin, end), span
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A span in a layer's attention: x (n, D), qr (n, q_lora_rank), turns (n, R/2) rotations, the layer's state."""
+
+    x: Tensor
+    qr: Tensor
+    turns: Tensor
+    start: int
+    kv: Layer
 
 
 class ReferenceOps(Equations):
@@ -93,37 +105,49 @@ class ReferenceOps(Equations):
     # -- attention (spec 3.3-3.8) ---------------------------------------------------------------------------
 
     def window_attention(self, layer: int, x: Tensor, batch: TorchBatch) -> Tensor:
-        def nothing_else(attn, x: Tensor, qr: Tensor, turns: Tensor, start: int, kv: Layer) -> None:
+        def nothing_else(span: Rows) -> None:
             return None
 
         return self._attention(layer, x, batch, nothing_else)
 
     def csa_attention(self, layer: int, x: Tensor, batch: TorchBatch) -> Tensor:
-        def chosen_entries(attn, x: Tensor, qr: Tensor, turns: Tensor, start: int, kv: Layer) -> Tensor | None:
-            self.append_compressed(attn.compressor, x, start, kv.main)
-            self.append_compressed(attn.indexer.compressor, x, start, kv.index)
-            return self.select(attn.indexer, x, qr, turns, start, kv.index)
+        attn = self.tree.layers[layer].attn
+        compressor, indexer = attn.compressor, attn.indexer
+        assert compressor is not None and indexer is not None
+
+        def chosen_entries(span: Rows) -> Tensor | None:
+            main, index = span.kv.main, span.kv.index
+            assert main is not None and index is not None
+            self.append_compressed(compressor, span.x, span.start, main)
+            self.append_compressed(indexer.compressor, span.x, span.start, index)
+            return self.select(indexer, span.x, span.qr, span.turns, span.start, index)
 
         return self._attention(layer, x, batch, chosen_entries)
 
     def hca_attention(self, layer: int, x: Tensor, batch: TorchBatch) -> Tensor:
-        def all_entries(attn, x: Tensor, qr: Tensor, turns: Tensor, start: int, kv: Layer) -> None:
-            self.append_compressed(attn.compressor, x, start, kv.main)
+        compressor = self.tree.layers[layer].attn.compressor
+        assert compressor is not None
+
+        def all_entries(span: Rows) -> None:
+            assert span.kv.main is not None
+            self.append_compressed(compressor, span.x, span.start, span.kv.main)
 
         return self._attention(layer, x, batch, all_entries)
 
-    def _attention(self, layer: int, x: Tensor, batch: TorchBatch, compressed: Callable) -> Tensor:
+    def _attention(
+        self, layer: int, x: Tensor, batch: TorchBatch, compressed: Callable[[Rows], Tensor | None]
+    ) -> Tensor:
         """`compressed` makes a span's entries and says which its rows attend to; None: all that they may see."""
         attn, done = self.tree.layers[layer].attn, []
         for rows, span in batch.parts():
             kv, turns = span.state.layers[layer], self.rotations(attn.freqs, span.start, len(span.ids))
             q, qr = self.queries(attn, x[rows], turns)  # (n, H, d), (n, q_lora_rank)
             self.append_window(attn, x[rows], turns, kv)
-            selected = compressed(attn, x[rows], qr, turns, span.start, kv)  # (n, index_topk) or None
+            selected = compressed(Rows(x[rows], qr, turns, span.start, kv))  # (n, index_topk) or None
             done.append(self.attend(attn, q, turns, span.start, kv, selected))  # (n, H, d)
         return self.attention_output(attn, torch.cat(done))
 
-    def rotations(self, freqs, start: int, n: int, step: int = 1) -> Tensor:
+    def rotations(self, freqs: np.ndarray, start: int, n: int, step: int = 1) -> Tensor:
         """e^(i * position * frequency) for n positions from start on: (n, R/2) complex64."""
         positions = start + step * torch.arange(n, dtype=torch.float32)
         angles = torch.outer(positions, torch.as_tensor(freqs))
@@ -151,7 +175,7 @@ class ReferenceOps(Equations):
         kv, gate = self.linear_fp32(x, compressor.wkv), self.linear_fp32(x, compressor.wgate)  # (N, C)
         gate = gate + compressor.ape[(start + torch.arange(len(kv))) % ratio]
         pending = part.pending
-        if pending.kv is not None:
+        if pending.kv is not None and pending.gate is not None:
             kv, gate = torch.cat((pending.kv, kv)), torch.cat((pending.gate, gate))
         n_blocks = len(kv) // ratio
         whole = n_blocks * ratio
@@ -171,12 +195,13 @@ class ReferenceOps(Equations):
 
     def select(self, indexer: Indexer, x: Tensor, qr: Tensor, turns: Tensor, start: int, part: Part) -> Tensor | None:
         """The entries each token attends to: (N, top_k) ids, -1 where fewer are visible; None: all visible ones."""
-        if part.entries.n <= indexer.top_k:
+        keys = part.entries.view()
+        if keys is None or len(keys) <= indexer.top_k:
             return None
         q = self.linear(qr, indexer.wq_b).unflatten(-1, (-1, indexer.head_dim))
         q = self.quantize_index(self.rope(q, turns))  # (N, Hi, c)
         weights = self.linear(x, indexer.weights_proj) * (indexer.head_dim**-0.5 * indexer.heads**-0.5)
-        return self.index_topk(q, weights, part.entries.view(), _visible(start, len(x), OVERLAPPED), indexer.top_k)
+        return self.index_topk(q, weights, keys, _visible(start, len(x), OVERLAPPED), indexer.top_k)
 
     def attend(
         self, attn: Attention, q: Tensor, turns: Tensor, start: int, kv: Layer, selected: Tensor | None
@@ -185,6 +210,7 @@ class ReferenceOps(Equations):
 
         The window then keeps what the next token needs.
         """
+        assert kv.window is not None
         n = len(q)
         entries = kv.main.entries.view() if kv.main else None
         visible = _visible(start, n, attn.ratio) if attn.ratio else None
@@ -202,6 +228,7 @@ class ReferenceOps(Equations):
 
     def route_by_token(self, layer: int, x: Tensor, batch: TorchBatch) -> Routing[Tensor]:
         ffn = self.tree.layers[layer].ffn
+        assert ffn.tid2eid is not None
         return Routing(*self.scored(x, ffn.gate, ffn.top_k, ffn.scale, None, ffn.tid2eid[batch.ids]))
 
     def route_by_score(self, layer: int, x: Tensor) -> Routing[Tensor]:
@@ -273,7 +300,7 @@ def _overlap(pending: Pending, kv: Tensor, gate: Tensor) -> tuple[Tensor, Tensor
     (n, r, 2c) -> (n, 2r, c); the block before the first has gate -inf, which softmax turns into weight 0.
     """
     half = kv.shape[-1] // 2
-    if pending.previous_kv is None:
+    if pending.previous_kv is None or pending.previous_gate is None:
         before_kv = torch.zeros_like(kv[:1, :, :half])
         before_gate = torch.full_like(before_kv, float("-inf"))
     else:

@@ -16,7 +16,7 @@ from v4kernels.tree import Attention
 class Entries:
     """Growing array of compressed entries (n, dim)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self.n = 0
 
@@ -38,7 +38,7 @@ class Entries:
 
     def view(self) -> Tensor | None:
         """The entries as (n, dim), None while there are none."""
-        return self._buffer[: self.n] if self.n else None
+        return self._buffer[: self.n] if self._buffer is not None and self.n else None
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n entries."""
