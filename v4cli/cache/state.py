@@ -24,6 +24,10 @@ class Checkpoint:
     marks: tuple[dict[str, np.ndarray], ...]
 
     @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for mark in self.marks for array in mark.values())
+
+    @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it by name, `layers.N.` first."""
         return _joined(self.marks)

@@ -5,9 +5,9 @@ Knows nothing of text.
 
 import hashlib
 import json
-import threading
 import time
 from pathlib import Path
+from weakref import WeakSet
 
 from v4kernels import backend as backend_of
 from v4kernels.api import Backend
@@ -16,6 +16,7 @@ from v4cli.cache.prefixes import Prefixes
 from v4cli.engine import loading
 from v4cli.engine.budget import Residence
 from v4cli.engine.loading import Model, residence_in
+from v4cli.engine.scheduler import Scheduler
 from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import UsageError
 from v4cli.experts.slots import ExpertStream
@@ -44,7 +45,8 @@ class Engine:
         self.identity = identity
         self.place = place
         self.stream = stream
-        self.computing = threading.Lock()  # the op table's results are everyone's
+        self.sessions: WeakSet[Session] = WeakSet()
+        self.scheduler = Scheduler(model, stream, self._make_room)
 
     @classmethod
     def open(
@@ -78,11 +80,12 @@ class Engine:
         model = loading.model_of(checkpoint, chosen, stream)
         return cls(model, Path(path), time.monotonic() - start, identity, place, stream)
 
-    def make_room(self, kv_bytes: int) -> None:
-        """Keep within the budget when a session's KV state outgrows what was planned: experts give way."""
+    def _make_room(self) -> None:
+        """Keep within the budget when what all sessions remember outgrows what was planned: experts give way."""
         if self.place is None or self.stream is None:
             return
-        excess = kv_bytes - sum(tier.holds.get("KV", 0) for tier in self.place.plan.tiers)
+        held = sum(session.nbytes for session in self.sessions)
+        excess = held - sum(tier.holds.get("KV", 0) for tier in self.place.plan.tiers)
         if excess > 0:
             self.stream.shrink(self.place.slots - -(-excess // self.stream.reader.files.room))
 
@@ -95,7 +98,9 @@ class Engine:
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
     ) -> Session:
         """A new, empty timeline; session.py says what the options are. UsageError, ResourceError."""
-        return Session(self, kv_dir, prefixes, worth_s)
+        session = Session(self, kv_dir, prefixes, worth_s)
+        self.sessions.add(session)
+        return session
 
     def prefixes(self, root: Path, disk_budget: int, write_budget: int) -> Prefixes | None:
         """The stored prefixes of this model under `root`, budgets in bytes; None for weights that have no files."""

@@ -4,6 +4,7 @@ the longest prefix it has in memory or finds on disk, and prefills the rest. `Se
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import numpy as np
 
 from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.sampler import Sampler, Sampling
+from v4cli.engine.scheduler import CHUNK
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
@@ -19,7 +21,7 @@ from v4cli.experts.slots import Counts
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = CHUNK
 MAX_POINTS = 16  # places a session can go back to without recomputing much
 WORTH_S = 1.0  # of computing: what takes less is not stored
 SPACING = 16384  # tokens: a long prefill is stored about this often on the way
@@ -53,6 +55,7 @@ class Session:
         self.unsaved_s = 0.0  # of computing since the last of them
         self.title = ""
         self.notes: list[str] = []  # what went wrong with stored prefixes, for people
+        self.counts = Counts()  # of experts on demand, since the last sync or generate began
         self.stats = Stats(load_s=engine.load_s, planned_bytes=engine.place.plan.ram.held if engine.place else 0)
 
     # -- being at some tokens ---------------------------------------------------------------------------------
@@ -70,26 +73,31 @@ class Session:
         after which other prompts may go on differently; what is computed up to there is stored for them.
         """
         tokens = self.checked(tokens)
-        start, counts = time.monotonic(), self._counts()
+        start, self.counts = time.monotonic(), Counts()
         self._take_up(tokens)
         common = len(self.tokens)
         self.stats.prompt_tokens, self.stats.cached_tokens = len(tokens), common
         stops = sorted(anchor for anchor in anchors if common < anchor < len(tokens))
-        while len(self.tokens) < len(tokens) and not cancelled():
-            at = len(self.tokens)
-            end = min((at // PREFILL_CHUNK + 1) * PREFILL_CHUNK, len(tokens), *stops[:1])
-            self.feed(tokens[at:end])
-            self._mark()
-            if progress:
-                progress(end, len(tokens))
-            if end in stops or end // SPACING > at // SPACING:
-                self.keep()
-            stops = [anchor for anchor in stops if anchor > end]
+        scheduler = self.engine.scheduler
+        with scheduler.busy(decoding=False):
+            while len(self.tokens) < len(tokens) and not cancelled():
+                at = len(self.tokens)
+                whole = (at // PREFILL_CHUNK + 1) * PREFILL_CHUNK
+                end = min(whole, at + scheduler.slice_rows(), len(tokens), *stops[:1])
+                if self._run(tokens[at:end], cancelled=cancelled) is None:
+                    break
+                if end in (whole, len(tokens), *stops[:1]):
+                    self._mark()
+                if progress:
+                    progress(end, len(tokens))
+                if end in stops or end // SPACING > at // SPACING:
+                    self.keep()
+                stops = [anchor for anchor in stops if anchor > end]
         if len(self.tokens) > common:
             self.keep()
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
-        self.stats.prefill_experts = self._since(counts)
+        self.stats.prefill_experts = self.counts.to_dict() if self.engine.stream else None
         self.stats.kv_bytes = self.state.nbytes
         return len(self.tokens) == len(tokens)
 
@@ -142,24 +150,24 @@ class Session:
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
-        model, at, start = self.engine.model, self.state.n_tokens, time.monotonic()
-        before = None if self.state.can_return(len(tokens)) else self.state.checkpoint()
-        try:
-            with self.engine.computing, model.ops.inference():
-                if self.engine.stream and not self.kv_dir:
-                    self.engine.make_room(self.state.nbytes)
-                hidden = model.forward([(tokens, self.state)])
-                logits = np.asarray(model.logits(hidden if all_logits else model.ops.rows(hidden, [len(tokens) - 1])))
-        except BaseException:  # Ctrl-C included: some layers may have advanced
-            if before is not None:
-                self.state.restore(before)
-            else:
-                self.state.back(at)
-            raise
+        logits = self._run(tokens, all_logits)
+        assert logits is not None
+        return logits if all_logits else logits[-1]
+
+    def _run(
+        self, tokens: Sequence[int], all_logits: bool = False, cancelled: Callable[[], bool] = lambda: False
+    ) -> np.ndarray | None:
+        """Logits (T or 1, vocab); None if cancelled on the way."""
+        start = time.monotonic()
+        done = self.engine.scheduler.run(tokens, self.state, all_logits, cancelled)
+        if done is None:
+            return None
+        logits, counts = done
         self.tokens.extend(tokens)
         self.logits = logits[-1]
         self.unsaved_s += time.monotonic() - start
-        return logits if all_logits else logits[-1]
+        self.counts = self.counts.plus(counts)
+        return logits
 
     def rewind(self, n_tokens: int) -> None:
         """Go back to the first `n_tokens` tokens: at once over the last few, else by the nearest point and replay."""
@@ -170,9 +178,14 @@ class Session:
         for i in range(len(self.tokens), n_tokens, PREFILL_CHUNK):
             self.feed(tokens[i : i + PREFILL_CHUNK])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory taken: by the state, if that is not in a file, and by the points to go back to."""
+        return (0 if self.kv_dir else self.state.nbytes) + sum(point.nbytes for point in self.points)
+
     def fork(self) -> "Session":
         """An independent session at the same place."""
-        twin = Session(self.engine, self.kv_dir, self.prefixes, self.worth_s)
+        twin = self.engine.session(self.kv_dir, self.prefixes, self.worth_s)
         twin.tokens = list(self.tokens)
         twin.state = self.state.fork()
         twin.logits = self.logits
@@ -235,9 +248,9 @@ class Session:
         """
         if self.logits is None:
             raise UsageError("nothing to continue: sync the session to a prompt first")
-        sampler, counts, start_at = Sampler(sampling), self._counts(), len(self.tokens)
+        sampler, start_at, self.counts = Sampler(sampling), len(self.tokens), Counts()
         self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
-        try:
+        with self.engine.scheduler.busy(decoding=True), self._counted():
             for count in range(1, max_tokens + 1):
                 if cancelled():
                     return
@@ -252,14 +265,12 @@ class Session:
                 start = time.monotonic()
                 self.feed([token])
                 self.stats.decode_s += time.monotonic() - start
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Within: tokens are generated; what that took is told by the stats."""
+        try:
+            yield
         finally:
             self.stats.kv_bytes = self.state.nbytes
-            self.stats.decode_experts = self._since(counts)
-
-    def _counts(self) -> Counts | None:
-        """Of the experts on demand so far; None if all are in memory."""
-        return self.engine.stream.counts if self.engine.stream else None
-
-    def _since(self, before: Counts | None) -> dict | None:
-        now = self._counts()
-        return now.since(before).to_dict() if now and before else None
+            self.stats.decode_experts = self.counts.to_dict() if self.engine.stream else None

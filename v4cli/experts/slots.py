@@ -9,7 +9,7 @@ Slots beyond the residents' are for experts on their way: read, used, then made 
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
 
@@ -35,6 +35,13 @@ class Counts:
 
     def since(self, before: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) - getattr(before, f.name) for f in fields(self)))
+
+    def plus(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def share(self, part: float) -> "Counts":
+        """A part of it, that of some of the rows of a step."""
+        return self if part == 1 else Counts(*(type(value)(part * value) for value in astuple(self)))
 
     def to_dict(self) -> dict:
         used = self.hits + self.misses

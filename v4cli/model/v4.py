@@ -7,7 +7,7 @@ v4kernels/reference); what is remembered is the State's. Knows nothing of text, 
 Sizes: N new tokens, D hidden_size, S hc_mult streams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic
 
@@ -31,9 +31,10 @@ class V4(Generic[A, X, S, B]):
         """An empty timeline, its entries in RAM or in a file in folder `kv_dir`. ResourceError, UsageError."""
         return State(lambda: self.ops.new_state(self.config.max_position_embeddings, kv_dir))
 
-    def forward(self, feeds: Sequence[tuple[Sequence[int], State[S]]]) -> A:
+    def forward(self, feeds: Sequence[tuple[Sequence[int], State[S]]], check: Callable[[], None] = lambda: None) -> A:
         """Each timeline's next tokens, (n,) int64 with the state before them -> hidden (N, D), normed for the head, of
-        all of them one behind the other. The states advance. ResourceError without room for them."""
+        all of them one behind the other. The states advance. `check` is called before each layer and may raise.
+        ResourceError without room."""
         ops, bank = self.ops, self.bank
         for ids, state in feeds:
             state.begin(len(ids))
@@ -41,6 +42,7 @@ class V4(Generic[A, X, S, B]):
         streams = ops.embed(batch)  # (N, S, D)
         bank.begin_step(batch)
         for layer, kind in enumerate(self.kinds):
+            check()
             bank.foresee(layer, streams)
 
             x, mix = ops.attention_input(layer, streams)  # (N, D)

@@ -1,0 +1,223 @@
+"""Who computes when: the tokens that sessions wait for become the rows of one step.
+
+There is no thread of its own. Of the threads that wait for their tokens one computes for all of them, so that a session
+alone pays for no others. A step takes the few rows of every session that decodes, and with them one slice of a prefill;
+prefills take turns, slice by slice. Rows do not see each other: what a session gets does not depend on its company.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from v4cli.cache.state import Checkpoint, State
+from v4cli.experts.slots import Counts, ExpertStream
+from v4cli.model.v4 import V4
+
+CHUNK = 512  # rows of a prefill at a time
+FEW = 16  # rows at most that are joined with those of others
+SLICE_S = 0.1  # of a prefill at a time while others wait
+LEAST_SLICE = 32  # rows
+PATIENCE = 0.1  # of a step's time that it may wait for sessions which decode to bring their next token
+
+
+class Withdrawn(Exception):
+    """Nobody wants the result of a step any more."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Tokens that continue a timeline, and what becomes of them: logits (n or 1, vocab), or why there are none."""
+
+    ids: Sequence[int]
+    state: State
+    all_logits: bool
+    cancelled: Callable[[], bool]
+    alone: bool = False  # it may be to blame for a step that failed
+    taken: bool = False  # its rows are being computed
+    done: bool = False
+    logits: np.ndarray | None = None
+    error: BaseException | None = None
+    counts: Counts = field(default_factory=Counts)
+    start: int = -1  # of the timeline before the step; -1: not begun
+    before: Checkpoint | None = None  # where its own memory of that does not outlast the step
+
+    def begin(self) -> None:
+        """Remember where the timeline is."""
+        self.before = None if self.state.can_return(len(self.ids)) else self.state.checkpoint()
+        self.start = self.state.n_tokens
+
+    def undo(self) -> None:
+        """Be there again: some layers may have advanced."""
+        if self.before is not None:
+            self.state.restore(self.before)
+        elif self.start >= 0:
+            self.state.back(self.start)
+        self.start, self.before = -1, None
+
+
+class Scheduler:
+    """Steps of one model for all sessions on it, whose threads call `run`."""
+
+    def __init__(self, model: V4, stream: ExpertStream | None = None, before_step: Callable[[], None] = lambda: None):
+        """`stream`: where experts come from, if on demand. `before_step` is called before each step."""
+        self.model, self.stream, self.before_step = model, stream, before_step
+        self._changed = threading.Condition()
+        self._waiting: list[Job] = []  # in the order of their coming, until they are done
+        self._computing = False
+        self._decoding = self._active = 0  # sessions
+        self._step_s = 0.0  # of the last step of few rows
+        self._row_s = 0.0  # of a prefill
+
+    def run(
+        self,
+        ids: Sequence[int],
+        state: State,
+        all_logits: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> tuple[np.ndarray, Counts] | None:
+        """Logits (n, vocab) of all or (1, vocab) of the last of the tokens, by which `state` has advanced, and what
+        their experts cost; None if cancelled. Whatever is raised, the state is where it was."""
+        job = Job(ids, state, all_logits, cancelled)
+        try:
+            self._wait_or_compute(job)
+        except BaseException:  # Ctrl-C, while others may compute our rows
+            with self._changed:
+                self._changed.wait_for(lambda: not job.taken)
+                if job in self._waiting:
+                    self._waiting.remove(job)
+                elif job.error is None:
+                    job.undo()
+            raise
+        if isinstance(job.error, Withdrawn):
+            return None
+        if job.error is not None:
+            raise job.error
+        assert job.logits is not None
+        return job.logits, job.counts
+
+    def slice_rows(self) -> int:
+        """Rows that a prefill should bring next: a chunk; while others wait what takes about SLICE_S, but with experts
+        on demand a chunk all the same, for which each of them is read once."""
+        if self._active < 2 or self.stream or not self._row_s:
+            return CHUNK
+        return int(min(max(SLICE_S / self._row_s, LEAST_SLICE), CHUNK))
+
+    @contextmanager
+    def busy(self, decoding: bool) -> Iterator[None]:
+        """Within: a session prefills or decodes."""
+        with self._changed:
+            self._active += 1
+            self._decoding += decoding
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._decoding -= decoding
+                self._changed.notify_all()
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _wait_or_compute(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: job.done or not self._computing)
+            if job.done:
+                return
+            self._computing = True
+        try:
+            while not job.done:
+                self._step(job)
+        finally:
+            with self._changed:
+                self._computing = False
+                self._changed.notify_all()
+
+    def _step(self, own: Job) -> None:
+        """Compute the rows that wait. Ctrl-C ends `own` only, whose thread this is; the others wait on."""
+        try:
+            jobs = self._take()
+            self._compute(jobs)
+        except BaseException as error:
+            with self._changed:
+                jobs = [job for job in self._waiting if job.taken]
+                for job in jobs:
+                    job.undo()
+                    job.taken = False
+                    if self._is_to_blame(job, jobs, own, error):
+                        job.error = error
+                        self._finish(job)
+            if not isinstance(error, Exception):
+                raise
+            return
+        with self._changed:
+            for job in jobs:
+                self._finish(job)
+
+    def _finish(self, job: Job) -> None:
+        job.done, job.taken = True, False
+        self._waiting.remove(job)
+        self._changed.notify_all()
+
+    def _is_to_blame(self, job: Job, jobs: list[Job], own: Job, error: BaseException) -> bool:
+        """Whether a step failed for this job; where that cannot be known, each is tried alone."""
+        if isinstance(error, Withdrawn):
+            return job.cancelled()
+        if not isinstance(error, Exception):
+            return job is own
+        job.alone = True
+        return len(jobs) == 1
+
+    def _take(self) -> list[Job]:
+        """Rows of the next step: all of few rows, and one slice of a prefill."""
+        with self._changed:
+            if self._decoding > 1 and self._step_s:
+                self._changed.wait_for(lambda: len(self._waiting) >= self._active, PATIENCE * self._step_s)
+            first = self._waiting[0]
+            jobs, has_slice = [first], len(first.ids) > FEW
+            for job in () if first.alone else self._waiting[1:]:
+                if not job.alone and (len(job.ids) <= FEW or not has_slice):
+                    jobs.append(job)
+                    has_slice = has_slice or len(job.ids) > FEW
+            for job in jobs:
+                job.taken = True
+            return jobs
+
+    def _compute(self, jobs: list[Job]) -> None:
+        model, start = self.model, time.perf_counter()
+        rows = sum(len(job.ids) for job in jobs)
+        for job in jobs:
+            job.begin()
+        self.before_step()
+        before = self.stream.counts if self.stream else None
+        hurried = [job for job in jobs if len(job.ids) > FEW]
+
+        def check() -> None:
+            if any(job.cancelled() for job in hurried):
+                raise Withdrawn
+
+        with model.ops.inference():
+            hidden = model.forward([(job.ids, job.state) for job in jobs], check)
+            wanted: list[int] = []
+            end = 0
+            for job in jobs:
+                end += len(job.ids)
+                wanted += range(end - len(job.ids), end) if job.all_logits else [end - 1]
+            some = hidden if len(wanted) == rows else model.ops.rows(hidden, wanted)
+            logits = np.asarray(model.logits(some))
+        at = 0
+        for job in jobs:
+            count = len(job.ids) if job.all_logits else 1
+            job.logits, at = logits[at : at + count], at + count
+            if self.stream and before:
+                job.counts = self.stream.counts.since(before).share(len(job.ids) / rows)
+        seconds = time.perf_counter() - start
+        if hurried:
+            self._row_s = seconds / rows
+        else:
+            self._step_s = seconds
