@@ -1,5 +1,7 @@
 """Models larger than their memory budget: the same tokens whatever fits, errors that leave the session usable."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
@@ -74,11 +76,17 @@ def test_experts_give_way_to_a_long_context(folder, expected):
     answer(engine)
     stream, planned = engine.stream, engine.place.plan.ram.holds["KV"]
     assert stream.policy.n_resident == 10
-    engine.make_room(planned + 3 * stream.reader.files.room - 5)
+
+    sessions = [SimpleNamespace(nbytes=n) for n in (planned - 7, 3 * stream.reader.files.room + 2)]
+    engine.sessions.clear()
+    engine.sessions.update(sessions)  # together 5 bytes less than three experts too much
+    engine.scheduler.before_step()
     assert (stream.policy.places, stream.n_slots) == (7, engine.place.slots - 3)
+    sessions.clear()
     assert answer(engine) == expected and stream.policy.n_resident == 7
-    engine.make_room(1 << 40)
-    assert stream.n_slots == engine.place.spare and answer(engine) == expected
+    sessions.append(SimpleNamespace(nbytes=1 << 40))
+    engine.sessions.update(sessions)
+    assert answer(engine) == expected and stream.n_slots == engine.place.spare
 
 
 def test_all_fits(folder, expected):

@@ -75,9 +75,15 @@ def test_sync_computes_only_what_is_new(engine):
 
 
 def test_cancelled_sync_keeps_the_chunks_that_are_done(engine):
-    session, calls = engine.session(), iter([False, True])
-    assert not session.sync(IDS[:100] * 6, cancelled=lambda: next(calls))
-    assert len(session.tokens) == 512
+    session, looks = engine.session(), 0
+
+    def cancelled() -> bool:  # within the second chunk, whose layers have begun
+        nonlocal looks
+        looks += len(session.tokens) == 512
+        return looks > 3
+
+    assert not session.sync(IDS[:100] * 6, cancelled=cancelled)
+    assert len(session.tokens) == session.state.n_tokens == 512
     assert session.sync(IDS[:100] * 6)
     assert session.stats.cached_tokens == 512
 
@@ -88,7 +94,7 @@ def test_interrupt_inside_a_forward_leaves_the_session_as_it_was(engine, monkeyp
     session, target = engine.session(), IDS[: n_before + n_next]
     session.sync(IDS[:n_before])
     logits = session.logits
-    original, calls = engine.model.ops.experts, []
+    original, calls = engine.model.ops.shared_expert, []
 
     def interrupted(*args):
         calls.append(1)
@@ -96,7 +102,7 @@ def test_interrupt_inside_a_forward_leaves_the_session_as_it_was(engine, monkeyp
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(engine.model.ops, "experts", interrupted)
+    monkeypatch.setattr(engine.model.ops, "shared_expert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         session.sync(target)
     monkeypatch.undo()
