@@ -180,7 +180,7 @@ def test_strange_schemas_still_make_a_grammar(chat):
         tool('quo"te'),
     ]
     for some in [strange, *([one] for one in strange[:-1])]:
-        matcher = chat._guide.matcher(grammar.grammar(some, chat._guide.dsml))
+        matcher = chat._guide.matcher(chat._guide.grammar(some))
         assert matcher.get_error() == ""
 
 

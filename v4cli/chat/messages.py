@@ -2,7 +2,9 @@
 
 import json
 
+from v4cli.chat import schemas
 from v4cli.chat.special import TASKS
+from v4cli.clean import visible
 from v4cli.errors import RequestError
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "latest_reminder")
@@ -26,6 +28,9 @@ def check_messages(messages, where: str = "messages") -> None:
         for key in ("reasoning_content", "tool_call_id", "tool_block"):
             if not isinstance(message.get(key, ""), str | None):
                 raise RequestError(f"{at}.{key} must be text")
+        for key in ("prefix", "wo_eos"):
+            if not isinstance(message.get(key), bool | None):
+                raise RequestError(f"{at}.{key} must be true or false")
         if message.get("task") is not None and message["task"] not in tuple(TASKS):
             raise RequestError(f"{at}.task must be one of {', '.join(TASKS)}")
         if message.get("tools") is not None:
@@ -49,14 +54,25 @@ def _check_content(content, at: str) -> None:
 
 
 def check_tools(tools, at: str = "tools") -> None:
-    """A list of OpenAI tool objects with a named function each."""
+    """A list of OpenAI tool objects with a function each, of a name of its own, its parameters a JSON schema."""
     if not isinstance(tools, list):
-        raise RequestError(f"{at} must be a list")
+        raise RequestError(f"{at} must be a list of tools")
+    names = set()
     for i, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
+        function, where = tool.get("function") if isinstance(tool, dict) else None, f"{at}[{i}].function"
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestError(f"{at}[{i}].function.name is missing")
-        _check_json(function, f"{at}[{i}].function")
+            raise RequestError(f"{where}.name is missing")
+        if tool.get("type", "function") != "function":
+            raise RequestError(f"{at}[{i}].type must be function")
+        where += f" ({visible(function['name'][:60])})"
+        if function["name"] in names:
+            raise RequestError(f"{where}: there is another tool of that name")
+        names.add(function["name"])
+        if not isinstance(function.get("description"), str | None):
+            raise RequestError(f"{where}: description must be text")
+        if function.get("parameters") is not None:
+            schemas.check(function["parameters"], f"{where}: parameters")
+        _check_json(function, where)
 
 
 def _check_calls(calls, at: str) -> None:

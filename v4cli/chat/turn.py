@@ -53,6 +53,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.defaults = defaults
         self.session = session
+        self.note: Callable[[str], None] = lambda text: None  # told what the user should know, in a line
         self.message: dict = {}
         self.finish = ""
         self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
@@ -142,7 +143,7 @@ class Chat:
     def _guide(self):
         from v4cli.chat.grammar import Guide
 
-        return Guide(self.tokenizer, self.engine.config.vocab_size)
+        return Guide(self.tokenizer, self.engine.config.vocab_size, lambda text: self.note(text))
 
     def _sampled(self, parser: StreamParser, thinking: bool) -> dict:
         """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the

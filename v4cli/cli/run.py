@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event
 
 from v4cli import jsonfile, paths
+from v4cli.chat.messages import check_tools
 from v4cli.chat.parser import ToolCallEnd
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
@@ -66,6 +67,7 @@ def run_once(request: RunRequest) -> None:
         try:
             with interrupts(stop):
                 chat = _opened(request)
+                chat.note = output.note
                 finish, stats = answer(chat, messages, writer.event, stop.is_set)
         except V4Error as error:
             writer.error(error)
@@ -166,8 +168,7 @@ def _schemas(source: str | None) -> list[dict] | None:
     if not _schemas_only(source):
         return None
     tools = jsonfile.parse(read_text(Path(source)), source, RequestError)
-    if not isinstance(tools, list):
-        raise RequestError(f"{source}: must be a JSON list of tools")
+    check_tools(tools, source)
     return tools
 
 
