@@ -185,6 +185,13 @@ def test_render_and_parse_follow_the_golden_cases(golden, tmp_path):
     assert json.loads(done.stdout) == case["expected"]
 
 
+def test_render_says_what_the_april_encoder_would_not_read():
+    for field in ("tools", "thinking", "response_format", "tool_choice", "reasoning_effort"):
+        body = {"messages": [{"role": "user", "content": "hi"}], field: None}
+        done = v4("render", "--in", "-", "--contract", "april", stdin=json.dumps(body))
+        assert done.returncode == 2 and field in done.stderr and "0731" in done.stderr
+
+
 def test_mutated_requests_render_or_fail_in_one_line(golden):
     """In process, through the same code the command runs."""
     from v4cli.chat.encoding import encode_april

@@ -124,6 +124,41 @@ def test_calls_of_tools_in_a_file_are_the_caller_s(run, folder):
     assert use["id"] == "call_0" and use["arguments"] == {"expression": "17*23"}
 
 
+def schemas_of(folder, **parameters) -> str:
+    """A file of tools by their parameters."""
+    tools = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in parameters.items()]
+    (folder / "tools.json").write_text(json.dumps(tools))
+    return "tools.json"
+
+
+def test_constrained_calls_may_have_what_is_optional(run, folder):
+    optional = {"type": "object", "properties": {"expression": {"type": "string"}}}
+    done = run("--json", "--constrain", "--tools", schemas_of(folder, calculator=optional), "What is 17*23?")
+    [call] = json.loads(done.stdout)["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"expression": "17*23"} and done.stderr == ""
+
+
+def test_a_tool_that_cannot_be_constrained_is_named(run, folder):
+    optional, many = (
+        {"properties": {"expression": {"type": "string"}}},
+        {"properties": {f"p{i}": {} for i in range(65)}},
+    )
+    tools = schemas_of(folder, calculator=optional, many=many)
+    done = run("--json", "--constrain", "--tools", tools, "What is 17*23?")
+    [call] = json.loads(done.stdout)["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"expression": "17*23"}
+    assert done.stderr.count("many") == 1 and "calculator" not in done.stderr
+
+
+@pytest.mark.parametrize("bad", [{"required": True}, {"properties": []}, {"properties": {"a": {"type": None}}}])
+def test_a_schema_that_is_none_is_a_mistake_named_before_anything_is_loaded(run, folder, bad):
+    tools = schemas_of(folder, hammer=bad)
+    for flags in ([], ["--constrain"]):
+        done = run("--model", "nowhere", "--tools", tools, *flags, "hi")
+        assert done.returncode == 2 and done.stdout == ""
+        assert "tools.json[0]" in done.stderr and "hammer" in done.stderr and next(iter(bad)) in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

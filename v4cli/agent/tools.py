@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from v4cli.chat import schemas
+
 
 class Kind(StrEnum):
     """What a tool can do at worst; what is asked before it runs depends on that."""
@@ -125,23 +127,22 @@ TYPES = {
 
 
 def _check(arguments: dict, schema: dict) -> str:
-    """What is wrong with arguments by their schema's required, properties and top-level types; numbers and truth
+    """What is wrong with arguments by the parameters of their schema and the types that those name; numbers and truth
     values that came as text are converted in place."""
-    properties = schema.get("properties") or {}
-    missing = [name for name in schema.get("required") or () if name not in arguments]
+    has = schemas.parameters(schema)
+    missing = [name for name in has.required if name not in arguments]
     if missing:
         return f"parameter {missing[0]} is missing"
     for name, value in arguments.items():
-        if name not in properties:
-            if properties and not schema.get("additionalProperties", False):
-                return f"there is no parameter {name!r}; there are {', '.join(properties)}"
+        if name not in has.declared:
+            if has.declared and has.others is False:
+                return f"there is no parameter {name!r}; there are {', '.join(has.declared)}"
             continue
-        kinds = properties[name].get("type", ()) if isinstance(properties[name], dict) else ()
-        kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+        kinds = schemas.kinds(has.declared[name])
         if kinds and isinstance(value, str) and "string" not in kinds:
             value = arguments[name] = _converted(value)
-        wanted = sum((TYPES.get(kind, (object,)) for kind in kinds), ())
-        is_flag = isinstance(value, bool) and bool not in wanted and object not in wanted
+        wanted = sum((TYPES[kind] for kind in kinds), ())
+        is_flag = isinstance(value, bool) and bool not in wanted
         if wanted and (is_flag or not isinstance(value, wanted)):
             return f"parameter {name} must be {' or '.join(kinds)}"
     return ""

@@ -68,6 +68,7 @@ def _parameters(arguments) -> list[tuple[str, object]]:
         return list(arguments.items())
     try:
         parsed = json.loads(arguments)
+        json.dumps(parsed, allow_nan=False)
     except (ValueError, RecursionError):
         return [("arguments", arguments)]
     return list(parsed.items()) if isinstance(parsed, dict) else [("arguments", arguments)]

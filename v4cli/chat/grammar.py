@@ -146,8 +146,8 @@ class _Unfit(Exception):
 
 
 def _block(calls: Mapping[int, list[str]], dsml: int) -> str:
-    """The block after its opening `<｜DSML｜`, in llguidance's Lark, with the rules of each tool by its number; `dsml` is
-    the id of that token."""
+    """The block after its opening `<｜DSML｜`, in llguidance's Lark, with the rules of each tool by its number.
+    `dsml` is the id of that token."""
     bar, names = f"<[{dsml}]>", " | ".join(f"call{i}" for i in calls)
     head = (
         # "\n<" as one lexeme: the lexer takes the longest and never goes back, which "\n" before "<" would need.
@@ -206,7 +206,7 @@ def _given(forms: Forms, rules: Rules) -> Iterator[str]:
         yield '"\\" string=\\"true\\">" text'
     elif texts:
         # With what follows, since one text may be the beginning of another.
-        rules.add(f"{(name := rules.name('C'))}: ({' | '.join(map(quoted, texts))}) \"</\"")
+        rules.add(f'{(name := rules.name("C"))}: ({" | ".join(map(quoted, texts))}) "</"')
         yield f'"\\" string=\\"true\\">" {name}'
     if others:
         yield f'"\\" string=\\"false\\">" ({rules.written(others)}) "</"'

@@ -1,8 +1,8 @@
 """Rules of a grammar for JSON values by their schemas: every value that a schema allows can be written, with the keys
-of an object in any order. Of what narrows a schema, types, choices, keys and the sizes of numbers and lists are kept.
+of an object in any order. Of what narrows a schema, types, choices, keys, bounds of integers and lengths of lists do.
 
-In llguidance's Lark. Its lexer takes the longest lexeme and never goes back: no lexeme may begin like another that can
-stand in its place, unless what follows the shorter one cannot go on in the longer.
+In llguidance's Lark. Its lexer takes the longest lexeme and never goes back: no lexeme may begin like another that
+can stand in its place, unless what follows the shorter one cannot go on in the longer.
 """
 
 import json
@@ -11,8 +11,8 @@ from functools import reduce
 
 import llguidance
 
+from v4cli.chat import schemas
 from v4cli.chat.parser import CLOSER
-from v4cli.chat.schemas import TYPES, referred
 
 MAX_KEYS = 64  # of one object: a bit each in llguidance's parametric rules
 MAX_ITEMS = 100  # longest list that is counted
@@ -32,7 +32,6 @@ COLON: /: ?/
 STRING: /"([^"\\\x00-\x1f]|{_ESCAPE})*"/ & ~/(?s:.*){CLOSER.replace("/", chr(92) + "/")}(?s:.*)/
 NUMBER: /-?{_DIGITS}(\.[0-9]+)?([eE][+\-]?[0-9]+)?/
 INTEGER: /-?{_DIGITS}/
-UNBOUND: /-?{_DIGITS}(\.[0-9]+)?[eE][+\-]?[0-9]+|-0(\.0+)?/
 """
 
 # How a value may be written, by its kind; texts for strings, None if any will do; rules for others.
@@ -104,7 +103,7 @@ class Rules:
 
     def _new_forms(self, schema: dict, above: tuple[int, ...]) -> Forms:
         if "$ref" in schema:
-            return self.forms(referred(self.root, schema["$ref"]), above)
+            return self.forms(schemas.referred(self.root, schema["$ref"]), above)
         parts = [self._own(schema)]
         if "const" in schema or schema.get("enum"):
             parts.append(_choices([schema["const"]] if "const" in schema else schema["enum"]))
@@ -119,8 +118,7 @@ class Rules:
 
     def _own(self, schema: dict) -> Forms:
         """By type and by what that type may have."""
-        kinds = schema.get("type", TYPES)
-        kinds = [kinds] if isinstance(kinds, str) else kinds
+        kinds = schemas.kinds(schema) or schemas.TYPES
         forms = {kind: ALL[kind] for kind in dict.fromkeys("number" if k == "integer" else k for k in kinds)}
         if "number" in forms:
             forms["number"] = _number(schema, is_integer="number" not in kinds)
@@ -159,11 +157,12 @@ class Rules:
         declared = {key: True for key in required} | schema.get("properties", {})
         declared = {key: value for key, value in declared.items() if value is not False or key in required}
         others = "patternProperties" in schema or schema.get("additionalProperties", True)
-        if len(declared) > MAX_KEYS or not declared and others in (True, {}):
+        if len(declared) > MAX_KEYS or (not declared and others in (True, {})):
             return "object"
-        members = [(f"{quoted(_literal(key))} COLON {self._rule(declared[key])}", bit) for bit, key in enumerate(declared)]
+        keys = {key: quoted(_literal(key)) for key in declared}
+        members = [(f"{keys[key]} COLON {self._rule(declared[key])}", bit) for bit, key in enumerate(keys)]
         if others is not False:
-            members.append((f"{self.other_key(declared)} COLON {self._rule(others)}", None))
+            members.append((f"{self._other_key(keys.values())} COLON {self._rule(others)}", None))
         name, later = self.name("o"), [(f"COMMA {member}", bit) for member, bit in members]
         more = self.each_once(f"{name}m", '"}"', later, len(required))
         first = self.each_once(f"{name}f", '"}"', members, len(required), more)
@@ -182,10 +181,9 @@ class Rules:
         self.add(name + ("::_: " if is_counted else ": ") + "\n  | ".join(lines))
         return name + ("::0" if is_counted else "")
 
-    def other_key(self, declared: Iterable[str]) -> str:
+    def _other_key(self, keys: Iterable[str]) -> str:
         """Any key of an object but these."""
-        known = " | ".join(quoted(_literal(key)) for key in declared)
-        if not known:
+        if not (known := " | ".join(keys)):
             return "STRING"
         self.add(f"{(name := self.name('K'))}: STRING & ~({known})")
         return name
@@ -210,16 +208,14 @@ def _choices(values: list) -> Forms:
 
 
 def _number(schema: dict, is_integer: bool) -> tuple[str, ...]:
-    """Numbers between the bounds, if llguidance can tell them. It knows them without exponents."""
-    plain = ("INTEGER",) if is_integer else ALL["number"]
+    """Numbers; whole ones between their bounds, if llguidance can tell them. Of others it does not know exponents."""
+    if not is_integer:
+        return ALL["number"]
     bounds = {key: schema[key] for key in _BOUNDS if isinstance(schema.get(key), (int, float))}
     bounds = {key: value for key, value in bounds.items() if not isinstance(value, bool)}
-    if not bounds:
-        return plain
-    text = json.dumps({"type": "integer" if is_integer else "number", **bounds})
-    if llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(text)):
-        return plain
-    return (f"%json {text}",) if is_integer else (f"%json {text}", "UNBOUND")
+    text = json.dumps({"type": "integer", **bounds})
+    wrong = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(text))
+    return ("INTEGER",) if wrong or not bounds else (f"%json {text}",)
 
 
 def _either(a: Forms, b: Forms) -> Forms:

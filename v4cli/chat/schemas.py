@@ -60,6 +60,13 @@ def _may_bring_more(keywords: Iterable[str]) -> bool:
     return any(key not in _QUIET and not key.startswith("x-") for key in keywords)
 
 
+def kinds(schema: dict | bool) -> list[str]:
+    """The types that a checked schema names; empty if it may have any."""
+    if not isinstance(schema, dict) or "$ref" in schema or "type" not in schema:
+        return []
+    return [*_listed(schema["type"]), *(["null"] if schema.get("nullable") is True else [])]
+
+
 def referred(root: dict, reference: str) -> dict | bool:
     """The schema that a reference within `root` leads to; True, which allows all, if it leads to none."""
     place = root
@@ -98,8 +105,8 @@ def check(root, at: str) -> None:
 
 def _check_values(schema: dict, at: str) -> None:
     """The keywords that hold no schemas."""
-    kinds = _listed(schema.get("type", ["object"]))
-    if not kinds or not all(isinstance(kind, str) and kind in TYPES for kind in kinds):
+    types = _listed(schema.get("type", TYPES[0]))
+    if not types or not all(isinstance(kind, str) and kind in TYPES for kind in types):
         raise RequestError(f"{at}.type must be one of {', '.join(TYPES)}, or a list of them")
     required = schema.get("required", [])
     if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
@@ -131,5 +138,5 @@ def _within(schema: dict, at: str) -> Iterator[tuple[object, str]]:
             yield schema[key], f"{at}.{key}"
 
 
-def _listed(kinds) -> list:
-    return kinds if isinstance(kinds, list) else [kinds]
+def _listed(types) -> list:
+    return types if isinstance(types, list) else [types]

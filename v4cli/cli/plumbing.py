@@ -8,6 +8,8 @@ from v4cli.cli import output
 from v4cli.cli.run_input import read_text
 from v4cli.errors import RequestError, UsageError
 
+API_FIELDS = {"reasoning_effort", "response_format", "thinking", "tool_choice", "tools"}
+
 
 def score_tokens(
     model: str, ids: Path | None, file: Path | None, logits: Path | None, numerics, backend, chunk
@@ -72,6 +74,9 @@ def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer
         known = ("thinking_mode", "drop_thinking", "reasoning_effort", "context", "add_default_bos_token")
         if not isinstance(kwargs, dict) or not set(kwargs) <= set(known):
             raise RequestError(f"{source}: kwargs may hold {', '.join(known)}")
+        if unread := sorted(request.keys() & API_FIELDS):
+            hint = "tools and response_format stand in a message, the rest in kwargs; or use --contract 0731"
+            raise RequestError(f"{source}: the april encoder does not read {unread[0]} here", hint)
         prompt = encode_april(request["messages"], **kwargs)
     else:
         prompt = encode_request(request, contract).prompt

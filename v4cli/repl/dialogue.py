@@ -43,7 +43,7 @@ class Dialogue:
         self.model = setup.model or transcript.about.get("model") or settings.default_model()
         options, approvals = Options(setup.thinking, **setup.sampling), Approvals(setup.approve, setup.folder, ask)
         self.approvals, tools = approvals, self._toolbox()
-        agent = Agent(setup.open(self.model), tools, Context(setup.folder), approvals.decide, self._output)
+        agent = Agent(self._open(self.model), tools, Context(setup.folder), approvals.decide, self._output)
         self.conversation = Conversation(transcript, agent, options)
         transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
 
@@ -56,6 +56,11 @@ class Dialogue:
         if self.setup.tools is not None:
             return self.setup.tools
         return "nano" if self.model == "nano" else "all,mcp"
+
+    def _open(self, model: str):
+        chat = self.setup.open(model)
+        chat.note = self.note
+        return chat
 
     def _toolbox(self) -> Toolbox:
         """The tools the user wants of this model; servers that were connected for another are ended first."""
@@ -160,10 +165,10 @@ class Dialogue:
         agent.chat = None
         gc.collect()
         try:
-            agent.chat = self.setup.open(model)
+            agent.chat = self._open(model)
             self.model = model
         except Exception:
-            agent.chat = self.setup.open(before)
+            agent.chat = self._open(before)
             raise
         agent.toolbox = self._toolbox()
         self.conversation.start(self.conversation.transcript)
