@@ -117,7 +117,7 @@ def test_thinking_is_as_it_says(value, thinks):
                          {"type": "auto"}, {"type": "function", "function": {"name": None}}, {"function": SECOND},
                          {"type": "function", "function": {"name": "third"}}, {"type": "function", "name": "second"}]),
         ("reasoning_effort", ["", 0, False, "High", [], {}]),
-        ("temperature", ["1", True, False, -1, 101, [], ""]),
+        ("temperature", ["1", True, False, -1, 101, 10**400, [], ""]),
         ("top_p", [0, 1.5, "0.9", False, -1, {}]),
         ("max_tokens", [0, -1, "5", 1.5, True, False, []]),
         ("stop", ["", [""], 5, False, [1], {}]),

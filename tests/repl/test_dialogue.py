@@ -62,6 +62,14 @@ def test_a_message_is_answered_and_reasoning_is_counted(talk):
     assert isinstance(talk.told[0], items.Asked) and isinstance(talk.told[-1], items.Finished)
 
 
+def test_what_the_model_s_side_notes_is_told_after_a_change_of_models_too(talk):
+    for _ in range(2):
+        talk.told.clear()
+        talk.dialogue.chat.note("not constrained")
+        assert talk.told == [items.Note("not constrained")]
+        talk.dialogue.switch("nano")
+
+
 def test_tools_that_read_just_run(talk):
     assert "plan.txt" in talk.line("list docs") and not talk.asked
     assert next(item for item in talk.told if isinstance(item, CallEnd)).result.strip() == "plan.txt"

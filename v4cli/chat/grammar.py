@@ -12,10 +12,9 @@ import numpy as np
 
 from v4cli.chat.dsml import MAX_CALLS
 from v4cli.chat.parser import CLOSER
-from v4cli.chat.schemas import parameters
+from v4cli.chat.schemas import parameters, shown
 from v4cli.chat.special import DSML
 from v4cli.chat.tokenizer import Tokenizer
-from v4cli.clean import visible
 from v4cli.errors import UsageError
 
 try:
@@ -56,10 +55,11 @@ class Guide:
         """Of a block of calls. Tools that must be left free for it are noted."""
         functions = [tool["function"] for tool in tools]
         calls = {i: self._call(i, function) for i, function in enumerate(functions)}
-        if self._refusal(text := _block(calls, self.dsml)):
-            for i, function in enumerate(functions):
-                if why := self._refusal(_block({i: calls[i]}, self.dsml)):
-                    calls[i] = self._free(i, function, why)
+        if not self._refusal(text := _block(calls, self.dsml)):
+            return text
+        for i, function in enumerate(functions):
+            if why := self._refusal(_block({i: calls[i]}, self.dsml)):
+                calls[i] = self._free(i, function, why)
         largest, n_free = sorted(calls, key=lambda i: -sum(map(len, calls[i]))), 0
         while self._refusal(text := _block(calls, self.dsml)) and n_free < len(calls):
             for i in largest[n_free : 2 * n_free + 1]:
@@ -75,7 +75,7 @@ class Guide:
             return self._free(i, function, str(unfit))
 
     def _free(self, i: int, function: dict, why: str) -> list[str]:
-        self.note(f"--constrain leaves the tool {visible(function['name'][:60])} free: {why}")
+        self.note(f"--constrain leaves the tool {shown(function['name'])} free: {why}")
         return _free_call(i, function, self.dsml)
 
     def _refusal(self, text: str) -> str:

@@ -4,7 +4,6 @@ import json
 
 from v4cli.chat import schemas
 from v4cli.chat.special import TASKS
-from v4cli.clean import visible
 from v4cli.errors import RequestError
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "latest_reminder")
@@ -64,7 +63,7 @@ def check_tools(tools, at: str = "tools") -> None:
             raise RequestError(f"{where}.name is missing")
         if tool.get("type", "function") != "function":
             raise RequestError(f"{at}[{i}].type must be function")
-        where += f" ({visible(function['name'][:60])})"
+        where += f" ({schemas.shown(function['name'])})"
         if function["name"] in names:
             raise RequestError(f"{where}: there is another tool of that name")
         names.add(function["name"])

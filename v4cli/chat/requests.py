@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from v4cli.chat import dsml
 from v4cli.chat.encoding import EFFORTS, RESPONSE_FORMAT, render
 from v4cli.chat.messages import check_messages, check_tools, content_text
+from v4cli.chat.schemas import shown
 from v4cli.chat.special import Prompt, PromptBuilder
-from v4cli.clean import visible
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import RequestError, UsageError
 
@@ -72,8 +72,8 @@ def encode_request(body: dict, contract: str) -> EncodedRequest:
         prompt,
         thinking,
         effort,
-        sampling.temperature,
-        sampling.top_p,
+        float(sampling.temperature),
+        float(sampling.top_p),
         default_max_tokens=8192 if not thinking else 131072 if effort == "max" else 65536,
         parse_tool_calls=bool(tools),
         starts_in_tool_calls=forced,
@@ -109,7 +109,7 @@ def _tools(body: dict) -> list[dict]:
         name = choice["function"]["name"]
         tools = [tool for tool in tools if tool["function"]["name"] == name]
         if not tools:
-            raise RequestError(f"tool_choice: there is no function {visible(name[:60])!r} in tools")
+            raise RequestError(f"tool_choice: there is no function {shown(name)!r} in tools")
     elif choice == "required" and not tools:
         raise RequestError("tool_choice asks for a tool, but there are no tools")
     normal = []
@@ -224,7 +224,7 @@ def _sampling(body: dict, top_p: float) -> Sampling:
         value = body.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float | None):
             raise RequestError(f"{key} must be a number")
-        values[key] = values[key] if value is None else float(value)
+        values[key] = values[key] if value is None else value
     try:
         return Sampling(**values)
     except UsageError as error:

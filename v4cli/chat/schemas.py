@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from v4cli.clean import visible
 from v4cli.errors import RequestError
 
 TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
@@ -100,7 +101,7 @@ def check(root, at: str) -> None:
         _check_values(schema, at_schema)
         todo += reversed(list(_within(schema, at_schema)))
         if "$ref" in schema:
-            todo.append((referred(root, schema["$ref"]), f"{at}: {schema['$ref'][:60]}"))
+            todo.append((referred(root, schema["$ref"]), f"{at}: {shown(schema['$ref'])}"))
 
 
 def _check_values(schema: dict, at: str) -> None:
@@ -126,7 +127,7 @@ def _within(schema: dict, at: str) -> Iterator[tuple[object, str]]:
         if not isinstance(schema.get(key, {}), dict):
             raise RequestError(f"{at}.{key} must be an object of schemas")
         for name, inner in schema.get(key, {}).items():
-            yield inner, f"{at}.{key}.{name[:60]}"
+            yield inner, f"{at}.{key}.{shown(name)}"
     for key in _SCHEMAS:
         if key in schema and key not in _SCHEMA and not isinstance(schema[key], list):
             raise RequestError(f"{at}.{key} must be a list of schemas")
@@ -136,6 +137,11 @@ def _within(schema: dict, at: str) -> Iterator[tuple[object, str]]:
     for key in _SCHEMA:
         if key in schema and not (key in _SCHEMAS and isinstance(schema[key], list)):
             yield schema[key], f"{at}.{key}"
+
+
+def shown(name: str) -> str:
+    """A name of the tools' authors, in a line for the user."""
+    return visible(" ".join(name[:60].split()))
 
 
 def _listed(types) -> list:
