@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
-from v4cli.clean import harmless
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.repl.setup import Setup
@@ -115,7 +114,7 @@ def _list(as_json: bool) -> None:
         for about in found:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["used"]))
             model = str(about.get("model", ""))
-            rows.append((about["id"], used, str(about["messages"]), model, harmless(about["title"])))
+            rows.append((about["id"], used, str(about["messages"]), model, about["title"]))
         output.table(rows)
 
 

@@ -221,7 +221,7 @@ class _Bars:
 
     def __init__(self):
         from rich import progress as rich
-        from rich.console import Console, Group
+        from rich.console import Group
         from rich.live import Live
 
         label = rich.TextColumn("{task.description}", markup=False)
@@ -229,7 +229,7 @@ class _Bars:
         self._rows = rich.Progress(label, rich.BarColumn(), size, rich.TransferSpeedColumn())
         self._whole = rich.Progress(rich.BarColumn(), rich.TaskProgressColumn(), label)
         self._all = self._whole.add_task("", total=None)
-        self._live = Live(Group(self._rows, self._whole), console=Console(stderr=True), transient=True)
+        self._live = Live(Group(self._rows, self._whole), console=output.console(stderr=True), transient=True)
         self._tasks: dict[str, int] = {}
         self._behind: dict[str, int] = {}  # not shown yet: drawing every 64 KiB would cost more than fetching them
 

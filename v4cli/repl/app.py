@@ -4,7 +4,6 @@ import asyncio
 import base64
 import os
 import signal
-import sys
 import time
 
 from prompt_toolkit.application import Application, in_terminal
@@ -13,7 +12,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.input import create_input
 from prompt_toolkit.output import ColorDepth
 
-from v4cli import paths
+from v4cli import paths, terminal
 from v4cli.repl import commands, items
 from v4cli.repl.input import Completions, History
 from v4cli.repl.keys import bindings
@@ -35,7 +34,7 @@ def run(setup: Setup) -> None:
     if repl.failure:
         raise repl.failure
     if id := repl.kept:
-        sys.stderr.write(f"v4 chat -r {id} goes on with this conversation\n")
+        terminal.err.write(f"v4 chat -r {id} goes on with this conversation\n")
 
 
 class Repl:
