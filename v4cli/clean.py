@@ -24,9 +24,7 @@ _CONTROLS = re.compile(
     f"[{_HIDDEN}]|(?<={_UNJOINED}){_JOINERS}|{_JOINERS}(?={_UNJOINED})|(?<!{_VARIED})[\ufe00-\ufe0f]"
 )
 # The end of a piece whose meaning depends on what follows it.
-_UNFINISHED = re.compile(
-    r"(?:\x1b(?:\[[0-?]{0,64}[ -/]{0,8}|[\]PX^_][^\x07\x1b\n]{0,1024}\x1b?|[ -/]{0,8})|\r)\Z"
-)
+_UNFINISHED = re.compile(r"(?:\x1b(?:\[[0-?]{0,64}[ -/]{0,8}|[\]PX^_][^\x07\x1b\n]{0,1024}\x1b?|[ -/]{0,8})|\r)\Z")
 _JOINING = re.compile(f"(?<!{_JOINERS}){_JOINERS}+\\Z")
 
 

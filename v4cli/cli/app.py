@@ -48,7 +48,6 @@ TOOLS = (
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
 
-
 class Commands(TyperGroup):
     """Usage errors repeat what was typed, which may be names of files: they are shown without hidden characters."""
 

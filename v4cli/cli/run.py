@@ -155,7 +155,10 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
         return finish, total(turns)
 
     with toolset(request.tools, output.note, request.network) as tools:
-        decide = Approvals(mode, folder).decide
+        approvals = Approvals(mode, folder)
+        for note in approvals.notes:
+            output.note(note)
+        decide = approvals.decide
         yield answer
 
 

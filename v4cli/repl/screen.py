@@ -51,6 +51,10 @@ class Screen(Vt100_Output):
         finally:
             self._held = False
 
+    def write(self, data: str) -> None:
+        """Text of what is drawn below the scrollback, in which names of files and lines typed before may be."""
+        super().write(visible(data) if data.strip("\r\n") else data)
+
     def flush(self) -> None:
         if not self._held:
             super().flush()
@@ -100,7 +104,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
 
 
 def _prefix(repl, line: int, wrapped: int):
-    mark = "why not? " if repl.asking and repl.asking.telling else "› "
+    mark = "answer › " if repl.answering else "› "
     return [("class:prompt", mark if line == wrapped == 0 else "  ")]
 
 
@@ -112,7 +116,7 @@ def above_text(repl) -> str:
     ]
     if repl.live is None:
         return "\n".join(waiting[-3:])
-    question = repl.asking.question(repl.draw, bool(repl.buffer.text)) if repl.asking else ""
+    question = repl.asking.question(repl.draw, repl.answering) if repl.asking else ""
     below = repl.buffer.document.line_count + 4
     tail = ([question] if question else []) + waiting[-3:]
     height = rows - min(below, rows // 2 + 4) - sum(text.count("\n") + 1 for text in tail)
