@@ -153,7 +153,9 @@ def run(
 def chat(
     model: ChatModel = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
-    think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
+    think: Think = False,
+    no_think: NoThink = False,
+    think_max: ThinkMax = False,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the conversation used last.")] = False,
     resume: Annotated[str | None, typer.Option("--resume", "-r", metavar="ID", help="Go on with this one.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
