@@ -171,7 +171,7 @@ def test_line_by_line_other_words_go_to_the_model(plain, place):
     plain.line("also do this")
     plain.wait("neither yes nor no")
     plain.line("run pwd")
-    plain.wait("run pwd?")
+    plain.wait(lambda t: t.text.count("answer:") == 3)
     plain.line("/approve plan")
     plain.wait("only reading")
     assert results(place)[0].endswith("but: also do this") and len(results(place)) == 2

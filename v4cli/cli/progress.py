@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 
+from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 
 LINE_EVERY = 10.0  # seconds
@@ -74,5 +75,5 @@ def _bar(what: str, total: int):
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True))
     columns += (TransferSpeedColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=output.console(stderr=True), transient=True)
-    bar.add_task(what, total=total)
+    bar.add_task(harmless(on_one_line(what)), total=total)
     return bar

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from v4cli import paths
+from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.weights.known import MODELS
@@ -238,7 +239,7 @@ class _Bars:
 
     def start(self, label: str, name: str, n_bytes: int) -> None:
         self._live.start()
-        self._tasks[name] = self._rows.add_task(label, total=n_bytes)
+        self._tasks[name] = self._rows.add_task(harmless(on_one_line(label)), total=n_bytes)
         self._behind[name] = 0
 
     def advance(self, name: str, n_bytes: int) -> None:

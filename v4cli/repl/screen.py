@@ -22,6 +22,7 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor, TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.widgets import SearchToolbar
 
 from v4cli.clean import visible
@@ -52,8 +53,12 @@ class Screen(Vt100_Output):
             self._held = False
 
     def write(self, data: str) -> None:
-        """Text of what is drawn below the scrollback, in which names of files and lines typed before may be."""
-        super().write(visible(data) if data.strip("\r\n") else data)
+        """Text of what is drawn below the scrollback, in which names of files and lines typed before may be; as wide
+        as it was taken to be."""
+        shown = visible(data) if data.strip("\r\n") else data
+        if shown != data:
+            shown = "".join(new if new == old else new * get_cwidth(old) for old, new in zip(data, shown))
+        super().write(shown)
 
     def flush(self) -> None:
         if not self._held:
