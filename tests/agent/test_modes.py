@@ -1,5 +1,6 @@
 """Every mode of approval through every way to choose one: what runs is the same, for each kind of tool."""
 
+import io
 import sys
 
 import pytest
@@ -7,12 +8,16 @@ from scripted import Scripted, block, invoke
 
 from v4cli import paths
 from v4cli.agent import sandbox, toolset
+from v4cli.agent.approval import Answer, Choice
 from v4cli.agent.tools import Kind, Tool, Toolbox, parameters
 from v4cli.chat.turn import Chat
 from v4cli.cli import sessions
 from v4cli.cli.start import main
+from v4cli.repl import plain
 
-RUNS = {"ask": ["read"], "edits": ["read", "edit"], "plan": ["read"], "all": ["read", "edit", "run", "network"]}
+KINDS = ["read", "edit", "run", "network"]
+RUNS = {"ask": ["read"], "edits": ["read", "edit"], "plan": ["read"], "all": KINDS}  # unasked
+ASKED = {"ask": KINDS[1:], "edits": KINDS[2:], "plan": [], "all": []}
 ALL_KINDS = block(*(invoke(str(kind)) for kind in Kind))
 
 
@@ -43,28 +48,51 @@ def ran(nano, tmp_path, monkeypatch):
     return ran
 
 
+class Typed(io.TextIOWrapper):
+    """A file that passes for somebody at a keyboard."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The kinds of the tools that a user was asked about, who always says yes."""
+    asked = []
+
+    def yes(request, lines, dialogue) -> Answer:
+        asked.append(str(request.call.tool.kind))
+        return Answer(Choice.YES)
+
+    monkeypatch.setattr(plain, "asked", yes)
+    return asked
+
+
 @pytest.fixture
 def v4(tmp_path, monkeypatch):
-    """v4(arguments, lines on stdin): the command in this process."""
+    """v4(arguments, lines that are typed): the command in this process."""
 
     def run(arguments: str, lines: str = "") -> None:
         (tmp_path / "stdin").write_text(lines)
         monkeypatch.setattr(sys, "argv", ["v4", *arguments.split()])
-        with open(tmp_path / "stdin") as stdin, monkeypatch.context() as patch:
+        with Typed(open(tmp_path / "stdin", "rb")) as stdin, monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", stdin)
-            with pytest.raises(SystemExit) as ended:
+            try:
                 main()
-        assert not ended.value.code
+            except SystemExit as ended:
+                assert not ended.code
 
     return run
 
 
 @pytest.mark.parametrize("mode", RUNS)
 @pytest.mark.parametrize("channel", ["run --approve", "chat --approve", "config.toml", "V4_APPROVE", "/approve"])
-def test_a_mode_means_the_same_however_it_is_chosen(ran, v4, tmp_path, monkeypatch, channel, mode):
+def test_a_mode_means_the_same_however_it_is_chosen(ran, asked, v4, tmp_path, monkeypatch, channel, mode):
     if channel == "run --approve":
         v4(f"run --tools all --approve {mode} go")
-    elif channel == "chat --approve":
+        assert ran == RUNS[mode]  # in a script nobody is asked
+        return
+    if channel == "chat --approve":
         v4(f"chat --approve {mode}", "go\n")
     elif channel == "config.toml":
         (tmp_path / "home").mkdir()
@@ -75,17 +103,17 @@ def test_a_mode_means_the_same_however_it_is_chosen(ran, v4, tmp_path, monkeypat
         v4("chat", "go\n")
     else:
         v4("chat", f"/approve {mode}\ngo\n")
-    assert ran == RUNS[mode]
+    assert asked == ASKED[mode] and ran == (["read"] if mode == "plan" else KINDS)
 
 
 @pytest.mark.parametrize("first", RUNS)
 @pytest.mark.parametrize("then", RUNS)
-def test_a_mode_can_be_changed_to_any_other(ran, v4, first, then):
+def test_a_mode_can_be_changed_to_any_other(ran, asked, v4, first, then):
     v4(f"chat --approve {first}", f"go\n/approve {then}\ngo\n")
-    assert ran == RUNS[first] + RUNS[then]
+    assert asked == ASKED[first] + ASKED[then]
 
 
 @pytest.mark.parametrize("wrong", ["PLAN", "never", "plan,all", "Mode.ALL", "all\u200b"])
-def test_what_is_no_mode_changes_nothing(ran, v4, wrong):
+def test_what_is_no_mode_changes_nothing(ran, asked, v4, wrong):
     v4("chat --approve plan", f"/approve {wrong}\ngo\n")
-    assert ran == RUNS["plan"]
+    assert ran == ["read"] and not asked
