@@ -49,8 +49,8 @@ Enter sends; Alt-Enter, Ctrl-J or \\ Enter begins a line     Tab completes /comm
 Esc or Ctrl-C stops the answer; Ctrl-D leaves               Up, Down, Ctrl-R: what you typed before
 Ctrl-O: reasoning and tool results in full                  Ctrl-X Ctrl-E or Ctrl-G: your editor
 !COMMAND runs a command of yours, @FILE adds a file
-Where a call waits: y (yes), s (yes, for this session), a (always in this folder) or n (no), and Enter; Esc is no. Other
-words do not run it, and the model is told them. /approve decides about it, too."""
+Where a call waits: y (yes), s (yes, for this session), a (always in this
+folder) or n (no), then Enter; Esc is no, other words are told to the model"""
 
 
 def is_command(line: str) -> bool:
