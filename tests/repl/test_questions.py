@@ -30,6 +30,7 @@ def request(pattern="run_shell: ls*", **arguments) -> Request:
         ("no, use tabs", Answer(Choice.NO, "use tabs")), ("No: too slow", Answer(Choice.NO, "too slow")),
         ("also do x", Answer(Choice.WORDS, "also do x")), ("sure", Answer(Choice.WORDS, "sure")),
         ("yes please also run the tests", Answer(Choice.WORDS, "yes please also run the tests")),
+        ("no-op it", Answer(Choice.WORDS, "no-op it")),
         ("not yet", Answer(Choice.WORDS, "not yet")), ("a b", Answer(Choice.WORDS, "a b")),
         ("y\ny", Answer(Choice.WORDS, "y\ny")), ("y.", Answer(Choice.WORDS, "y.")), ("", None), ("  \n", None),
     ],

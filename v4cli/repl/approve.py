@@ -47,7 +47,7 @@ def answer_to(line: str, request: Request) -> Answer | None:
     for key, (choice, _) in ANSWERS.items():
         if word in (key, choice):
             return Answer(choice) if key in _offered(request) else None
-    if reason := re.match(r"no?\s*[,;:.!-]\s*(?=\w)", text, re.IGNORECASE):
+    if reason := re.match(r"no?\s*[,;:.!]\s*(?=\w)", text, re.IGNORECASE):
         return Answer(Choice.NO, text[reason.end() :])
     return Answer(Choice.WORDS, text) if text else None
 
