@@ -105,8 +105,7 @@ def defaults(command: str, options: Container[str]) -> dict:
     values = load().values
     think = values.pop("think", None)
     if think is not None:
-        values["think_max"] = think == "max"
-        values["think"] = think == "on" or (think == "max" and "think_max" not in options)
+        values |= {"think": think == "on", "no_think": think == "off", "think_max": think == "max"}
     others = ("model", *(CHAT_ONLY if command == "run" else ()))
     return {key: value for key, value in values.items() if key in options and key not in others}
 

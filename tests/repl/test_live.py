@@ -130,7 +130,7 @@ def test_a_change_is_shown_as_a_diff_before_it_is_asked_about(tmp_path):
     view.take(ToolCallStart(0, "edit_file"))
     shown = view.take(items.Ask(request, SimpleQueue()))
     assert "\x1b[31m-two" in shown and "\x1b[32m+2␛[2K" in shown
-    assert question(request).startswith("make this change?") and "s  yes, for this session" in question(request)
+    assert question(request).startswith("edit_file: change a.txt?") and "s  yes, for this session" in question(request)
     unprotected = replace(request, unprotected="no bubblewrap", pattern="")
     assert "no bubblewrap" in question(unprotected) and "session" not in question(unprotected)
 

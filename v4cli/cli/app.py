@@ -4,12 +4,16 @@ Command modules are imported when they run, so that `v4 --help` stays quick.
 """
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
-from v4cli import __version__
+from v4cli import __version__, terminal
+from v4cli.clean import harmless, on_one_line
+from v4cli.cli import output
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
 from v4cli.cli.app_rollout import rollout
@@ -43,7 +47,31 @@ TOOLS = (
 )
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
+
+class Commands(TyperGroup):
+    """Usage errors repeat what was typed, which may be names of files: they are shown without hidden characters."""
+
+    def make_context(self, *args, **options):
+        with _errors_shown_safely():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx):
+        with _errors_shown_safely():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_shown_safely():
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and terminal.err.is_terminal:
+            error.message = on_one_line(harmless(error.message))
+        raise
+
+
 app = typer.Typer(
+    cls=Commands,
     name="v4",
     help="Run DeepSeek-V4 on your own machine.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 model, 4 memory or disk, 5 network, 6 limit, 130 Ctrl-C.",
@@ -64,7 +92,7 @@ def default(
 ) -> None:
     """Run DeepSeek-V4 on your own machine. Without a command: chat in a terminal, run in a pipe."""
     if version:
-        print(__version__)
+        output.answer(f"{__version__}\n")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         if sys.stdin.isatty():
@@ -125,7 +153,9 @@ def run(
 def chat(
     model: ChatModel = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
-    think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
+    think: Think = False,
+    no_think: NoThink = False,
+    think_max: ThinkMax = False,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the conversation used last.")] = False,
     resume: Annotated[str | None, typer.Option("--resume", "-r", metavar="ID", help="Go on with this one.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
@@ -264,7 +294,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(__version__)
+    output.answer(f"{__version__}\n")
 
 
 @app.command()

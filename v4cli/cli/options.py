@@ -51,7 +51,11 @@ Constrain = Annotated[
     bool, typer.Option("--constrain", help="Let a grammar keep tool calls well-formed (needs v4cli[grammar]).")
 ]
 Network = Annotated[bool, typer.Option("--network", help="Let what the model runs in the sandbox use the network.")]
-Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
-NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
+Think = Annotated[
+    bool, typer.Option("--think", callback=_unless_told, help="Think before answering (default of v4 chat).")
+]
+NoThink = Annotated[
+    bool, typer.Option("--no-think", callback=_unless_told, help="Answer directly (default of v4 run).")
+]
 ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -1,10 +1,12 @@
-"""All output goes through here: answers to stdout, everything else to stderr, style only on a terminal."""
+"""What commands print: answers to stdout, everything else to stderr, style only on a terminal."""
 
 import json
 import os
 import re
 import sys
 
+from v4cli import terminal
+from v4cli.clean import escaped, harmless, on_one_line, visible
 from v4cli.errors import Exit, UsageError
 
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -22,8 +24,7 @@ def styled(stream) -> bool:
 def answer(text: str) -> None:
     """A piece of the answer, at once. If its reader has gone, the program ends quietly."""
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        terminal.out.write(text)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.OK)
@@ -31,10 +32,12 @@ def answer(text: str) -> None:
 
 def note(text: str, end: str = "\n", dim: bool = False) -> None:
     """Anything that is not the answer."""
-    if dim and styled(sys.stderr):
-        text = f"\x1b[2m{text}\x1b[0m"
-    sys.stderr.write(text + end)
-    sys.stderr.flush()
+    terminal.err.write(text + end, terminal.DIM if dim and styled(sys.stderr) else "")
+
+
+def changing(line: str) -> None:
+    """A note that the next one takes the place of; only where notes are styled."""
+    terminal.err.changing(line, terminal.DIM)
 
 
 def json_line(value) -> None:
@@ -48,12 +51,34 @@ def json_page(value) -> None:
 
 
 def _json(value, indent: int | None = None) -> str:
-    """JSON with characters as they are; halves of some, which are not text, stay escaped."""
-    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
+    """JSON with characters as they are; halves of some, which are not text, stay escaped, and on a terminal all that
+    is hidden."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
+    return escaped(text) if terminal.out.is_terminal else text
+
+
+class Csv:
+    """What csv.writer takes for a file."""
+
+    write = staticmethod(answer)
+
+
+def console(stderr: bool = False):
+    """A rich Console that shows texts without anything a terminal would act on."""
+    from rich.console import Console
+
+    class Clean(Console):
+        def render(self, renderable, options=None):
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    return Clean(stderr=stderr)
 
 
 def table(rows: list[tuple[str, ...]]) -> None:
-    """Aligned columns."""
+    """Aligned columns; on a terminal, every row on a line."""
+    if terminal.out.is_terminal:
+        rows = [tuple(on_one_line(harmless(cell)) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) for row in rows)
     answer("".join(line.rstrip() + "\n" for line in lines))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from v4cli import paths
+from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.weights.known import MODELS
@@ -221,7 +222,7 @@ class _Bars:
 
     def __init__(self):
         from rich import progress as rich
-        from rich.console import Console, Group
+        from rich.console import Group
         from rich.live import Live
 
         label = rich.TextColumn("{task.description}", markup=False)
@@ -229,7 +230,7 @@ class _Bars:
         self._rows = rich.Progress(label, rich.BarColumn(), size, rich.TransferSpeedColumn())
         self._whole = rich.Progress(rich.BarColumn(), rich.TaskProgressColumn(), label)
         self._all = self._whole.add_task("", total=None)
-        self._live = Live(Group(self._rows, self._whole), console=Console(stderr=True), transient=True)
+        self._live = Live(Group(self._rows, self._whole), console=output.console(stderr=True), transient=True)
         self._tasks: dict[str, int] = {}
         self._behind: dict[str, int] = {}  # not shown yet: drawing every 64 KiB would cost more than fetching them
 
@@ -238,7 +239,7 @@ class _Bars:
 
     def start(self, label: str, name: str, n_bytes: int) -> None:
         self._live.start()
-        self._tasks[name] = self._rows.add_task(label, total=n_bytes)
+        self._tasks[name] = self._rows.add_task(harmless(on_one_line(label)), total=n_bytes)
         self._behind[name] = 0
 
     def advance(self, name: str, n_bytes: int) -> None:

@@ -83,7 +83,7 @@ class Tally:
         if now - self.told > (0.1 if styled else LINE_EVERY):
             self.told = now
             line = f"{len(self.results)} of {self.wanted} rollouts, {self.rewards()}"
-            output.note(f"\r\x1b[2m{line}\x1b[0m\x1b[K" if styled else line, end="" if styled else "\n")
+            (output.changing if styled else output.note)(line)
 
     def rewards(self) -> str:
         about = self.summary()
@@ -107,7 +107,7 @@ class Tally:
         """Print the summary; Interrupted if some are missing."""
         about = self.summary()
         if output.styled(sys.stderr):
-            output.note("\r\x1b[K", end="")
+            output.changing("")
         output.note(
             f"{out}: {about['rollouts']} rollouts, {self.rewards()}, {about['tokens']:,} tokens, "
             f"{about['tokens_per_s']:.0f} tokens/s"

@@ -12,7 +12,7 @@ from v4cli.chat.messages import check_tools
 from v4cli.chat.parser import ToolCallEnd
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
-from v4cli.cli.run_input import prompt_of, read_text
+from v4cli.cli.run_input import one_way_of_thinking, prompt_of, read_text
 from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
 from v4cli.errors import Exit, RequestError, UsageError, V4Error
 from v4cli.interrupts import interrupts
@@ -157,7 +157,10 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
         return finish, total(turns)
 
     with toolset(request.tools, output.note, request.network) as tools:
-        decide = Approvals(mode, folder).decide
+        approvals = Approvals(mode, folder)
+        for note in approvals.notes:
+            output.note(note)
+        decide = approvals.decide
         yield answer
 
 
@@ -185,10 +188,7 @@ def _writer(style: str, request: RunRequest):
 
 def refuse_contradictions(request: RunRequest) -> None:
     """Options that exclude each other fail before anything is loaded."""
-    chosen = [name for name in ("think", "no_think", "think_max") if getattr(request, name)]
-    if len(chosen) > 1:
-        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
-        raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
+    one_way_of_thinking(request)
     if (request.approve or request.max_rounds or request.network) and _schemas_only(request.tools):
         raise UsageError(
             "--approve, --max-rounds and --network are for tools that run here", "add --tools nano, read, edit or all"

@@ -8,6 +8,14 @@ from v4cli.errors import UsageError
 MAX_TEXT_BYTES = 64 << 20
 
 
+def one_way_of_thinking(request) -> None:
+    """UsageError for flags of a RunRequest or ChatRequest that exclude each other."""
+    chosen = [name for name in ("think", "no_think", "think_max") if getattr(request, name)]
+    if len(chosen) > 1:
+        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
+        raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
+
+
 def prompt_of(prompt: str | None, file: Path | None) -> str:
     """stdin (when piped), then the prompt or the file, with a blank line between."""
     parts = []

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 
+from v4cli import terminal
+from v4cli.clean import on_one_line
 from v4cli.errors import Exit, V4Error
 
 
@@ -41,5 +43,6 @@ def _is_plain_chat() -> bool:
 
 
 def _fail(message: str, hint: str, code: Exit) -> None:
-    sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
+    """One line for each: what a name or a file says must not look like more of them."""
+    terminal.err.write(f"v4: {on_one_line(message)}\n" + (f"hint: {on_one_line(hint)}\n" if hint else ""))
     sys.exit(code)

@@ -75,6 +75,8 @@ class Dialogue:
     def begin(self) -> None:
         """Say that the model is here; show what was said before."""
         self.emit(items.Ready(self.model))
+        for note in self.approvals.notes:
+            self.note(note)
         self.show_earlier()
         before = self.conversation.transcript.about.get("folder")
         if before != str(self.setup.folder):

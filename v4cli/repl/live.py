@@ -81,7 +81,7 @@ class Live:
                 return self._piece(self.draw.asked(text))
             case items.Note(text, error):
                 return self._piece(self.draw.text(text, "red" if error else "dim"))
-            case items.Ask(request):
+            case items.Ask(request) if not self.calls[0].asked:  # else anew, after a change of the mode
                 self.calls[0].asked = True
                 head = self.draw.call(request.call.name, "", "?", "yellow")
                 return self._piece(head + "\n" + self.draw.exact(request.preview))
