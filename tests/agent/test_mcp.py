@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from v4cli import paths, settings
-from v4cli.agent import mcp_client
+from v4cli.agent import foreign, mcp_client
 from v4cli.agent.loop import Agent, CallEnd, Decision
 from v4cli.agent.mcp_client import mcp_tools
 from v4cli.agent.tools import Context, Kind, Toolbox, ToolError
@@ -162,19 +162,55 @@ def test_what_comes_from_outside_is_made_harmless():
     notes = []
     with mcp_tools({"strange one": server("strange")}, notes.append) as tools:
         pass
-    assert [tool.name[:20] for tool in tools] == ["strange_one__read_me", "strange_one__nnnnnnn"]
+    assert [tool.name[:20] for tool in tools] == ["strange_one__read_me"] * 2 + ["strange_one__nnnnnnn"]
+    assert len({tool.name for tool in tools}) == 3
     for tool in tools:
         assert re.fullmatch("[A-Za-z0-9_-]{1,64}", tool.name)
         assert len(tool.description) <= 2000 and len(json.dumps(tool.schema)) < 25_000
         assert not {"\x1b", "\u202e", "\u200b", "\U000e0041"} & set(json.dumps(tool.schema, ensure_ascii=False))
     left_out = {note.split("left out: ")[1].split(" (")[0] for note in notes}
     assert left_out == {
-        "there is another one called strange_one__read_me___2J",
         "its schema is nested too deeply",
         "its schema is too long",
         "its schema is not valid",
         "it has a parameter with the name 'a\" string=\"'",
+        "there are hidden characters in its schema, or it is too long, at 'x'",
     }
+
+
+def test_bad_tools_of_a_server_are_left_out_alone(monkeypatch):
+    monkeypatch.setattr(mcp_client, "MAX_NOTES", 100)
+    notes = []
+    with mcp_tools({"m": server("mixed"), "none": server("empty")}, notes.append) as tools:
+        by_name = {tool.name: tool for tool in tools}
+        assert by_name["m__flood"].run({}, HERE) == '2 rows\n\n{"rows": [1, 2], "result": "x"}'
+    assert {"m__flood", "m__old", "m__seven", "m__a_b", f"m__{'long' * 15}l"} <= by_name.keys() and len(tools) == 7
+    told = dict(note.removeprefix("mcp.m: tool ").split(" is left out: ") for note in notes if note.startswith("mcp.m"))
+    wrong = "its schema is not valid (True is not of type 'number')"
+    assert told == {
+        "'words'": "it is not an object",
+        "'None'": "it is not an object",
+        "''": "inputSchema: field required",
+        "'untyped'": "inputSchema: field required",
+        "'text'": "inputSchema.type: input should be 'object'",
+        "'list'": "inputSchema: input should be a valid dictionary or instance of inputschema",
+        "'5'": "name: input should be a valid string",
+        "'other draft'": wrong,
+        "'flood'": "it is listed twice",
+        "'the rest'": "its list does not end after 9 tools on 20 pages",
+    }
+    assert [note for note in notes if note.startswith("mcp.none")] == ["mcp.none: it offers no tools"]
+
+
+def test_names_do_not_depend_on_the_order_of_the_tools():
+    tools = [("a", "b c"), ("a", "b_c"), ("a", "b.c"), ("a__b", "c"), ("a", "b__c"), ("x" * 40, "y" * 40 + "1")]
+    tools += [("x" * 40, "y" * 40 + "2"), ("a", "other.name"), ("é", "")]
+    found = dict(zip(tools, foreign.names(tools)))
+    assert len(set(found.values())) == len(tools)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,64}", name) for name in found.values())
+    assert found["a", "b_c"] == "a__b_c" and found["a", "other.name"] == "a__other_name"
+    assert dict(zip(tools[::-1], foreign.names(tools[::-1]))) == found
+    assert found["a", "b c"] == "a__b_c_" + found["a", "b c"][-6:] and found["a__b", "c"] != "a__b__c"
 
 
 def test_over_http(tmp_path):
