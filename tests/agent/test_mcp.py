@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from v4cli import paths, settings
-from v4cli.agent import foreign, mcp_client
+from v4cli.agent import foreign, mcp_bounds, mcp_client
 from v4cli.agent.loop import Agent, CallEnd, Decision
 from v4cli.agent.mcp_client import mcp_tools
 from v4cli.agent.tools import Context, Kind, Toolbox, ToolError
@@ -240,6 +240,33 @@ def _answers(url: str) -> bool:
         return bool(httpx2.get(url).status_code)
     except httpx2.TransportError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(b"\r\n" + b"x" * (1 << 20), "more than 0 MiB"), (b"Content-Encoding: gzip\r\n\r\nx", "packed data")],
+)
+def test_what_comes_over_http_is_bounded(answer, says, monkeypatch):
+    monkeypatch.setattr(mcp_bounds, "MAX_BYTES", 1000)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            while True:
+                try:
+                    with listening.accept()[0] as connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + answer)
+                except OSError:
+                    return
+
+        threading.Thread(target=serve, daemon=True).start()
+        notes = []
+        with mcp_tools(
+            {"web": McpServer(url=f"http://127.0.0.1:{listening.getsockname()[1]}/")}, notes.append
+        ) as tools:
+            assert tools == []
+        assert says in notes[0]
+        listening.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("forgotten", [False, True], ids=["closed by sys.exit", "never closed"])
