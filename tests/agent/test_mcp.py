@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from v4cli import paths, settings
-from v4cli.agent import foreign, mcp_bounds, mcp_client
+from v4cli.agent import foreign, mcp_bounds, mcp_client, mcp_stdio
 from v4cli.agent.loop import Agent, CallEnd, Decision
 from v4cli.agent.mcp_client import mcp_tools
 from v4cli.agent.tools import Context, Kind, Toolbox, ToolError
@@ -290,15 +290,22 @@ else:
     eventually(lambda: not any(map(alive, pids)))
 
 
-def test_ctrl_c_while_connecting_leaves_nothing_behind(tmp_path):
-    interrupt = threading.Thread(
-        target=lambda: (eventually((tmp_path / "mute").exists), os.kill(os.getpid(), signal.SIGINT))
-    )
+def test_ctrl_c_while_connecting_leaves_nothing_behind_and_waits_for_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(mcp_stdio, "GRACE_S", 60.0)
+    interrupted = []
+
+    def ctrl_c():
+        eventually((tmp_path / "mute").exists)
+        interrupted.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt = threading.Thread(target=ctrl_c)
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         with mcp_tools({"mute": mute(tmp_path)}, pytest.fail):
             pass
     interrupt.join()
+    assert time.monotonic() - interrupted[0] < 30
     assert not alive(int((tmp_path / "mute").read_text()))
 
 

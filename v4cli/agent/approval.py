@@ -89,9 +89,13 @@ class Approvals:
             return Decision(True)
         if self.ask is None:
             return Decision(False, _nobody(unprotected))
-        preview = call.tool.preview(call.arguments, context) if call.tool.preview else _shown(call.arguments)
-        request = Request(call, preview, unprotected, "" if unprotected else pattern(call))
-        return self._answered(request, self.ask(request))
+        request = Request(call, _preview(call, context), unprotected, "" if unprotected else pattern(call))
+        answer = self.ask(request)
+        if answer.choice is not Choice.NO and _preview(call, context) != request.preview:
+            return Decision(
+                False, "a file has changed while the user was asked, and so what this would do; read it again"
+            )
+        return self._answered(request, answer)
 
     def _answered(self, request: Request, answer: Answer) -> Decision:
         if answer.choice is Choice.NO:
@@ -152,8 +156,11 @@ def _nobody(unprotected: str) -> str:
     return f"nobody can be asked whether it should run; the user can allow it by starting with {FLAG}"
 
 
-def _shown(arguments: dict) -> str:
-    return json.dumps(arguments, ensure_ascii=False, indent=2)
+def _preview(call: Call, context: Context) -> str:
+    """What the call would do now, as the user sees it."""
+    if call.tool.preview:
+        return call.tool.preview(call.arguments, context)
+    return json.dumps(call.arguments, ensure_ascii=False, indent=2)
 
 
 def _file() -> Path:

@@ -57,7 +57,7 @@ class Connections:
     def __enter__(self) -> "Connections":
         """Connect to all at once; those that fail are left out."""
         self._thread.start()
-        atexit.register(self.close)
+        atexit.register(self.close, hurry=True)
         try:
             self._runs = [asyncio.run_coroutine_threadsafe(server.run(), self._loop) for server in self._servers]
             listed = [(server, tool) for server in self._servers for tool in self._listed(server)]
@@ -66,20 +66,20 @@ class Connections:
             for server in self._servers:
                 server.tell_left_out(self._note)
         except BaseException:  # Ctrl-C while connecting
-            self.close()
+            self.close(hurry=True)
             raise
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception) -> None:
+        self.close(hurry=kind is not None)
 
-    def close(self) -> None:
-        """End all connections and the processes behind them."""
+    def close(self, hurry: bool) -> None:
+        """End all connections and the processes behind them, which in a hurry have no time to say goodbye."""
         atexit.unregister(self.close)
         if self._loop.is_closed():
             return
         for server in self._servers:
-            self._loop.call_soon_threadsafe(server.stop)
+            self._loop.call_soon_threadsafe(server.stop, hurry)
         for run in self._runs:
             run.exception()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -135,8 +135,10 @@ class _Connection:
             late = error is None and f"it did not answer within {CONNECT_S:.0f} s"
             self.listed.set_exception(ToolError(f"mcp.{self.name}: not connected: {late or self._reason(error)}"))
 
-    def stop(self) -> None:
+    def stop(self, hurry: bool) -> None:
         self._stopped = True
+        for child in self._children if hurry else ():
+            child.hurry()
         if self._scope is not None:
             self._scope.cancel()
 
