@@ -9,7 +9,7 @@ import pytest
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.agent import sandbox
+from v4cli.agent import commands, sandbox
 from v4cli.agent.approval import Approvals, Mode
 from v4cli.agent.builtin import NAMES, PRESETS, toolbox
 from v4cli.agent.loop import Agent, Said
@@ -78,7 +78,15 @@ def test_clock(tmp_path):
     assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d ({days})", do(tmp_path, "clock"))
 
 
-def test_run_shell(tmp_path):
+@pytest.fixture(params=["bwrap and bash", "neither"])
+def machine(request, hide):
+    """One with the optional programs, as far as this is one, and one without."""
+    if request.param == "neither":
+        hide("bwrap", "bash")
+        assert sandbox.missing() and commands._shell() == "sh"
+
+
+def test_run_shell(tmp_path, machine):
     assert do(tmp_path, "run_shell", command="echo hello | tr a-z A-Z > x; cat x; echo 'a b'") == "HELLO\na b"
     assert do(tmp_path, "run_shell", command="true") == "[no output]"
     assert do(tmp_path, "run_shell", command="echo no >&2; exit 2") == "no\n[exit status 2]"
@@ -87,7 +95,7 @@ def test_run_shell(tmp_path):
         do(tmp_path, "run_shell", command="a\0b")
 
 
-def test_run_python(tmp_path):
+def test_run_python(tmp_path, machine):
     assert do(tmp_path, "run_python", code="import os\nopen('x', 'w').write('1')\nprint(os.listdir())") == "['x']"
     assert "ZeroDivisionError" in do(tmp_path, "run_python", code="1/0")
 
@@ -106,7 +114,7 @@ def test_nano_uses_the_tools(tmp_path, question, answer):
     assert [e.message["content"] for e in events if isinstance(e, Said)][-1] == answer
 
 
-def test_limits_are_told_to_the_model(tmp_path):
+def test_limits_are_told_to_the_model(tmp_path, machine):
     box = toolbox("run_shell", Limits(seconds=0.3))
     assert do(tmp_path, "run_shell", box, command="echo a; sleep 60") == "a\n[stopped: it ran longer than 0.3 seconds]"
 

@@ -76,6 +76,15 @@ def test_matches_are_bounded_and_that_is_said(at):
     assert at.find("vexi", "many").split("\n")[-1] == "many:200: vexi"
 
 
+def test_what_is_seldom_meant_comes_last(at):
+    for name in (".venv", "build", "src", "x.min.js"):
+        (at.folder / name).mkdir()
+        (at.folder / name / "x").write_text("vexi\n" * 80)
+    (at.folder / ".gitignore").write_text("# made\n/build/\n*.min.js\n!docs\n")
+    files = [line.split(":")[0] for line in at.find("vexi").split("\n")]
+    assert list(dict.fromkeys(files[:-2])) == ["docs/notes.txt", "main.py", "src/x", ".venv/x", "build/x"]
+
+
 def test_of_a_long_line_the_part_with_the_match_is_shown(at):
     (at.folder / "long").write_text("x" * 5000 + "vexi" + "y" * 5000)
     text = at.find("vexi", "long")

@@ -7,6 +7,7 @@ did not get to the end. Left out is, by reason, how many files and the names of 
 """
 
 import codecs
+import fnmatch
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 MAX_MATCHES = 200
 MAX_SHOWN = 300  # characters of a line
 MAX_NAMES = 3  # of files that were left out for the same reason
+IGNORED_BYTES = 1 << 16  # of .gitignore
 BLOCK = 1 << 20  # bytes read at once; lines of more characters are searched in pieces
 
 
@@ -26,7 +28,7 @@ class Search:
     """One search: what was found, and what was left out."""
 
     def __init__(self, pattern: re.Pattern):
-        self.pattern = pattern
+        self.pattern, self.later = pattern, looked_at_later()
         self.n_matches = 0
         self.left_out: dict[str, list] = {}
 
@@ -53,13 +55,16 @@ class Search:
             try:
                 mode = os.lstat(at).st_mode
                 if stat.S_ISDIR(mode) and (at == path or os.path.basename(at) != ".git"):
-                    todo += (os.path.join(at, name) for name in sorted(os.listdir(at), reverse=True))
+                    todo += (os.path.join(at, name) for name in sorted(os.listdir(at), key=self._order, reverse=True))
                 elif stat.S_ISREG(mode):
                     yield at
                 else:
                     self._leave_out(at, kind(mode))
             except OSError as error:
                 self._leave_out(at, reason(error))
+
+    def _order(self, name: str) -> tuple[bool, str]:
+        return bool(self.later.fullmatch(name)), name
 
     def _search(self, file: str) -> None:
         """Match a file line by line, reading it in pieces."""
@@ -110,6 +115,19 @@ class Replaced:
     def __call__(self, error: UnicodeError) -> tuple[str, int]:
         Replaced.count += 1
         return "\ufffd", error.end
+
+
+def looked_at_later() -> re.Pattern:
+    """Names that are seldom meant, and must not keep others out when there are many matches: hidden ones, and what
+    .gitignore is about, as far as it lists names."""
+    names = [".*"]
+    try:
+        with open(os.open(".gitignore", os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            listed = (file.read(IGNORED_BYTES) or b"").decode("utf-8", "replace").split("\n")
+        names += (line.strip().strip("/") for line in listed if line.strip() and line[0] not in "#!")
+    except OSError:
+        pass
+    return re.compile("|".join(map(fnmatch.translate, names)))
 
 
 def around(line: str, match: re.Match) -> str:

@@ -194,7 +194,8 @@ class _Connection:
     def tell_left_out(self, note: Callable[[str], None]) -> None:
         """Name the tools that are not offered, and why; of many, the first."""
         for name, why in self.left_out[:MAX_NOTES]:
-            note(f"mcp.{self.name}: tool {foreign.text(name, 40)!r} is left out: {foreign.text(why, 200)}")
+            reason = " ".join(foreign.text(why, 200).split())
+            note(f"mcp.{self.name}: tool {foreign.text(name, 40)!r} is left out: {reason}")
         if (more := len(self.left_out) - MAX_NOTES) > 0:
             note(f"mcp.{self.name}: {more} more tool{'s are' if more > 1 else ' is'} left out")
 
