@@ -27,8 +27,14 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Before test files are read, which look for programs to decide what to skip."""
     if given := config.getoption("--without"):
-        names = tuple(given.split(","))
-        os.environ["PATH"], sandbox.PATH = path_without(names, os.environ["PATH"]), path_without(names, sandbox.PATH)
+        os.environ["PATH"], sandbox.PATH = paths_without(*given.split(","))
+
+
+def paths_without(*names: str) -> tuple[str, str]:
+    """PATH of this process without these programs, and that of what it runs: only where there is no sandbox, in which
+    the system is as it is."""
+    inside = path_without(names, sandbox.PATH) if "bwrap" in names else sandbox.PATH
+    return path_without(names, os.environ["PATH"]), inside
 
 
 @functools.cache
@@ -52,8 +58,9 @@ def hide(monkeypatch):
     """`hide(names…)` makes it a machine without these programs."""
 
     def hidden(*names: str) -> None:
-        monkeypatch.setenv("PATH", path_without(names, os.environ["PATH"]))
-        monkeypatch.setattr(sandbox, "PATH", path_without(names, sandbox.PATH))
+        outside, inside = paths_without(*names)
+        monkeypatch.setenv("PATH", outside)
+        monkeypatch.setattr(sandbox, "PATH", inside)
         sandbox.missing.cache_clear()
 
     yield hidden
