@@ -326,3 +326,18 @@ def test_tools_of_others(tmp_path):
     assert user.asked[0].preview == '{\n  "city": "Köln"\n}' and user.asked[0].pattern == "weather: *"
     assert Approvals(Mode.ASK, tmp_path).decide(asked, Context(tmp_path)).allowed
     assert approval.FLAG == "--approve" and APPROVE == tuple(Mode)
+
+
+@pytest.mark.parametrize("name", ["write_file", "edit_file"])
+def test_what_was_shown_is_what_is_done(tmp_path, name):
+    """A file that changes while the user thinks is not written over unseen."""
+    (tmp_path / "x").write_text("old")
+    arguments = {"content": "new"} if name == "write_file" else {"old": "old", "new": "new"}
+
+    def slow(request):
+        (tmp_path / "x").write_text("old and new of the user")
+        return Answer(Choice.ALWAYS)
+
+    approvals = Approvals(Mode.ASK, tmp_path, slow)
+    decision = decide(approvals, name, {"path": "x"} | arguments)
+    assert not decision.allowed and "a file has changed" in decision.reason and approvals.rules == []

@@ -246,6 +246,6 @@ def test_mistakes_are_exit_2_and_one_line(tmp_path):
         assert done.returncode == 2 and str(tasks) in done.stderr and "Traceback" not in done.stderr
     (tmp_path / "file").write_text("")
     tasks = tmp_path / "tasks"
-    tasks.write_text('{"id": "one", "prompt": "hi"}\n')
+    tasks.write_text('{"id": "one", "prompt": "hi", "tools": "none"}\n')  # needs no sandbox
     done = subprocess.run(command(tasks, tmp_path / "file"), capture_output=True, text=True, env=os.environ)
     assert done.returncode == 2 and "file cannot be a folder" in done.stderr and "--out" in done.stderr

@@ -251,6 +251,7 @@ def test_the_filter_is_made_of_whole_instructions(machine):
     assert program("riscv64") == b""
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_git_can_be_used_but_not_be_given_something_to_run(world):
     shutil.rmtree(world.workspace / ".git")
     subprocess.run(["git", "init", "-q", "--template=", str(world.workspace)], check=True)

@@ -129,6 +129,12 @@ def test_files_and_shell_lines_reach_the_model(talk):
     assert talk.messages[-2]["content"] == "hello"
 
 
+def test_of_a_long_output_it_is_said_how_much_is_missing(talk):
+    missing = f"[{3_000_000 - (1 << 20)} bytes before this are left out]"
+    assert talk.line("!head -c 3000000 /dev/zero | tr '\\0' x").startswith(f"{missing}\nxxx")
+    assert missing in talk.dialogue.attached and "characters left out]" in talk.dialogue.attached
+
+
 @pytest.mark.parametrize(
     "line, said",
     [

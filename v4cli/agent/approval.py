@@ -108,11 +108,15 @@ class Approvals:
             unprotected = sandbox.trouble(self.folder) if call.tool.kind is Kind.RUN else ""
             if decision := self._settled(call, unprotected):
                 return decision
-            preview = call.tool.preview(call.arguments, context) if call.tool.preview else _shown(call.arguments)
-            request = Request(call, preview, unprotected, "" if unprotected else pattern(call))
+            request = Request(call, _preview(call, context), unprotected, "" if unprotected else pattern(call))
             answer = self.ask(request)
-            if answer is not None:
-                return self._answered(request, answer)
+            if answer is None:
+                continue
+            if answer.choice not in (Choice.NO, Choice.WORDS) and _preview(call, context) != request.preview:
+                return Decision(
+                    False, "a file has changed while the user was asked, and so what this would do; read it again"
+                )
+            return self._answered(request, answer)
 
     def _settled(self, call: Call, unprotected: str) -> Decision | None:
         """What is decided without a question."""
@@ -220,8 +224,11 @@ def _nobody(unprotected: str) -> str:
     return f"nobody can be asked whether it should run; the user can allow it by starting with {FLAG}"
 
 
-def _shown(arguments: dict) -> str:
-    return json.dumps(arguments, ensure_ascii=False, indent=2)
+def _preview(call: Call, context: Context) -> str:
+    """What the call would do now, as the user sees it."""
+    if call.tool.preview:
+        return call.tool.preview(call.arguments, context)
+    return json.dumps(call.arguments, ensure_ascii=False, indent=2)
 
 
 def _file() -> Path:

@@ -91,6 +91,11 @@ def argument(text: str) -> str:
     raise ToolError("a path, pattern or command cannot be empty, and cannot contain NUL or half of a character")
 
 
+def printable(name: str) -> str:
+    """A file name on one line; one with other characters as JSON spells it, so that it can be given back."""
+    return name if name.isprintable() else json.dumps(name)
+
+
 class Toolbox:
     """The tools of a conversation, by name."""
 

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from v4cli import files
 from v4cli.chat.messages import check_messages
 from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
+MAX_BYTES = 1 << 30
 TITLE = 60  # characters
 NEXT = "v4 chat --list shows the conversations that can be read"
 
@@ -44,10 +46,7 @@ class Transcript:
     def load(cls, path: Path) -> "Transcript":
         """Read a file. UsageError names it and the line if it is not a conversation."""
         about, messages = None, []
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        data = files.contents(path, MAX_BYTES, UsageError)
         lines = data.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or what a crash left
             try:

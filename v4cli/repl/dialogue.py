@@ -28,6 +28,7 @@ from v4cli.repl.setup import Setup
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
 KILL_AFTER = 1.0  # seconds that a command of the user's has to end
 SHELL_OUTPUT = 16 << 10  # characters of a command's output that the model gets
+SHELL_BYTES = 1 << 20  # of it that are kept, the last ones
 
 
 class Dialogue:
@@ -190,15 +191,19 @@ class Dialogue:
             command, shell=True, cwd=self.setup.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        printed, done = bytearray(), threading.Event()
+        printed, n_bytes, done = bytearray(), 0, threading.Event()
         watcher = threading.Thread(target=self._end_on_interrupt, args=(process.pid, done), daemon=True)
         watcher.start()
         while piece := process.stdout.read1(1 << 16):
-            printed = printed[-(1 << 20) :] + piece
+            printed += piece
+            n_bytes += len(piece)
+            del printed[:-SHELL_BYTES]
             self.emit(items.Output(piece.decode(errors="replace")))
         status = process.wait()
         done.set()
         text = printed.decode(errors="replace").rstrip("\n")
+        if n_bytes > SHELL_BYTES:
+            text = f"[{n_bytes - SHELL_BYTES} bytes before this are left out]\n{text}"
         self.note(text + f"\n(exit {status})" if status else text or "(no output)")
         self.attached += f"I ran `{command}` (exit {status}):\n{fenced(shortened(text, SHELL_OUTPUT))}\n"
 
