@@ -20,7 +20,7 @@ _TAG = re.compile(
 )
 _ATTRIBUTE = re.compile(r"""(?<![\w-])([\w-]+)\s*=\s*(?:["“”]([^"“”]*)["“”]|'([^']*)'|([^\s"'“”=]+)(?=\s|$))""")
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})(.*)")
-_QUOTES = ("`", '"', "'", "“", "‘", "「")
+_QUOTES = ('"', "'", "“", "‘", "「")
 _LINE = 200  # characters of a line that are looked at
 
 
@@ -143,6 +143,11 @@ class Place:
         return not self._line.strip()
 
     @property
+    def in_code(self) -> bool:
+        """Whether what follows is code: of a block, or within a line."""
+        return bool(self._fence or self._in_code or self._last == "`" or _FENCE.match(self._line))
+
+    @property
     def quoted(self) -> bool:
-        """Whether what follows is quoted: in a code block, in code within a line, after a quotation mark."""
-        return bool(self._fence or self._in_code or self._last in _QUOTES or _FENCE.match(self._line))
+        """Whether what follows is code, or stands after a quotation mark."""
+        return self.in_code or self._last in _QUOTES

@@ -96,7 +96,7 @@ class StreamParser:
         A call that only lacks its closing tags is whole; one that was cut off inside of something is not.
         """
         if not self._block and not self.stopped:
-            self._finish_text()
+            self._finish_text(reason)
         if self._block:
             self._block.finish(reason, self._lexer.rest)
         has_calls = bool(self._block and self._block.calls)
@@ -152,7 +152,9 @@ class StreamParser:
                 self._say("\n" * self._newlines)
             self._thinking, self._newlines, self._lead = False, 0, 0
             self._mentioned, self._place = Nesting(), Place()
-        elif not self._reads_calls or self._place.quoted or (token.closing and self._mentioned.closes(token)):
+        elif not self._reads_calls or self._place.in_code:
+            self._text(token.raw)
+        elif token.closing and (self._place.quoted or self._mentioned.closes(token)):
             self._text(token.raw)
         elif token.closing:
             self._after_stray, self._lead = True, 0  # it is skipped, and so are the newlines if nothing follows
@@ -189,16 +191,14 @@ class StreamParser:
         for token in held:
             self._in_block(token)
 
-    def _finish_text(self) -> None:
+    def _finish_text(self, reason: str) -> None:
         """Nothing follows; what was held back is a tag that was meant, or text."""
         held, self._held = self._held, []
-        cut = self._lexer.cut_tag if self._reads_calls and not self._place.quoted else None
-        meant = self._place.at_line_start or (cut and not self._thinking)
-        if held and held[0].kind != "other" and meant:
+        cut = self._lexer.cut_tag if self._reads_calls and not self._place.in_code else None
+        opens = held[0].kind != "other" if held else cut and not cut.closing
+        cut_off = not self._thinking and (reason != "stop" or (held and cut))
+        if opens and (self._place.at_line_start or cut_off):
             self._open_block(held)
-            return
-        if not held and cut and not cut.closing and self._place.at_line_start:
-            self._open_block([])
             return
         for piece in held:
             self._text(raw(piece))

@@ -8,6 +8,7 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.chat import special
 from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.messages import with_faults
 from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.tokenizer import Tokenizer
@@ -55,7 +56,6 @@ class Chat:
         self.session = session
         self.message: dict = {}
         self.finish = ""
-        self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
         self.prompt: list[int] = []  # ids before the message,
         self.ids: list[int] = []  # those sampled for it, the end of the turn included,
         self.logprobs: list[float] = []  # and the log-probability of each
@@ -99,7 +99,8 @@ class Chat:
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended.
+        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended. What must not be run has
+        a `fault` that says why: a call, or a message whose block holds no call that can be read.
 
         Cancelling keeps what was said; finish is then "interrupted". A block of calls without end is cut off; finish
         is then "runaway".
@@ -111,9 +112,9 @@ class Chat:
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
         self.session.title = self.session.title or _title(messages)
         allowed = self._guide.constraint(tools).allowed if options.constrain and tools else None
-        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
+        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop, request.parse_tool_calls)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
-        self.faults, self.ids, self.logprobs = parser.faults, [], []
+        self.ids, self.logprobs = [], []
         try:
             if self.session.sync(ids, progress, cancelled, turns):
                 yield from self._sample(parser, sampling, limit, cancelled, allowed)
@@ -148,11 +149,12 @@ class Chat:
         """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
         end of the tool block, its part up to there."""
         ids = [token for token in self.ids if token != self.tokenizer.eos_id]
-        text = self.tokenizer.complete(ids)
+        text = said = self.tokenizer.complete(ids)
         length = len(text) - parser.unread
-        if parser.unread:
-            said = self.tokenizer.complete(ids[:-1])
-            ids = ids[:-1] + self.tokenizer.encode(text[len(said) : length])
+        while len(said) > length:
+            ids.pop()
+            said = self.tokenizer.complete(ids)
+        ids += self.tokenizer.encode(text[len(said) : length])
         return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
 
     def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
@@ -185,8 +187,9 @@ def _message(parser: StreamParser) -> dict:
         message["reasoning_content"] = parsed["reasoning_content"]
     if "tool_calls" in parsed:
         message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
+    if parser.tool_block:
         message["tool_block"] = parser.tool_block
-    return message
+    return with_faults(message, parser.faults)
 
 
 def _title(messages: list[dict]) -> str:

@@ -12,7 +12,7 @@ from v4cli.chat.parser import ToolCallEnd
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
 from v4cli.cli.run_input import prompt_of, read_text
-from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
+from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, shortfall, stats_line
 from v4cli.errors import Exit, RequestError, UsageError, V4Error
 from v4cli.interrupts import interrupts
 
@@ -74,11 +74,21 @@ def run_once(request: RunRequest) -> None:
     sessions.keep(chat.session)
     if request.stats:
         output.note(stats_line(stats), dim=True)
+    if told := shortfall(messages, finish, _limit(chat)):
+        output.note(f"v4: {told}")
     if finish == "interrupted":
         sys.exit(Exit.INTERRUPTED)
     if finish == "rounds":
-        output.note("v4: stopped at the limit of turns\nhint: --max-rounds N allows more")
+        output.note("hint: --max-rounds N allows more")
         sys.exit(Exit.LIMIT)
+
+
+def _limit(chat) -> str:
+    """What ended an answer that was cut off."""
+    n_sampled = len(chat.ids)
+    if len(chat.prompt) + n_sampled >= chat.engine.config.max_position_embeddings:
+        return "the end of the model's context"
+    return f"the limit of {n_sampled} tokens (--max-tokens)"
 
 
 def _options(request: RunRequest):
