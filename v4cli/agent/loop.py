@@ -141,7 +141,7 @@ class Agent:
 
 def is_empty(message: dict) -> bool:
     """Whether a message of the model is neither an answer nor a call, nor the beginning of one."""
-    return not message["content"].strip() and not calls_in(message)
+    return not (message.get("content") or "").strip() and not calls_in(message)
 
 
 def shortened(text: str, limit: int = MAX_RESULT) -> str:

@@ -55,7 +55,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call of the model. `fault`: why it must not be run; empty if it may. `text`: its arguments as they came."""
+    """A tool call of the model. `fault`: why it must not be run; empty if it may. `text`: its arguments as sampled."""
 
     id: str
     name: str

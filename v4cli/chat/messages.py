@@ -108,6 +108,11 @@ def calls_in(message: dict) -> list[tuple[str, str, str]]:
     return [(c["function"]["name"], str(c["function"].get("arguments", "")), c.get("fault") or "") for c in calls]
 
 
+def last_said(messages: list[dict]) -> dict:
+    """The last message of the model; an empty one if there is none."""
+    return next((message for message in reversed(messages) if message["role"] == "assistant"), {"content": ""})
+
+
 def readable_arguments(text: str) -> dict | str:
     """The arguments of a call as an object; if they are none, because they were cut off or are damaged, the text."""
 

@@ -99,8 +99,8 @@ class Chat:
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended. What must not be run has
-        a `fault` that says why: a call, or a message whose block holds no call that can be read.
+        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended. What must not be run
+        has a `fault` that says why: a call, or a message whose block holds no call that can be read.
 
         Cancelling keeps what was said; finish is then "interrupted". A block of calls without end is cut off; finish
         is then "runaway".

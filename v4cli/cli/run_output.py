@@ -3,7 +3,7 @@
 import json
 
 from v4cli.agent.loop import CallEnd, CallStart, is_empty
-from v4cli.chat.messages import calls_in, readable_arguments, without_ids
+from v4cli.chat.messages import calls_in, last_said, readable_arguments, without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.clean import beginning, harmless, visible
 from v4cli.cli import output
@@ -32,11 +32,6 @@ def result(model: str, messages: list[dict], finish: str, stats) -> dict:
     }
 
 
-def last_said(messages: list[dict]) -> dict:
-    """The last message of the model; an empty one if there is none."""
-    return next((message for message in reversed(messages) if message["role"] == "assistant"), {"content": ""})
-
-
 def _fault(reason: str) -> dict:
     """The key that only what must not be run has."""
     return {"fault": reason} if reason else {}
@@ -53,8 +48,11 @@ def shortfall(messages: list[dict], finish: str, limit: str) -> str:
     }.get(finish, finish)
     parts = [why] if why not in ("stop", "tool_calls") else []
     if is_empty(last):
-        parts.append("still thinking, there is no answer" if parts and last.get("reasoning_content") else "no answer")
-    parts += [f"the call of {name} is not whole: {fault}" for name, _, fault in calls_in(last) if fault]
+        thinking = parts and last.get("reasoning_content")
+        parts.append("it was still thinking, there is no answer" if thinking else "the model gave no answer")
+    for name, _, fault in calls_in(last):
+        if fault:
+            parts.append(f"a call is not whole ({name}): {fault}")
     return " ".join(visible("; ".join(parts)).split())
 
 

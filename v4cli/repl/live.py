@@ -28,7 +28,7 @@ EMPTY_ENDS = {
 
 def ending(done: Done) -> str:
     """A line about an answer that did not end as it should."""
-    return done.empty and EMPTY_ENDS.get(done.reason) or ENDS.get(done.reason, "")
+    return (done.empty and EMPTY_ENDS.get(done.reason)) or ENDS.get(done.reason, "")
 
 
 @dataclass
