@@ -152,12 +152,13 @@ class StreamParser:
                 self._say("\n" * self._newlines)
             self._thinking, self._newlines, self._lead = False, 0, 0
             self._mentioned, self._place = Nesting(), Place()
-        elif not self._reads_calls or self._place.in_code:
-            self._text(token.raw)
-        elif token.closing and (self._place.quoted or self._mentioned.closes(token)):
+        elif self._place.in_code or (token.closing and (self._place.quoted or self._mentioned.closes(token))):
             self._text(token.raw)
         elif token.closing:
             self._after_stray, self._lead = True, 0  # it is skipped, and so are the newlines if nothing follows
+        elif not self._reads_calls:
+            self._mentioned.kinds.append(token.kind)
+            self._text(token.raw)
         else:
             self._held = [token]
 
@@ -194,8 +195,8 @@ class StreamParser:
     def _finish_text(self, reason: str) -> None:
         """Nothing follows; what was held back is a tag that was meant, or text."""
         held, self._held = self._held, []
-        cut = self._lexer.cut_tag if self._reads_calls and not self._place.in_code else None
-        opens = held[0].kind != "other" if held else cut and not cut.closing
+        cut = None if self._place.in_code else self._lexer.cut_tag
+        opens = held[0].kind != "other" if held else self._reads_calls and cut and not cut.closing
         cut_off = not self._thinking and (reason != "stop" or (held and cut))
         if opens and (self._place.at_line_start or cut_off):
             self._open_block(held)

@@ -11,6 +11,7 @@ from v4cli.chat.dsml import MAX_CALLS
 from v4cli.chat.messages import with_faults
 from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
+from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
@@ -106,7 +107,7 @@ class Chat:
         is then "runaway".
         """
         request = encode_request(self._body(messages, options, tools), self.engine.config.release)
-        self.prompt = ids = self.tokenizer.encode_prompt(request.prompt)
+        self.prompt = ids = self._encoded(request.prompt, cancelled)
         limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
         sampling = self._sampling(options, request)
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
@@ -116,7 +117,7 @@ class Chat:
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
         self.ids, self.logprobs = [], []
         try:
-            if self.session.sync(ids, progress, cancelled, turns):
+            if not cancelled() and self.session.sync(ids, progress, cancelled, turns):
                 yield from self._sample(parser, sampling, limit, cancelled, allowed)
             events = parser.finish(self.finish)
             self.finish = events[-1].finish
@@ -164,10 +165,25 @@ class Chat:
             body["reasoning_effort"] = options.effort
         return body
 
+    def _encoded(self, prompt: Prompt, cancelled) -> list[int]:
+        """Ids of the prompt, as far as it was not cancelled. UsageError as soon as it is certain not to fit."""
+        context, ids, n_left = self.engine.config.max_position_embeddings, [], len(prompt.text)
+        pieces = self.tokenizer.encoding(prompt, cancelled)
+        while True:
+            if n_left and len(ids) + n_left >= context:
+                at_least = len(ids) + n_left // self.tokenizer.longest  # a character is a byte at least
+                if at_least >= context:
+                    raise UsageError(f"the prompt has at least {at_least:,} tokens and fills the model's whole context")
+            n_chars, new = next(pieces, (0, None))
+            if new is None:
+                return ids
+            ids += new
+            n_left -= n_chars
+
     def _limit(self, n_prompt: int, max_tokens: int) -> int:
         room = self.engine.config.max_position_embeddings - n_prompt
         if room < 1:
-            raise UsageError(f"the prompt has {n_prompt} tokens and fills the model's whole context")
+            raise UsageError(f"the prompt has {n_prompt:,} tokens and fills the model's whole context")
         return min(max_tokens, room)
 
     def _sampling(self, options: Options, request) -> Sampling:

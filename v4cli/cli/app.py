@@ -36,6 +36,7 @@ from v4cli.cli.options import (
     ThinkMax,
     TopK,
     TopP,
+    Typer,
 )
 
 TOOLS = (
@@ -43,7 +44,7 @@ TOOLS = (
 )
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
-app = typer.Typer(
+app = Typer(
     name="v4",
     help="Run DeepSeek-V4 on your own machine.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 model, 4 memory or disk, 5 network, 6 limit, 130 Ctrl-C.",
@@ -82,7 +83,10 @@ def default(
 def run(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin is put before it.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Read the prompt from a file, or stdin (-). Repeatable."),
+    ] = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
     as_json: Json = False,
@@ -115,7 +119,7 @@ def run(
     With --tools the model works in the current folder until it is done. --output-format stream-json prints one object
     a line; its type is init, thinking, message, tool_use, tool_result, end (of a turn), error or result.
     """
-    options = dict(locals())
+    options = dict(locals()) | {"files": files or []}
     from v4cli.cli.run import RunRequest, run_once
 
     run_once(RunRequest(**options))

@@ -4,6 +4,40 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+class _Once:
+    """A command that takes each option once, unless it is said to be repeatable; else the last one would win unseen."""
+
+    def parse_args(self, ctx, args):
+        seen = set()
+        for option in self.make_parser(ctx).parse_args(args=list(args))[2]:
+            simple = option.param_type_name != "option" or option.multiple or option.count
+            if simple or (option.is_flag and not option.secondary_opts):
+                continue
+            if option in seen:
+                ctx.fail(f"{' or '.join([max(option.opts, key=len), *option.secondary_opts])} is given more than once")
+            seen.add(option)
+        return super().parse_args(ctx, args)
+
+
+class _Command(_Once, TyperCommand):
+    pass
+
+
+class _Group(_Once, TyperGroup):
+    pass
+
+
+class Typer(typer.Typer):
+    """An application, or a group of commands, that loses nothing of what is typed."""
+
+    def __init__(self, **about):
+        super().__init__(cls=_Group, **about)
+
+    def command(self, *args, **about):
+        return super().command(*args, cls=_Command, **about)
 
 
 def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:

@@ -24,7 +24,7 @@ class RunRequest:
     """The options of `v4 run`, as typed."""
 
     prompt: str | None
-    file: Path | None
+    files: list[Path]
     system: str
     model: str
     output_format: str | None
@@ -60,12 +60,12 @@ def run_once(request: RunRequest) -> None:
     refuse_contradictions(request)
     options = _options(request)
     messages = [{"role": "system", "content": request.system}] if request.system else []
-    messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
+    messages.append({"role": "user", "content": prompt_of(request.prompt, request.files, request.tools != "-")})
     with _answering(request, options) as answer:
         writer, stop = _writer(style, request), Event()
         try:
+            chat = _opened(request)
             with interrupts(stop):
-                chat = _opened(request)
                 finish, stats = answer(chat, messages, writer.event, stop.is_set)
         except V4Error as error:
             writer.error(error)
@@ -202,8 +202,10 @@ def refuse_contradictions(request: RunRequest) -> None:
         raise UsageError(
             "--approve, --max-rounds and --network are for tools that run here", "add --tools nano, read, edit or all"
         )
-    if request.prompt is not None and request.file is not None:
+    if request.prompt is not None and request.files:
         raise UsageError("a PROMPT and --file exclude each other", "drop one of them")
+    if [*map(str, request.files), request.tools].count("-") > 1:
+        raise UsageError("- is stdin, which can be read only once", "put one of the texts into a file")
 
 
 def _format(request: RunRequest) -> str:
