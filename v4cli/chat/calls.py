@@ -8,6 +8,8 @@ from v4cli.chat.markup import Tag, raw
 CUT_OFF = "it was cut off before it was complete"
 NO_CALL = "the block holds no call that can be read"
 NOT_CLOSED = "a parameter was not closed"
+NEXT_BEGAN = "the next call began before it was closed"
+SPELLED_APART = "a parameter is closed in another spelling than it was opened"
 CLOSED_TWICE = "a parameter is closed twice"
 TEXT_OUTSIDE = "there is text outside of its parameters"
 GOES_ON = "its markup goes on after the end of the block"
@@ -49,6 +51,7 @@ class Call:
     keys: set[str] = field(default_factory=set)
     open: bool = True  # until </invoke>
     in_value: bool = False  # inside a parameter,
+    bars: str = ""  # whose tag has these,
     is_text: bool = True  # whose value is text, not JSON;
     lead: str = ""  # what its value is written after,
     value: list[str] = field(default_factory=list)  # and its JSON text in pieces
@@ -81,6 +84,7 @@ class CallBlock:
         self.text: list[str] = []  # exactly as sampled
         self.length = 0  # of it, in characters
         self._early = ""  # a fault before the first call
+        self._doubtful = False  # the block has been closed, but its call had not been: nothing may follow
         self._told = 0  # calls whose end has been told
         self._held: list[Tag | str] = []  # a closing tag in a value, and blanks after it, that what follows decides on
         self._nesting = Nesting()  # of tags in a value, or after the end
@@ -91,9 +95,12 @@ class CallBlock:
         self.length += len(text)
 
     def take(self, token: Tag | str) -> int:
-        """The next piece; how many characters of it come after the end, if text ends a block that is not wrapped."""
+        """The next piece; how many characters of it come after the end, if it ends a block that lacks a tag."""
         call, text = self.calls[-1] if self.calls else None, raw(token)
-        if not self.wrapped and call and not call.open and isinstance(token, str) and token.strip():
+        unwrapped = not self.wrapped and call and not call.open and isinstance(token, str)
+        if (unwrapped or self._doubtful) and text.strip():
+            if self._doubtful:
+                self._fault(GOES_ON)
             self.ended, after = True, len(text.lstrip())
             self.add(text[: len(text) - after])
             return after
@@ -142,6 +149,8 @@ class CallBlock:
         is_open = bool(self.calls) and self.calls[-1].open
         match token.kind, token.closing:
             case "invoke", False:
+                if is_open:
+                    self._fault(NEXT_BEGAN)
                 self._end_call()
                 self._start_call(token)
             case "invoke", True:
@@ -150,7 +159,9 @@ class CallBlock:
                 self._start_parameter(token)
             case "calls", True:
                 self._end_call()
-                self.ended = True
+                self.ended, self._doubtful = not is_open, is_open
+            case "parameter", True:
+                self._fault(CLOSED_TWICE)
             case _ if is_open or token.kind == "other":
                 self._fault(TEXT_OUTSIDE)
 
@@ -174,7 +185,8 @@ class CallBlock:
         if key is None or key in call.keys:
             self._fault("a parameter has no name" if key is None else f"parameter {key} is given twice")
         call.keys.add(key or "")
-        call.in_value, call.is_text = True, (tag.attribute("string") or "").lower() != "false"
+        call.in_value, call.bars = True, tag.bars
+        call.is_text = (tag.attribute("string") or "").lower() != "false"
         call.lead = ("{", ", ")[bool(call.arguments)] + json.dumps(key or "", ensure_ascii=False) + ": "
         if call.is_text:
             self._add(call.lead + '"')
@@ -215,6 +227,8 @@ class CallBlock:
         """The value ends before a tag, which should be its own, with none open that might be a parameter itself."""
         if closer.kind != "parameter" or "parameter" in self._nesting.kinds:
             self._fault(NOT_CLOSED)
+        elif closer.bars != self.calls[-1].bars:
+            self._fault(SPELLED_APART)
         self._end_value()
         if closer.kind != "parameter":
             self._between(closer)

@@ -15,7 +15,7 @@ CALLS = ("tool_calls", "calls", "function_calls", "toolcalls")  # words for the 
 _BARS = "[｜|‖]{1,2}"
 _HEAD = ("<", " ?", "/?", " ?", _BARS, " ?", "D", "S", "M", "L", " ?", _BARS)
 _TAG = re.compile(
-    rf"{END_THINK}|< ?(/?) ?{_BARS} ?DSML ?{_BARS} ?([A-Za-z_]{{1,20}})"
+    rf"{END_THINK}|< ?(/?) ?({_BARS} ?DSML ?{_BARS}) ?([A-Za-z_]{{1,20}})"
     rf"(?:((?![A-Za-z_])[^<>]{{0,{MAX_ATTRIBUTES}}})>|\s{{0,20}}(?=<))"
 )
 _ATTRIBUTE = re.compile(r"""(?<![\w-])([\w-]+)\s*=\s*(?:["“”]([^"“”]*)["“”]|'([^']*)'|([^\s"'“”=]+)(?=\s|$))""")
@@ -38,20 +38,21 @@ _CUT = re.compile("".join(_HEAD) + "[^<>]*")
 
 @dataclass(frozen=True)
 class Tag:
-    """`kind`: think, calls, invoke, parameter, or other for words that mean nothing."""
+    """`kind`: think, calls, invoke, parameter, or other for words that mean nothing. `bars`: those around DSML."""
 
     raw: str
     kind: str
     closing: bool
     attributes: str = ""
+    bars: str = ""
 
     @classmethod
     def of(cls, match: re.Match) -> "Tag":
-        slash, word, attributes = match.groups()
+        slash, bars, word, attributes = match.groups()
         if word is None:
             return cls(match[0], "think", True)
         kind = "calls" if word in CALLS else word if word in ("invoke", "parameter") else "other"
-        return cls(match[0], kind, bool(slash), attributes or "")
+        return cls(match[0], kind, bool(slash), attributes or "", bars.replace(" ", ""))
 
     @property
     def empty(self) -> bool:

@@ -47,7 +47,7 @@ def shortfall(messages: list[dict], finish: str, limit: str) -> str:
         "rounds": "stopped at the limit of turns",
     }.get(finish, finish)
     parts = [why] if why not in ("stop", "tool_calls") else []
-    if is_empty(last):
+    if is_empty(last) and finish != "interrupted":
         thinking = parts and last.get("reasoning_content")
         parts.append("it was still thinking, there is no answer" if thinking else "the model gave no answer")
     for name, _, fault in calls_in(last):
