@@ -67,7 +67,7 @@ class Call:
     @property
     def given(self) -> dict | str:
         """Its arguments for whoever is told about it: of one that must not be run, as they came, whole or not."""
-        return readable_arguments(self.text) if self.fault and self.text else self.arguments
+        return readable_arguments(self.text) if self.fault else self.arguments
 
 
 @dataclass(frozen=True)
