@@ -8,6 +8,7 @@ from v4cli.chat.calls import (
     CLOSED_TWICE,
     CUT_OFF,
     GOES_ON,
+    IN_CODE,
     NEXT_BEGAN,
     NO_CALL,
     NOT_CLOSED,
@@ -165,6 +166,14 @@ def test_what_is_quoted_or_mentioned_is_text(text):
     parser = read(f"{text}\n{block(invoke())}")
     if not text.startswith("`"):
         assert calls(parser) == [("f", X)] and parser.message()["content"] == text
+
+
+def test_a_call_in_a_code_block_that_is_never_closed_is_told():
+    text = f"```json\n{{}}\n{block(invoke())}"
+    parser = read(text)
+    assert parser.faults == [IN_CODE] and parser.message() == {"content": text, "finish": "stop"}
+    for other in (f"{text}\n```", f"{text}\nand so on"):
+        assert read(other).faults == [] == read(text, calls=False).faults
 
 
 def test_in_thinking_only_a_wrapped_call_on_a_line_of_its_own_is_one():

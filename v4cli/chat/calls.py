@@ -7,6 +7,7 @@ from v4cli.chat.markup import Tag, raw
 
 CUT_OFF = "it was cut off before it was complete"
 NO_CALL = "the block holds no call that can be read"
+IN_CODE = "it stands in a code block that was not closed"
 NOT_CLOSED = "a parameter was not closed"
 NEXT_BEGAN = "the next call began before it was closed"
 SPELLED_APART = "a parameter is closed in another spelling than it was opened"
@@ -76,8 +77,9 @@ class CallBlock:
     """`take` what stands in the block, `wrapped` in its tags or not, until it `ended`; `events` are for the caller to
     remove."""
 
-    def __init__(self, events: list, wrapped: bool = True):
-        self.events, self.wrapped = events, wrapped
+    def __init__(self, events: list, wrapped: bool = True, unreadable: str = NO_CALL):
+        """`unreadable`: its fault if there is no call in it."""
+        self.events, self.wrapped, self.unreadable = events, wrapped, unreadable
         self.calls: list[Call] = []
         self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
         self.ended = False
@@ -119,7 +121,7 @@ class CallBlock:
             self.add(rest)
         whole = self.ended or (reason == "stop" and not rest.strip())
         if not self.calls:
-            self.faults.append(NO_CALL if whole else CUT_OFF)
+            self.faults.append(self.unreadable if whole else CUT_OFF)
             return
         call = self.calls[-1]
         if call.in_value and not call.is_text:

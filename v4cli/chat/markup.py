@@ -144,6 +144,11 @@ class Place:
         return not self._line.strip()
 
     @property
+    def in_block(self) -> bool:
+        """Whether a code block is open."""
+        return bool(self._fence)
+
+    @property
     def in_code(self) -> bool:
         """Whether what follows is code: of a block, or within a line."""
         return bool(self._fence or self._in_code or self._last == "`" or _FENCE.match(self._line))

@@ -10,7 +10,7 @@ The result does not depend on how the text is cut into pieces. Knows text only.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from v4cli.chat.calls import CallBlock, CallEvent, Nesting
+from v4cli.chat.calls import IN_CODE, CallBlock, CallEvent, Nesting
 from v4cli.chat.calls import ToolCallArguments as ToolCallArguments
 from v4cli.chat.calls import ToolCallEnd as ToolCallEnd
 from v4cli.chat.calls import ToolCallStart as ToolCallStart
@@ -55,6 +55,7 @@ class StreamParser:
         self._held: list[Tag | str] = []  # an opening tag, and blanks after it, that what follows decides on
         self._mentioned = Nesting()
         self._after_stray = False  # whether a stray tag stands beside the newlines
+        self._after_code = False  # whether a call that stands in code has just been closed
         self._events: list[Event] = []
         self._parts: dict[str, list[str]] = {"thinking": [], "text": []}
         self._block = CallBlock(self._events) if in_tool_calls else None
@@ -154,6 +155,7 @@ class StreamParser:
             self._mentioned, self._place = Nesting(), Place()
         elif self._place.in_code or (token.closing and (self._place.quoted or self._mentioned.closes(token))):
             self._text(token.raw)
+            self._after_code = token.closing and token.kind in ("invoke", "calls")
         elif token.closing:
             self._after_stray, self._lead = True, 0  # it is skipped, and so are the newlines if nothing follows
         elif not self._reads_calls:
@@ -210,6 +212,8 @@ class StreamParser:
         self._newlines = 0
         self._tell_answer(self._answer)
         self._answer = ""
+        if self._reads_calls and self._after_code and self._place.in_block and reason == "stop":
+            self._block = CallBlock(self._events, unreadable=IN_CODE)  # documentation would have closed its code
 
     def _text(self, text: str) -> None:
         """Thinking or answer text; newlines wait for what follows."""
@@ -217,7 +221,8 @@ class StreamParser:
         self._place.feed(text)
         if said:
             self._say("\n" * self._newlines + said)
-            self._newlines, self._lead, self._after_stray = 0, 0, False
+            self._newlines, self._lead = 0, 0
+            self._after_stray = self._after_code = False
         self._newlines += len(text) - len(said)
         self._lead += len(text) - len(said)
 
