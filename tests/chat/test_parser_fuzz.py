@@ -213,8 +213,10 @@ CLOSE = "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
         ("", "<", ""),
         ("<｜DSML｜tool_calls>", "y", ""),
         ("<｜DSML｜tool_calls><｜DSML｜invoke ", "a", ""),
+        ("x <｜DSML｜tool_calls>", " ", ""),
+        (OPEN.format("true") + "</｜DSML｜parameter>", " ", CLOSE),
     ],
-    ids=["text", "json", "closer", "newlines", "brackets", "garbage", "tag"],
+    ids=["text", "json", "closer", "newlines", "brackets", "garbage", "tag", "opener", "held"],
 )
 def test_letter_by_letter_costs_no_more_per_letter_the_longer_it_gets(head, unit, tail):
     """Four times the text may cost eight times the time (a quadratic parser takes sixteen)."""
@@ -227,6 +229,22 @@ def test_letter_by_letter_costs_no_more_per_letter_the_longer_it_gets(head, unit
         return time.process_time() - start
 
     assert min(seconds(40_000) for _ in range(2)) < 8 * max(seconds(10_000), seconds(10_000), 0.01)
+
+
+@pytest.mark.parametrize(
+    "unit", ['<｜DSML｜invoke name="g">', "</｜DSML｜parameter>", "x </｜DSML｜invoke>", "`<｜DSML｜x>"]
+)
+@pytest.mark.parametrize("head", ["", OPEN.format("true")], ids=["text", "value"])
+def test_many_tags_cost_no_more_each(unit, head):
+    """The same bound, for tags that are never closed, or close nothing."""
+
+    def seconds(n: int) -> float:
+        parser, start = StreamParser(False), time.process_time()
+        parser.push(head + "x " + unit * n + "</｜DSML｜invoke>." * n)
+        parser.finish()
+        return time.process_time() - start
+
+    assert min(seconds(8000) for _ in range(2)) < 8 * max(seconds(2000), seconds(2000), 0.01)
 
 
 @pytest.mark.slow

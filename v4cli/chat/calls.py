@@ -1,6 +1,7 @@
 """A block of tool calls, tag by tag: events of its calls as they come, and what is wrong with each."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 
 from v4cli.chat.markup import Tag, raw
@@ -62,14 +63,21 @@ class Nesting:
     """Kinds of tags that have been opened and not closed."""
 
     def __init__(self):
-        self.kinds: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._kinds: list[str] = []
+
+    def open(self, tag: Tag) -> None:
+        self._kinds.append(tag.kind)
+        self.counts[tag.kind] += 1
 
     def closes(self, tag: Tag) -> bool:
-        """Whether a tag closes one of them, which it then is not any more."""
-        if tag.kind not in self.kinds:
+        """Whether a tag closes one of them, which then is not open any more, nor are those within it."""
+        if not self.counts[tag.kind]:
             return False
-        while self.kinds.pop() != tag.kind:
-            pass
+        kind = ""
+        while kind != tag.kind:
+            kind = self._kinds.pop()
+            self.counts[kind] -= 1
         return True
 
 
@@ -138,7 +146,7 @@ class CallBlock:
         if isinstance(token, str) or token.kind not in ("invoke", "parameter") or token.empty:
             return
         if not token.closing:
-            self._nesting.kinds.append(token.kind)
+            self._nesting.open(token)
         elif not self._nesting.closes(token):
             self._fault(GOES_ON)
 
@@ -216,7 +224,7 @@ class CallBlock:
                 self._held = [token]
                 return
             if not token.closing and not token.empty:
-                self._nesting.kinds.append(token.kind)
+                self._nesting.open(token)
         self._add_value(raw(token))
 
     def _add_value(self, text: str) -> None:
@@ -227,7 +235,7 @@ class CallBlock:
 
     def _close_value(self, closer: Tag) -> None:
         """The value ends before a tag, which should be its own, with none open that might be a parameter itself."""
-        if closer.kind != "parameter" or "parameter" in self._nesting.kinds:
+        if closer.kind != "parameter" or self._nesting.counts["parameter"]:
             self._fault(NOT_CLOSED)
         elif closer.bars != self.calls[-1].bars:
             self._fault(SPELLED_APART)

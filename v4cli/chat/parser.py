@@ -143,7 +143,7 @@ class StreamParser:
                 self._open_block(held)
                 self._in_block(token)
                 return
-            self._mentioned.kinds.append(held[0].kind)
+            self._mentioned.open(held[0])
             for piece in held:
                 self._text(raw(piece))
         if isinstance(token, str):
@@ -159,7 +159,7 @@ class StreamParser:
         elif token.closing:
             self._after_stray, self._lead = True, 0  # it is skipped, and so are the newlines if nothing follows
         elif not self._reads_calls:
-            self._mentioned.kinds.append(token.kind)
+            self._mentioned.open(token)
             self._text(token.raw)
         else:
             self._held = [token]
