@@ -146,6 +146,8 @@ def test_what_is_asked_about_is_bounded_and_says_so():
 
 def test_ends_that_are_not_usual_are_told():
     assert live().take(Done("interrupted")) == "(interrupted)\n" and live().take(Done("stop")) == ""
+    assert "without an answer" in live().take(Done("stop", empty=True))
+    assert "before an answer" in live().take(Done("length", empty=True)) != live().take(Done("length"))
 
 
 def test_colour_is_only_used_where_wanted():

@@ -23,11 +23,11 @@ from v4cli import jsonfile
 from v4cli.agent import sandbox
 from v4cli.agent.approval import Approvals, Mode
 from v4cli.agent.builtin import toolbox
-from v4cli.agent.loop import Agent, Done, Said, shortened
+from v4cli.agent.loop import Agent, Done, Said, is_empty, shortened
 from v4cli.agent.process import Limits
 from v4cli.agent.tasks import Task
 from v4cli.agent.tools import Context, Kind
-from v4cli.chat.messages import without_ids
+from v4cli.chat.messages import last_said, without_ids
 from v4cli.chat.turn import Chat, Options
 from v4cli.errors import UsageError, V4Error
 from v4cli.files import write_atomically
@@ -57,10 +57,12 @@ class Result:
     reward: float | None
     finish: str
     n_tokens: int  # sampled
+    empty: bool  # the model's last message is neither an answer nor a call
 
     @classmethod
     def of(cls, record: dict) -> "Result":
-        return cls(record["reward"], record["finish"], sum(len(turn["ids"]) for turn in record["turns"]))
+        n_tokens = sum(len(turn["ids"]) for turn in record["turns"])
+        return cls(record["reward"], record["finish"], n_tokens, is_empty(last_said(record["messages"])))
 
 
 def seed_of(seed: int, task: str, sample: int) -> int:
@@ -211,8 +213,7 @@ def _check(task: Task, messages: list[dict], workspace: Path, timeout_s: float, 
     """The reward: 1 if the command succeeds, or the number in the last line that it prints; 0 if it fails."""
     if not task.check:
         return {"reward": None, "check": None}
-    said = [message.get("content") or "" for message in messages if message["role"] == "assistant"]
-    answer = shortened(said[-1] if said else "", MAX_ANSWER).replace("\0", "")
+    answer = shortened(last_said(messages).get("content") or "", MAX_ANSWER).replace("\0", "")
     command = ["env", f"V4_ANSWER={answer}", "sh", "-c", task.check]
     ended = sandbox.run(command, workspace, Limits(seconds=timeout_s), cancelled=cancelled)
     reward = _number(ended.text) if ended.status == 0 and not ended.stopped else 0.0

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from v4cli.chat import schemas
+from v4cli.chat.messages import readable_arguments
 
 
 class Kind(StrEnum):
@@ -55,13 +56,19 @@ class Tool:
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call of the model. `fault`: why it must not be run; empty if it may."""
+    """A tool call of the model. `fault`: why it must not be run; empty if it may. `text`: its arguments as sampled."""
 
     id: str
     name: str
     arguments: dict
     fault: str = ""
     tool: Tool | None = field(default=None, compare=False)
+    text: str = field(default="", compare=False)
+
+    @property
+    def given(self) -> dict | str:
+        """Its arguments for whoever is told about it: of one that must not be run, as they came, whole or not."""
+        return readable_arguments(self.text) if self.fault else self.arguments
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Toolbox:
             fault = fault or f"there is no tool {name!r}; there are {', '.join(self.tools) or 'none'}"
         else:
             fault = fault or _check(arguments, tool.parameters)
-        return Call(message_call.get("id", ""), name, arguments, fault, tool)
+        return Call(message_call.get("id", ""), name, arguments, fault, tool, text)
 
 
 TYPES = {

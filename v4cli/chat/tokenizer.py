@@ -5,12 +5,14 @@ text from outside can never become one.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
 
 from v4cli import jsonfile
-from v4cli.chat import special
+from v4cli.chat import pieces, special
 from v4cli.chat.special import Prompt
 from v4cli.errors import ModelError, UsageError
 
@@ -59,22 +61,43 @@ class Tokenizer:
         """Of all special tokens."""
         return set(self._special_texts)
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: a text of n bytes has n / longest tokens at least."""
+        return max(map(len, [*self._bpe.get_vocab(), *self._specials]))
+
+    @cached_property
+    def _cuts(self) -> bool:
+        return pieces.can_cut(self._bpe)
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
-        try:
-            return self._bpe.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
-            raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
+        return [token for _, ids in self._encoding(text, lambda: False) for token in ids]
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a rendered prompt."""
-        ids: list[int] = []
+        return [token for _, ids in self.encoding(prompt) for token in ids]
+
+    def encoding(self, prompt: Prompt, cancelled: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, list]]:
+        """Ids of a rendered prompt piece by piece, with the number of characters that each is of; it ends early if
+        cancelled."""
         for segment in prompt:
             if segment.ids is not None:
-                ids += segment.ids
+                yield len(segment.text), list(segment.ids)
+            elif segment.special:
+                yield len(segment.text), [self.special_id(segment.text)]
             else:
-                ids += [self.special_id(segment.text)] if segment.special else self.encode(segment.text)
-        return ids
+                yield from self._encoding(segment.text, cancelled)
+
+    def _encoding(self, text: str, cancelled: Callable[[], bool]) -> Iterator[tuple[int, list]]:
+        try:
+            for piece in pieces.pieces(text, len(text) > pieces.SIZE and self._cuts):
+                ids = pieces.encode(self._bpe, piece, cancelled)
+                if cancelled():
+                    return
+                yield len(piece), ids
+        except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
+            raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.chat import special
 from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.messages import with_faults
 from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
+from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
@@ -56,7 +58,6 @@ class Chat:
         self.note: Callable[[str], None] = lambda text: None  # told what the user should know, in a line
         self.message: dict = {}
         self.finish = ""
-        self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
         self.prompt: list[int] = []  # ids before the message,
         self.ids: list[int] = []  # those sampled for it, the end of the turn included,
         self.logprobs: list[float] = []  # and the log-probability of each
@@ -100,23 +101,24 @@ class Chat:
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended.
+        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended. What must not be run
+        has a `fault` that says why: a call, or a message whose block holds no call that can be read.
 
         Cancelling keeps what was said; finish is then "interrupted". A block of calls without end is cut off; finish
         is then "runaway".
         """
         request = encode_request(self._body(messages, options, tools), self.engine.config.release)
-        self.prompt = ids = self.tokenizer.encode_prompt(request.prompt)
+        self.prompt = ids = self._encoded(request.prompt, cancelled)
         limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
         sampling = self._sampling(options, request)
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
         self.session.title = self.session.title or _title(messages)
         allowed = self._guide.constraint(tools).allowed if options.constrain and tools else None
-        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
+        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop, request.parse_tool_calls)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
-        self.faults, self.ids, self.logprobs = parser.faults, [], []
+        self.ids, self.logprobs = [], []
         try:
-            if self.session.sync(ids, progress, cancelled, turns):
+            if not cancelled() and self.session.sync(ids, progress, cancelled, turns):
                 yield from self._sample(parser, sampling, limit, cancelled, allowed)
             events = parser.finish(self.finish)
             self.finish = events[-1].finish
@@ -149,11 +151,12 @@ class Chat:
         """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
         end of the tool block, its part up to there."""
         ids = [token for token in self.ids if token != self.tokenizer.eos_id]
-        text = self.tokenizer.complete(ids)
+        text = said = self.tokenizer.complete(ids)
         length = len(text) - parser.unread
-        if parser.unread:
-            said = self.tokenizer.complete(ids[:-1])
-            ids = ids[:-1] + self.tokenizer.encode(text[len(said) : length])
+        while len(said) > length:
+            ids.pop()
+            said = self.tokenizer.complete(ids)
+        ids += self.tokenizer.encode(text[len(said) : length])
         return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
 
     def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
@@ -163,10 +166,25 @@ class Chat:
             body["reasoning_effort"] = options.effort
         return body
 
+    def _encoded(self, prompt: Prompt, cancelled) -> list[int]:
+        """Ids of the prompt, as far as it was not cancelled. UsageError as soon as it is certain not to fit."""
+        context, ids, n_left = self.engine.config.max_position_embeddings, [], len(prompt.text)
+        pieces = self.tokenizer.encoding(prompt, cancelled)
+        while True:
+            if n_left and len(ids) + n_left >= context:
+                at_least = len(ids) + n_left // self.tokenizer.longest  # a character is a byte at least
+                if at_least >= context:
+                    raise UsageError(f"the prompt has at least {at_least:,} tokens and fills the model's whole context")
+            n_chars, new = next(pieces, (0, None))
+            if new is None:
+                return ids
+            ids += new
+            n_left -= n_chars
+
     def _limit(self, n_prompt: int, max_tokens: int) -> int:
         room = self.engine.config.max_position_embeddings - n_prompt
         if room < 1:
-            raise UsageError(f"the prompt has {n_prompt} tokens and fills the model's whole context")
+            raise UsageError(f"the prompt has {n_prompt:,} tokens and fills the model's whole context")
         return min(max_tokens, room)
 
     def _sampling(self, options: Options, request) -> Sampling:
@@ -186,8 +204,9 @@ def _message(parser: StreamParser) -> dict:
         message["reasoning_content"] = parsed["reasoning_content"]
     if "tool_calls" in parsed:
         message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
+    if parser.tool_block:
         message["tool_block"] = parser.tool_block
-    return message
+    return with_faults(message, parser.faults)
 
 
 def _title(messages: list[dict]) -> str:

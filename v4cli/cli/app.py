@@ -4,15 +4,12 @@ Command modules are imported when they run, so that `v4 --help` stays quick.
 """
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from v4cli import __version__, terminal
-from v4cli.clean import harmless, on_one_line
+from v4cli import __version__
 from v4cli.cli import output
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
@@ -40,6 +37,7 @@ from v4cli.cli.options import (
     ThinkMax,
     TopK,
     TopP,
+    Typer,
 )
 
 TOOLS = (
@@ -47,31 +45,7 @@ TOOLS = (
 )
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
-
-class Commands(TyperGroup):
-    """Usage errors repeat what was typed, which may be names of files: they are shown without hidden characters."""
-
-    def make_context(self, *args, **options):
-        with _errors_shown_safely():
-            return super().make_context(*args, **options)
-
-    def invoke(self, ctx):
-        with _errors_shown_safely():
-            return super().invoke(ctx)
-
-
-@contextmanager
-def _errors_shown_safely():
-    try:
-        yield
-    except Exception as error:
-        if hasattr(error, "format_message") and terminal.err.is_terminal:
-            error.message = on_one_line(harmless(error.message))
-        raise
-
-
-app = typer.Typer(
-    cls=Commands,
+app = Typer(
     name="v4",
     help="Run DeepSeek-V4 on your own machine.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 model, 4 memory or disk, 5 network, 6 limit, 130 Ctrl-C.",
@@ -110,7 +84,10 @@ def default(
 def run(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin is put before it.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Read the prompt from a file, or stdin (-). Repeatable."),
+    ] = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
     as_json: Json = False,
@@ -143,7 +120,7 @@ def run(
     With --tools the model works in the current folder until it is done. --output-format stream-json prints one object
     a line; its type is init, thinking, message, tool_use, tool_result, end (of a turn), error or result.
     """
-    options = dict(locals())
+    options = dict(locals()) | {"files": files or []}
     from v4cli.cli.run import RunRequest, run_once
 
     run_once(RunRequest(**options))

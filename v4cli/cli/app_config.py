@@ -1,11 +1,9 @@
 """The commands of `v4 config`."""
 
-import typer
-
 from v4cli.cli import output
-from v4cli.cli.options import Json
+from v4cli.cli.options import Json, Typer
 
-config = typer.Typer(
+config = Typer(
     help="Settings: what is used where a command is not told otherwise.",
     epilog="A flag goes before a V4_* variable, that before .v4cli.toml in the current folder, that before the "
     "file of v4 config path. A project's file may say how to answer, never what may run.",

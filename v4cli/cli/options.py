@@ -1,9 +1,65 @@
 """Options that several commands share."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+from v4cli import terminal
+from v4cli.clean import harmless, on_one_line
+
+
+class _Once:
+    """A command that takes each option once, unless it is said to be repeatable; else the last one would win unseen."""
+
+    def parse_args(self, ctx, args):
+        seen = set()
+        for option in self.make_parser(ctx).parse_args(args=list(args))[2]:
+            simple = option.param_type_name != "option" or option.multiple or option.count
+            if simple or (option.is_flag and not option.secondary_opts):
+                continue
+            if option in seen:
+                ctx.fail(f"{' or '.join([max(option.opts, key=len), *option.secondary_opts])} is given more than once")
+            seen.add(option)
+        return super().parse_args(ctx, args)
+
+
+class _Command(_Once, TyperCommand):
+    pass
+
+
+class _Group(_Once, TyperGroup):
+    """Usage errors repeat what was typed, which may be names of files: they are shown without hidden characters."""
+
+    def make_context(self, *args, **options):
+        with _errors_shown_safely():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx):
+        with _errors_shown_safely():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_shown_safely():
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and terminal.err.is_terminal:
+            error.message = on_one_line(harmless(error.message))
+        raise
+
+
+class Typer(typer.Typer):
+    """An application, or a group of commands, that loses nothing of what is typed."""
+
+    def __init__(self, **about):
+        super().__init__(cls=_Group, **about)
+
+    def command(self, *args, **about):
+        return super().command(*args, cls=_Command, **about)
 
 
 def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:

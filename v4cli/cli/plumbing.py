@@ -88,10 +88,12 @@ def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer
 
 
 def parse_text(source: Path, thinking: bool) -> None:
-    """The assistant message in sampled text."""
+    """The assistant message in sampled text, with what is wrong with its calls; of a block without any, its text."""
+    from v4cli.chat.messages import with_faults
     from v4cli.chat.parser import StreamParser
 
     parser = StreamParser(thinking)
     parser.push(read_text(source))
     parser.finish()
-    output.json_line(parser.message())
+    message = with_faults(parser.message(), parser.faults)
+    output.json_line(message | ({"tool_block": parser.tool_block} if "fault" in message else {}))

@@ -17,6 +17,11 @@ from v4cli.cli.progress import LINE_EVERY
 from v4cli.errors import Interrupted, UsageError
 from v4cli.interrupts import interrupts
 
+ENDS = {  # of rollouts that did not end with an answer of the model's own
+    "length": "cut off at the limit of tokens", "rounds": "stopped at the limit of turns", "timeout": "out of time",
+    "runaway": "stopped in a block of calls without end", "error": "ended by an error",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RolloutRequest:
@@ -99,6 +104,7 @@ class Tally:
             "pass_rate": passed / len(rewards) if rewards else None,
             "mean_reward": sum(rewards) / len(rewards) if rewards else None,
             "finish": dict(Counter(result.finish for result in self.results)),
+            "without_answer": sum(result.empty for result in self.results),
             "tokens": sum(result.n_tokens for result in self.results),
             "seconds": self.seconds, "tokens_per_s": self.new_tokens / max(self.seconds, 1e-9),
         }  # fmt: skip
@@ -108,8 +114,11 @@ class Tally:
         about = self.summary()
         if output.styled(sys.stderr):
             output.changing("")
+        ends = "".join(f", {n} {ENDS[finish]}" for finish, n in about["finish"].items() if finish in ENDS)
+        if about["without_answer"]:
+            ends += f", {about['without_answer']} without an answer"
         output.note(
-            f"{out}: {about['rollouts']} rollouts, {self.rewards()}, {about['tokens']:,} tokens, "
+            f"{out}: {about['rollouts']} rollouts, {self.rewards()}{ends}, {about['tokens']:,} tokens, "
             f"{about['tokens_per_s']:.0f} tokens/s"
         )
         if as_json:

@@ -13,7 +13,7 @@ from v4cli.chat.parser import ToolCallEnd
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
 from v4cli.cli.run_input import one_way_of_thinking, prompt_of, read_text
-from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
+from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, shortfall, stats_line
 from v4cli.errors import Exit, RequestError, UsageError, V4Error
 from v4cli.interrupts import interrupts
 
@@ -25,7 +25,7 @@ class RunRequest:
     """The options of `v4 run`, as typed."""
 
     prompt: str | None
-    file: Path | None
+    files: list[Path]
     system: str
     model: str
     output_format: str | None
@@ -61,13 +61,13 @@ def run_once(request: RunRequest) -> None:
     refuse_contradictions(request)
     options = _options(request)
     messages = [{"role": "system", "content": request.system}] if request.system else []
-    messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
+    messages.append({"role": "user", "content": prompt_of(request.prompt, request.files, request.tools != "-")})
     with _answering(request, options) as answer:
         writer, stop = _writer(style, request), Event()
         try:
+            chat = _opened(request)
+            chat.note = output.note
             with interrupts(stop):
-                chat = _opened(request)
-                chat.note = output.note
                 finish, stats = answer(chat, messages, writer.event, stop.is_set)
         except V4Error as error:
             writer.error(error)
@@ -76,11 +76,21 @@ def run_once(request: RunRequest) -> None:
     sessions.keep(chat.session)
     if request.stats:
         output.note(stats_line(stats), dim=True)
+    if told := shortfall(messages, finish, _limit(chat)):
+        output.note(f"v4: {told}")
     if finish == "interrupted":
         sys.exit(Exit.INTERRUPTED)
     if finish == "rounds":
-        output.note("v4: stopped at the limit of turns\nhint: --max-rounds N allows more")
+        output.note("hint: --max-rounds N allows more")
         sys.exit(Exit.LIMIT)
+
+
+def _limit(chat) -> str:
+    """What ended an answer that was cut off."""
+    n_sampled = len(chat.ids)
+    if len(chat.prompt) + n_sampled >= chat.engine.config.max_position_embeddings:
+        return "the end of the model's context"
+    return f"the limit of {n_sampled} tokens (--max-tokens)"
 
 
 def _options(request: RunRequest):
@@ -193,8 +203,10 @@ def refuse_contradictions(request: RunRequest) -> None:
         raise UsageError(
             "--approve, --max-rounds and --network are for tools that run here", "add --tools nano, read, edit or all"
         )
-    if request.prompt is not None and request.file is not None:
+    if request.prompt is not None and request.files:
         raise UsageError("a PROMPT and --file exclude each other", "drop one of them")
+    if [*map(str, request.files), request.tools].count("-") > 1:
+        raise UsageError("- is stdin, which can be read only once", "put one of the texts into a file")
 
 
 def _format(request: RunRequest) -> str:

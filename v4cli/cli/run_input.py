@@ -1,11 +1,13 @@
 """What `v4 run` is given: the prompt from arguments, files and pipes."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from v4cli.errors import UsageError
 
 MAX_TEXT_BYTES = 64 << 20
+STDIN = Path("-")
 
 
 def one_way_of_thinking(request) -> None:
@@ -16,13 +18,13 @@ def one_way_of_thinking(request) -> None:
         raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
 
 
-def prompt_of(prompt: str | None, file: Path | None) -> str:
-    """stdin (when piped), then the prompt or the file, with a blank line between."""
+def prompt_of(prompt: str | None, files: Sequence[Path], stdin: bool = True) -> str:
+    """stdin (when piped), then the files in order, then the prompt, with a blank line between. Where one of the files
+    is -, stdin stands there; without `stdin` it is not read."""
     parts = []
-    if not sys.stdin.isatty():
-        parts.append(_decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin"))
-    if file is not None:
-        parts.append(read_text(file))
+    if stdin and STDIN not in files and not sys.stdin.isatty():
+        parts.append(read_text(STDIN))
+    parts += map(read_text, files)
     if prompt is not None:
         parts.append(prompt)
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
@@ -33,7 +35,7 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file, or stdin for -. UsageError names the file."""
-    if str(path) == "-":
+    if path == STDIN:
         return _decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin")
     try:
         with path.open("rb") as file:

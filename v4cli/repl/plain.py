@@ -16,7 +16,7 @@ from v4cli.interrupts import interrupts
 from v4cli.repl import commands, items
 from v4cli.repl.approve import READING, answer_to, choices, question
 from v4cli.repl.dialogue import Dialogue
-from v4cli.repl.live import ENDS
+from v4cli.repl.live import ending
 from v4cli.repl.render import RESULT_LINES, summary
 from v4cli.repl.setup import Setup
 
@@ -138,15 +138,15 @@ class Writer:
                 self._stream("answer", text)
             case Thinking(text) if self.show_thinking:
                 self._stream("reasoning", text)
-            case ToolCallEnd(_, name, arguments):
-                self._line(f"[{name} {summary(arguments)}]")
+            case ToolCallEnd(_, name, arguments, fault):
+                self._line(f"[{name} {summary(arguments)}]" + (f" (not whole: {fault})" if fault else ""))
             case items.Output(text):
                 self._output = (self._output + text)[-MOST_OUTPUT:]
                 self._stream("output", text)
             case CallEnd(_, result, ok):
                 self._line(("" if ok else "failed: ") + "\n".join(beginning(self._rest(result), RESULT_LINES)))
-            case Done(reason) if reason in ENDS:
-                self._line(ENDS[reason])
+            case Done() if told := ending(item):
+                self._line(told)
             case End() | items.Finished():
                 self._end_line()
             case items.Show(thinking):
