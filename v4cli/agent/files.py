@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from v4cli.agent import search
+from v4cli.agent import guard, search
 from v4cli.agent.tools import Context, Kind, Tool, ToolError, argument, parameters
 from v4cli.files import write_atomically
 
@@ -66,6 +66,7 @@ def search_text(arguments: dict, context: Context) -> str:
 def write_file(arguments: dict, context: Context) -> str:
     """Write a whole file; folders on the way are made."""
     content = arguments["content"]
+    _allow(context, arguments["path"])
     _write(context.folder, arguments["path"], content)
     lines = content.count("\n") + (not content.endswith("\n") and content != "")
     return f"wrote {arguments['path']} ({lines} line{'s' * (lines != 1)})"
@@ -80,6 +81,7 @@ def edit_file(arguments: dict, context: Context) -> str:
 
 def preview_write(arguments: dict, context: Context) -> str:
     """What writing would change, as a unified diff."""
+    _allow(context, arguments["path"])
     return _diff(arguments["path"], _old(context.folder, arguments["path"])[0], arguments["content"])
 
 
@@ -90,6 +92,7 @@ def preview_edit(arguments: dict, context: Context) -> str:
 
 def _edited(arguments: dict, context: Context) -> tuple[str, str]:
     """The file's text before and after."""
+    _allow(context, arguments["path"])
     text, _ = _content(context.folder, arguments["path"])
     old, new = arguments["old"], arguments["new"]
     if "\r\n" in text and "\r" not in old:
@@ -100,6 +103,13 @@ def _edited(arguments: dict, context: Context) -> tuple[str, str]:
         found = "is not in the file; read it again" if n == 0 else f"is there {n} times; give more of what is around it"
         raise ToolError(f"nothing was changed: the old text {found}")
     return text, text.replace(old, new)
+
+
+def _allow(context: Context, path: str) -> None:
+    """ToolError for a file that the user's programs obey unasked: only the user writes it."""
+    who = "" if context.disposable else guard.refusal(os.path.realpath(context.folder), _parts(context.folder, path))
+    if who:
+        raise ToolError(f"{path} is read-only here: {who} would obey it unasked; tell the user what to put there")
 
 
 def _diff(path: str, old: str | None, new: str) -> str:
@@ -144,8 +154,6 @@ def _write(folder: Path, path: str, text: str) -> None:
         raise ToolError(f"the content is too large ({len(data) >> 20} MiB)")
     _, mode = _old(folder, path)
     parts = _parts(folder, path)
-    if ".git" in parts:
-        raise ToolError("git's own files are not to be written; use git")
     with _walked(folder, parts[:-1], make=True) as parent, _told():
         write_atomically(Path(f"/proc/self/fd/{parent}") / parts[-1], data, mode & 0o777)
 

@@ -20,7 +20,7 @@ def run(pattern: str, path: str, context: Context) -> str:
     A program does it, which can be stopped and sees the workspace only.
     """
     program = _program(argument(pattern), path)
-    done = sandbox.run(program, context.folder, LIMITS, cancelled=context.cancelled)
+    done = sandbox.run(program, context.folder, LIMITS, cancelled=context.cancelled, access=sandbox.Access.READ)
     matches = [match for line in done.text.split("\n") if (match := _match(line))]
     if not matches and (done.stopped or done.status > 1):
         raise ToolError(f"the search failed: {done.stopped or done.text.strip()}")
