@@ -180,7 +180,7 @@ def test_write(at):
 
 def test_write_leaves_git_alone(at):
     for path in (".git/hooks/pre-commit", "docs/.git/config"):
-        assert "use git" in at.error("write_file", path=path, content="x")
+        assert "git would obey it unasked" in at.error("write_file", path=path, content="x")
     assert not (at.folder / ".git").exists()
 
 

@@ -157,6 +157,8 @@ def test_a_schema_that_is_none_is_a_mistake_named_before_anything_is_loaded(run,
         done = run("--model", "nowhere", "--tools", tools, *flags, "hi")
         assert done.returncode == 2 and done.stdout == ""
         assert "tools.json[0]" in done.stderr and "hammer" in done.stderr and next(iter(bad)) in done.stderr
+
+
 CUT_OFF = "it was cut off before it was complete"
 
 

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from v4cli.agent import edits, search
+from v4cli.agent import edits, guard, search
 from v4cli.agent.tools import Context, Kind, Tool, ToolError, argument, parameters, printable
 from v4cli.files import write_atomically
 
@@ -68,6 +68,7 @@ def search_text(arguments: dict, context: Context) -> str:
 def write_file(arguments: dict, context: Context) -> str:
     """Write a whole file; folders on the way are made."""
     content = arguments["content"]
+    _allow(context, arguments["path"])
     old, before = _old(context.folder, arguments["path"])
     if old and old.startswith(BOM):
         content = BOM + content.removeprefix(BOM)
@@ -85,6 +86,7 @@ def edit_file(arguments: dict, context: Context) -> str:
 
 def preview_write(arguments: dict, context: Context) -> str:
     """What writing would change, as a unified diff."""
+    _allow(context, arguments["path"])
     old, _ = _old(context.folder, arguments["path"])
     return edits.diff(arguments["path"], old and old.removeprefix(BOM), arguments["content"].removeprefix(BOM))
 
@@ -97,11 +99,19 @@ def preview_edit(arguments: dict, context: Context) -> str:
 
 def _edited(arguments: dict, context: Context) -> tuple[str, str, os.stat_result]:
     """The file's text before and after, and what is known of the file."""
+    _allow(context, arguments["path"])
     text, about = _content(context.folder, arguments["path"])
     try:
         return text, edits.replaced(text, arguments["old"], arguments["new"]), about
     except ValueError as error:
         raise ToolError(str(error)) from None
+
+
+def _allow(context: Context, path: str) -> None:
+    """ToolError for a file that the user's programs obey unasked: only the user writes it."""
+    who = "" if context.disposable else guard.refusal(os.path.realpath(context.folder), _parts(context.folder, path))
+    if who:
+        raise ToolError(f"{path} is read-only here: {who} would obey it unasked; tell the user what to put there")
 
 
 def _old(folder: Path, path: str) -> tuple[str | None, os.stat_result | None]:
@@ -145,8 +155,6 @@ def _write(folder: Path, path: str, text: str, before: os.stat_result | None) ->
     if len(data) > MAX_BYTES:
         raise ToolError(f"the content is too large ({len(data) >> 20} MiB)")
     parts = _parts(folder, path)
-    if ".git" in parts:
-        raise ToolError("git's own files are not to be written; use git")
     with _walked(folder, parts[:-1], make=True) as parent, _told():
         _check_unchanged(before, parts[-1], parent)
         place = Path(f"/proc/self/fd/{parent}") / parts[-1]

@@ -183,7 +183,7 @@ def _work(chat: Chat, task: Task, workspace: Path, conditions: Conditions, seed:
     end = time.monotonic() + conditions.timeout_s
     decide = Approvals(Mode.ALL, workspace).decide
     tools = toolbox(task.tools or conditions.tools, Limits(seconds=conditions.timeout_s))
-    agent = Agent(chat, tools, Context(workspace), decide, max_rounds=conditions.max_rounds)
+    agent = Agent(chat, tools, Context(workspace, disposable=True), decide, max_rounds=conditions.max_rounds)
     options = Options(
         conditions.thinking, temperature=conditions.temperature, seed=seed, max_tokens=conditions.max_tokens
     )
@@ -215,9 +215,10 @@ def _check(task: Task, messages: list[dict], workspace: Path, timeout_s: float, 
         return {"reward": None, "check": None}
     answer = shortened(last_said(messages).get("content") or "", MAX_ANSWER).replace("\0", "")
     command = ["env", f"V4_ANSWER={answer}", "sh", "-c", task.check]
-    ended = sandbox.run(command, workspace, Limits(seconds=timeout_s), cancelled=cancelled)
+    ended = sandbox.run(command, workspace, Limits(seconds=timeout_s), cancelled=cancelled, access=sandbox.Access.OWN)
     reward = _number(ended.text) if ended.status == 0 and not ended.stopped else 0.0
-    return {"reward": reward, "check": asdict(ended) | {"text": shortened(ended.text)}}
+    check = {"text": shortened(ended.text), "status": ended.status, "stopped": ended.stopped}
+    return {"reward": reward, "check": check}
 
 
 def _number(printed: str) -> float:

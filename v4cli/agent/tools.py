@@ -30,6 +30,7 @@ class Context:
     folder: Path  # the workspace; paths of the model are relative to it and may not leave it
     output: Callable[[str], None] = lambda text: None  # shows output while the call runs
     cancelled: Callable[[], bool] = lambda: False  # the user wants it to end
+    disposable: bool = False  # the workspace is removed before anybody works in it
 
 
 @dataclass(frozen=True)
