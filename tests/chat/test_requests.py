@@ -110,7 +110,7 @@ def test_thinking_is_as_it_says(value, thinks):
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("thinking", [None, 0, 1, "", "disabled", "false", [], {}, {"type": None}, {"type": False}, {"type": "off"}]),
+        ("thinking", [0, 1, "", "disabled", "false", [], {}, {"type": None}, {"type": False}, {"type": "off"}]),
         ("tools", [{}, "", 0, False, "f", [1], [{"function": SECOND}], [SECOND, SECOND], [TOOLS[1] | {"type": "x"}]]),
         ("tools", [[{"type": "function", "function": {"name": "f", "description": no}}] for no in (0, False, [], {})]),
         ("tool_choice", ["any", "", 0, False, [], {}, {"type": "function"}, {"type": "function", "function": {}},

@@ -4,10 +4,11 @@ import json
 
 from v4cli.chat.special import DSML
 
+CLOSER = f"</{DSML}"  # begins every closing tag
 CALLS_OPEN = f"<{DSML}tool_calls>"
-CALLS_CLOSE = f"</{DSML}tool_calls>"
-INVOKE_CLOSE = f"</{DSML}invoke>"
-PARAMETER_CLOSE = f"</{DSML}parameter>"
+CALLS_CLOSE = f"{CLOSER}tool_calls>"
+INVOKE_CLOSE = f"{CLOSER}invoke>"
+PARAMETER_CLOSE = f"{CLOSER}parameter>"
 MAX_CALLS = 32  # in one block
 
 TOOLS_HEAD = f"""## Tools

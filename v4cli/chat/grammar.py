@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from v4cli.chat.dsml import MAX_CALLS
-from v4cli.chat.parser import CLOSER
+from v4cli.chat.dsml import CLOSER, MAX_CALLS
 from v4cli.chat.schemas import parameters, shown
 from v4cli.chat.special import DSML
 from v4cli.chat.tokenizer import Tokenizer

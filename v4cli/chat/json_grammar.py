@@ -12,7 +12,7 @@ from functools import reduce
 import llguidance
 
 from v4cli.chat import schemas
-from v4cli.chat.parser import CLOSER
+from v4cli.chat.dsml import CLOSER
 
 MAX_KEYS = 64  # of one object: a bit each in llguidance's parametric rules
 MAX_ITEMS = 100  # longest list that is counted

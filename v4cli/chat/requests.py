@@ -123,7 +123,8 @@ def _tools(body: dict) -> list[dict]:
 
 def _thinking(body: dict, contract: str) -> tuple[bool, str | None]:
     """Whether to think, and the effort level."""
-    mode, effort = body.get("thinking", True), body.get("reasoning_effort")
+    asked, effort = body.get("thinking"), body.get("reasoning_effort")
+    mode = True if asked is None else asked
     if not isinstance(mode, bool):
         mode = mode.get("type") if isinstance(mode, dict) else None
         if mode not in ("enabled", "disabled"):
@@ -134,7 +135,7 @@ def _thinking(body: dict, contract: str) -> tuple[bool, str | None]:
     if mode in (False, "disabled"):
         return False, None
     if effort == "none":
-        if "thinking" in body:
+        if asked is not None:
             raise RequestError("reasoning_effort none contradicts thinking", "drop one of them")
         return False, None
     effort = EFFORT_ALIASES[effort or "high"]
