@@ -16,6 +16,8 @@ from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
+from v4cli.weights import kinds
+from v4cli.weights.store import is_store
 
 MAX_BLOCK = 1 << 18  # characters of one block of tool calls
 
@@ -77,8 +79,8 @@ class Chat:
         ModelError if the model is unusable.
         """
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
-            hint = f"v4 verify {folder.name} tells how to repair it, or put the release's tokenizer.json there"
-            raise ModelError(f"{folder}: tokenizer.json is missing", hint)
+            hint = f"v4 verify {folder} tells how to repair it" if is_store(folder) else "put the release's there"
+            raise kinds.of_folder(folder) or ModelError(f"{folder}: tokenizer.json is missing", hint)
         engine = Engine.open(folder, backend, numerics, ram, learned)
         tokenizer, defaults = (read(folder / name, engine.config) for name, read in READERS.items())
         return cls(engine, tokenizer, defaults, session(engine))

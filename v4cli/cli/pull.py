@@ -65,8 +65,8 @@ def pull_model(request: PullRequest) -> None:
 def _target(request: PullRequest):
     """What is to be pulled: of a name that `v4 ls` lists, what it was made from."""
     from v4cli.weights.hub import Target, parse_target
-    from v4cli.weights.library import is_store
     from v4cli.weights.pull_plan import open_manifest
+    from v4cli.weights.store import is_store
 
     here = paths.named_folder(request.what)
     if here is None or request.name not in (None, request.what) or not is_store(here):

@@ -10,8 +10,8 @@ from v4cli import paths
 from v4cli.cli import output, progress
 from v4cli.errors import ModelError, UsageError
 from v4cli.files import sync_folder
-from v4cli.weights.library import CHECKPOINT, disk_bytes, inspect, is_store
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY
+from v4cli.weights.library import CHECKPOINT, disk_bytes, inspect
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, is_store
 
 
 def verify(model: str, as_json: bool) -> None:

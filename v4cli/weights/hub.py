@@ -53,7 +53,6 @@ class Source(Protocol):
     repo: str  # "org/name", or the folder's path
     revision: str  # commit; of a folder a fingerprint of names, sizes and times
     files: dict[str, RemoteFile]
-    names: Collection[str]  # of everything there, files in folders and folders too: tells what kind of place it is
 
     def pin(self, revision: str) -> None:
         """Stay at this revision, unless the user named another."""
@@ -73,6 +72,9 @@ class Source(Protocol):
     def drop(self, name: str, staging: Path) -> None:
         """Forget the local copy if it is ours."""
 
+    def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
+        """What it is, if it is something else than an official checkpoint; see `kinds`."""
+
 
 class FolderSource:
     """An official checkpoint folder. Nothing in it is ever changed."""
@@ -84,10 +86,9 @@ class FolderSource:
             raise ModelError(f"{path}: no such folder", "give a folder with an official checkpoint")
         self.path = kinds.resolved(Path(path)).resolve()
         self.repo = str(self.path)
-        self.files, self.names = {}, []
+        self.files = {}
         fingerprint = hashlib.sha256()
         for file in sorted(self.path.iterdir()):
-            self.names.append(file.name)
             if file.is_file():
                 about = file.stat()
                 self.files[file.name] = RemoteFile(file.name, about.st_size)
@@ -116,6 +117,9 @@ class FolderSource:
     def drop(self, name: str, staging: Path) -> None:
         pass
 
+    def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
+        return kinds.of_folder(self.path)
+
 
 class HubSource:
     """A repository on the hub at one commit. The hub is asked when `files`, or a commit not known yet, is needed:
@@ -136,10 +140,6 @@ class HubSource:
     @property
     def files(self) -> dict[str, RemoteFile]:
         return self._listing[1]
-
-    @property
-    def names(self) -> Collection[str]:
-        return self._listing[2]
 
     @cached_property
     def headers(self) -> dict[str, str]:
@@ -248,6 +248,9 @@ class HubSource:
 
     def drop(self, name: str, staging: Path) -> None:
         (staging / name).unlink(missing_ok=True)
+
+    def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
+        return kinds.foreign(self.repo, self._listing[2], config, tensors)
 
     def _cached(self, name: str) -> Path | None:
         """The file in the user's Hugging Face cache, if it is there in full length."""

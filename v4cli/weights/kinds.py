@@ -8,7 +8,6 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.errors import ModelError
 
-LFS_POINTER = b"version https://git-lfs"
 POINTER_BYTES = 1024  # no pointer is larger
 OFFICIAL = "v4 pull flash (or pro) brings an official checkpoint"
 ORIGINAL = f"the official FP8 and FP4 weights are needed; {OFFICIAL}"
@@ -33,6 +32,7 @@ ALIEN = {"qweight", "qzeros", "weight_packed", "weight_scale", "weight_scale_inv
 ARCHITECTURES = {  # by the beginning of model_type, longest first
     "deepseek_v41": "DeepSeek-V4.1, which has a different architecture and is not supported",
     "deepseek_v4": "",
+    "deepseek_v32": "DeepSeek-V3.2, which has a different architecture",
     "deepseek_v3": "DeepSeek-V3, which has a different architecture",
     "deepseek": "an older DeepSeek, which has a different architecture",
 }
@@ -158,10 +158,10 @@ def _by_tensors(tensors: Collection[str]) -> tuple[str, str] | None:
 
 def _by_files(names: Iterable[str]) -> tuple[str, str] | None:
     plain = {name.rpartition("/")[2]: name for name in sorted(names, reverse=True)}
-    has_shards = any(re.fullmatch(SHARDS, name) for name in plain)  # other formats may lie beside them
+    others = plain.keys() & {"manifest.json"} or any(re.fullmatch(SHARDS, name) for name in plain)
     for pattern, meaning, hint in FILES:
         name = next((name for name in sorted(plain) if re.fullmatch(pattern, name)), None)
-        if name is not None and (pattern == UNFINISHED or not has_shards):
+        if name is not None and (pattern == UNFINISHED or not others):  # files of other kinds may lie beside ours
             return f"{plain[name][:200]}: {meaning}", hint
     return None
 
@@ -171,7 +171,7 @@ def is_pointer(path: Path) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return file.read(len(LFS_POINTER)) == LFS_POINTER
+            return file.read(len(jsonfile.LFS_POINTER)) == jsonfile.LFS_POINTER
     except OSError:
         return False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
 from v4cli.weights.checkpoint import INDEX, SINGLE
-from v4cli.weights.store import LAYOUT, MANIFEST, MANIFEST_COPY, NEEDED, Manifest, source_name
+from v4cli.weights.store import LAYOUT, NEEDED, Manifest, is_store, source_name
 
 COMPLETE = "complete"
 LEFTOVER = "leftover of an interrupted pull"
@@ -51,11 +51,6 @@ def entries(roof: Path) -> list[Entry]:
     if not roof.is_dir():
         return []
     return [inspect(path) for path in sorted(roof.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-
-
-def is_store(path: Path) -> bool:
-    """Whether a folder is a store, be it damaged."""
-    return any((path / name).exists() for name in (MANIFEST, MANIFEST_COPY))
 
 
 def inspect(path: Path) -> Entry:

@@ -3,7 +3,7 @@
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -60,10 +60,9 @@ class Official:
         files = {name: self.source.files[name] for name in sorted({*self.small, *self.shard_of.values()})}
         return {name: {"bytes": file.n_bytes, "sha256": file.sha256 or ""} for name, file in files.items()}
 
-    def _refuse(self, problem: str, hint: str = "", **known) -> None:
+    def _refuse(self, problem: str, hint: str = "", config: dict | None = None, tensors: Collection[str] = ()) -> None:
         """ModelError: another kind of checkpoint if it is one, else the problem."""
-        source = self.source
-        raise kinds.foreign(source.repo, source.names, **known) or ModelError(f"{source.repo}: {problem}", hint)
+        raise self.source.foreign(config, tensors) or ModelError(f"{self.source.repo}: {problem}", hint)
 
     def _fetch_small(self, staging: Path, needed: Iterable[str]) -> dict[str, Path]:
         source = self.source
@@ -102,7 +101,8 @@ class Official:
             return listed
         if SINGLE not in self.source.files:
             self._refuse(f"neither {INDEX} nor {SINGLE}, so not an official checkpoint")
-        return dict.fromkeys(self._header(SINGLE, staging) or read_header(self.fetch(SINGLE, staging)), SINGLE)
+        found = self._header(SINGLE, staging)
+        return dict.fromkeys(found[0] if found else read_header(self.fetch(SINGLE, staging)), SINGLE)
 
     def fetch(self, name: str, staging: Path) -> Path:
         """A file that is needed at once."""
@@ -115,16 +115,24 @@ class Official:
         with ThreadPoolExecutor(jobs) as pool:
             try:
                 headers = pool.map(lambda shard: self._header(shard, staging, stop.is_set), shards)
-                for shard, header in zip(shards, headers):
-                    if header is not None:
+                for shard, found in zip(shards, headers):
+                    if found is not None:
+                        header, begin = found
                         self._check(shard, header)
+                        end, size = (
+                            begin + sum(spec.nbytes for spec in header.values()),
+                            self.source.files[shard].n_bytes,
+                        )
+                        if end != size:
+                            self._refuse(f"{shard}: {size} bytes, but its header describes {end}")
             except BaseException:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _header(self, shard: str, staging: Path, cancelled: Cancelled = lambda: False) -> dict[str, TensorSpec] | None:
-        """Tensors of a shard from its first bytes; None if the network does not give them now."""
+    def _header(self, shard: str, staging: Path, cancelled: Cancelled = lambda: False):
+        """Tensors of a shard, and where their data begins, from its first bytes; None if the network does not give
+        them now."""
         size = self.source.files[shard].n_bytes
         try:
             data = self.source.beginning(shard, min(size, FIRST_BYTES), staging, cancelled)
@@ -134,13 +142,14 @@ class Official:
         except NetworkError:
             return None
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            if data.startswith(kinds.LFS_POINTER):
+            if data.startswith(jsonfile.LFS_POINTER):
                 raise kinds.lfs_pointer(self.source.repo, shard)
             self._refuse(f"{shard}: not a safetensors file, or truncated ({size} bytes)")
         header = jsonfile.parse(data[8 : 8 + length], f"{self.source.repo}: {shard}: header")
         try:
-            return {name: TensorSpec(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()
-                    if name != "__metadata__"}  # fmt: skip
+            header.pop("__metadata__", None)
+            specs = {name: TensorSpec(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+            return specs, 8 + length
         except (AttributeError, KeyError, TypeError):
             self._refuse(f"{shard}: not a safetensors file")
 

@@ -19,12 +19,11 @@ from v4cli.files import size, write_atomically
 from v4cli.weights import store
 from v4cli.weights.fetcher import Fetcher, Reporter
 from v4cli.weights.hub import Source
-from v4cli.weights.library import is_store
 from v4cli.weights.making import make_parts
 from v4cli.weights.official import NO_READERS, Official, Readers
 from v4cli.weights.pull_plan import Plan, Work, intact, open_manifest, unfinished
 from v4cli.weights.repack import repack
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY, NEEDED, SMALL, Manifest, layout
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, NEEDED, SMALL, Manifest, is_store, layout
 from v4cli.weights.transfer import AGAIN
 
 STAGING = ".source"  # folder in the store while it is made; with keep_source it stays, an official checkpoint

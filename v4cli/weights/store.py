@@ -265,6 +265,11 @@ def repair_command(folder: Path, manifest: Manifest, part: str | None = None) ->
     return command + (f" --part {part}" if part else "")
 
 
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store, be it damaged."""
+    return any((path / name).exists() for name in (MANIFEST, MANIFEST_COPY))
+
+
 class Store(MappedTensors):
     """An opened store. Tensors are views of the mapped files."""
 
