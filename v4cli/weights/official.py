@@ -81,7 +81,7 @@ class Official:
         absent = next((name for name in (*NEEDED, *needed) if name not in self.small), None)
         if absent is not None:
             config = kinds.read_config(paths["config.json"])
-            hint = f"get the files into a folder, put the {absent} of the release beside them, and use the folder"
+            hint = f"put the {absent} of the release into a folder with the weights, and use that"
             self._refuse(f"no {absent}", hint, config=config)
         return paths
 
