@@ -39,6 +39,7 @@ def hub(serving_hub):
     yield serving_hub
     serving_hub.faults.clear()
     serving_hub.asked.clear()
+    serving_hub.looked.clear()
     serving_hub.rate, serving_hub.repos[REPO].token = float("inf"), None
 
 

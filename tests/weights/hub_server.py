@@ -25,7 +25,8 @@ class Fault:
     """What goes wrong with one file's bytes, `times` times in a row.
 
     kind: status (answer `value`, with `headers`), stall or cut (after `value` bytes of the answer), corrupt (the byte
-    at `value` of the file), size (`value` bytes more, or fewer, than listed), whole (a range is answered with 200).
+    at `value` of the file), size (`value` bytes more, or fewer, than listed), whole (a range is answered with 200),
+    drip (headers without end).
     """
 
     kind: str
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.hub.asked.append((name, self.headers.get("Range", "")))
         fault = self.hub.fault(name) if self.command == "GET" else None
-        if fault is not None and fault.kind == "status":
+        if fault is not None and fault.kind in ("status", "drip"):
             return self.act_out(fault)
         if fault is not None and fault.kind == "corrupt":
             data = data[: fault.value] + bytes([data[fault.value] ^ 1]) + data[fault.value + 1 :]
@@ -264,6 +265,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(fault.value, b"no", fault.headers)
         if fault.kind == "stall":
             self.hub.stalled.wait(30)
+        if fault.kind == "drip":
+            self.send_response(200)
+            self.flush_headers()
+            while not self.hub.stalled.wait(0.1):
+                self.wfile.write(b"X-More: to come\r\n")
         self.close_connection = True
 
     def refuse(self, status: int, code: str, headers: dict | None = None) -> None:

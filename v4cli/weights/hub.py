@@ -174,7 +174,7 @@ class HubSource:
             listed = [_listed(sibling) for sibling in info["siblings"]]
             names = [str(sibling["rfilename"]) for sibling in info["siblings"]]
             commit = str(info["sha"])
-        except (ValueError, TypeError, KeyError, NetworkError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NetworkError):
             raise NetworkError(f"{where}: the answer is not that of a hub", "check HF_ENDPOINT and proxies") from None
         if not re.fullmatch(COMMIT, commit):
             raise NetworkError(f"{where}: the hub names no commit", "check HF_ENDPOINT and proxies")

@@ -159,7 +159,7 @@ class Official:
         for name, spec in header.items():
             if self.shard_of.get(name) != shard or spec != self.expected[name]:
                 told = f" (it is {spec.dtype} {list(spec.shape)})" if name in self.expected else ""
-                self._refuse(f"{where} {name[:200]} is not what config and index say{told}", tensors=header)
+                self._refuse(f"{where} {name[:200]} is not what config and index say{told}")
         absent = next((name for name, home in self.shard_of.items() if home == shard and name not in header), None)
         if absent is not None:
             self._refuse(f"{where} {absent} is missing, though {INDEX} lists it")

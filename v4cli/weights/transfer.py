@@ -172,7 +172,7 @@ def patiently(
     what: str,
     cancelled: Cancelled = lambda: False,
     position: Callable[[], int] = lambda: 0,
-    tries: int = TRIES,
+    tries: int | None = None,
 ):
     """`action()`, called again after troubles that may pass, with growing waits; gives up as a V4Error.
 
@@ -190,7 +190,7 @@ def patiently(
         if position() >= furthest + PROGRESS:
             failures, furthest = 0, position()
         failures += 1
-        if wait is None or failures >= tries:
+        if wait is None or failures >= (tries or TRIES):
             raise error
         _sleep(max(wait, BACKOFF_S * 2 ** (failures - 1)), cancelled)
 
