@@ -192,11 +192,11 @@ def _tensors(path: Path) -> Collection[str]:
 
 def _one_level_off(path: Path, names: list[str]) -> ModelError | None:
     """The folder above, or below, the model's."""
-    inside = [path / name for name in sorted(names) if (path / name / "config.json").is_file()]
-    if len(inside) == 1:
-        return ModelError(f"{path}: the model is one folder further down", f"use {inside[0]}")
-    cached = [path / name for name in sorted(names) if name.startswith(CACHED)]
-    if cached or inside:
-        found = cached or inside
-        return ModelError(f"{path}: holds {len(found)} models, and is none", f"name one of them: {found[0]}")
-    return None
+    models = [
+        path / name
+        for name in sorted(names)
+        if (path / name / "config.json").is_file() or (name.startswith(CACHED) and (path / name / "snapshots").is_dir())
+    ]
+    if len(models) == 1:
+        return ModelError(f"{path}: the model is one folder further down", f"use {models[0]}")
+    return ModelError(f"{path}: holds {len(models)} models", f"name one of them: {models[0]}") if models else None
