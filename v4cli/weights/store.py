@@ -262,7 +262,7 @@ def repair_command(folder: Path, manifest: Manifest, part: str | None = None) ->
     command = f"v4 pull {source} --name {shlex.quote(folder.name)}"
     if os.path.isabs(manifest.source["repo"]) and folder.resolve().parent != paths.models_dir().resolve():
         command = f"v4 quantize {source} {shlex.quote(str(folder))}"
-    return command + (f" --part {part}" if part else "")
+    return command + (f" --part {shlex.quote(part)}" if part else "")
 
 
 def is_store(path: Path) -> bool:
