@@ -7,6 +7,7 @@ from pathlib import Path
 
 from v4cli import paths
 from v4cli.cli import bench, bench_output, output, progress
+from v4cli.cli.output import parse_tokens
 from v4cli.errors import Interrupted, ResourceError, UsageError
 
 FRONTIERS = (4_000, 16_000, 64_000, 256_000, 1_000_000)
@@ -31,10 +32,10 @@ class ContextRequest:
 
 def parse_frontiers(ctx: str, frontiers: str | None) -> tuple[int, ...]:
     """Ascending numbers of tokens; the last one is `ctx`."""
-    last = output.parse_tokens(ctx, "--ctx")
+    last = parse_tokens(ctx, "--ctx")
     if frontiers is None:
         return (*(n for n in FRONTIERS if n < last), last)
-    asked = {output.parse_tokens(part, "--frontiers") for part in frontiers.split(",")}
+    asked = {parse_tokens(part, "--frontiers") for part in frontiers.split(",")}
     if max(asked) > last:
         raise UsageError(f"--frontiers {max(asked):,} lies beyond --ctx {last:,}")
     return tuple(sorted(asked | {last}))
