@@ -82,6 +82,8 @@ def test_ls_tells_every_state(home):
     (models / "left" / ".source").mkdir(parents=True)
     (models / "left" / ".source" / "shard").write_bytes(b"12345")
     (models / ".left.lock").touch()
+    (models / "other").mkdir()
+    (models / "other" / "V4.gguf").write_bytes(b"GGUF")
     rows = {row["name"]: row for row in json.loads(v4(home, "ls", "--json").stdout)}
     assert {name: row["state"] for name, row in rows.items()} == {
         "nano": "complete",
@@ -92,12 +94,19 @@ def test_ls_tells_every_state(home):
         "newer": "layout 7, this version reads 1",
         "short": "damaged: embed.safetensors has the wrong size",
         "left": "leftover of an interrupted pull",
+        "other": "not a model that v4 made",
     }
     assert rows["hurt"]["state"].startswith("damaged: manifest.json: ")
     little = rows["little"]
     assert little["bytes"] == sum(path.stat().st_size for path in (models / "little").iterdir())
     assert (little["quant"], little["source"], rows["left"]["bytes"]) == ("native", "test/model@abc", 5)
     assert little["parameters"] > 5e6 and little["complete"] and not rows["half"]["complete"]
+    for command, code, says in (("rm", 3, "not v4's to delete"), ("pull", 2, "does not tell what it was made from")):
+        done = v4(home, command, "other")
+        assert done.returncode == code and says in done.stderr and (models / "other" / "V4.gguf").exists()
+    refused = v4(home, "verify", "newer")
+    assert refused.returncode == 3 and "upgrade" in refused.stderr
+    assert v4(home, "pull", "newer").returncode == 3 and (models / "newer" / MANIFEST).exists()
     text = v4(home, "ls").stdout
     assert len(text.splitlines()) == 1 + len(rows) and "incomplete, 9 of 10 parts" in text
 

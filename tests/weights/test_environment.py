@@ -108,6 +108,16 @@ def test_a_token_file_with_strange_contents_is_named_and_not_shown(tmp_path, mon
     environment.check()
 
 
+@pytest.mark.parametrize("place", ["/dev/null/token", "/dev/zero", "/"])
+def test_a_token_path_that_cannot_be_read_is_named(place, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN_PATH", place)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", place)
+    with pytest.raises(UsageError, match="HF_TOKEN_PATH"):
+        environment.check()
+
+
 def test_failing_to_connect_names_the_variables_in_force(monkeypatch):
     monkeypatch.setattr("v4cli.weights.transfer.BACKOFF_S", 0.01)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

@@ -70,6 +70,8 @@ def _target(request: PullRequest):
 
     here = paths.named_folder(request.what)
     if here is None or request.name not in (None, request.what) or not is_store(here):
+        if here is not None and here.is_dir() and request.what not in MODELS and not os.path.exists(request.what):
+            raise UsageError(f"{here}: does not tell what it was made from", f"v4 rm {request.what}, then pull again")
         return parse_target(request.what, request.revision)
     source = open_manifest(here).source
     if not os.path.isabs(source["repo"]):

@@ -10,7 +10,7 @@ from v4cli import paths
 from v4cli.cli import output, progress
 from v4cli.errors import ModelError, UsageError
 from v4cli.files import sync_folder
-from v4cli.weights.library import CHECKPOINT, disk_bytes, inspect
+from v4cli.weights.library import CHECKPOINT, STRANGE, disk_bytes, inspect
 from v4cli.weights.store import MANIFEST, MANIFEST_COPY, is_store
 
 
@@ -70,8 +70,8 @@ def remove(model: str, yes: bool) -> None:
     if folder is None or not folder.is_dir():
         hint = f"v4 rm removes what `v4 ls` lists under {paths.models_dir()}, by its name"
         raise ModelError(f"{model!r} is not one of the pulled models", hint)
-    if inspect(folder).state == CHECKPOINT:
-        raise ModelError(f"{folder}: an official checkpoint that v4 did not make", "remove it yourself if you mean to")
+    if (state := inspect(folder).state) in (CHECKPOINT, STRANGE):
+        raise ModelError(f"{folder}: {state}, so not v4's to delete", "remove it yourself if you mean to")
     n_bytes = 0 if folder.is_symlink() else disk_bytes(folder)  # of a link, what it points to stays
     if not yes:
         if not sys.stdin.isatty():

@@ -116,10 +116,17 @@ def _check_tokens() -> None:
         _check_token(os.environ.get(name, ""), name)
     from huggingface_hub import constants
 
-    path = constants.HF_TOKEN_PATH
-    if any(os.environ.get(name, "").strip() for name in TOKENS) or not os.path.lexists(path):
+    if any(os.environ.get(name, "").strip() for name in TOKENS):
         return
-    _check_token(files.contents(Path(path), MAX_BYTES, UsageError).decode("utf-8", "replace"), path)
+    path = constants.HF_TOKEN_PATH
+    name = next((name for name in ("HF_TOKEN_PATH", "HF_HOME") if os.environ.get(name)), "the token")
+    try:
+        os.lstat(path)
+        _check_token(files.contents(Path(path), MAX_BYTES, UsageError).decode("utf-8", "replace"), path)
+    except FileNotFoundError:
+        return  # nobody has logged in
+    except (OSError, UsageError) as problem:
+        raise UsageError(f"{name}: {problem}", f"unset {name}" if name.isupper() else "set HF_TOKEN") from None
 
 
 def _check_token(token: str, where: str) -> None:

@@ -13,6 +13,8 @@ from v4cli.weights.store import LAYOUT, NEEDED, Manifest, is_store, source_name
 COMPLETE = "complete"
 LEFTOVER = "leftover of an interrupted pull"
 CHECKPOINT = "official checkpoint"
+STRANGE = "not a model that v4 made"
+OURS = (".safetensors", ".json", ".tmp")  # how the names of a store's files end
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ def inspect(path: Path) -> Entry:
     manifest = config = None
     if not is_store(path):
         state = CHECKPOINT if (path / INDEX).exists() or (path / SINGLE).exists() else LEFTOVER
+        shown = [item for item in path.iterdir() if not item.name.startswith(".")]
+        if state == LEFTOVER and any(item.suffix not in OURS for item in shown):
+            state = STRANGE
         return Entry(path, state, disk_bytes(path), None, None)
     try:
         manifest = Manifest.load(path)

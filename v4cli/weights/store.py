@@ -265,6 +265,11 @@ def repair_command(folder: Path, manifest: Manifest, part: str | None = None) ->
     return command + (f" --part {shlex.quote(part)}" if part else "")
 
 
+def layout_hint(manifest: Manifest, again: str) -> str:
+    """What to do about another layout; `again` is the command that pulls the store."""
+    return f"{again} repacks it" if manifest.layout < LAYOUT else "it was made by a newer v4cli: upgrade"
+
+
 def is_store(path: Path) -> bool:
     """Whether a folder is a store, be it damaged."""
     return any((path / name).exists() for name in (MANIFEST, MANIFEST_COPY))
@@ -293,8 +298,8 @@ class Store(MappedTensors):
         manifest = Manifest.load(path)
         again = repair_command(path, manifest)
         if manifest.layout != LAYOUT:
-            hint = f"{again} repacks it" if manifest.layout < LAYOUT else "it was made by a newer v4cli: upgrade"
-            raise ModelError(f"{path}: store layout {manifest.layout}, this version reads {LAYOUT}", hint)
+            message = f"{path}: store layout {manifest.layout}, this version reads {LAYOUT}"
+            raise ModelError(message, layout_hint(manifest, again))
         if not manifest.complete and not manifest.files:
             raise ModelError(f"{path}: incomplete, just begun", f"{again} goes on")
         config = V4Config.load(path)

@@ -13,7 +13,17 @@ from v4cli.config import V4Config
 from v4cli.errors import ModelError
 from v4cli.hardware import BLOCK, READERS, read_from_disk
 from v4cli.weights.official import NO_READERS, Readers
-from v4cli.weights.store import LAYOUT, MANIFEST, MANIFEST_COPY, NEEDED, Manifest, Store, layout, repair_command
+from v4cli.weights.store import (
+    LAYOUT,
+    MANIFEST,
+    MANIFEST_COPY,
+    NEEDED,
+    Manifest,
+    Store,
+    layout,
+    layout_hint,
+    repair_command,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ def verify_store(
     again = repair_command(folder, manifest)
     if manifest.layout != LAYOUT:
         message = f"{folder}: layout {manifest.layout}, this version reads {LAYOUT}"
-        raise ModelError(message, f"{again} repacks it")
+        raise ModelError(message, layout_hint(manifest, again))
     damage = [Damage(name, None, problem, again) for name, problem in problems]
     files = sorted(manifest.files.items())
     found = [(name, problem) for (name, _), problem in zip(files, _problems(folder, files, on_bytes)) if problem]
