@@ -26,6 +26,11 @@ def contents(path: Path, limit: int, error: type[V4Error] = ModelError) -> bytes
         raise error(f"{path}: cannot be read ({problem.strerror})") from None
 
 
+def size(path: Path) -> int:
+    """Bytes of a file, 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
 def write_atomically(path: Path, data: bytes, mode: int = 0o644, keep: bool = False) -> None:
     """Temporary file beside it, fsync, rename, fsync of the folder. OSError, and nothing is left, without room.
 

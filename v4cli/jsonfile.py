@@ -7,6 +7,7 @@ from v4cli import files
 from v4cli.errors import ModelError, V4Error
 
 MAX_BYTES = 64 << 20
+LFS_POINTER = b"version https://git-lfs"  # begins what a clone without git-lfs has in place of a large file
 
 
 def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
@@ -22,6 +23,8 @@ def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
     def constant(name):
         raise ValueError(f"{name} is not a JSON number")
 
+    if text[: len(LFS_POINTER)] in (LFS_POINTER, LFS_POINTER.decode()):
+        raise error(f"{what}: a git-lfs pointer, not the file itself", "git lfs pull, in its folder, brings the file")
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")

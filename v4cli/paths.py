@@ -58,9 +58,15 @@ def model_folder(model: str) -> Path:
         return NANO
     for path in (named_folder(model), os.path.expanduser(model)):
         if path is not None and os.path.isdir(path):
-            return Path(path)
+            from v4cli.weights.kinds import resolved
+
+            return resolved(Path(path))
     from v4cli.weights.known import MODELS  # 8 ms, which the REPL has no time for
 
+    if os.path.exists(os.path.expanduser(model)):
+        from v4cli.weights.kinds import not_a_folder
+
+        raise not_a_folder(Path(model).expanduser())
     hint = f"v4 pull {model}" if model in MODELS else "v4 ls lists the models that are here; v4 pull brings others"
     raise ModelError(f"model {model!r} not found", hint)
 

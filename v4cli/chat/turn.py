@@ -13,10 +13,13 @@ from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
+from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
+from v4cli.weights import kinds
+from v4cli.weights.store import is_store
 
 MAX_BLOCK = 1 << 18  # characters of one block of tool calls
 
@@ -78,12 +81,11 @@ class Chat:
         ModelError if the model is unusable.
         """
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: tokenizer.json is missing")
+            hint = f"v4 verify {folder} tells how to repair it" if is_store(folder) else "put the release's there"
+            raise kinds.of_folder(folder) or ModelError(f"{folder}: tokenizer.json is missing", hint)
         engine = Engine.open(folder, backend, numerics, ram, learned)
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        if tokenizer.vocab_size > engine.config.vocab_size:
-            raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
-        return cls(engine, tokenizer, _generation_defaults(folder), session(engine))
+        tokenizer, defaults = (read(folder / name, engine.config) for name, read in READERS.items())
+        return cls(engine, tokenizer, defaults, session(engine))
 
     def twin(self) -> "Chat":
         """Another conversation on the same engine; each may have its own thread."""
@@ -215,9 +217,16 @@ def _title(messages: list[dict]) -> str:
     return " ".join(text[:200].split())[:60]
 
 
-def _generation_defaults(folder: Path) -> dict:
+def _tokenizer(path: Path, config: V4Config) -> Tokenizer:
+    """tokenizer.json, none of whose ids lies beyond the vocabulary."""
+    tokenizer = Tokenizer.from_file(path)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(f"{path}: more tokens than the model's vocabulary")
+    return tokenizer
+
+
+def _generation_defaults(path: Path, config: V4Config) -> dict:
     """Temperature from generation_config.json; do_sample false means greedy."""
-    path = folder / "generation_config.json"
     if not path.is_file():
         return {}
     data = jsonfile.read(path)
@@ -226,6 +235,13 @@ def _generation_defaults(folder: Path) -> dict:
     if data.get("do_sample") is False:
         return {"temperature": 0.0}
     value = data.get("temperature", 1.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ModelError(f"{path}: temperature must be a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise ModelError(f"{path}: temperature must be a number from 0 to 100")
     return {"temperature": float(value)}
+
+
+# What opens each small file of a model besides config.json. ModelError for one that cannot be used.
+READERS: dict[str, Callable[[Path, V4Config], object]] = {
+    "tokenizer.json": _tokenizer,
+    "generation_config.json": _generation_defaults,
+}

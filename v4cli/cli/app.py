@@ -250,7 +250,7 @@ def plan(
     model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE)],
     ram: Annotated[str | None, typer.Option(help="RAM to use, like 12G. Default: 90 % of what is free.")] = None,
     vram: Annotated[str | None, typer.Option(help="VRAM to use. Default: 90 % of what is free.")] = None,
-    ctx: Annotated[int | None, typer.Option(min=1, help="Tokens of context. Default: 32768.")] = None,
+    ctx: Annotated[str | None, typer.Option(help="Tokens of context, like 64k. Default: 32768.")] = None,
     quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
     as_json: Json = False,
 ) -> None:

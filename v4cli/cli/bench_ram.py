@@ -17,7 +17,7 @@ def bench_ram(model: str, ram: str, prompt: int, tokens: int, trace: Path | None
     from v4cli.bench.demand import measure
 
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
-    report = measure(paths.model_folder(model), output.parse_size(ram, "--ram"), prompt, tokens, trace).to_dict()
+    report = measure(paths.model_folder(model), output.ram_budget(ram), prompt, tokens, trace).to_dict()
     if style == "json":
         output.json_page(report)
     elif style == "csv":

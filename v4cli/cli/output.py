@@ -10,6 +10,9 @@ from v4cli.clean import escaped, harmless, on_one_line, visible
 from v4cli.errors import Exit, UsageError
 
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+LEAST = 1 << 20  # bytes; a smaller number without a unit was meant to have one
+MOST = 1 << 50
+COUNTS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
 def styled(stream) -> bool:
@@ -94,13 +97,38 @@ def size(n_bytes: float) -> str:
 
 
 def parse_size(text: str, option: str) -> int:
-    """Bytes from 12G, 12GiB (both 2^30), 12GB (10^9), 800M, 1.5T or a plain number. UsageError names the option."""
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(I?B)?", text.strip().upper())
-    if match is None or (match[3] == "IB" and not match[2]):
-        raise UsageError(f"{option} {text!r} is not a size", f"sizes look like 12G, 12GiB or 800M: {option} 12G")
-    return int(float(match[1]) * (1000 if match[3] == "B" else 1024) ** UNITS[match[2]])
+    """Bytes from 12G, 12GiB (both 2^30), 12GB (10^9), 800M, 1.5T, or a plain number of bytes: 0, or LEAST and more.
+
+    UsageError names the option, or the variable.
+    """
+    example = f"{option}{'=' if option.isupper() else ' '}{{}}".format
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(I?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    if match is None or (match[3] and len(match[3]) == 2 and not match[2]):
+        raise UsageError(f"{option} {text!r} is not a size", f"sizes look like 12G, 12GiB or 800M: {example('12G')}")
+    n_bytes = int(float(match[1]) * (1000 if match[3] and len(match[3]) == 1 else 1024) ** UNITS[match[2].upper()])
+    if 0 < n_bytes < LEAST and not match[2]:
+        hint = example(f"{match[1]}G" if n_bytes < 10_000 else "12G")
+        raise UsageError(f"{option} {text!r} would be {n_bytes:,} bytes; the unit is missing", hint)
+    if n_bytes > MOST:
+        raise UsageError(f"{option} {text!r} is more than any machine has", f"sizes look like 12G: {example('12G')}")
+    return n_bytes
 
 
 def ram_budget(text: str | None) -> int | None:
     """Bytes of --ram or V4_RAM; None if neither is given. UsageError."""
-    return parse_size(text, "--ram") if text else None
+    if not text:
+        return None
+    option = "V4_RAM" if text == os.environ.get("V4_RAM") else "--ram"
+    n_bytes = parse_size(text, option)
+    if not n_bytes:
+        raise UsageError(f"{option} {text!r} leaves no memory to a model", "v4 doctor shows how much is free")
+    return n_bytes
+
+
+def parse_tokens(text: str, option: str) -> int:
+    """A number of tokens: 4096, 4k (4,000), 1.5M (1,500,000). UsageError names the option."""
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([km]?)", text.strip().lower(), re.ASCII)
+    count = float(match[1]) * COUNTS[match[2]] if match else 0.0
+    if count < 1 or count != int(count):
+        raise UsageError(f"{option} {text!r} is not a number of tokens", "k is 1,000 and M is 1,000,000: 4k, 1M, 4096")
+    return int(count)

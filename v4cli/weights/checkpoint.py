@@ -9,6 +9,7 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
+from v4cli.weights import kinds
 from v4cli.weights.mapped import MappedTensors
 from v4cli.weights.safetensors_header import TensorPlace, read_header
 from v4cli.weights.schema import expected_tensors
@@ -26,9 +27,12 @@ class Checkpoint(MappedTensors):
         path = Path(path)
         if not path.is_dir():
             raise ModelError(f"{path}: no such model folder")
-        config = V4Config.load(path)
-        places = _read_places(path)
-        _check(path, config, places)
+        try:
+            config = V4Config.load(path)
+            places = _read_places(path)
+            _check(path, config, places)
+        except ModelError as problem:
+            raise kinds.of_folder(path) or problem from None
         return cls(path, config, places)
 
 
