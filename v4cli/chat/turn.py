@@ -12,7 +12,7 @@ from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
-from v4cli.engine.sampler import Sampling
+from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
 
@@ -200,12 +200,12 @@ def _generation_defaults(folder: Path) -> dict:
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
-    data = jsonfile.read(path)
+    data = jsonfile.read(path, limit=jsonfile.SMALL)
     if not isinstance(data, dict):
         raise ModelError(f"{path}: not a JSON object")
     if data.get("do_sample") is False:
         return {"temperature": 0.0}
     value = data.get("temperature", 1.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ModelError(f"{path}: temperature must be a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_TEMPERATURE:
+        raise ModelError(f"{path}: temperature is {jsonfile.shown(value)}, not a number from 0 to {MOST_TEMPERATURE}")
     return {"temperature": float(value)}

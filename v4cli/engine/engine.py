@@ -7,10 +7,12 @@ import hashlib
 import json
 import threading
 import time
+from importlib import resources
 from pathlib import Path
 
 from v4kernels import ops as op_table
 
+from v4cli import __version__
 from v4cli.cache.prefixes import Prefixes
 from v4cli.engine import loading
 from v4cli.engine.loading import residence_in
@@ -98,7 +100,9 @@ class Engine:
 
 
 def _learned_file(folder: Path, identity: dict) -> Path:
-    return folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.npz"
+    """By the weights: where they lie and what computes is no matter for which experts are used."""
+    weights = f"{identity['config']} {identity['weights']['content']}"
+    return folder / f"{hashlib.sha256(weights.encode()).hexdigest()[:16]}.use"
 
 
 def identity_of(folder: Path) -> dict:
@@ -108,5 +112,20 @@ def identity_of(folder: Path) -> dict:
 
 def _identity(checkpoint, ops) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
-    kind = {"backend": ops.name, "numerics": ops.numerics, "config": config}
+    kind = {"backend": ops.name, "numerics": ops.numerics, "config": config, "version": __version__}
+    kind["arithmetic"] = _arithmetic(ops)
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
+
+
+def _arithmetic(ops) -> str:
+    """Digest of all that computes: where a line of it changes, numbers computed before may be others."""
+    digest = hashlib.sha256()
+    if not ops.packed:
+        import torch
+
+        digest.update(torch.__version__.encode())
+    for package in ("v4kernels", "v4cli.model"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
+            if file.is_file():
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from v4cli.cache.prefixes import Prefixes, Snapshot
+from v4cli.engine.fault import fault
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, SnapshotError, UsageError
@@ -127,7 +128,10 @@ class Session:
         self.logits = None
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
-        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
+        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error.
+
+        ModelError if they, or what any of the tokens leaves for later ones, are not finite.
+        """
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
         try:
             with self.engine.turns, model.ops.inference():
@@ -135,6 +139,9 @@ class Session:
                     self.engine.make_room(self.state.nbytes)
                 hidden = model.forward(tokens, self.state)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
+                if not (np.isfinite(logits).all() and model.ops.finite(hidden)):
+                    self.state.restore(before)
+                    raise fault(self.engine, tokens, self.state)
         except BaseException:  # Ctrl-C included: some layers may have advanced
             self.state.restore(before)
             raise
