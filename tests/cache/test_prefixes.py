@@ -56,6 +56,10 @@ def stored_at(engine, prefixes, ids, anchors=()):
     return made
 
 
+def imported_by(engine, path, prefixes):
+    return archive.read(path, prefixes, engine.config, engine.model.new_state())
+
+
 def greedy(session, n):
     return [step.token for step in session.generate(Sampling(temperature=0.0), n)]
 
@@ -288,17 +292,17 @@ def test_removing_one_leaves_what_others_need(engine, prefixes):
 def test_archive_carries_a_context_to_other_weights_of_the_shape(engine, prefixes, model, tmp_path):
     snapshot = stored_at(engine, prefixes, IDS[:2500]).stored[-1]
     archive.write(tmp_path / "x.v4kv", prefixes, snapshot)
-    here, same = archive.read(tmp_path / "x.v4kv", engine.prefixes(tmp_path / "elsewhere", 1 << 30, 1 << 30))
+    here, same = imported_by(engine, tmp_path / "x.v4kv", engine.prefixes(tmp_path / "elsewhere", 1 << 30, 1 << 30))
     assert same and here.n_tokens == 2500
     twin = open_engine(random_checkpoint(tmp_path / "twin", SHAPE, seed=5, shards=1))
     there = twin.prefixes(tmp_path / "elsewhere", 1 << 30, 1 << 30)
-    imported, same = archive.read(tmp_path / "x.v4kv", there)
+    imported, same = imported_by(twin, tmp_path / "x.v4kv", there)
     back = session(twin, there)
     back.sync(IDS[:2510])
     assert not same and back.stats.restored_tokens == 2500 and imported.id != here.id
     wide = open_engine(random_checkpoint(tmp_path / "wide", SHAPE | {"index_topk": 16}, shards=1))
     with pytest.raises(SnapshotError, match="another shape"):
-        archive.read(tmp_path / "x.v4kv", wide.prefixes(tmp_path / "elsewhere", 1 << 30, 1 << 30))
+        imported_by(wide, tmp_path / "x.v4kv", wide.prefixes(tmp_path / "elsewhere", 1 << 30, 1 << 30))
 
 
 def test_damaged_archives_are_refused(engine, prefixes, tmp_path):
@@ -316,7 +320,7 @@ def test_damaged_archives_are_refused(engine, prefixes, tmp_path):
             del bad[at:]
         whole.write_bytes(bad)
         try:
-            archive.read(whole, target)
+            imported_by(engine, whole, target)
         except SnapshotError:
             assert not list(tmp_path.rglob("*.snapshot")) or target.longest(IDS[:1500], 0) is None
         else:  # the padding of the tar has no checksum; what came through must be whole

@@ -79,8 +79,7 @@ class Chat:
             raise ModelError(f"{folder}: tokenizer.json is missing")
         engine = Engine.open(folder, backend, numerics, ram, learned)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        if tokenizer.vocab_size > engine.config.vocab_size:
-            raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
+        tokenizer.check(engine.config, folder / "tokenizer.json")
         return cls(engine, tokenizer, _generation_defaults(folder), session(engine))
 
     def twin(self) -> "Chat":

@@ -14,12 +14,15 @@ from v4kernels import ops as op_table
 
 from v4cli import __version__
 from v4cli.cache.prefixes import Prefixes
+from v4cli.cache.state import State
+from v4cli.config import V4Config
 from v4cli.engine import loading
 from v4cli.engine.loading import residence_in
 from v4cli.engine.session import WORTH_S, Session
-from v4cli.errors import UsageError
+from v4cli.errors import ModelError, UsageError
 from v4cli.model.v4 import V4
-from v4cli.model.weights import build
+from v4cli.model.weights import NoWeights, build
+from v4cli.weights.fingerprint import stamps
 from v4cli.weights.store import open_model
 
 
@@ -86,6 +89,14 @@ class Engine:
         if self.stream:
             loading.remember(self.stream, _learned_file(folder, self.identity))
 
+    def unchanged(self) -> bool:
+        """Whether the model's files are still those that were opened, as far as size and times tell."""
+        before = self.identity["weights"]["files"]
+        try:
+            return stamps([self.path / name for name in before]) == before
+        except ModelError:
+            return False
+
     def session(
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
     ) -> Session:
@@ -105,9 +116,13 @@ def _learned_file(folder: Path, identity: dict) -> Path:
     return folder / f"{hashlib.sha256(weights.encode()).hexdigest()[:16]}.use"
 
 
-def identity_of(folder: Path) -> dict:
-    """The identity an engine over this model has by default. ModelError, UsageError."""
-    return _identity(open_model(folder), op_table())
+def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
+    """What stored contexts of this model have to do with, without its weights: the identity an engine over it has by
+    default, its config, and an empty state. ModelError, UsageError."""
+    checkpoint, ops = open_model(folder), op_table()
+    config = checkpoint.config
+    attentions = [layer.attn for layer in build(config, NoWeights()).layers]
+    return _identity(checkpoint, ops), config, State(attentions, ops.packed, config.max_position_embeddings)
 
 
 def _identity(checkpoint, ops) -> dict:

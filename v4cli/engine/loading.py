@@ -8,8 +8,8 @@ import numpy as np
 import psutil
 
 from v4cli import hardware
-from v4cli.engine.budget import SHARE, Residence, residence
 from v4cli.cache import kvfile
+from v4cli.engine.budget import SHARE, Residence, residence
 from v4cli.errors import ResourceError, SnapshotError, UsageError
 from v4cli.files import write_atomically
 from v4cli.model import cost

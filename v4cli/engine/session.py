@@ -2,6 +2,7 @@
 the longest prefix it has in memory or finds on disk, and prefills the rest. `Session.generate` then yields tokens.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,9 +107,12 @@ class Session:
         """Take up a stored prefix; one that cannot be used is named in `notes` and deleted."""
         try:
             self.logits = self.prefixes.load(snapshot, self.state, self.state.n_tokens)
+            if len(self.logits) != self.engine.config.vocab_size:
+                raise SnapshotError(f"{snapshot.path}: does not fit this model", snapshot.path)
         except SnapshotError as error:
             self.notes.append(f"{error}; computing it again")
-            (error.path or snapshot.path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (error.path or snapshot.path).unlink()
             self.state.restore(self.points[-1])
             self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
             return
@@ -173,6 +177,10 @@ class Session:
         """Store this place for later, if the computing since the last one is worth it; what hinders goes to `notes`."""
         worth_s = self.worth_s if worth_s is None else worth_s
         if self.prefixes is None or self.logits is None or self.unsaved_s < worth_s:
+            return None
+        if not self.engine.unchanged():
+            self.notes.append("not stored: the model's files changed while in use")
+            self.unsaved_s = 0.0
             return None
         about = {"title": self.title, "after": self.stored[-1].id if self.stored else ""}
         try:
