@@ -1,5 +1,6 @@
 """One conversation on an engine: messages in, events out. Joins prompt encoding, the session and the parser."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -197,7 +198,7 @@ def _title(messages: list[dict]) -> str:
 def _generation_defaults(folder: Path) -> dict:
     """Temperature from generation_config.json; do_sample false means greedy."""
     path = folder / "generation_config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
     data = jsonfile.read(path, limit=jsonfile.SMALL)
     if not isinstance(data, dict):
