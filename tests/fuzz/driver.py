@@ -47,17 +47,15 @@ def run(use: Callable[[], str]) -> Outcome:
         os.close(reader)
         _in_child(use, writer)
     os.close(writer)
-    said, ends = b"", time.monotonic() + SECONDS
-    while (left := ends - time.monotonic()) > 0 and select.select([reader], [], [], left)[0]:
+    said, ends, done = b"", time.monotonic() + SECONDS, False
+    while not done and select.select([reader], [], [], max(0.0, ends - time.monotonic()))[0]:
         piece = os.read(reader, 1 << 16)
-        said += piece
-        if not piece:
-            break
+        said, done = said + piece, not piece
     os.close(reader)
-    if left <= 0:
+    if not done:
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
-    if left <= 0:
+    if not done:
         return Outcome("hang", f"{SECONDS} s")
     return Outcome(*json.loads(said)) if said else Outcome("died", f"status {status}")
 

@@ -52,10 +52,8 @@ SILENT = MagicMock()  # a reporter
 def folders(tmp_path_factory) -> dict[str, Path]:
     """What is mutated, by kind, the model that contexts are of, and what is right of each."""
     root = tmp_path_factory.mktemp("fuzz")
-    model = random_checkpoint(root / "model", SHAPE, seed=4, shards=2)
-    shutil.copyfile(paths.NANO / "tokenizer.json", model / "tokenizer.json")
-    pull(FolderSource(model), root / "store", reporter=SILENT)
-    made = run(lambda: _make_contexts(model, root))
+    model = root / "model"
+    made = run(lambda: _make(model, root))  # in a child: threads of this process would not be there in others
     assert made.word == "right", made.details
     tokenizer = root / "tokenizer"
     tokenizer.mkdir()
@@ -65,7 +63,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def _make_contexts(model: Path, root: Path) -> str:
+def _make(model: Path, root: Path) -> str:
+    random_checkpoint(model, SHAPE, seed=4, shards=2)
+    shutil.copyfile(paths.NANO / "tokenizer.json", model / "tokenizer.json")
+    pull(FolderSource(model), root / "store", reporter=SILENT)
     engine = Engine.open(model, "cpu")
     prefixes = engine.prefixes(root / "prefixes", BUDGET, BUDGET)
     session = engine.session(prefixes=prefixes, worth_s=0.0)
