@@ -38,7 +38,7 @@ class Outcome:
         return self.word in ("right", "named", "other", "refused")
 
 
-def run(use: Callable[[], str]) -> Outcome:
+def run(use: Callable[[], str], seconds: float = SECONDS) -> Outcome:
     """`use` in a child: it returns one of the words, or raises."""
     reader, writer = os.pipe()
     sys.stdout.flush()
@@ -47,7 +47,7 @@ def run(use: Callable[[], str]) -> Outcome:
         os.close(reader)
         _in_child(use, writer)
     os.close(writer)
-    said, ends, done = b"", time.monotonic() + SECONDS, False
+    said, ends, done = b"", time.monotonic() + seconds, False
     while not done and select.select([reader], [], [], max(0.0, ends - time.monotonic()))[0]:
         piece = os.read(reader, 1 << 16)
         said, done = said + piece, not piece
@@ -56,7 +56,7 @@ def run(use: Callable[[], str]) -> Outcome:
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if not done:
-        return Outcome("hang", f"{SECONDS} s")
+        return Outcome("hang", f"{seconds} s")
     return Outcome(*json.loads(said)) if said else Outcome("died", f"status {status}")
 
 

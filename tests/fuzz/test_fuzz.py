@@ -53,7 +53,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """What is mutated, by kind, the model that contexts are of, and what is right of each."""
     root = tmp_path_factory.mktemp("fuzz")
     model = root / "model"
-    made = run(lambda: _make(model, root))  # in a child: threads of this process would not be there in others
+    made = run(lambda: _make(model, root), 120)  # in a child: threads of this process would not be there in others
     assert made.word == "right", made.details
     tokenizer = root / "tokenizer"
     tokenizer.mkdir()
