@@ -2,28 +2,33 @@
 the old or the new one and never a part."""
 
 import contextlib
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from v4cli.errors import ModelError, V4Error
 
 
-def contents(path: Path, limit: int, error: type[V4Error] = ModelError) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; never waits for a pipe or reads a device.
+def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = True) -> BinaryIO:
+    """A regular file to read; never waits for a pipe or reads a device. `follow`: whether it may be a link to one.
 
-    `error`, naming the file, if it is missing, larger, no regular file or cannot be read.
+    `error`, naming the file, if it is missing, no regular file or cannot be opened.
     """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise error(f"{path}: not a regular file")
-            if about.st_size > limit or len(data := file.read(limit + 1)) > limit:
-                raise error(f"{path}: larger than {limit >> 20} MiB, not a file of this kind")
-            return data
+        file = open(os.open(path, flags), "rb")
     except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror})") from None
+        why = "a link" if problem.errno == errno.ELOOP and not follow else problem.strerror
+        raise error(f"{path}: cannot be read ({why})") from None
+    except ValueError:  # a NUL in the name
+        raise error(f"{path}: no such file") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise error(f"{path}: not a regular file")
+    return file
 
 
 def size(path: Path) -> int:
@@ -31,8 +36,21 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644, keep: bool = False) -> None:
-    """Temporary file beside it, fsync, rename, fsync of the folder. OSError, and nothing is left, without room.
+def contents(path: Path, limit: int, error: type[V4Error] = ModelError, follow: bool = True) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes. `error`, naming the file, also if it is larger."""
+    with open_regular(path, error, follow) as file:
+        try:
+            if os.fstat(file.fileno()).st_size > limit or len(data := file.read(limit + 1)) > limit:
+                raise error(f"{path}: larger than {limit >> 20} MiB, not a file of this kind")
+        except OSError as problem:
+            raise error(f"{path}: cannot be read ({problem.strerror})") from None
+        return data
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = 0o644, keep: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that is `path` afterwards, or nothing: temporary and new beside it (so no link is followed),
+    fsync, rename, fsync of the folder. OSError, and nothing is left, without room.
 
     `mode` is that of a new file, less what the umask forbids. With `keep`, a file that is there passes on its
     permissions, and as far as that is allowed its owner and extended attributes.
@@ -43,7 +61,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644, keep: bool = Fa
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, first_mode)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             if before is not None:
                 _pass_on(path, before, handle)
@@ -65,6 +83,12 @@ def _pass_on(path: Path, before: os.stat_result, handle: int) -> None:
         for name in os.listxattr(path, follow_symlinks=False):
             if name.startswith("user.") or name == "system.posix_acl_access":
                 os.setxattr(handle, name, os.getxattr(path, name, follow_symlinks=False))
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644, keep: bool = False) -> None:
+    """The file whole, or nothing of it, as `replacing` makes it. OSError without room."""
+    with replacing(path, mode, keep) as file:
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -157,6 +157,9 @@ class CpuOps:
         row.array()[:] = hidden.array()[-1]
         return row
 
+    def finite(self, x: Buffer) -> bool:
+        return bool(np.isfinite(x.array()).all())
+
     def logits(self, hidden: Buffer, head: PackedWeight) -> np.ndarray:
         out = np.empty((hidden.rows, head.matrix.rows), np.float32)
         at = ctypes.addressof(head.matrix)

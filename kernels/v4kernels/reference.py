@@ -149,6 +149,10 @@ class ReferenceOps(Primitives):
 
     # -- head -----------------------------------------------------------------------------------------------
 
+    def finite(self, x: Tensor) -> bool:
+        """Whether every value of streams or hidden states is finite."""
+        return bool(x.isfinite().all())
+
     def last(self, hidden: Tensor) -> Tensor:
         """The last token's row, (1, D)."""
         return hidden[-1:]

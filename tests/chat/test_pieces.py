@@ -5,8 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-import tokenizers
-from tokenizers import pre_tokenizers
 
 from v4cli.chat import pieces
 from v4cli.chat.special import PromptBuilder, Segment
@@ -42,7 +40,7 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer, monkeypatch):
     rng, n = random.Random(5), 0
     for _ in range(3000):
         text = "".join(rng.choice(UNITS) for _ in range(rng.randint(5, 60)))
-        n += len(list(pieces.pieces(text, True))) - 1
+        n += len(list(pieces.pieces(text))) - 1
         assert tokenizer.encode(text) == whole(tokenizer, text), repr(text)
     assert n > 5000  # cuts
 
@@ -51,21 +49,7 @@ def test_so_have_long_texts_cut_or_not(tokenizer):
     prose = Path(__file__).read_text() * 20
     for text in (prose, "a" * 70_000, "\n" * 70_000 + prose[:100], prose[:20_000] + " " * 70_000 + "x"):
         assert tokenizer.encode(text) == whole(tokenizer, text)
-    assert max(map(len, pieces.pieces(prose, True))) < 2 * pieces.SIZE
-
-
-def test_other_pre_tokenizers_are_not_cut(tokenizer):
-    bpe = tokenizers.Tokenizer.from_str(tokenizer._bpe.to_str())
-    assert pieces.can_cut(bpe)
-    metaspace, bytewise = pre_tokenizers.Metaspace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words = pre_tokenizers.Split(tokenizers.Regex(r"\w+ \w+"), "isolated")
-    for other in (metaspace, pre_tokenizers.ByteLevel(), pre_tokenizers.Sequence([words, bytewise])):
-        bpe.pre_tokenizer = other
-        assert not pieces.can_cut(bpe)
-    bpe.pre_tokenizer = bytewise
-    assert pieces.can_cut(bpe)
-    bpe.normalizer = tokenizers.normalizers.NFKC()
-    assert not pieces.can_cut(bpe)
+    assert max(map(len, pieces.pieces(prose))) < 2 * pieces.SIZE
 
 
 @pytest.fixture(scope="module")

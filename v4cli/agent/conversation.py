@@ -1,6 +1,5 @@
 """A conversation: what is said goes through the agent and into the transcript; any of it can be taken back."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 
@@ -31,7 +30,7 @@ class Conversation:
     def start(self, transcript: Transcript) -> None:
         """Go on with this transcript."""
         self.transcript = transcript
-        tokenizer = hashlib.sha256((self.agent.chat.engine.path / "tokenizer.json").read_bytes()).hexdigest()[:16]
+        tokenizer = self.agent.chat.tokenizer.digest[:16]
         if transcript.about.get("tokenizer", tokenizer) != tokenizer:  # ids of another tokenizer mean nothing
             for message in transcript.cut(0):
                 transcript.add(without_ids(message))

@@ -33,6 +33,7 @@ from v4cli.errors import UsageError, V4Error
 from v4cli.files import write_atomically
 
 MAX_ANSWER = 30_000  # characters of it that a check is given
+MAX_RECORD = 1 << 28  # bytes of a trajectory
 OPTIONS, WORKSPACES = "options.json", "workspaces"  # in the output folder
 
 
@@ -116,7 +117,7 @@ def done_before(out: Path, tasks: list[Task], n: int) -> tuple[list[Result], lis
             if not path.exists():
                 missing.append((task, sample))
                 continue
-            record = jsonfile.parse(path.read_bytes(), str(path), UsageError)
+            record = jsonfile.read(path, UsageError, MAX_RECORD)
             if not isinstance(record, dict) or record.get("digest") != task.digest:
                 raise UsageError(f"{path}: task {task.id} was another then", f"rm {path}, or choose another --out")
             there.append(Result.of(record))

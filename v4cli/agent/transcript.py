@@ -20,8 +20,8 @@ from v4cli.chat.messages import check_messages
 from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
-MAX_BYTES = 1 << 30
 TITLE = 60  # characters
+MAX_BYTES = 1 << 28  # of a file
 NEXT = "v4 chat --list shows the conversations that can be read"
 
 
@@ -46,7 +46,7 @@ class Transcript:
     def load(cls, path: Path) -> "Transcript":
         """Read a file. UsageError names it and the line if it is not a conversation."""
         about, messages = None, []
-        data = files.contents(path, MAX_BYTES, UsageError)
+        data = files.contents(path, MAX_BYTES, UsageError, follow=False)
         lines = data.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or what a crash left
             try:
@@ -117,8 +117,10 @@ class Transcript:
     def _written(self, record: dict) -> bool:
         """Append a line unless another process has appended one."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
         with open(descriptor, "ab") as file:
+            os.fchmod(descriptor, 0o600)  # it may have come from a copy
             fcntl.flock(file, fcntl.LOCK_EX)
             news = os.pread(descriptor, os.fstat(descriptor).st_size, self._n_bytes)  # none, or what a crash cut off
             if file.tell() >= self._n_bytes and b"\n" not in news:

@@ -13,6 +13,7 @@ from v4kernels import native
 from v4cli.cache.memory import Memory
 
 OVERLAPPED = 4  # the ratio whose blocks overlap
+NAN = 0xFF  # as a scale
 
 
 class PackedEntries:
@@ -66,6 +67,7 @@ class PackedLayer:
     def __init__(self, attn, most_tokens: int, memory: Memory):
         """For one attention node of the weight tree."""
         self.ring = np.zeros((attn.window, native.entry_bytes(attn.head_dim, attn.rope_dims)), np.uint8)
+        self.dims = attn.head_dim, attn.rope_dims
         self.main = self.index = None
         if attn.compressor is not None:
             self.main = PackedEntries(attn.compressor, most_tokens, memory)
@@ -109,9 +111,31 @@ class PackedLayer:
         self.reserve(last)
         _copy(entries, self.entries(first, last))
 
+    def finite(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether what `entries` or `mark` gave elsewhere is finite."""
+        ok = True
+        for name, array in arrays.items():
+            if name in ("window", "main.entries"):
+                ok &= _finite_entries(array, *self.dims)
+            elif name == "index.scales":
+                ok &= bool((array != NAN).all())
+            elif name.endswith(".tail"):
+                ok &= bool(np.isfinite(array).all())
+        return ok
+
     @property
     def nbytes(self) -> int:
         return self.ring.nbytes + sum(part.nbytes for part in self.parts.values())
+
+
+def _finite_entries(rows: np.ndarray, dims: int, rope_dims: int) -> bool:
+    """Whether no e4m3 code, bf16 value or scale of these KV entries (v4k.h) is not finite."""
+    plain = dims - rope_dims
+    scales_at = plain + 2 * rope_dims
+    turned = np.ascontiguousarray(rows[:, plain:scales_at]).view(np.uint16)
+    scales = rows[:, scales_at : scales_at + -(-plain // 64)]
+    bad = (rows[:, :plain] & 0x7F == 0x7F).any() or (turned & 0x7F80 == 0x7F80).any() or (scales == NAN).any()
+    return not bad
 
 
 def _copy(source: dict[str, np.ndarray], to: dict[str, np.ndarray]) -> None:

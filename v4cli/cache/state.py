@@ -6,6 +6,7 @@ small parts, which a checkpoint holds. A layer is of the kind its op table works
 cache/packed.py (bytes for the kernels).
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,10 @@ class State:
         for layer, own in zip(self.layers, _split(entries, len(self.layers))):
             layer.put(first, last, own)
 
+    def finite(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether what `entries` or a checkpoint gave elsewhere is finite. ValueError for a name of no layer."""
+        return all(layer.finite(own) for layer, own in zip(self.layers, _split(arrays, len(self.layers))))
+
     def fork(self) -> "State":
         """An independent copy of the whole state."""
         twin = State(*self._kind)
@@ -98,7 +103,7 @@ def _split(arrays: dict[str, np.ndarray], n_layers: int) -> list[dict[str, np.nd
     layers: list[dict[str, np.ndarray]] = [{} for _ in range(n_layers)]
     for name, array in arrays.items():
         _, layer, own = name.split(".", 2)
-        if not layer.isdigit() or int(layer) >= n_layers:
+        if not re.fullmatch("[0-9]{1,4}", layer) or int(layer) >= n_layers:
             raise ValueError(f"{name}: no such layer")
         layers[int(layer)][own] = array
     return layers

@@ -1,12 +1,11 @@
 """Text encoded piece by piece: what is too long is noticed early, and Ctrl-C is heeded, which the library does not do.
 
-The ids are those of the whole text, for it is cut only where every pre-tokenizer known here cuts, whatever stands
-before and after: behind a letter, before an ASCII character that is none or a CJK punctuation mark. Their patterns take
-no letter together with what follows it there, and look ahead from white space only. Where a text has no such place, or
-the pre-tokenizer is unknown, it is encoded in a thread, which is left alone when nobody waits for it any more.
+The ids are those of the whole text, for it is cut only where the patterns of vocabulary.py, all that there are, cut
+whatever stands before and after: behind a letter, before an ASCII character that is none or a CJK punctuation mark.
+They take no letter together with what follows it there, and look ahead from white space only. A text without such a
+place is encoded in a thread, which is left alone when nobody waits for it any more.
 """
 
-import json
 import os
 import re
 import threading
@@ -17,39 +16,15 @@ import tokenizers
 SIZE = 1 << 14  # characters of a piece; it goes on to the next place to cut
 LARGE = 4 * SIZE  # from here on a piece is encoded in a thread
 POLL = 0.05  # seconds
-KNOWN = frozenset({  # patterns of V4's pre-tokenizer, and nano's
-    r"\p{N}{1,3}",
-    "[一-龥\u3040-ゟ゠-ヿ]+",
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
-    " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
-    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-})  # fmt: skip
 _LETTER = "A-Za-zÀ-ÖØ-öø-ɏΑ-Ρα-ωА-яا-غא-ת가-힣一-龥ぁ-ゖァ-ヺ"
 _PLACE = re.compile(f"(?<=[{_LETTER}])(?=[\\x00-@\\[-`{{-\\x7f，。、！？；：])")
 
 
-def can_cut(bpe: tokenizers.Tokenizer) -> bool:
-    """Whether the places above are boundaries of its pre-tokenizer."""
-    if bpe.pre_tokenizer is None or (bpe.normalizer is not None and json.loads(bpe.normalizer.__getstate__()) != EMPTY):
-        return False
-    about = json.loads(bpe.pre_tokenizer.__getstate__())
-    *splits, last = about["pretokenizers"] if about["type"] == "Sequence" else [about]
-    bytewise = last["type"] == "ByteLevel" and not last["add_prefix_space"] and not last["use_regex"]
-    return bytewise and all(
-        split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
-        and split["pattern"].get("Regex") in KNOWN
-        for split in splits
-    )  # fmt: skip
-
-
-EMPTY = {"type": "Sequence", "normalizers": []}  # the normalizer of V4's tokenizer
-
-
-def pieces(text: str, cut: bool) -> Iterator[str]:
-    """The text in pieces that can be encoded one by one; whole if it cannot be `cut`."""
+def pieces(text: str) -> Iterator[str]:
+    """The text in pieces that can be encoded one by one."""
     start = 0
     while start < len(text):
-        place = _PLACE.search(text, start + SIZE) if cut else None
+        place = _PLACE.search(text, start + SIZE)
         end = place.start() if place else len(text)
         yield text[start:end]
         start = end

@@ -1,5 +1,6 @@
 """One conversation on an engine: messages in, events out. Joins prompt encoding, the session and the parser."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
-from v4cli.engine.sampler import Sampling
+from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
 from v4cli.weights import kinds
@@ -218,25 +219,24 @@ def _title(messages: list[dict]) -> str:
 
 
 def _tokenizer(path: Path, config: V4Config) -> Tokenizer:
-    """tokenizer.json, none of whose ids lies beyond the vocabulary."""
+    """tokenizer.json, of this model's vocabulary."""
     tokenizer = Tokenizer.from_file(path)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ModelError(f"{path}: more tokens than the model's vocabulary")
+    tokenizer.check(config, path)
     return tokenizer
 
 
 def _generation_defaults(path: Path, config: V4Config) -> dict:
     """Temperature from generation_config.json; do_sample false means greedy."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    data = jsonfile.read(path)
+    data = jsonfile.read(path, limit=jsonfile.SMALL)
     if not isinstance(data, dict):
         raise ModelError(f"{path}: not a JSON object")
     if data.get("do_sample") is False:
         return {"temperature": 0.0}
     value = data.get("temperature", 1.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-        raise ModelError(f"{path}: temperature must be a number from 0 to 100")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_TEMPERATURE:
+        raise ModelError(f"{path}: temperature is {jsonfile.shown(value)}, not a number from 0 to {MOST_TEMPERATURE}")
     return {"temperature": float(value)}
 
 

@@ -30,7 +30,10 @@ def score_tokens(
 
     from v4cli.engine.engine import Engine
 
-    session = Engine.open(folder, backend, numerics).session()
+    engine = Engine.open(folder, backend, numerics)
+    if ids is None:
+        tokenizer.check(engine.config, folder / "tokenizer.json")
+    session = engine.session()
     rows, logprobs = [], []
     tokens = session.checked(tokens)
     for i in range(0, len(tokens), chunk):

@@ -7,17 +7,22 @@ import hashlib
 import json
 import threading
 import time
+from importlib import resources
 from pathlib import Path
 
 from v4kernels import ops as op_table
 
+from v4cli import __version__
 from v4cli.cache.prefixes import Prefixes
+from v4cli.cache.state import State
+from v4cli.config import V4Config
 from v4cli.engine import loading
 from v4cli.engine.loading import residence_in
 from v4cli.engine.session import WORTH_S, Session
-from v4cli.errors import UsageError
+from v4cli.errors import ModelError, UsageError
 from v4cli.model.v4 import V4
-from v4cli.model.weights import build
+from v4cli.model.weights import NoWeights, build
+from v4cli.weights.fingerprint import stamps
 from v4cli.weights.store import open_model
 
 
@@ -84,6 +89,14 @@ class Engine:
         if self.stream:
             loading.remember(self.stream, _learned_file(folder, self.identity))
 
+    def unchanged(self) -> bool:
+        """Whether the model's files are still those that were opened, as far as size and times tell."""
+        before = self.identity["weights"]["files"]
+        try:
+            return stamps([self.path / name for name in before]) == before
+        except ModelError:
+            return False
+
     def session(
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
     ) -> Session:
@@ -98,15 +111,36 @@ class Engine:
 
 
 def _learned_file(folder: Path, identity: dict) -> Path:
-    return folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.npz"
+    """By the weights: where they lie and what computes is no matter for which experts are used."""
+    weights = f"{identity['config']} {identity['weights']['content']}"
+    return folder / f"{hashlib.sha256(weights.encode()).hexdigest()[:16]}.use"
 
 
-def identity_of(folder: Path) -> dict:
-    """The identity an engine over this model has by default. ModelError, UsageError."""
-    return _identity(open_model(folder), op_table())
+def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
+    """What stored contexts of this model have to do with, without its weights: the identity an engine over it has by
+    default, its config, and an empty state. ModelError, UsageError."""
+    checkpoint, ops = open_model(folder), op_table()
+    config = checkpoint.config
+    attentions = [layer.attn for layer in build(config, NoWeights()).layers]
+    return _identity(checkpoint, ops), config, State(attentions, ops.packed, config.max_position_embeddings)
 
 
 def _identity(checkpoint, ops) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
-    kind = {"backend": ops.name, "numerics": ops.numerics, "config": config}
+    kind = {"backend": ops.name, "numerics": ops.numerics, "config": config, "version": __version__}
+    kind["arithmetic"] = _arithmetic(ops)
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
+
+
+def _arithmetic(ops) -> str:
+    """Digest of all that computes: where a line of it changes, numbers computed before may be others."""
+    digest = hashlib.sha256()
+    if not ops.packed:
+        import torch
+
+        digest.update(torch.__version__.encode())
+    for package in ("v4kernels", "v4cli.model"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
+            if file.is_file():
+                digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()

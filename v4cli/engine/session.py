@@ -2,6 +2,7 @@
 the longest prefix it has in memory or finds on disk, and prefills the rest. `Session.generate` then yields tokens.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from v4cli.cache.prefixes import Prefixes, Snapshot
+from v4cli.engine.fault import fault
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, SnapshotError, UsageError
@@ -105,9 +107,12 @@ class Session:
         """Take up a stored prefix; one that cannot be used is named in `notes` and deleted."""
         try:
             self.logits = self.prefixes.load(snapshot, self.state, self.state.n_tokens)
+            if len(self.logits) != self.engine.config.vocab_size:
+                raise SnapshotError(f"{snapshot.path}: does not fit this model", snapshot.path)
         except SnapshotError as error:
             self.notes.append(f"{error}; computing it again")
-            (error.path or snapshot.path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (error.path or snapshot.path).unlink()
             self.state.restore(self.points[-1])
             self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
             return
@@ -127,7 +132,10 @@ class Session:
         self.logits = None
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
-        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
+        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error.
+
+        ModelError if they, or what any of the tokens leaves for later ones, are not finite.
+        """
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
         try:
             with self.engine.turns, model.ops.inference():
@@ -135,6 +143,9 @@ class Session:
                     self.engine.make_room(self.state.nbytes)
                 hidden = model.forward(tokens, self.state)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
+                if not (np.isfinite(logits).all() and model.ops.finite(hidden)):
+                    self.state.restore(before)
+                    raise fault(self.engine, tokens, self.state)
         except BaseException:  # Ctrl-C included: some layers may have advanced
             self.state.restore(before)
             raise
@@ -166,6 +177,10 @@ class Session:
         """Store this place for later, if the computing since the last one is worth it; what hinders goes to `notes`."""
         worth_s = self.worth_s if worth_s is None else worth_s
         if self.prefixes is None or self.logits is None or self.unsaved_s < worth_s:
+            return None
+        if not self.engine.unchanged():
+            self.notes.append("not stored: the model's files changed while in use")
+            self.unsaved_s = 0.0
             return None
         about = {"title": self.title, "after": self.stored[-1].id if self.stored else ""}
         try:

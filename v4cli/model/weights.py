@@ -16,6 +16,15 @@ class Source(Protocol):
     def vector(self, name: str): ...
 
 
+class NoWeights:
+    """A source of nothing, for the constants alone."""
+
+    def weight(self, name: str) -> None:
+        return None
+
+    vector = weight
+
+
 def build(config, source: Source) -> SimpleNamespace:
     """The weight tree of the trunk (mtp.* is not part of it)."""
     freqs = {ratio: frequencies(config, ratio) for ratio in config.compress_ratios[: config.num_hidden_layers]}

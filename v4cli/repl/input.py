@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,11 +24,16 @@ class History(FileHistory):
     def __init__(self, path: Path, pastes: Pastes):
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            os.fchmod(handle, 0o600)
+            os.close(handle)
         except OSError as error:
             raise V4Error(
                 f"{path}: cannot be written ({error.strerror})", "V4_HOME=FOLDER v4 chat keeps everything elsewhere"
             ) from None
+        if not regular:
+            raise V4Error(f"{path}: not a regular file", f"rm {path}")
         super().__init__(str(path))
         self.pastes = pastes
 

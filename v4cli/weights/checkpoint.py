@@ -4,6 +4,7 @@
 aside; a trunk without them is complete.
 """
 
+import os
 from pathlib import Path
 
 from v4cli import jsonfile
@@ -50,7 +51,7 @@ def _read_places(path: Path) -> dict[str, TensorPlace]:
     for shard in sorted(set(listed.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors") or "\0" in shard:
             raise ModelError(f"{path / INDEX}: {shard[:80]!r} is not a plain .safetensors file name")
-        if not (path / shard).is_file():
+        if not os.path.isfile(path / shard):
             raise ModelError(f"{path / shard}: missing shard, named by {INDEX}")
         for name, place in read_header(path / shard).items():
             if listed.get(name) != shard:

@@ -14,7 +14,7 @@ from v4cli.errors import ModelError, NetworkError
 from v4cli.weights import kinds
 from v4cli.weights.checkpoint import INDEX, SINGLE
 from v4cli.weights.hub import Source
-from v4cli.weights.safetensors_header import MAX_HEADER_BYTES, TensorPlace, read_header
+from v4cli.weights.safetensors_header import TensorPlace, read_header
 from v4cli.weights.schema import TensorSpec, expected_tensors
 from v4cli.weights.store import NEEDED, SMALL
 from v4cli.weights.transfer import Cancelled
@@ -137,11 +137,11 @@ class Official:
         try:
             data = self.source.beginning(shard, min(size, FIRST_BYTES), staging, cancelled)
             length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
-            if 2 <= length <= min(MAX_HEADER_BYTES, size - 8) and 8 + length > len(data):
+            if 2 <= length <= min(jsonfile.MAX_BYTES, size - 8) and 8 + length > len(data):
                 data = self.source.beginning(shard, 8 + length, staging, cancelled)
         except NetworkError:
             return None
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        if not 2 <= length <= min(jsonfile.MAX_BYTES, size - 8):
             if data.startswith(jsonfile.LFS_POINTER):
                 raise kinds.lfs_pointer(self.source.repo, shard)
             self._refuse(f"{shard}: not a safetensors file, or truncated ({size} bytes)")

@@ -307,14 +307,19 @@ class Store(MappedTensors):
         if not manifest.complete:
             done = sum(part.file in manifest.files for part in parts.values())
             raise ModelError(f"{path}: incomplete, {done} of {len(parts)} parts are there", f"{again} goes on")
+        hint = f"v4 verify {path.name} tells what is damaged"
+        for name, record in manifest.files.items():
+            if not name.endswith(".safetensors"):
+                _check_small(path / name, record, hint)
         for part in parts.values():
-            _check_file(path / part.file, part, f"v4 verify {path.name} tells what is damaged")
+            _check_file(path / part.file, part, hint)
         return cls(path, config, manifest, parts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict:
-        """What tells these weights from others: the checksum of every file."""
-        return {name: record["sha256"] for name, record in sorted(self.manifest.files.items())}
+        """That of the tensors, and the checksums that the manifest has of the files."""
+        recorded = {name: record["sha256"] for name, record in sorted(self.manifest.files.items())}
+        return super().fingerprint | {"recorded": recorded}
 
     def official_dtype(self, name: str) -> str:
         return self._official[name].dtype
@@ -330,11 +335,23 @@ class Store(MappedTensors):
         return self.finite(name, decode(self.tensor(name), self.tensor(name.removesuffix("weight") + "scale")))
 
 
-def _check_file(path: Path, part: Part, hint: str) -> None:
+def _check_small(path: Path, record: dict, hint: str) -> None:
+    """A file that says how the weights are used, to the byte."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header = file.read(len(part.header))
+        data = files.contents(path, jsonfile.MAX_BYTES)
+    except ModelError as problem:
+        raise ModelError(str(problem), hint) from None
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise ModelError(f"{path}: not as the manifest says (its checksum differs)", hint)
+
+
+def _check_file(path: Path, part: Part, hint: str) -> None:
+    """A part, as far as size and header tell."""
+    try:
+        with files.open_regular(path) as file:
+            size, header = os.fstat(file.fileno()).st_size, file.read(len(part.header))
+    except ModelError as problem:
+        raise ModelError(str(problem), hint) from None
     except OSError as problem:
         raise ModelError(f"{path}: cannot be read ({problem.strerror})", hint) from None
     if size != part.n_bytes:

@@ -114,6 +114,8 @@ def _problems(folder: Path, files: list[tuple[str, dict]], on_bytes: Callable[[i
 
 def _problem(path: Path, record: dict, on_bytes: Callable[[int], None], stop: threading.Event) -> str:
     """What is wrong with one file; empty if nothing."""
+    if path.exists() and not path.is_file():
+        return "is no regular file"
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
