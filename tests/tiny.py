@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from v4cli.chat import special
+from v4cli.chat.vocabulary import BYTE_OF, NANO_PATTERNS, pre_tokenizer
 from v4cli.config import V4Config
 from v4cli.nano import recipe
 from v4cli.weights.checkpoint import Checkpoint
@@ -43,15 +44,14 @@ STORE_LIKE = FLASH_LIKE | {
     "head_dim": 128,
     "num_hidden_layers": 4,
     "compress_ratios": [0, 4, 128, 4],
-    "vocab_size": 256,
 }
 
 # The least that opens: printable ASCII and the special tokens.
 TOKENIZER = {
     "added_tokens": [{"id": i, "content": text, "special": True} for i, text in enumerate(special.ALL)],
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    "pre_tokenizer": pre_tokenizer(NANO_PATTERNS),
     "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-    "model": {"type": "BPE", "vocab": {chr(33 + i): len(special.ALL) + i for i in range(94)}, "merges": []},
+    "model": {"type": "BPE", "vocab": {byte: len(special.ALL) + i for i, byte in enumerate(BYTE_OF)}, "merges": []},
 }
 
 

@@ -221,7 +221,7 @@ def test_verify_opens_small_files_as_run_does(source, tmp_path):
             (target / "tokenizer.json").write_bytes(text)
         found = v4(tmp_path, "verify", target, "--json")
         (damage,) = json.loads(found.stdout)["damage"]
-        assert found.returncode == 3 and damage["file"] == "tokenizer.json" and "added_tokens" in damage["problem"]
+        assert found.returncode == 3 and damage["file"] == "tokenizer.json" and "model" in damage["problem"]
     (tmp_path / "official" / "tokenizer.json").unlink()
     about = json.loads(v4(tmp_path, "show", tmp_path / "official", "--json").stdout)
     assert about["state"] == "incomplete: tokenizer.json is missing"

@@ -37,7 +37,9 @@ def truncate(folder):
 
 def vocabulary_too_large(folder):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["added_tokens"][-1]["id"] = 256
+    vocabulary, n = tokenizer["model"]["vocab"], len(tokenizer["added_tokens"])
+    for i in range(512):
+        vocabulary.setdefault(chr(33 + i % 90) + chr(33 + i // 90), n + len(vocabulary))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
@@ -46,8 +48,8 @@ FAULTS = {
     "empty tokenizer": (lambda f: (f / "tokenizer.json").write_text(""), "tokenizer.json: not valid JSON"),
     "tokenizer of something else": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json: not a"),
     "too large a vocabulary": (vocabulary_too_large, "more tokens than the model's vocabulary"),
-    "hot": (lambda f: (f / "generation_config.json").write_text('{"temperature": "hot"}'), "temperature must be"),
-    "infinite": (lambda f: (f / "generation_config.json").write_text('{"temperature": 1e999}'), "temperature must be"),
+    "hot": (lambda f: (f / "generation_config.json").write_text('{"temperature": "hot"}'), "temperature is"),
+    "infinite": (lambda f: (f / "generation_config.json").write_text('{"temperature": 1e999}'), "temperature is"),
     "pointer": (lambda f: (f / "tokenizer.json").write_text("version https://git-lfs.x\n"), "git-lfs pointer"),
     "dtype": (lambda f: change_last_shard(f, lambda t: t.update({"norm.weight": t["norm.weight"].float()})),
               r"norm.weight is not what config and index say \(it is F32"),

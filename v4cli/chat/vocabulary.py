@@ -142,15 +142,15 @@ def _merges(merges, tokens: dict[str, int]) -> list[tuple[str, str]]:
     return list(pairs)
 
 
-def _patterns(pre_tokenizer) -> tuple[str, ...]:
+def _patterns(told) -> tuple[str, ...]:
     for patterns in (V4_PATTERNS, NANO_PATTERNS):
-        if _without_state(pre_tokenizer) == _pre_tokenizer(patterns):
+        if _without_state(told) == pre_tokenizer(patterns):
             return patterns
     raise _Wrong("pre_tokenizer is not V4's: text would be cut in another way")
 
 
-def _pre_tokenizer(patterns: tuple[str, ...]) -> dict:
-    """As the library writes it."""
+def pre_tokenizer(patterns: tuple[str, ...]) -> dict:
+    """One that cuts by these patterns, as the library writes it."""
     cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in patterns
