@@ -1,22 +1,133 @@
-"""Ctrl-C as a wish: what is being made is finished early and kept. A second one interrupts at once."""
+"""Ctrl-C, SIGTERM and SIGHUP. First they are a wish: what is being made is finished early and kept. END_WITHIN later the
+process ends, whatever it is at: a kernel, a thread that is waited for, a pipe that nobody reads."""
 
+import atexit
+import contextlib
+import os
+import select
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+END_WITHIN = 0.25  # seconds
+
+
+class _Told:
+    """What signals have said so far."""
+
+    number = 0  # of the first that is to end the process
+    wish: threading.Event | None = None  # set by the first signal, if there is one
+    going_on = False  # the first Ctrl-C ends what is being done, not the process
+    spared_at = 0.0  # when a Ctrl-C last was all right
+    leaving = False  # nothing is left to interrupt
+    said = threading.Lock()  # held once the user has been told
+
+
+_killers: list[Callable[[], None]] = []  # of programs that must not outlive this one
+
+
+def install() -> None:
+    """Heed signals, in the main thread. Those that are ignored, as under nohup, stay so. Children can be waited for even
+    if whoever started this process ignores the end of its own."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
+            atexit.register(signal.signal, number, signal.SIG_IGN)  # for the last moment, which knows no handlers
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    sys.unraisablehook = _unraisable
+    heard, hear = os.pipe()
+    os.set_blocking(hear, False)
+    signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(heard,), daemon=True, name="signals").start()
 
 
 @contextmanager
-def interrupts(stop: Event):
-    """Within: the first Ctrl-C only sets `stop`. In the main thread only."""
-
-    def handler(signum, frame):
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
+def interrupts(stop: threading.Event, go_on: bool = False) -> Iterator[None]:
+    """Within: the first signal only sets `stop`; a second one raises KeyboardInterrupt. `go_on`: Ctrl-C is not to end
+    the process. In the main thread only."""
     stop.clear()
-    before = signal.signal(signal.SIGINT, handler)
+    before = signal.getsignal(signal.SIGINT)
+    _Told.wish, _Told.going_on = stop, go_on
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _handle)
     try:
         yield
     finally:
+        _Told.wish, _Told.going_on = None, False
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def killing(kill: Callable[[], None]) -> Iterator[None]:
+    """Within: `kill` is called if the process has to be ended from outside of its main thread."""
+    _killers.append(kill)
+    try:
+        yield
+    finally:
+        _killers.remove(kill)
+
+
+def told() -> int:
+    """The number of the signal that is to end this process; 0 if there was none."""
+    return _Told.number
+
+
+def spare() -> bool:
+    """After a KeyboardInterrupt: go on. False if it was not Ctrl-C."""
+    if _Told.number != signal.SIGINT:
+        return False
+    _Told.number, _Told.spared_at = 0, time.monotonic()
+    return True
+
+
+def leave() -> None:
+    """The command is done: from here on a signal raises nothing."""
+    _Told.leaving = True
+
+
+def first_to_say() -> bool:
+    """Whether the user has still to be told; true once."""
+    return _Told.said.acquire(blocking=False)
+
+
+def _handle(number, frame) -> None:
+    if _Told.going_on and number == signal.SIGINT and not _Told.wish.is_set():
+        _Told.spared_at = time.monotonic()
+    else:
+        _Told.number = _Told.number or number
+    if _Told.wish is not None and not _Told.wish.is_set():
+        _Told.wish.set()
+    elif not _Told.leaving:
+        raise KeyboardInterrupt
+
+
+def _watch(pipe: int) -> None:
+    """End the process some time after a signal."""
+    while heard := os.read(pipe, 64):
+        at = time.monotonic()
+        if ending := [number for number in heard if number in ENDING]:
+            time.sleep(END_WITHIN)
+            spared = _Told.going_on or _Told.spared_at > at - END_WITHIN
+            if ending[0] != signal.SIGINT or not spared:
+                _end(ending[0])
+
+
+def _end(number: int) -> None:
+    for kill in list(_killers):
+        with contextlib.suppress(Exception):
+            kill()
+    if first_to_say() and select.select([], [2], [], 0)[1]:
+        shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
+        with contextlib.suppress(OSError):
+            os.write(2, f"{shown}v4: interrupted\n".encode())
+    os._exit(128 + number)
+
+
+def _unraisable(about) -> None:
+    """Ctrl-C where nothing can be raised, like the end of an object; main() and _watch know of it."""
+    if not isinstance(about.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(about)

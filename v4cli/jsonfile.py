@@ -22,9 +22,9 @@ def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
     def constant(name):
         raise ValueError(f"{name} is not a JSON number")
 
+    if isinstance(text, bytes):
+        text = files.decoded(text, what, error)
     try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
         raise error(f"{what}: nested too deeply") from None

@@ -62,7 +62,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
         try:
-            return self._bpe.encode(text, add_special_tokens=False).ids
+            return self._bpe.encode_batch([text], add_special_tokens=False)[0].ids  # a batch lets other threads run
         except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
             raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
 

@@ -1,32 +1,19 @@
 """All output goes through here: answers to stdout, everything else to stderr, style only on a terminal."""
 
 import json
-import os
 import re
 import sys
 
-from v4cli.errors import Exit, UsageError
+from v4cli.errors import UsageError
+from v4cli.streams import styled
 
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
-def styled(stream) -> bool:
-    """Whether escape codes make sense on this stream."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
 def answer(text: str) -> None:
-    """A piece of the answer, at once. If its reader has gone, the program ends quietly."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
+    """A piece of the answer, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def note(text: str, end: str = "\n", dim: bool = False) -> None:
@@ -39,17 +26,20 @@ def note(text: str, end: str = "\n", dim: bool = False) -> None:
 
 def json_line(value) -> None:
     """One JSON value on a line of its own."""
-    answer(_json(value) + "\n")
+    _json(value)
 
 
 def json_page(value) -> None:
     """One JSON value, indented."""
-    answer(_json(value, indent=2) + "\n")
+    _json(value, indent=2)
 
 
-def _json(value, indent: int | None = None) -> str:
-    """JSON with characters as they are; halves of some, which are not text, stay escaped."""
-    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
+def _json(value, indent: int | None = None) -> None:
+    """JSON with characters as they are, in UTF-8 under every locale; halves of some, which are not text, stay escaped."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace"))
+    sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
 
 
 def table(rows: list[tuple[str, ...]]) -> None:

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 
+from v4cli import streams
 from v4cli.cli import output
 
 LINE_EVERY = 10.0  # seconds
@@ -20,7 +21,7 @@ class Bytes:
         self._bar = None
 
     def __enter__(self) -> "Bytes":
-        if output.styled(sys.stderr):
+        if streams.live(sys.stderr):
             self._bar = _bar(self.what, self.total)
             self._bar.start()
         return self
@@ -56,7 +57,7 @@ class Prefill:
         self._first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        now, styled = time.monotonic(), output.styled(sys.stderr)
+        now, styled = time.monotonic(), streams.live(sys.stderr)
         if self._first is None:
             self._first, self._start = done, now
         elif now - self._told > (1.0 if styled else LINE_EVERY):

@@ -13,7 +13,8 @@ from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
 from v4cli.cli.run_input import prompt_of, read_text
 from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
-from v4cli.errors import Exit, RequestError, UsageError, V4Error
+from v4cli.errors import Exit, Interrupted, RequestError, UsageError, V4Error
+from v4cli.files import argument
 from v4cli.interrupts import interrupts
 
 FORMATS = ("text", "json", "stream-json")
@@ -59,7 +60,8 @@ def run_once(request: RunRequest) -> None:
     style = _format(request)
     refuse_contradictions(request)
     options = _options(request)
-    messages = [{"role": "system", "content": request.system}] if request.system else []
+    system = argument(request.system, "--system")
+    messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
     with _answering(request, options) as answer:
         writer, stop = _writer(style, request), Event()
@@ -75,7 +77,7 @@ def run_once(request: RunRequest) -> None:
     if request.stats:
         output.note(stats_line(stats), dim=True)
     if finish == "interrupted":
-        sys.exit(Exit.INTERRUPTED)
+        raise Interrupted("interrupted")
     if finish == "rounds":
         output.note("v4: stopped at the limit of turns\nhint: --max-rounds N allows more")
         sys.exit(Exit.LIMIT)
@@ -94,7 +96,7 @@ def _options(request: RunRequest):
         min_p=request.min_p,
         seed=request.seed,
         max_tokens=request.max_tokens,
-        stop=tuple(request.stop or ()),
+        stop=tuple(argument(stop, "--stop") for stop in request.stop or ()),
         constrain=request.constrain,
     )
 
@@ -136,7 +138,7 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
     from v4cli.agent.toolset import toolset
     from v4cli.engine.stats import total
 
-    mode, folder = request.approve or Mode.ASK, Path.cwd()
+    mode, folder = request.approve or Mode.ASK, paths.here()
     if mode not in tuple(Mode):
         raise UsageError(f"--approve must be one of {', '.join(Mode)}")
 

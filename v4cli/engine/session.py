@@ -4,6 +4,7 @@ the longest prefix it has in memory or finds on disk, and prefills the rest. `Se
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import ResourceError, SnapshotError, UsageError
+from v4cli.model.v4 import Cancelled
 
 PREFILL_CHUNK = 512
 MAX_POINTS = 16  # places a session can go back to without recomputing much
 WORTH_S = 1.0  # of computing: what takes less is not stored
-SPACING = 16384  # tokens: a long prefill is stored about this often on the way
+SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
+SPACING_S = 60.0  # and after so many seconds of computing
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,14 @@ class Session:
         while len(self.tokens) < len(tokens) and not cancelled():
             at = len(self.tokens)
             end = min((at // PREFILL_CHUNK + 1) * PREFILL_CHUNK, len(tokens), *stops[:1])
-            self.feed(tokens[at:end])
+            try:
+                self.feed(tokens[at:end], cancelled=cancelled)
+            except Cancelled:
+                break
             self._mark()
             if progress:
                 progress(end, len(tokens))
-            if end in stops or end // SPACING > at // SPACING:
+            if end in stops or end // SPACING > at // SPACING or self.unsaved_s > SPACING_S:
                 self.keep()
             stops = [anchor for anchor in stops if anchor > end]
         if len(self.tokens) > common:
@@ -107,7 +113,8 @@ class Session:
             self.logits = self.prefixes.load(snapshot, self.state, self.state.n_tokens)
         except SnapshotError as error:
             self.notes.append(f"{error}; computing it again")
-            (error.path or snapshot.path).unlink(missing_ok=True)
+            with suppress(OSError):
+                (error.path or snapshot.path).unlink()
             self.state.restore(self.points[-1])
             self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
             return
@@ -126,14 +133,17 @@ class Session:
         del self.tokens[n_tokens:]
         self.logits = None
 
-    def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
-        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
+    def feed(
+        self, tokens: Sequence[int], all_logits: bool = False, cancelled: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
+        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error, and if it is
+        `cancelled` on the way, which raises Cancelled."""
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
         try:
             with self.engine.turns, model.ops.inference():
                 if self.engine.stream and not self.kv_dir:
                     self.engine.make_room(self.state.nbytes)
-                hidden = model.forward(tokens, self.state)
+                hidden = model.forward(tokens, self.state, cancelled)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
         except BaseException:  # Ctrl-C included: some layers may have advanced
             self.state.restore(before)
@@ -232,7 +242,10 @@ class Session:
                 if finish:
                     return
                 start = time.monotonic()
-                self.feed([token])
+                try:
+                    self.feed([token], cancelled=cancelled)
+                except Cancelled:
+                    return
                 self.stats.decode_s += time.monotonic() - start
         finally:
             self.stats.kv_bytes = self.state.nbytes

@@ -7,9 +7,14 @@ op); what is remembered is the State's. Knows nothing of text, files or sampling
 Sizes: N new tokens, D hidden_size, S hc_mult streams, H heads, d head_dim.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from v4cli.cache.state import State
+
+
+class Cancelled(Exception):
+    """Whoever asked for it does not want it any more."""
 
 
 class V4:
@@ -26,13 +31,18 @@ class V4:
         attentions = [layer.attn for layer in self.weights.layers]
         return State(attentions, self.ops.packed, self.config.max_position_embeddings, kv_dir)
 
-    def forward(self, ids, state: State):
-        """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head."""
+    def forward(self, ids, state: State, cancelled: Callable[[], bool] = lambda: False):
+        """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head.
+
+        Cancelled if that comes true between layers; some have then advanced.
+        """
         ops, w, start = self.ops, self.weights, state.n_tokens
         n, ids = len(ids), ops.tokens(ids)
         turns = {ratio: ops.rotations(freqs, start, n) for ratio, freqs in w.freqs.items()}
         streams = ops.embed(ids, w.embed, self.config.hc_mult)  # (N, S, D)
         for layer, kv in zip(w.layers, state.layers):
+            if cancelled():
+                raise Cancelled
             x, mix = ops.sublayer_input(streams, layer.hc_attn)  # (N, D)
             x = ops.self_attention(layer.attn, x, turns[layer.attn.ratio], start, kv)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)

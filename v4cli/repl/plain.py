@@ -2,12 +2,13 @@
 goes to stdout, everything else to stderr, nothing is drawn twice."""
 
 import sys
+import time
 
 from v4cli.agent.approval import Answer, Choice, Request
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.clean import beginning, harmless, visible
-from v4cli.interrupts import interrupts
+from v4cli.interrupts import interrupts, spare, told
 from v4cli.repl import commands, items
 from v4cli.repl.approve import MEANING, offered, question
 from v4cli.repl.dialogue import Dialogue
@@ -15,34 +16,39 @@ from v4cli.repl.live import ENDS
 from v4cli.repl.render import RESULT_LINES, summary
 from v4cli.repl.setup import Setup
 
+LEAVE_WITHIN = 2.0  # seconds between the Ctrl-C's that leave
 MOST_OUTPUT = 1 << 20  # characters of a program's output that are remembered
 
 
 def run(setup: Setup) -> None:
-    """Read lines from stdin until it ends or /exit. V4Error if the model cannot be loaded."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a byte that is no character ends no conversation
-    writer = Writer()
-    dialogue = Dialogue(setup, writer.take, ask if sys.stdin.isatty() else None)
+    """Read lines from stdin until it ends or /exit. Where nobody is there to read what failed, the exit code is that of
+    the last line that did. V4Error if the model cannot be loaded."""
+    writer, asked = Writer(), sys.stdin.isatty()
+    dialogue = Dialogue(setup, writer.take, ask if asked else None)
     dialogue.begin()
-    prompt = "> " if sys.stdin.isatty() else ""
-    while line := _read(prompt):
+    while not told() and (line := _read() if asked else sys.stdin.readline()):
         line = line.strip()
         if (command := commands.named(line)) and command.name == "exit":
-            return
+            break
         if line:
-            with interrupts(dialogue.stop):
+            with interrupts(dialogue.stop, go_on=asked):
                 dialogue.line(line)
+    if not asked:
+        sys.exit(dialogue.status)
 
 
-def _read(prompt: str) -> str:
-    """The next line; empty at the end of the input. Ctrl-C begins a new line."""
+def _read() -> str:
+    """The next line; empty at the end of the input. Ctrl-C begins a new line, twice in a row it leaves."""
+    left_at = -LEAVE_WITHIN
     while True:
-        _say(prompt)
+        _say("> ")
         try:
             return sys.stdin.readline()
         except KeyboardInterrupt:
-            _say("\n")
+            if time.monotonic() < left_at + LEAVE_WITHIN or not spare():
+                raise
+            left_at = time.monotonic()
+            _say("\nCtrl-C again, or Ctrl-D, leaves\n")
 
 
 def ask(request: Request) -> Answer:
