@@ -33,11 +33,11 @@ def contents(path: Path, limit: int, error: type[V4Error] = ModelError) -> bytes
 
 def decoded(data: bytes, what: str, error: type[V4Error] = UsageError) -> str:
     """UTF-8 text, without a byte order mark; `error`, naming `what`, for anything else."""
-    other = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # the little-endian UTF-32 begins like UTF-16
+    others = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE  # UTF-32 LE begins like UTF-16 LE
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        if data.startswith(other):
+        if data.startswith(others):
             raise error(f"{what}: UTF-16 or UTF-32 text", "save it as UTF-8") from None
         raise error(f"{what}: not UTF-8 text (byte {problem.start})") from None
 

@@ -1,5 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP. First they are a wish: what is being made is finished early and kept. END_WITHIN later the
-process ends, whatever it is at: a kernel, a thread that is waited for, a pipe that nobody reads."""
+"""Ctrl-C, SIGTERM and SIGHUP. First they are a wish: what is being made is finished early and kept. END_WITHIN later
+the process ends, whatever it is at: a kernel, a thread that is waited for, a pipe that nobody reads."""
 
 import atexit
 import contextlib
@@ -31,8 +31,8 @@ _killers: list[Callable[[], None]] = []  # of programs that must not outlive thi
 
 
 def install() -> None:
-    """Heed signals, in the main thread. Those that are ignored, as under nohup, stay so. Children can be waited for even
-    if whoever started this process ignores the end of its own."""
+    """Heed signals, in the main thread. Those that are ignored, as under nohup, stay so. Children can be waited for
+    even if whoever started this process ignores the end of its own."""
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)

@@ -53,7 +53,7 @@ def is_screen(stream) -> bool:
 
 
 def read_stdin(limit: int) -> bytes:
-    """All of stdin; an error if that is more than `limit` bytes. Says so if it has to wait for the first. UsageError."""
+    """All of stdin, at most `limit` bytes. Says so if it has to wait for the first of them. UsageError."""
     data = bytearray()
     try:
         if not select.select([0], [], [], PATIENCE_S)[0]:

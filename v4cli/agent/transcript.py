@@ -3,11 +3,12 @@
 The first line is {"type": "about", ...}; then {"type": "message", "message": {...}} for each message,
 {"type": "cut", "keep": n} where the conversation went back to its first n messages, and {"type": "set", ...} where
 something about it changed. What a crash left of a last line is dropped when the file is read. If another process has
-gone on with the conversation meanwhile, this one goes on in a file of its own. Where the file cannot be written, the
+gone on with the conversation meanwhile, this one goes on in a file of its own. Where the file may not be written, the
 conversation goes on without; what is missing is written as soon as that can be done.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from v4cli.chat.messages import check_messages
-from v4cli.errors import RequestError, UsageError
+from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
 TITLE = 60  # characters
@@ -109,7 +110,8 @@ class Transcript:
         return Transcript.new(self.path.parent, self.messages, **about | {"parent": self.id})
 
     def _write(self, record: dict) -> None:
-        """Append a line, after all that is known if it is the first; `trouble` says why that cannot be done."""
+        """Append a line, after all that is known if it is the first. ResourceError without room, which can be made;
+        where the place cannot be written at all, `trouble` says so."""
         self._unwritten.append(record)
         try:
             if not self._written():
@@ -120,7 +122,11 @@ class Transcript:
             if not self._n_bytes:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
-            self.trouble = f"{self.path}: cannot be written ({error.strerror})"
+            why = f"{self.path}: cannot be written ({error.strerror})"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                self._unwritten.pop()
+                raise ResourceError(why, "make room or V4_HOME=FOLDER, then say it again") from None
+            self.trouble = why
         else:
             self._unwritten, self.trouble = [], ""
 

@@ -5,6 +5,7 @@ text from outside can never become one.
 """
 
 import json
+import os
 from pathlib import Path
 
 import tokenizers
@@ -13,6 +14,8 @@ from v4cli import jsonfile
 from v4cli.chat import special
 from v4cli.chat.special import Prompt
 from v4cli.errors import ModelError, UsageError
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool of threads for one text takes longer to start
 
 
 class Tokenizer:

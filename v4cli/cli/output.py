@@ -35,7 +35,7 @@ def json_page(value) -> None:
 
 
 def _json(value, indent: int | None = None) -> None:
-    """JSON with characters as they are, in UTF-8 under every locale; halves of some, which are not text, stay escaped."""
+    """JSON with characters as they are, in UTF-8 under every locale; halves of some, no text, stay escaped."""
     sys.stdout.flush()
     sys.stdout.buffer.write(json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace"))
     sys.stdout.buffer.write(b"\n")

@@ -116,5 +116,6 @@ class Tally:
             output.json_page(about)
         if about["rollouts"] < self.wanted:
             raise Interrupted(
-                f"interrupted: {about['rollouts']} of {self.wanted} rollouts are done", "run the same command again to go on"
+                f"interrupted: {about['rollouts']} of {self.wanted} rollouts are done",
+                "run the same command again to go on",
             )

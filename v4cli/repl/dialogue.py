@@ -39,7 +39,7 @@ class Dialogue:
         self.stop = threading.Event()
         self._tools = contextlib.ExitStack()  # holds the connections to MCP servers
         self.attached = ""  # output of the user's commands, for the next message
-        self.status = Exit.OK  # of the last line that failed
+        self.status = Exit.OK  # of the last message that was not answered
         self._told = ""  # why the conversation is not kept
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
         self.model = setup.model or transcript.about.get("model") or settings.default_model()
@@ -107,11 +107,9 @@ class Dialogue:
             elif line.strip():
                 self.message(line, shown)
         except V4Error as error:
-            self.status = error.exit_code
             hint = f"\nhint: {error.hint}" if error.hint else ""
             self.emit(items.Note(f"{error}{hint}", error=True))
         except Exception as error:
-            self.status = Exit.FAILURE
             trace = "\n" + traceback.format_exc() if os.environ.get("V4_DEBUG") else ""
             self.emit(items.Note(f"unexpected {type(error).__name__}: {error}{trace}", error=True))
         if (trouble := self.conversation.transcript.trouble) and trouble != self._told:
@@ -128,7 +126,8 @@ class Dialogue:
             self.attached = ""
             typed = shown if text != shown else ""
             self.play(talk.ask(text, self._progress, self.stop.is_set, typed))
-        except Exception:
+        except Exception as error:
+            self.status = error.exit_code if isinstance(error, V4Error) else Exit.FAILURE
             said = [message["role"] for message in talk.messages[before:]]
             if "assistant" not in said:
                 self.attached = attached

@@ -21,15 +21,15 @@ MOST_OUTPUT = 1 << 20  # characters of a program's output that are remembered
 
 
 def run(setup: Setup) -> None:
-    """Read lines from stdin until it ends or /exit. Where nobody is there to read what failed, the exit code is that of
-    the last line that did. V4Error if the model cannot be loaded."""
+    """Read lines from stdin until it ends or /exit. At the end of a pipe the exit code is that of the last message that
+    was not answered. V4Error if the model cannot be loaded."""
     writer, asked = Writer(), sys.stdin.isatty()
     dialogue = Dialogue(setup, writer.take, ask if asked else None)
     dialogue.begin()
     while not told() and (line := _read() if asked else sys.stdin.readline()):
         line = line.strip()
         if (command := commands.named(line)) and command.name == "exit":
-            break
+            return
         if line:
             with interrupts(dialogue.stop, go_on=asked):
                 dialogue.line(line)
