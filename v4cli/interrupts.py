@@ -16,7 +16,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN = 0.25  # seconds
 
 
-class _Told:
+class Told(KeyboardInterrupt):
+    """A signal came. Of a plain KeyboardInterrupt Python may remember, although it was dealt with, that it is to end by
+    that signal and not with an exit code."""
+
+
+class _Heard:
     """What signals have said so far."""
 
     number = 0  # of the first that is to end the process
@@ -51,13 +56,13 @@ def interrupts(stop: threading.Event, go_on: bool = False) -> Iterator[None]:
     the process. In the main thread only."""
     stop.clear()
     before = signal.getsignal(signal.SIGINT)
-    _Told.wish, _Told.going_on = stop, go_on
+    _Heard.wish, _Heard.going_on = stop, go_on
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _handle)
     try:
         yield
     finally:
-        _Told.wish, _Told.going_on = None, False
+        _Heard.wish, _Heard.going_on = None, False
         signal.signal(signal.SIGINT, before)
 
 
@@ -73,36 +78,36 @@ def killing(kill: Callable[[], None]) -> Iterator[None]:
 
 def told() -> int:
     """The number of the signal that is to end this process; 0 if there was none."""
-    return _Told.number
+    return _Heard.number
 
 
 def spare() -> bool:
     """After a KeyboardInterrupt: go on. False if it was not Ctrl-C."""
-    if _Told.number != signal.SIGINT:
+    if _Heard.number != signal.SIGINT:
         return False
-    _Told.number, _Told.spared_at = 0, time.monotonic()
+    _Heard.number, _Heard.spared_at = 0, time.monotonic()
     return True
 
 
 def leave() -> None:
     """The command is done: from here on a signal raises nothing."""
-    _Told.leaving = True
+    _Heard.leaving = True
 
 
 def first_to_say() -> bool:
     """Whether the user has still to be told; true once."""
-    return _Told.said.acquire(blocking=False)
+    return _Heard.said.acquire(blocking=False)
 
 
 def _handle(number, frame) -> None:
-    if _Told.going_on and number == signal.SIGINT and not _Told.wish.is_set():
-        _Told.spared_at = time.monotonic()
+    if _Heard.going_on and number == signal.SIGINT and not _Heard.wish.is_set():
+        _Heard.spared_at = time.monotonic()
     else:
-        _Told.number = _Told.number or number
-    if _Told.wish is not None and not _Told.wish.is_set():
-        _Told.wish.set()
-    elif not _Told.leaving:
-        raise KeyboardInterrupt
+        _Heard.number = _Heard.number or number
+    if _Heard.wish is not None and not _Heard.wish.is_set():
+        _Heard.wish.set()
+    elif not _Heard.leaving:
+        raise Told
 
 
 def _watch(pipe: int) -> None:
@@ -111,7 +116,7 @@ def _watch(pipe: int) -> None:
         at = time.monotonic()
         if ending := [number for number in heard if number in ENDING]:
             time.sleep(END_WITHIN)
-            spared = _Told.going_on or _Told.spared_at > at - END_WITHIN
+            spared = _Heard.going_on or _Heard.spared_at > at - END_WITHIN
             if ending[0] != signal.SIGINT or not spared:
                 _end(ending[0])
 

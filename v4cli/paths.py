@@ -48,8 +48,11 @@ def _home() -> Path | None:
 
 def _of_user(folder: Callable[[str], str]) -> Path:
     """One of the user's folders. Who has no home folder has them nowhere: what is kept there cannot be written."""
-    path = Path(folder("v4cli"))
-    return path if path.is_absolute() else NOWHERE / path.name
+    try:
+        path = Path(folder("v4cli"))
+    except RuntimeError:  # so say some versions of platformdirs, others give a path that begins with ~
+        return NOWHERE / "v4cli"
+    return path if path.is_absolute() else NOWHERE / "v4cli"
 
 
 def expanded(path: str) -> Path:

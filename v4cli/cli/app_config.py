@@ -1,5 +1,7 @@
 """The commands of `v4 config`."""
 
+import os
+
 import typer
 
 from v4cli.cli import output
@@ -26,4 +28,4 @@ def config_path() -> None:
     """Print where your file of settings is or would be."""
     from v4cli import paths
 
-    output.answer(f"{paths.config_file()}\n")
+    output.line(os.fsencode(paths.config_file()))

@@ -16,6 +16,13 @@ def answer(text: str) -> None:
     sys.stdout.flush()
 
 
+def line(data: bytes) -> None:
+    """A line of the answer that is the same under every locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def note(text: str, end: str = "\n", dim: bool = False) -> None:
     """Anything that is not the answer."""
     if dim and styled(sys.stderr):
@@ -36,10 +43,7 @@ def json_page(value) -> None:
 
 def _json(value, indent: int | None = None) -> None:
     """JSON with characters as they are, in UTF-8 under every locale; halves of some, no text, stay escaped."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace"))
-    sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
+    line(json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace"))
 
 
 def table(rows: list[tuple[str, ...]]) -> None:
