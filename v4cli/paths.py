@@ -9,7 +9,7 @@ import platformdirs
 from v4cli.errors import ModelError, UsageError
 
 NANO = Path(__file__).parent / "nano" / "checkpoint"
-NOWHERE = Path("/nonexistent")  # as in /etc/passwd: nothing is there, and nothing can be
+NOWHERE = Path("/dev/null")  # nothing is there, and nobody can make something there
 
 
 def config_file() -> Path:

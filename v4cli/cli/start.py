@@ -3,6 +3,8 @@
 import os
 import sys
 
+LACKING = "allocate memory", "failed to map segment", "can't start new thread"  # how libraries say so
+
 
 def main() -> None:
     """Entry point: every expected error is one line, a hint and a documented exit code."""
@@ -49,6 +51,8 @@ def _status() -> int:
     except Exception as error:
         if os.environ.get("V4_DEBUG"):
             raise
+        if lacking := next((text for text in LACKING if text in str(error)), None):
+            return _fail(f"out of memory or threads ({lacking})", "ulimit -a shows what is allowed", Exit.RESOURCES)
         return _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
 
 
