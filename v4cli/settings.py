@@ -163,12 +163,12 @@ def _read(path: Path) -> dict:
         raise UsageError(f"{path}: cannot be looked for ({error.strerror})", f"ls -ld {path.parent}") from None
     import tomllib
 
+    data = contents(path, MAX_BYTES, UsageError)
     try:
-        return tomllib.loads(decoded(contents(path, MAX_BYTES, UsageError), str(path)))
-    except UsageError as error:
-        raise UsageError(str(error), error.hint or f"ls -l {path}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a TOML file of settings ({error})", "a line is like temp = 0.7") from None
+        return tomllib.loads(decoded(data, "its contents"))
+    except (UsageError, ValueError, RecursionError) as error:
+        hint = getattr(error, "hint", "") or "a line is like temp = 0.7"
+        raise UsageError(f"{path}: not a TOML file of settings ({error})", hint) from None
 
 
 def _checked(key: str, value, where: str, in_project: bool = False):

@@ -12,6 +12,14 @@ PATIENCE_S = 1.0  # of waiting for stdin without a word
 WAITING = "v4: waiting for text on stdin; Ctrl-D ends it, and < /dev/null is none\n"
 
 
+def are_ours() -> bool:
+    """Whether the three streams are those of the process, and not what someone has put in their place."""
+    try:
+        return all(s is None or s.fileno() == i for i, s in enumerate((sys.stdin, sys.stdout, sys.stderr)))
+    except (OSError, ValueError):
+        return False
+
+
 def prepare() -> None:
     """Make the three streams usable. A closed one is /dev/null, so that no file gets its number. Input is UTF-8, text
     gets replacement characters; a stdout that cannot be written ends the program, stderr is then done without."""

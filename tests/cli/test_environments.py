@@ -223,7 +223,7 @@ def test_other_encodings_are_named(encoding, tmp_path):
     (tmp_path / "prompt").write_bytes(text.encode(encoding))
     (tmp_path / ".v4cli.toml").write_bytes(text.encode(encoding))
     code, _, err = v4("config", "show", folder=tmp_path)
-    assert code == 2 and ".v4cli.toml: UTF-16 or UTF-32 text\nhint: save it as UTF-8" in err
+    assert code == 2 and ".v4cli.toml: " in err and "UTF-16 or UTF-32 text)\nhint: save it as UTF-8" in err
     (tmp_path / ".v4cli.toml").unlink()
     code, _, err = v4("run", "-f", "prompt", folder=tmp_path)
     assert code == 2 and "prompt: UTF-16 or UTF-32 text" in err

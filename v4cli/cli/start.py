@@ -11,10 +11,12 @@ def main() -> None:
     try:
         from v4cli import interrupts, streams
 
-        streams.prepare()
-        interrupts.install()
-        if not os.environ.get("HOME"):
-            os.environ.pop("HOME", None)  # an empty one says nothing; the user's entry does
+        ours = streams.are_ours()  # else this runs inside of another program, whose process is its own business
+        if ours:
+            streams.prepare()
+            interrupts.install()
+            if not os.environ.get("HOME"):
+                os.environ.pop("HOME", None)  # an empty one says nothing; the user's entry does
     except KeyboardInterrupt:
         os.write(2, b"v4: interrupted\n")
         os._exit(130)
@@ -22,7 +24,8 @@ def main() -> None:
         status = _status()
     except KeyboardInterrupt:
         status = 130
-    interrupts.leave()
+    if ours:
+        interrupts.leave()
     if number := interrupts.told():
         status = 128 + number
         _say("interrupted", "")
@@ -85,7 +88,7 @@ def _say(message: str, hint: str, code: int = 0) -> int:
     """A line for the user, once: the thread that ends the process may have been quicker."""
     from v4cli import interrupts
 
-    if interrupts.first_to_say():
+    if not interrupts.told() or interrupts.first_to_say():
         sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
         sys.stderr.flush()
     return code
