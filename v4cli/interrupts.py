@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-END_WITHIN = 0.25  # seconds
+END_WITHIN = 0.2  # seconds
 
 
 class Told(KeyboardInterrupt):
@@ -79,6 +79,11 @@ def killing(kill: Callable[[], None]) -> Iterator[None]:
 def told() -> int:
     """The number of the signal that is to end this process; 0 if there was none."""
     return _Heard.number
+
+
+def wished() -> bool:
+    """Whether a signal has asked for an early end of what is being done."""
+    return _Heard.wish is not None and _Heard.wish.is_set()
 
 
 def spare() -> bool:

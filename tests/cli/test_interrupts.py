@@ -8,6 +8,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from commands import COMMANDS, material
 from test_environments import arguments
 
-from v4cli.interrupts import END_WITHIN
+from v4cli.interrupts import END_WITHIN, interrupts
 
 TIMEOUT = 60  # seconds; only a hang takes so long
 SEED = 14
@@ -165,15 +166,19 @@ def test_a_prefill_ends_between_layers_and_keeps_what_was_computed(tmp_path):
 
     from v4cli.engine.engine import Engine
 
-    session = Engine.open(random_checkpoint(tmp_path / "model", SMALL), "reference").session()
-    asked = []
+    session, stop = Engine.open(random_checkpoint(tmp_path / "model", SMALL), "reference").session(), threading.Event()
+    experts, done = session.engine.model.ops.experts, []
 
-    def cancelled() -> bool:
-        asked.append(len(session.tokens))
-        return asked.count(512) > 3
+    def slow(*args):
+        done.append(len(session.tokens))
+        if done.count(512) == 2:
+            stop.set()
+        return experts(*args)
 
-    assert session.sync([5] * 2000, cancelled=cancelled) is False
-    assert len(session.tokens) == 512 == session.state.n_tokens
+    session.engine.model.ops.experts = slow
+    with interrupts(stop):
+        assert session.sync([5] * 2000, cancelled=stop.is_set) is False
+    assert len(session.tokens) == 512 == session.state.n_tokens and done.count(512) == 2
     assert session.sync([5] * 600)
 
 

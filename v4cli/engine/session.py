@@ -13,8 +13,8 @@ import numpy as np
 from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
-from v4cli.errors import ResourceError, SnapshotError, UsageError
-from v4cli.model.v4 import Cancelled
+from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
+from v4cli.interrupts import wished
 
 PREFILL_CHUNK = 512
 MAX_POINTS = 16  # places a session can go back to without recomputing much
@@ -75,8 +75,8 @@ class Session:
             at = len(self.tokens)
             end = min((at // PREFILL_CHUNK + 1) * PREFILL_CHUNK, len(tokens), *stops[:1])
             try:
-                self.feed(tokens[at:end], cancelled=cancelled)
-            except Cancelled:
+                self.feed(tokens[at:end])
+            except Interrupted:
                 break
             self._mark()
             if progress:
@@ -133,17 +133,15 @@ class Session:
         del self.tokens[n_tokens:]
         self.logits = None
 
-    def feed(
-        self, tokens: Sequence[int], all_logits: bool = False, cancelled: Callable[[], bool] = lambda: False
-    ) -> np.ndarray:
-        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error, and if it is
-        `cancelled` on the way, which raises Cancelled."""
+    def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
+        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error, and where a
+        signal wishes for an early end: Interrupted."""
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
         try:
             with self.engine.turns, model.ops.inference():
                 if self.engine.stream and not self.kv_dir:
                     self.engine.make_room(self.state.nbytes)
-                hidden = model.forward(tokens, self.state, cancelled)
+                hidden = model.forward(tokens, self.state, wished)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
         except BaseException:  # Ctrl-C included: some layers may have advanced
             self.state.restore(before)
@@ -243,8 +241,8 @@ class Session:
                     return
                 start = time.monotonic()
                 try:
-                    self.feed([token], cancelled=cancelled)
-                except Cancelled:
+                    self.feed([token])
+                except Interrupted:
                     return
                 self.stats.decode_s += time.monotonic() - start
         finally:

@@ -11,10 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from v4cli.cache.state import State
-
-
-class Cancelled(Exception):
-    """Whoever asked for it does not want it any more."""
+from v4cli.errors import Interrupted
 
 
 class V4:
@@ -34,7 +31,7 @@ class V4:
     def forward(self, ids, state: State, cancelled: Callable[[], bool] = lambda: False):
         """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head.
 
-        Cancelled if that comes true between layers; some have then advanced.
+        Interrupted if that comes true between layers; some have then advanced.
         """
         ops, w, start = self.ops, self.weights, state.n_tokens
         n, ids = len(ids), ops.tokens(ids)
@@ -42,7 +39,7 @@ class V4:
         streams = ops.embed(ids, w.embed, self.config.hc_mult)  # (N, S, D)
         for layer, kv in zip(w.layers, state.layers):
             if cancelled():
-                raise Cancelled
+                raise Interrupted("interrupted")
             x, mix = ops.sublayer_input(streams, layer.hc_attn)  # (N, D)
             x = ops.self_attention(layer.attn, x, turns[layer.attn.ratio], start, kv)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
