@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN = 0.2  # seconds
+LAST_WORD = 0.05  # seconds that the main thread has to say what it is just saying
 
 
 class Told(KeyboardInterrupt):
@@ -29,7 +30,8 @@ class _Heard:
     going_on = False  # the first Ctrl-C ends what is being done, not the process
     spared_at = 0.0  # when a Ctrl-C last was all right
     leaving = False  # nothing is left to interrupt
-    said = threading.Lock()  # held once the user has been told
+    saying = threading.Lock()  # held while the user is told
+    said = False
 
 
 _killers: list[Callable[[], None]] = []  # of programs that must not outlive this one
@@ -99,9 +101,13 @@ def leave() -> None:
     _Heard.leaving = True
 
 
-def first_to_say() -> bool:
-    """Whether the user has still to be told; true once."""
-    return _Heard.said.acquire(blocking=False)
+def say(message: str) -> None:
+    """Tell the user how it ends, if a signal is the cause: once, whichever thread is quicker."""
+    with _Heard.saying:
+        if not _Heard.said:
+            _Heard.said = _Heard.number != 0
+            sys.stderr.write(message)
+            sys.stderr.flush()
 
 
 def _handle(number, frame) -> None:
@@ -130,7 +136,8 @@ def _end(number: int) -> None:
     for kill in list(_killers):
         with contextlib.suppress(Exception):
             kill()
-    if first_to_say() and select.select([], [2], [], 0)[1]:
+    _Heard.saying.acquire(timeout=LAST_WORD)
+    if not _Heard.said and select.select([], [2], [], 0)[1]:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         with contextlib.suppress(OSError):
             os.write(2, f"{shown}v4: interrupted\n".encode())

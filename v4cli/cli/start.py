@@ -85,10 +85,8 @@ def _fail(message: str, hint: str, code: int) -> int:
 
 
 def _say(message: str, hint: str, code: int = 0) -> int:
-    """A line for the user, once: the thread that ends the process may have been quicker."""
+    """A line for the user, and one with the next command to type."""
     from v4cli import interrupts
 
-    if not interrupts.told() or interrupts.first_to_say():
-        sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-        sys.stderr.flush()
+    interrupts.say(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
     return code
