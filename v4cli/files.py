@@ -1,15 +1,19 @@
 """Reading files that others made, within bounds; writing files so that readers, and whoever comes after a crash, see
 the old or the new one and never a part."""
 
+import codecs
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from v4cli.errors import ModelError, V4Error
+from v4cli.errors import ModelError, UsageError, V4Error
+
+_HALVES = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are no text in the locale's encoding
 
 
 def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = True) -> BinaryIO:
@@ -45,6 +49,22 @@ def contents(path: Path, limit: int, error: type[V4Error] = ModelError, follow: 
         except OSError as problem:
             raise error(f"{path}: cannot be read ({problem.strerror})") from None
         return data
+
+
+def decoded(data: bytes, what: str, error: type[V4Error] = UsageError) -> str:
+    """UTF-8 text, without a byte order mark; `error`, naming `what`, for anything else."""
+    others = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE  # UTF-32 LE begins like UTF-16 LE
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        if data.startswith(others):
+            raise error(f"{what}: UTF-16 or UTF-32 text", "save it as UTF-8") from None
+        raise error(f"{what}: not UTF-8 text (byte {problem.start})") from None
+
+
+def argument(text: str, what: str) -> str:
+    """Text from the command line or a variable, which is UTF-8 whatever the locale says. UsageError if it is not."""
+    return text if text.isascii() or not _HALVES.search(text) else decoded(os.fsencode(text), what)
 
 
 @contextlib.contextmanager

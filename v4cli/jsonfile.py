@@ -28,9 +28,9 @@ def parse(text: str | bytes, what: str, error: type[V4Error] = ModelError):
 
     if text[: len(LFS_POINTER)] in (LFS_POINTER, LFS_POINTER.decode()):
         raise error(f"{what}: a git-lfs pointer, not the file itself", "git lfs pull, in its folder, brings the file")
+    if isinstance(text, bytes):
+        text = files.decoded(text, what, error)
     try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
         raise error(f"{what}: nested too deeply") from None

@@ -31,6 +31,15 @@ class Printer:
         self.stream.write(text)
         self.stream.flush()
 
+    def line(self, data: bytes) -> None:
+        """A line of UTF-8 that is the same under every locale."""
+        if self.is_terminal:
+            self.write(data.decode("utf-8", "replace") + "\n")
+            return
+        self.stream.flush()
+        self.stream.buffer.write(data + b"\n")
+        self.stream.buffer.flush()
+
     def changing(self, line: str, style: str = "") -> None:
         """A line that the next one takes the place of; for terminals."""
         self.stream.write("\r")

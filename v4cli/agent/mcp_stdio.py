@@ -11,6 +11,7 @@ import anyio
 import mcp_types
 from mcp.shared.message import SessionMessage
 
+from v4cli.interrupts import killing
 from v4cli.settings import McpServer
 
 INHERITED = ("PATH", "HOME", "LANG")
@@ -125,11 +126,12 @@ async def stdio(server: McpServer, children: list[Child]) -> AsyncIterator[tuple
     async with anyio.create_task_group() as tasks:
         for task in (child.read, child.write, child.read_stderr):
             tasks.start_soon(task)
-        try:
-            yield child.received, child.sent
-        finally:
-            with anyio.CancelScope(shield=True):
-                await child.end()
+        with killing(lambda: _signal(process, signal.SIGKILL)):
+            try:
+                yield child.received, child.sent
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await child.end()
             tasks.cancel_scope.cancel()
 
 

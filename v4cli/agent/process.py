@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from v4cli.agent.tree import Growth
+from v4cli.interrupts import killing
 
 POLL_S = 0.05
 END_S = 10.0  # for what has been killed to be gone
@@ -84,7 +85,8 @@ def run(
     reader = _Reader(process.stdout.fileno(), output)
     watch = _Watch(process.pid, folder, limits, growth, temporary)
     try:
-        stopped = _follow(process, reader, watch, limits, cancelled)
+        with killing(lambda: _kill_all(process)):
+            stopped = _follow(process, reader, watch, limits, cancelled)
     finally:
         _end(process)
     reader.read_rest(limits.output_bytes)
@@ -205,11 +207,15 @@ def descendants(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _end(process) -> None:
+    _kill_all(process)
+    process.wait()
+
+
+def _kill_all(process) -> None:
     """Kill it and its descendants, the first process of a sandbox first, with which all of the sandbox dies."""
     for pid, _ in descendants(process.pid):
         _kill(pid)
     process.kill()
-    process.wait()
 
 
 def await_end(pid: int) -> None:

@@ -4,6 +4,7 @@ Special tokens enter only through a Prompt's special segments: the BPE underneat
 text from outside can never become one.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,8 @@ from v4cli.chat import pieces, special
 from v4cli.chat.special import Prompt
 from v4cli.chat.vocabulary import BYTE_OF, Vocabulary
 from v4cli.errors import ModelError, UsageError, V4Error
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool of threads for one text takes longer to start
 
 
 class Tokenizer:

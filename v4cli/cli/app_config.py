@@ -1,6 +1,8 @@
 """The commands of `v4 config`."""
 
-from v4cli.cli import output
+import os
+
+from v4cli import terminal
 from v4cli.cli.options import Json, Typer
 
 config = Typer(
@@ -24,4 +26,4 @@ def config_path() -> None:
     """Print where your file of settings is or would be."""
     from v4cli import paths
 
-    output.answer(f"{paths.config_file()}\n")
+    terminal.out.line(os.fsencode(paths.config_file()))

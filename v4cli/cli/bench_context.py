@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, streams
 from v4cli.cli import bench, bench_output, output, progress
 from v4cli.cli.output import parse_tokens
 from v4cli.errors import Interrupted, ResourceError, UsageError
@@ -80,7 +80,7 @@ def bench_context(request: ContextRequest) -> None:
             rate = f"{frontier.decode_tokens_per_s:.4g} tokens/s decoded, {frontier.retention:.0%} of the first"
             output.note(f"{frontier.n_tokens:,} tokens: {rate}")
         stopped = False
-    if stopped and output.styled(sys.stderr):
+    if stopped and streams.live(sys.stderr):
         output.note("")  # behind the progress of a prefill
     if done:
         bench_output.STYLES[request.style](about, done)

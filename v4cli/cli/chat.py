@@ -1,6 +1,5 @@
 """`v4 chat`: starts the REPL, on a terminal with everything it has, elsewhere line by line."""
 
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from v4cli import paths
 from v4cli.cli import output
 from v4cli.cli.run_input import one_way_of_thinking
 from v4cli.errors import UsageError
+from v4cli.files import argument
 from v4cli.repl.setup import Setup
 from v4cli.settings import APPROVE
+from v4cli.streams import is_screen
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ def chat(request: ChatRequest) -> None:
 
 
 def _is_terminal() -> bool:
-    streams = sys.stdin, sys.stdout, sys.stderr
-    return all(stream.isatty() for stream in streams) and os.environ.get("TERM", "dumb") != "dumb"
+    return all(map(is_screen, (sys.stdin, sys.stdout, sys.stderr)))
 
 
 def _setup(request: ChatRequest) -> Setup:
@@ -87,9 +87,9 @@ def _setup(request: ChatRequest) -> Setup:
         "effort": "max" if request.think_max else None,
     }  # fmt: skip
     return Setup(
-        model=request.model, system=request.system, thinking=not request.no_think, tools=request.tools,
-        approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
-        stats_line=_stats_line, sampling=sampling, network=request.network,
+        model=request.model, system=argument(request.system, "--system"), thinking=not request.no_think,
+        tools=request.tools, approve=request.approve, folder=paths.here(), resume=_resumed(request), open=open_model,
+        keep=_keep, stats_line=_stats_line, sampling=sampling, network=request.network,
     )  # fmt: skip
 
 

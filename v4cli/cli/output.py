@@ -7,7 +7,8 @@ import sys
 
 from v4cli import terminal
 from v4cli.clean import escaped, harmless, on_one_line, visible
-from v4cli.errors import Exit, UsageError
+from v4cli.errors import UsageError
+from v4cli.streams import styled
 
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 LEAST = 1 << 20  # bytes; a smaller number without a unit was meant to have one
@@ -15,22 +16,9 @@ MOST = 1 << 50
 COUNTS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
-def styled(stream) -> bool:
-    """Whether escape codes make sense on this stream."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR"):
-        return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
-
-
 def answer(text: str) -> None:
-    """A piece of the answer, at once. If its reader has gone, the program ends quietly."""
-    try:
-        terminal.out.write(text)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
+    """A piece of the answer, at once."""
+    terminal.out.write(text)
 
 
 def note(text: str, end: str = "\n", dim: bool = False) -> None:
@@ -39,25 +27,26 @@ def note(text: str, end: str = "\n", dim: bool = False) -> None:
 
 
 def changing(line: str) -> None:
-    """A note that the next one takes the place of; only where notes are styled."""
+    """A note that the next one takes the place of; where `streams.live` says that lines may change."""
     terminal.err.changing(line, terminal.DIM)
 
 
 def json_line(value) -> None:
     """One JSON value on a line of its own."""
-    answer(_json(value) + "\n")
+    _json(value)
 
 
 def json_page(value) -> None:
     """One JSON value, indented."""
-    answer(_json(value, indent=2) + "\n")
+    _json(value, indent=2)
 
 
-def _json(value, indent: int | None = None) -> str:
-    """JSON with characters as they are; halves of some, which are not text, stay escaped, and on a terminal all that
-    is hidden."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode()
-    return escaped(text) if terminal.out.is_terminal else text
+def _json(value, indent: int | None = None) -> None:
+    """JSON with characters as they are, in UTF-8 under every locale; halves of some, no text, stay escaped, and on a
+    terminal all that is hidden."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    text = escaped(text) if terminal.out.is_terminal else text
+    terminal.out.line(text.encode("utf-8", "backslashreplace"))
 
 
 class Csv:

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 
+from v4cli import streams
 from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 
@@ -21,7 +22,7 @@ class Bytes:
         self._bar = None
 
     def __enter__(self) -> "Bytes":
-        if output.styled(sys.stderr):
+        if streams.live(sys.stderr):
             self._bar = _bar(self.what, self.total)
             self._bar.start()
         return self
@@ -57,7 +58,7 @@ class Prefill:
         self._first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        now, styled = time.monotonic(), output.styled(sys.stderr)
+        now, styled = time.monotonic(), streams.live(sys.stderr)
         if self._first is None:
             self._first, self._start = done, now
         elif now - self._told > (1.0 if styled else LINE_EVERY):

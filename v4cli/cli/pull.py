@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, streams
 from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 from v4cli.errors import UsageError
@@ -184,7 +184,7 @@ class _Progress:
         self._fetching: dict[str, bool] = {}
         self._fetched = self._written = _Meter(0)
         self._start = self._told = time.monotonic()
-        self._bars = _Bars() if output.styled(sys.stderr) else None
+        self._bars = _Bars() if streams.live(sys.stderr) else None
 
     def __enter__(self) -> "_Progress":
         return self

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from v4cli import paths
+from v4cli import paths, streams
 from v4cli.agent import rollout, sandbox
 from v4cli.agent.rollout import Conditions, Result
 from v4cli.agent.tasks import read_tasks
@@ -84,7 +84,7 @@ class Tally:
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.new_tokens += result.n_tokens
-        styled, now = output.styled(sys.stderr), time.monotonic()
+        styled, now = streams.live(sys.stderr), time.monotonic()
         if now - self.told > (0.1 if styled else LINE_EVERY):
             self.told = now
             line = f"{len(self.results)} of {self.wanted} rollouts, {self.rewards()}"
@@ -112,7 +112,7 @@ class Tally:
     def end(self, out: Path, as_json: bool) -> None:
         """Print the summary; Interrupted if some are missing."""
         about = self.summary()
-        if output.styled(sys.stderr):
+        if streams.live(sys.stderr):
             output.changing("")
         ends = "".join(f", {n} {ENDS[finish]}" for finish, n in about["finish"].items() if finish in ENDS)
         if about["without_answer"]:
@@ -125,5 +125,6 @@ class Tally:
             output.json_page(about)
         if about["rollouts"] < self.wanted:
             raise Interrupted(
-                f"{about['rollouts']} of {self.wanted} rollouts are done", "run the same command again to go on"
+                f"interrupted: {about['rollouts']} of {self.wanted} rollouts are done",
+                "run the same command again to go on",
             )

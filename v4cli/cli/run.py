@@ -14,7 +14,8 @@ from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
 from v4cli.cli.run_input import one_way_of_thinking, prompt_of, read_text
 from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, shortfall, stats_line
-from v4cli.errors import Exit, RequestError, UsageError, V4Error
+from v4cli.errors import Exit, Interrupted, RequestError, UsageError, V4Error
+from v4cli.files import argument
 from v4cli.interrupts import interrupts
 
 FORMATS = ("text", "json", "stream-json")
@@ -60,7 +61,8 @@ def run_once(request: RunRequest) -> None:
     style = _format(request)
     refuse_contradictions(request)
     options = _options(request)
-    messages = [{"role": "system", "content": request.system}] if request.system else []
+    system = argument(request.system, "--system")
+    messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt_of(request.prompt, request.files, request.tools != "-")})
     with _answering(request, options) as answer:
         writer, stop = _writer(style, request), Event()
@@ -79,7 +81,7 @@ def run_once(request: RunRequest) -> None:
     if told := shortfall(messages, finish, _limit(chat)):
         output.note(f"v4: {told}")
     if finish == "interrupted":
-        sys.exit(Exit.INTERRUPTED)
+        raise Interrupted("interrupted")
     if finish == "rounds":
         output.note("hint: --max-rounds N allows more")
         sys.exit(Exit.LIMIT)
@@ -106,7 +108,7 @@ def _options(request: RunRequest):
         min_p=request.min_p,
         seed=request.seed,
         max_tokens=request.max_tokens,
-        stop=tuple(request.stop or ()),
+        stop=tuple(argument(stop, "--stop") for stop in request.stop or ()),
         constrain=request.constrain,
     )
 
@@ -148,7 +150,7 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
     from v4cli.agent.toolset import toolset
     from v4cli.engine.stats import total
 
-    mode, folder = request.approve or Mode.ASK, Path.cwd()
+    mode, folder = request.approve or Mode.ASK, paths.here()
     if mode not in tuple(Mode):
         raise UsageError(f"--approve must be one of {', '.join(Mode)}")
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from v4cli.errors import UsageError
+from v4cli.files import argument, decoded
+from v4cli.streams import read_stdin
 
 MAX_TEXT_BYTES = 64 << 20
 STDIN = Path("-")
@@ -26,7 +28,7 @@ def prompt_of(prompt: str | None, files: Sequence[Path], stdin: bool = True) -> 
         parts.append(read_text(STDIN))
     parts += map(read_text, files)
     if prompt is not None:
-        parts.append(prompt)
+        parts.append(argument(prompt, "the prompt"))
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     if not text:
         raise UsageError("no prompt", 'v4 run "your question", v4 run --file FILE, or pipe text in')
@@ -36,18 +38,12 @@ def prompt_of(prompt: str | None, files: Sequence[Path], stdin: bool = True) -> 
 def read_text(path: Path) -> str:
     """A UTF-8 text file, or stdin for -. UsageError names the file."""
     if path == STDIN:
-        return _decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin")
+        return decoded(read_stdin(MAX_TEXT_BYTES), "stdin")
     try:
         with path.open("rb") as file:
-            return _decoded(file.read(MAX_TEXT_BYTES + 1), str(path))
+            data = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _decoded(data: bytes, name: str) -> str:
     if len(data) > MAX_TEXT_BYTES:
-        raise UsageError(f"{name}: more than {MAX_TEXT_BYTES >> 20} MiB of text")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB of text")
+    return decoded(data, str(path))

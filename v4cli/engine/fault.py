@@ -18,7 +18,7 @@ def fault(engine, tokens, state) -> ModelError:
             raise _Found(name)
 
     try:
-        engine.model.forward(tokens, state, watch)
+        engine.model.forward(tokens, state, watch=watch)
     except _Found as found:
         place = str(found)
     try:

@@ -2,9 +2,9 @@
 the longest prefix it has in memory or finds on disk, and prefills the rest. `Session.generate` then yields tokens.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.fault import fault
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
-from v4cli.errors import ResourceError, SnapshotError, UsageError
+from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
+from v4cli.interrupts import wished
 
 PREFILL_CHUNK = 512
 MAX_POINTS = 16  # places a session can go back to without recomputing much
 WORTH_S = 1.0  # of computing: what takes less is not stored
-SPACING = 16384  # tokens: a long prefill is stored about this often on the way
+SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
+SPACING_S = 60.0  # and after so many seconds of computing
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,14 @@ class Session:
         while len(self.tokens) < len(tokens) and not cancelled():
             at = len(self.tokens)
             end = min((at // PREFILL_CHUNK + 1) * PREFILL_CHUNK, len(tokens), *stops[:1])
-            self.feed(tokens[at:end])
+            try:
+                self.feed(tokens[at:end])
+            except Interrupted:
+                break
             self._mark()
             if progress:
                 progress(end, len(tokens))
-            if end in stops or end // SPACING > at // SPACING:
+            if end in stops or end // SPACING > at // SPACING or self.unsaved_s > SPACING_S:
                 self.keep()
             stops = [anchor for anchor in stops if anchor > end]
         if len(self.tokens) > common:
@@ -111,7 +116,7 @@ class Session:
                 raise SnapshotError(f"{snapshot.path}: does not fit this model", snapshot.path)
         except SnapshotError as error:
             self.notes.append(f"{error}; computing it again")
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 (error.path or snapshot.path).unlink()
             self.state.restore(self.points[-1])
             self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
@@ -134,14 +139,15 @@ class Session:
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error.
 
-        ModelError if they, or what any of the tokens leaves for later ones, are not finite.
+        ModelError if they, or what any of the tokens leaves for later ones, are not finite; Interrupted where a signal
+        wishes for an early end.
         """
         model, before, start = self.engine.model, self.state.checkpoint(n_next=len(tokens)), time.monotonic()
         try:
             with self.engine.turns, model.ops.inference():
                 if self.engine.stream and not self.kv_dir:
                     self.engine.make_room(self.state.nbytes)
-                hidden = model.forward(tokens, self.state)
+                hidden = model.forward(tokens, self.state, wished)
                 logits = np.asarray(model.logits(hidden if all_logits else model.ops.last(hidden)))
                 if not (np.isfinite(logits).all() and model.ops.finite(hidden)):
                     self.state.restore(before)
@@ -247,7 +253,10 @@ class Session:
                 if finish:
                     return
                 start = time.monotonic()
-                self.feed([token])
+                try:
+                    self.feed([token])
+                except Interrupted:
+                    return
                 self.stats.decode_s += time.monotonic() - start
         finally:
             self.stats.kv_bytes = self.state.nbytes

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from v4cli.cache.state import State
+from v4cli.errors import Interrupted
 
 
 class V4:
@@ -27,10 +28,17 @@ class V4:
         attentions = [layer.attn for layer in self.weights.layers]
         return State(attentions, self.ops.packed, self.config.max_position_embeddings, kv_dir)
 
-    def forward(self, ids, state: State, watch: Callable[[str, object], None] | None = None):
+    def forward(
+        self,
+        ids,
+        state: State,
+        cancelled: Callable[[], bool] = lambda: False,
+        watch: Callable[[str, object], None] | None = None,
+    ):
         """Advance `state` by its tokens; ids (N,) int64 -> hidden (N, D), normed for the head.
 
-        `watch(name, result)`: called with what the embedding and each sublayer gave, named like its tensors.
+        Interrupted if `cancelled()` between layers; some have then advanced. `watch(name, result)`: called with what
+        the embedding and each sublayer gave, named like its tensors.
         """
         ops, w, start = self.ops, self.weights, state.n_tokens
         n, ids = len(ids), ops.tokens(ids)
@@ -39,6 +47,8 @@ class V4:
         if watch:
             watch("embed", streams)
         for i, (layer, kv) in enumerate(zip(w.layers, state.layers)):
+            if cancelled():
+                raise Interrupted("interrupted")
             x, mix = ops.sublayer_input(streams, layer.hc_attn)  # (N, D)
             x = ops.self_attention(layer.attn, x, turns[layer.attn.ratio], start, kv)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)

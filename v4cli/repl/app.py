@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import os
 import signal
 import time
 
@@ -21,6 +20,7 @@ from v4cli.repl.screen import STYLE, Screen, layout
 from v4cli.repl.setup import Setup
 from v4cli.repl.status import Status
 from v4cli.repl.worker import Mailbox, Worker
+from v4cli.streams import colour
 
 LEAVE_WITHIN = 2.0  # seconds between the Ctrl-C's that leave
 LAST_WORDS = 10.0  # seconds that an answer may take to stop when leaving
@@ -64,12 +64,12 @@ class Repl:
             tempfile_suffix=".md",
             on_text_changed=lambda _: self._typed(),
         )
-        colour = not os.environ.get("NO_COLOR")
+        coloured = colour() is not False
         self.app = Application(
             layout=layout(self),
             key_bindings=bindings(self),
-            style=STYLE if colour else None,
-            color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
+            style=STYLE if coloured else None,
+            color_depth=None if coloured else ColorDepth.DEPTH_1_BIT,
             input=self.keyboard,
             output=self.screen,
             erase_when_done=True,
@@ -95,7 +95,7 @@ class Repl:
     def kept(self) -> str:
         """The ID of the conversation, if anything has been said in it."""
         talk = self.worker.dialogue and self.worker.dialogue.conversation
-        return talk.transcript.id if talk and talk.transcript.messages else ""
+        return talk.transcript.id if talk and talk.transcript.is_kept else ""
 
     def _first_render(self, app) -> None:
         self.app.after_render.remove_handler(self._first_render)
@@ -127,7 +127,7 @@ class Repl:
         from v4cli.repl.live import Live
         from v4cli.repl.render import Renderer
 
-        self.draw = Renderer(lambda: self.screen.get_size().columns, not os.environ.get("NO_COLOR"))
+        self.draw = Renderer(lambda: self.screen.get_size().columns, colour() is not False)
         self.live = Live(self.draw)
 
     def _act_on(self, item) -> None:

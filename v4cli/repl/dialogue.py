@@ -20,7 +20,7 @@ from v4cli.agent.toolset import toolset
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.parser import Thinking
 from v4cli.chat.turn import Options
-from v4cli.errors import UsageError, V4Error
+from v4cli.errors import Exit, UsageError, V4Error
 from v4cli.repl import commands, items
 from v4cli.repl.files import with_files
 from v4cli.repl.setup import Setup
@@ -40,6 +40,8 @@ class Dialogue:
         self.stop = threading.Event()
         self._tools = contextlib.ExitStack()  # holds the connections to MCP servers
         self.attached = ""  # output of the user's commands, for the next message
+        self.status = Exit.OK  # of the last message that was not answered
+        self._told = ""  # why the conversation is not kept
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
         self.model = setup.model or transcript.about.get("model") or settings.default_model()
         options, approvals = Options(setup.thinking, **setup.sampling), Approvals(setup.approve, setup.folder, ask)
@@ -118,6 +120,9 @@ class Dialogue:
         except Exception as error:
             trace = "\n" + traceback.format_exc() if os.environ.get("V4_DEBUG") else ""
             self.emit(items.Note(f"unexpected {type(error).__name__}: {error}{trace}", error=True))
+        if (trouble := self.conversation.transcript.trouble) and trouble != self._told:
+            self.emit(items.Note(f"not kept: {trouble}\nhint: V4_HOME=FOLDER keeps everything elsewhere", error=True))
+        self._told = trouble
 
     def message(self, line: str, shown: str) -> None:
         """Answer a message. Where that fails before anything is said, it is the user's again."""
@@ -129,7 +134,8 @@ class Dialogue:
             self.attached = ""
             typed = shown if text != shown else ""
             self.play(talk.ask(text, self._progress, self.stop.is_set, typed))
-        except Exception:
+        except Exception as error:
+            self.status = error.exit_code if isinstance(error, V4Error) else Exit.FAILURE
             said = [message["role"] for message in talk.messages[before:]]
             if "assistant" not in said:
                 self.attached = attached

@@ -10,6 +10,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
+from v4cli import paths
 from v4cli.errors import V4Error
 from v4cli.repl.commands import TABLE
 from v4cli.repl.pastes import Pastes
@@ -68,7 +69,7 @@ class Completions(Completer):
             return
         folder, start = os.path.split(name)
         try:
-            entries = sorted(os.scandir(self.folder / Path(folder).expanduser()), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(self.folder / paths.expanded(folder)), key=lambda entry: entry.name)
         except OSError:
             return
         for entry in entries:

@@ -12,7 +12,7 @@ from v4cli.agent.approval import Answer, Choice, Request
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.clean import beginning, visible
-from v4cli.interrupts import interrupts
+from v4cli.interrupts import interrupts, spare, told
 from v4cli.repl import commands, items
 from v4cli.repl.approve import READING, answer_to, choices, question
 from v4cli.repl.dialogue import Dialogue
@@ -20,30 +20,31 @@ from v4cli.repl.live import ending
 from v4cli.repl.render import RESULT_LINES, summary
 from v4cli.repl.setup import Setup
 
+LEAVE_WITHIN = 2.0  # seconds between the Ctrl-C's that leave
 MOST_OUTPUT = 1 << 20  # characters of a program's output that are remembered
 POLL = 0.1  # seconds between looks at whether the user interrupted
 PIECE = 1 << 16  # bytes read at a time
 
 
 def run(setup: Setup) -> None:
-    """Read lines from stdin until it ends or /exit. V4Error if the model cannot be loaded."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # half a character ends no conversation
-    lines, writer = Lines(), Writer()
+    """Read lines from stdin until it ends or /exit. At the end of a pipe the exit code is that of the last message that
+    was not answered. V4Error if the model cannot be loaded."""
+    lines, writer, is_terminal = Lines(), Writer(), sys.stdin.isatty()
 
     def ask(request: Request) -> Answer | None:
         return asked(request, lines, dialogue)
 
-    dialogue = Dialogue(setup, writer.take, ask if sys.stdin.isatty() else None)
+    dialogue = Dialogue(setup, writer.take, ask if is_terminal else None)
     dialogue.begin()
-    prompt = "> " if sys.stdin.isatty() else ""
-    while line := _next(lines, prompt):
+    while not told() and (line := _read(lines) if is_terminal else lines.next()):
         line = line.strip()
         if _leaves(line):
             return
         if line:
-            with interrupts(dialogue.stop):
+            with interrupts(dialogue.stop, go_on=is_terminal):
                 dialogue.line(line)
+    if not is_terminal:
+        sys.exit(dialogue.status)
 
 
 def _leaves(line: str) -> bool:
@@ -51,14 +52,18 @@ def _leaves(line: str) -> bool:
     return command is not None and command.name == "exit"
 
 
-def _next(lines: "Lines", prompt: str) -> str:
-    """The next line; empty at the end of the input. Ctrl-C begins a new line."""
+def _read(lines: "Lines") -> str:
+    """The next line; empty at the end of the input. Ctrl-C begins a new line, twice in a row it leaves."""
+    left_at = -LEAVE_WITHIN
     while True:
-        _say(prompt)
+        _say("> ")
         try:
             return lines.next()
         except KeyboardInterrupt:
-            _say("\n")
+            if time.monotonic() < left_at + LEAVE_WITHIN or not spare():
+                raise
+            left_at = time.monotonic()
+            _say("\nCtrl-C again, or Ctrl-D, leaves\n")
 
 
 class Lines:

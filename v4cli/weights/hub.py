@@ -354,7 +354,7 @@ def parse_target(text: str, revision: str | None = None) -> Target:
         raise UsageError(f"two revisions, {given} and {revision}", "drop --revision")
     if short in MODELS and (not at or given):
         return Target(short, MODELS[short][0], given or revision)
-    folder = paths.NANO if text == "nano" else Path(text).expanduser()
+    folder = paths.NANO if text == "nano" else paths.expanded(text)
     if folder.is_dir():
         if revision:
             raise UsageError("a folder has no revisions", "drop --revision")
