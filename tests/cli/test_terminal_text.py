@@ -131,7 +131,9 @@ def test_what_a_model_says_is_text_on_a_terminal_and_untouched_in_a_pipe(tmp_pat
 
 
 USES = re.compile(r"(?<!\.)\bprint\(|\bConsole\(|\bsys\.__std|\bsys\.std(?:out|err)\b")
-ASKS = re.compile(r"(?:styled|live|is_screen)\(sys\.std(?:out|err)\)|(?:in \(|is_screen, \(|streams = )sys\.std.*")  # these write nothing
+ASKS = re.compile(  # these write nothing
+    r"(?:styled|live|is_screen)\(sys\.std(?:out|err)\)|(?:in \(|is_screen, \(|streams = )sys\.std.*"
+)
 ALLOWED = {  # besides terminal.py
     "agent/grep.py": {"print("},  # a process of its own, whose output search.py reads
     "repl/screen.py": {"sys.stdout"},  # prompt_toolkit's output, whose texts it cleans
