@@ -1,17 +1,71 @@
 """Shared fixtures: where the golden data is; a random checkpoint and the stores of it, to be read only."""
 
+import atexit
+import functools
 import os
 import resource
+import shutil
 import signal
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from v4cli.agent import sandbox
+
 # Ignored where tests run in the background, and programs inherit that; those started here are to heed Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--without", default="", help="programs to be hidden from all tests, such as bwrap,git")
+
+
+def pytest_configure(config):
+    """Before test files are read, which look for programs to decide what to skip."""
+    if given := config.getoption("--without"):
+        os.environ["PATH"], sandbox.PATH = paths_without(*given.split(","))
+
+
+def paths_without(*names: str) -> tuple[str, str]:
+    """PATH of this process without these programs, and that of what it runs: only where there is no sandbox, in which
+    the system is as it is."""
+    inside = path_without(names, sandbox.PATH) if "bwrap" in names else sandbox.PATH
+    return path_without(names, os.environ["PATH"]), inside
+
+
+@functools.cache
+def path_without(names: tuple[str, ...], path: str) -> str:
+    """A PATH with the programs of another one but for these: links stand for what is beside them."""
+    parts = []
+    for part in path.split(os.pathsep):
+        if any(shutil.which(name, path=part) for name in names):
+            links = Path(tempfile.mkdtemp(prefix="v4-without-"))
+            atexit.register(shutil.rmtree, links)
+            for program in Path(part).iterdir():
+                if program.name not in names:
+                    (links / program.name).symlink_to(program)
+            part = str(links)
+        parts.append(part)
+    return os.pathsep.join(parts)
+
+
+@pytest.fixture
+def hide(monkeypatch):
+    """`hide(names…)` makes it a machine without these programs."""
+
+    def hidden(*names: str) -> None:
+        outside, inside = paths_without(*names)
+        monkeypatch.setenv("PATH", outside)
+        monkeypatch.setattr(sandbox, "PATH", inside)
+        sandbox.missing.cache_clear()
+
+    yield hidden
+    monkeypatch.undo()
+    sandbox.missing.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

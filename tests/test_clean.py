@@ -1,10 +1,12 @@
 """No text of a model, tool or file reaches the terminal with anything in it that the terminal would act on."""
 
+import json
 import random
+import unicodedata
 
 import pytest
 
-from v4cli.clean import harmless, visible
+from v4cli.clean import Cleaner, escaped, harmless, on_one_line, visible
 from v4cli.repl.render import Renderer
 
 
@@ -28,6 +30,10 @@ from v4cli.repl.render import Renderer
         ("unfinished \x1b[31", "unfinished 31"),
         ("unfinished \x1b", "unfinished ␛"),
         ("tab\tand\nnewline", "tab\tand\nnewline"),
+        ("a string \x1b]0;over\nlines\x07", "a string 0;over\nlines␇"),
+        ("note\ufff9a\ufffab\ufffb", "note\ufffda\ufffdb\ufffd"),
+        ("a\ufe00\ufe0f hidden", "a\ufffd\ufffd hidden"),
+        ("1\ufe0f\u20e3 ❤\ufe0f \u845b\U000e0100", "1\ufe0f\u20e3 ❤\ufe0f \u845b\ufffd"),
         ("emoji 👩‍👩‍👧 日本語", "emoji 👩‍👩‍👧 日本語"),
     ],
 )
@@ -49,3 +55,44 @@ def test_no_mixture_of_bytes_gets_through():
                       draw.call(text, text), draw.asked(text)):  # fmt: skip
             bad = [c for c in drawn if (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160]
             assert not bad, (text, drawn)
+
+
+def test_no_format_control_or_separator_gets_through():
+    joiners = {0x200C, 0x200D}  # which depend on what they join
+    visible_ones = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}  # signs before numbers
+    through = {
+        code
+        for code in range(0x110000)
+        if unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp") and visible(chr(code)) == chr(code)
+    }
+    assert through - joiners - visible_ones == {ord("\n"), ord("\t")}
+
+
+def test_pieces_are_cleaned_like_the_whole_however_they_are_cut():
+    rng = random.Random(3)
+    parts = ["\x1b", "[", "]", "0;", "\x07", "\x1b\\", "\\", "\x9b", "m", "\r", "\n", "a", "1", "👩", "\u200d",
+             "\ufe0f", "\u202e", "P", " ", "\x00", "س", "\u200c"]  # fmt: skip
+    for _ in range(3000):
+        text = "".join(rng.choice(parts) for _ in range(rng.randrange(14))) + "\n"
+        cleaner, shown, at = Cleaner(), "", 0
+        while at < len(text):
+            step = rng.randrange(1, 5)
+            shown += cleaner.feed(text[at : at + step])
+            at += step
+        assert shown == harmless(text)
+
+
+def test_nothing_is_held_back_beyond_a_line_or_without_end():
+    cleaner = Cleaner()
+    assert cleaner.feed("a\x1b]0;title") == "a" and cleaner.feed(" goes on\nb") == "0;title goes on\nb"
+    assert cleaner.feed("\x1b]" + "x" * 2000) == "x" * 2000
+
+
+def test_json_keeps_its_value_when_what_is_hidden_is_escaped():
+    value = {"a\u202e": "\x1b\x7f\x9b\u200b\U000e0041 é 日本\n"}
+    text = escaped(json.dumps(value, ensure_ascii=False))
+    assert json.loads(text) == value and visible(text) == text and "日本" in text
+
+
+def test_one_line_stays_one():
+    assert on_one_line("a\r\n  hint: b\tc") == "a hint: b c"

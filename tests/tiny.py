@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from v4cli.chat import special
+from v4cli.chat.vocabulary import BYTE_OF, NANO_PATTERNS, pre_tokenizer
 from v4cli.config import V4Config
 from v4cli.nano import recipe
 from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.convert import convert_part
 from v4cli.weights.schema import expected_tensors
-from v4cli.weights.store import Manifest, layout
+from v4cli.weights.store import NEEDED, Manifest, layout
 from v4cli.weights.writer import write_checkpoint
 
 SMALL = recipe.CONFIG | {
@@ -42,7 +44,14 @@ STORE_LIKE = FLASH_LIKE | {
     "head_dim": 128,
     "num_hidden_layers": 4,
     "compress_ratios": [0, 4, 128, 4],
-    "vocab_size": 256,
+}
+
+# The least that opens: printable ASCII and the special tokens.
+TOKENIZER = {
+    "added_tokens": [{"id": i, "content": text, "special": True} for i, text in enumerate(special.ALL)],
+    "pre_tokenizer": pre_tokenizer(NANO_PATTERNS),
+    "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    "model": {"type": "BPE", "vocab": {byte: len(special.ALL) + i for i, byte in enumerate(BYTE_OF)}, "merges": []},
 }
 
 
@@ -69,6 +78,7 @@ def random_checkpoint(path: Path, values: dict, seed: int = 0, shards: int = 2) 
             spread = 1.0 if len(shape) == 1 or "embed" in name else shape[-1] ** -0.5
             tensors[name] = torch.randn(shape, generator=g) * spread
     write_checkpoint(path, cfg, tensors, recipe.GENERATION_CONFIG, shards)
+    (path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     return path
 
 
@@ -79,9 +89,10 @@ def make_store(source: Path, out: Path, quant: str = "native") -> Path:
     manifest = Manifest(quant, False, {"repo": "test/model", "revision": "abc", "files": {}})
     for part in layout(checkpoint.config, quant, False).values():
         manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
-    text = (source / "config.json").read_bytes()
-    (out / "config.json").write_bytes(text)
-    manifest.files["config.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    for name in NEEDED:
+        text = (source / name).read_bytes()
+        (out / name).write_bytes(text)
+        manifest.files[name] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     manifest.complete = True
     manifest.save(out)
     return out

@@ -3,7 +3,6 @@
 V4 Flash and Pro, April and 0731/0813, and any smaller model of the same architecture. V4.1 is refused.
 """
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from v4cli import jsonfile
 from v4cli.errors import ModelError
 
 LIMIT = 1 << 24  # no size in a config is larger than this
+MAX_BLOCKS = 1024
+MAX_EXPERTS = 1 << 15  # of all blocks together; Pro has 24,576, and each is six tensors with a name
 RATIOS = (0, 4, 128)
 
 # Keys whose value this engine takes for granted.
@@ -90,14 +91,15 @@ class V4Config:
         path = Path(path)
         if path.is_dir():
             path = path / "config.json"
-        return cls.from_dict(jsonfile.read(path), str(path))
+        return cls.from_dict(jsonfile.read(path, limit=jsonfile.SMALL), str(path))
 
     @classmethod
     def from_dict(cls, data: dict, where: str = "config.json") -> "V4Config":
         """Validate a parsed config.json."""
         if not isinstance(data, dict):
             raise ModelError(f"{where}: not a JSON object")
-        if str(data.get("model_type", "")).startswith("deepseek_v41"):
+        kind = data.get("model_type")
+        if isinstance(kind, str) and kind.startswith("deepseek_v41"):
             raise ModelError(f"{where}: DeepSeek-V4.1 has a different architecture and is not supported")
         _check_fixed(data, FIXED, where)
         quantization, scaling = data.get("quantization_config"), data.get("rope_scaling")
@@ -112,13 +114,13 @@ class V4Config:
         return config
 
     def _check_relations(self, where: str) -> None:
-        n = self.num_hidden_layers
+        n, blocks = self.num_hidden_layers, self.num_hidden_layers + self.n_mtp_blocks
         dspark = [getattr(self, name) is None for name in DSPARK_FIELDS]
         checks = (
             (len(self.compress_ratios) >= n, "compress_ratios is shorter than num_hidden_layers"),
             (set(self.compress_ratios) <= set(RATIOS), f"compress_ratios may hold only {RATIOS}"),
             (not any(self.compress_ratios[n:]), "compress_ratios of the mtp blocks must be 0"),
-            (n <= 1024, "num_hidden_layers is beyond 1024"),
+            (blocks <= MAX_BLOCKS, f"num_hidden_layers and num_nextn_predict_layers: more than {MAX_BLOCKS} blocks"),
             (
                 self.num_attention_heads % self.o_groups == 0,
                 "num_attention_heads is not a multiple of o_groups",
@@ -138,10 +140,15 @@ class V4Config:
                 self.num_experts_per_tok <= self.n_routed_experts,
                 "num_experts_per_tok exceeds n_routed_experts",
             ),
-            (self.n_routed_experts <= 65536, "n_routed_experts is beyond 65536"),
+            (
+                blocks * self.n_routed_experts <= MAX_EXPERTS,
+                f"n_routed_experts: {blocks} blocks of {self.n_routed_experts} are more than {MAX_EXPERTS} in all",
+            ),
             (self.num_hash_layers <= n, "num_hash_layers exceeds num_hidden_layers"),
             (self.bos_token_id < self.vocab_size, "bos_token_id is outside the vocabulary"),
             (self.eos_token_id < self.vocab_size, "eos_token_id is outside the vocabulary"),
+            (min(self.rope_theta, self.compress_rope_theta) > 1, "rope_theta or compress_rope_theta is not above 1"),
+            (max(self.sliding_window, self.index_topk) <= 1 << 16, "sliding_window or index_topk is beyond 65536"),
             (self.hc_mult <= 64 and self.hc_sinkhorn_iters <= 1000, "hc_mult or hc_sinkhorn_iters is absurd"),
             (all(dspark) or not any(dspark), "dspark_* keys are incomplete"),
         )
@@ -180,7 +187,7 @@ DSPARK_FIELDS = (
 def _check_fixed(data: dict, fixed: dict, where: str) -> None:
     for key, wanted in fixed.items():
         if data.get(key) != wanted or type(data.get(key)) is not type(wanted):
-            raise ModelError(f"{where}: {key} is {str(data.get(key))[:60]!r}, this engine needs {wanted!r}")
+            raise ModelError(f"{where}: {key} is {jsonfile.shown(data.get(key))}, this engine needs {wanted!r}")
 
 
 def _value(field, value, where: str):
@@ -194,11 +201,11 @@ def _value(field, value, where: str):
         return tuple(value)
     if field.type is float or field.type == "float":
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not 0 < value < 1e12:
-            raise ModelError(f"{where}: {name} must be a positive number, not {str(value)[:60]!r}")
+        if not number or not 1e-30 < value < 1e12:
+            raise ModelError(f"{where}: {name} must be a number between 1e-30 and 1e12, not {jsonfile.shown(value)}")
         return float(value)
     if not _is_size(value) or (value == 0 and name not in NOT_POSITIVE):
-        raise ModelError(f"{where}: {name} must be a positive integer below {LIMIT}, not {str(value)[:60]!r}")
+        raise ModelError(f"{where}: {name} must be a positive integer below {LIMIT}, not {jsonfile.shown(value)}")
     return value
 
 

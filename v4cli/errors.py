@@ -3,6 +3,7 @@
 Library code raises these; only `v4cli.cli` turns them into output and an exit status.
 """
 
+import errno
 from enum import IntEnum
 from pathlib import Path
 
@@ -18,6 +19,14 @@ class Exit(IntEnum):
     NETWORK = 5
     LIMIT = 6
     INTERRUPTED = 130
+
+
+LACKING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+
+
+def exit_code(error: OSError) -> Exit:
+    """Of an error of the system: whether memory, disk or another of its resources is lacking."""
+    return Exit.RESOURCES if error.errno in LACKING else Exit.FAILURE
 
 
 class V4Error(Exception):

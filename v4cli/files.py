@@ -1,40 +1,90 @@
 """Reading files that others made, within bounds; writing files so that readers, and whoever comes after a crash, see
 the old or the new one and never a part."""
 
+import codecs
 import contextlib
+import errno
 import os
+import re
 import stat
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from v4cli.errors import ModelError, V4Error
+from v4cli.errors import ModelError, UsageError, V4Error
+
+_HALVES = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are no text in the locale's encoding
 
 
-def contents(path: Path, limit: int, error: type[V4Error] = ModelError) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes; never waits for a pipe or reads a device.
+def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = True) -> BinaryIO:
+    """A regular file to read; never waits for a pipe or reads a device. `follow`: whether it may be a link to one.
 
-    `error`, naming the file, if it is missing, larger, no regular file or cannot be read.
+    `error`, naming the file, if it is missing, no regular file or cannot be opened.
     """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise error(f"{path}: not a regular file")
-            if about.st_size > limit or len(data := file.read(limit + 1)) > limit:
-                raise error(f"{path}: larger than {limit >> 20} MiB, not a file of this kind")
-            return data
+        file = open(os.open(path, flags), "rb")
     except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror})") from None
+        why = "a link" if problem.errno == errno.ELOOP and not follow else problem.strerror
+        raise error(f"{path}: cannot be read ({why})") from None
+    except ValueError:  # a NUL in the name
+        raise error(f"{path}: no such file") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise error(f"{path}: not a regular file")
+    return file
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Temporary file beside it, fsync, rename, fsync of the folder. OSError, and nothing is left, without room."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
+def size(path: Path) -> int:
+    """Bytes of a file, 0 if there is none."""
+    return path.stat().st_size if path.is_file() else 0
+
+
+def contents(path: Path, limit: int, error: type[V4Error] = ModelError, follow: bool = True) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes. `error`, naming the file, also if it is larger."""
+    with open_regular(path, error, follow) as file:
+        try:
+            if os.fstat(file.fileno()).st_size > limit or len(data := file.read(limit + 1)) > limit:
+                raise error(f"{path}: larger than {limit >> 20} MiB, not a file of this kind")
+        except OSError as problem:
+            raise error(f"{path}: cannot be read ({problem.strerror})") from None
+        return data
+
+
+def decoded(data: bytes, what: str, error: type[V4Error] = UsageError) -> str:
+    """UTF-8 text, without a byte order mark; `error`, naming `what`, for anything else."""
+    others = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE  # UTF-32 LE begins like UTF-16 LE
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        if data.startswith(others):
+            raise error(f"{what}: UTF-16 or UTF-32 text", "save it as UTF-8") from None
+        raise error(f"{what}: not UTF-8 text (byte {problem.start})") from None
+
+
+def argument(text: str, what: str) -> str:
+    """Text from the command line or a variable, which is UTF-8 whatever the locale says. UsageError if it is not."""
+    return text if text.isascii() or not _HALVES.search(text) else decoded(os.fsencode(text), what)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = 0o644, keep: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that is `path` afterwards, or nothing: temporary and new beside it (so no link is followed),
+    fsync, rename, fsync of the folder. OSError, and nothing is left, without room.
+
+    `mode` is that of a new file, less what the umask forbids. With `keep`, a file that is there passes on its
+    permissions, and as far as that is allowed its owner and extended attributes.
+    """
+    temporary = path.with_name(f"{os.fsdecode(os.fsencode(path.name)[:200])}.{os.urandom(4).hex()}.tmp")
+    before = path.lstat() if keep and path.is_file() and not path.is_symlink() else None
+    first_mode = mode if before is None else before.st_mode & 0o600
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, first_mode)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
-            os.fchmod(handle, mode)
+            if before is not None:
+                _pass_on(path, before, handle)
             os.fsync(handle)
         os.replace(temporary, path)
     except BaseException:
@@ -42,6 +92,23 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def _pass_on(path: Path, before: os.stat_result, handle: int) -> None:
+    """Give what a file has besides its content to the one that replaces it; never rights to become someone else."""
+    with contextlib.suppress(PermissionError):
+        os.fchown(handle, before.st_uid, before.st_gid)
+    os.fchmod(handle, stat.S_IMODE(before.st_mode) & 0o777)
+    with contextlib.suppress(OSError):  # there are file systems without attributes
+        for name in os.listxattr(path, follow_symlinks=False):
+            if name.startswith("user.") or name == "system.posix_acl_access":
+                os.setxattr(handle, name, os.getxattr(path, name, follow_symlinks=False))
+
+
+def write_atomically(path: Path, data: bytes | bytearray, mode: int = 0o644, keep: bool = False) -> None:
+    """The file whole, or nothing of it, as `replacing` makes it. OSError without room."""
+    with replacing(path, mode, keep) as file:
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:

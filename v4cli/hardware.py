@@ -27,17 +27,17 @@ def ram() -> tuple[int, int]:
 def usable_ram() -> int:
     """Bytes free for new programs, not more than the control group of this process may have."""
     limits = [ram()[1]]
-    for line in _text("/proc/self/cgroup").splitlines():
+    for line in system_text("/proc/self/cgroup").splitlines():
         _, kinds, path = line.split(":", 2)
         if kinds in ("", "memory"):
             file = "memory.max" if kinds == "" else "memory/{}/memory.limit_in_bytes"
             file = f"{path.strip('/')}/{file}" if kinds == "" else file.format(path.strip("/"))
-            text = _text(f"/sys/fs/cgroup/{file}").strip()
+            text = system_text(f"/sys/fs/cgroup/{file}").strip()
             limits += [int(text)] if text.isdigit() else []
     return min(limits)
 
 
-def _text(path: str) -> str:
+def system_text(path: str) -> str:
     """Contents of a system file; nothing where there is none."""
     try:
         return Path(path).read_text()
@@ -59,7 +59,19 @@ def vram() -> tuple[int, int]:
 
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.isdir(path))
+
+
+def not_writable(folder: Path) -> str | None:
+    """Why nothing can be written in `folder`, which need not be there yet; None if something can. Found by trying."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
+        return f"{there} is not a folder"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return f"{there} cannot be written ({error.strerror})"
 
 
 def disk_free(folder: Path) -> int:

@@ -1,42 +1,71 @@
 """Where v4cli keeps things. `V4_HOME` moves everything under one folder."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
-from v4cli.errors import ModelError
+from v4cli.errors import ModelError, UsageError
 
 NANO = Path(__file__).parent / "nano" / "checkpoint"
+NOWHERE = Path("/dev/null")  # nothing is there, and nobody can make something there
 
 
 def config_file() -> Path:
     """The user's settings; it need not exist."""
-    home = os.environ.get("V4_HOME")
-    return (Path(home) if home else Path(platformdirs.user_config_dir("v4cli"))) / "config.toml"
+    return (_home() or _of_user(platformdirs.user_config_dir)) / "config.toml"
 
 
 def state_dir() -> Path:
     """Folder of history and other state; it need not exist yet."""
-    home = os.environ.get("V4_HOME")
-    return Path(home) / "state" if home else Path(platformdirs.user_state_dir("v4cli"))
+    home = _home()
+    return home / "state" if home else _of_user(platformdirs.user_state_dir)
 
 
 def models_dir() -> Path:
     """Folder of pulled models, one folder each; it need not exist yet."""
-    home = os.environ.get("V4_HOME")
-    return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "models"
+    return (_home() or _of_user(platformdirs.user_data_dir)) / "models"
 
 
 def chats_dir() -> Path:
     """Folder of conversations, one file each; it need not exist yet."""
-    home = os.environ.get("V4_HOME")
-    return (Path(home) if home else Path(platformdirs.user_data_dir("v4cli"))) / "chats"
+    return (_home() or _of_user(platformdirs.user_data_dir)) / "chats"
 
 
 def _cache_dir() -> Path:
-    home = os.environ.get("V4_HOME")
-    return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("v4cli"))
+    home = _home()
+    return home / "cache" if home else _of_user(platformdirs.user_cache_dir)
+
+
+def _home() -> Path | None:
+    """V4_HOME, if it is set. UsageError."""
+    told = os.environ.get("V4_HOME", "").strip()
+    if told.startswith("~") and str(expanded(told)).startswith("~"):
+        raise UsageError(f"V4_HOME={told}: there is no such home folder", "V4_HOME=/a/whole/path")
+    return (here() / expanded(told)) if told else None
+
+
+def _of_user(folder: Callable[[str], str]) -> Path:
+    """One of the user's folders. Who has no home folder has them nowhere: what is kept there cannot be written."""
+    try:
+        path = Path(folder("v4cli"))
+    except RuntimeError:  # so say some versions of platformdirs, others give a path that begins with ~
+        return NOWHERE / "v4cli"
+    return path if path.is_absolute() else NOWHERE / "v4cli"
+
+
+def expanded(path: str) -> Path:
+    """The path with the home folder for ~, as far as there is one."""
+    return Path(os.path.expanduser(path))
+
+
+def here() -> Path:
+    """The current folder. UsageError if it has been removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder has been removed", "cd to another one") from None
 
 
 def prefixes_dir() -> Path:
@@ -58,9 +87,15 @@ def model_folder(model: str) -> Path:
         return NANO
     for path in (named_folder(model), os.path.expanduser(model)):
         if path is not None and os.path.isdir(path):
-            return Path(path)
+            from v4cli.weights.kinds import resolved
+
+            return resolved(Path(path))
     from v4cli.weights.known import MODELS  # 8 ms, which the REPL has no time for
 
+    if os.path.exists(os.path.expanduser(model)):
+        from v4cli.weights.kinds import not_a_folder
+
+        raise not_a_folder(Path(model).expanduser())
     hint = f"v4 pull {model}" if model in MODELS else "v4 ls lists the models that are here; v4 pull brings others"
     raise ModelError(f"model {model!r} not found", hint)
 

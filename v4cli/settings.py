@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from v4cli import paths
 from v4cli.errors import UsageError
+from v4cli.files import argument, contents, decoded
 
 PROJECT_FILE = ".v4cli.toml"
 MAX_BYTES = 1 << 20
@@ -105,8 +106,7 @@ def defaults(command: str, options: Container[str]) -> dict:
     values = load().values
     think = values.pop("think", None)
     if think is not None:
-        values["think_max"] = think == "max"
-        values["think"] = think == "on" or (think == "max" and "think_max" not in options)
+        values |= {"think": think == "on", "no_think": think == "off", "think_max": think == "max"}
     others = ("model", *(CHAT_ONLY if command == "run" else ()))
     return {key: value for key, value in values.items() if key in options and key not in others}
 
@@ -124,13 +124,13 @@ def load(folder: Path | None = None) -> Settings:
     UsageError names file, key and what would be right.
     """
     keys, servers = {key: Setting() for key in KEYS}, {}
-    user, project = paths.config_file(), (folder or Path.cwd()) / PROJECT_FILE
-    for path in (user, project):
+    user = paths.config_file()
+    for path in (user, *_of_project(folder)):
         table = _read(path)
         if path is user:
             servers = _servers(table.pop("mcp", {}), path)
         for key, value in table.items():
-            checked = _checked(key, value, str(path), in_project=path is project)
+            checked = _checked(key, value, str(path), in_project=path is not user)
             keys[key] = Setting(checked, str(path))
     for key in KEYS:
         text = os.environ.get(variable(key))
@@ -139,27 +139,35 @@ def load(folder: Path | None = None) -> Settings:
     return Settings(keys, servers)
 
 
+def _of_project(folder: Path | None) -> list[Path]:
+    """The project's file; none where the current folder has been removed or may not be looked into."""
+    try:
+        folder = folder or Path.cwd()
+    except FileNotFoundError:
+        return []
+    return [folder / PROJECT_FILE] if os.access(folder, os.X_OK) else []
+
+
 def variable(key: str) -> str:
     """The environment variable of a key."""
     return "V4_" + key.upper()
 
 
 def _read(path: Path) -> dict:
-    """A TOML file; empty if there is none."""
-    if not path.is_file():
-        return {}
+    """A TOML file; empty if there is none. UsageError."""
+    try:
+        if not path.is_file():
+            return {}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be looked for ({error.strerror})", f"ls -ld {path.parent}") from None
     import tomllib
 
+    data = contents(path, MAX_BYTES, UsageError)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-        return tomllib.loads(data.decode())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})", f"ls -l {path}") from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a TOML file of settings ({error})", "a line is like temp = 0.7") from None
+        return tomllib.loads(decoded(data, "its contents"))
+    except (UsageError, ValueError, RecursionError) as error:
+        hint = getattr(error, "hint", "") or "a line is like temp = 0.7"
+        raise UsageError(f"{path}: not a TOML file of settings ({error})", hint) from None
 
 
 def _checked(key: str, value, where: str, in_project: bool = False):
@@ -178,12 +186,12 @@ def _checked(key: str, value, where: str, in_project: bool = False):
     right = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
     if not right or (known.choices and value not in known.choices):
         raise UsageError(f"{where}: {key} must be {known.expected}, not {value!r}", known.about)
-    return Path(value).expanduser() if known.kind is Path else value
+    return paths.expanded(value) if known.kind is Path else value
 
 
 def _from_text(key: str, text: str):
     """The value of an environment variable."""
-    kind, value = KEYS[key].kind, text
+    kind, value = KEYS[key].kind, argument(text, variable(key)) if KEYS[key].kind is str else text
     if kind is bool:
         value = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
     elif kind in (int, float):

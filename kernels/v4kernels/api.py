@@ -22,7 +22,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from v4kernels.tree import M, Tree, V
+from v4kernels.tree import Attention, M, Tree, V
 
 A = TypeVar("A")  # activations: an array of the backend
 X = TypeVar("X")  # what of a sublayer's input its output needs
@@ -49,6 +49,9 @@ class LayerState(Protocol):
 
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
         """Write what `entries(first, last)` gave elsewhere. ValueError if it does not fit, MemoryError without room."""
+
+    def finite(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether what `entries` or `mark` gave elsewhere is finite."""
 
     @property
     def nbytes(self) -> int:
@@ -168,6 +171,9 @@ class Ops(Protocol[A, X, S, B]):
     def final_hidden(self, streams: A) -> A:
         """streams (N, S, D) -> hidden (N, D), normed for the head."""
 
+    def finite(self, x: A) -> bool:
+        """Whether every value of streams or hidden states is finite."""
+
     def rows(self, hidden: A, rows: Sequence[int]) -> A:
         """Some rows of hidden (N, D)."""
 
@@ -183,6 +189,9 @@ class Backend(Protocol[M, V]):
 
     name: str
     numerics: str
+
+    def new_state(self, attentions: Sequence[Attention], most_tokens: int) -> "TimelineState":
+        """As Ops.new_state, for attentions that need not have weights."""
 
     @property
     def bind(self) -> Callable[[Tree[M, V]], Ops]:

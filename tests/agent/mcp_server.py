@@ -111,6 +111,7 @@ def strange():
         types.Tool(name="long", input_schema={"type": "object", "title": "x", "enum": [{"a": "y" * 1500}] * 20}),
         types.Tool(name="wrong", input_schema={"type": "object", "properties": {"a": {"type": 5}}}),
         types.Tool(name="quoted", input_schema={"type": "object", "properties": {'a" string="': {"type": "string"}}}),
+        types.Tool(name="hidden", input_schema={"type": "object", "properties": {"a": {"enum": ["x\u200b"]}}}),
         types.Tool(name="n" * 300, description="long name", input_schema={"type": "object"}),
     ]
 
@@ -125,6 +126,27 @@ def strange():
     asyncio.run(main())
 
 
+def mixed(cursor: str | None) -> dict:
+    """A list of tools of which some are not even what the protocol has, and which is on pages without end."""
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1, "exclusiveMinimum": True}}}
+    old = {"$schema": "http://json-schema.org/draft-04/schema#"} | schema
+    seven = {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"n": {"items": [{}, {}]}}}
+    bad = [
+        "words",
+        None,
+        {},
+        {"name": "untyped"},
+        {"name": "text", "inputSchema": {"type": "string"}},
+        {"name": "list", "inputSchema": []},
+        {"name": 5, "inputSchema": {"type": "object"}},
+        {"name": "other draft", "inputSchema": schema},
+        {"name": "flood", "inputSchema": {"type": "object"}},
+    ]
+    good = [TOOL, {"name": "old", "inputSchema": old}, {"name": "seven", "inputSchema": {"type": "object"} | seven}]
+    good += [{"name": name, "inputSchema": {"type": "object"}} for name in ("a.b", "a b", "a_b", "long" * 40)]
+    return {"tools": good + bad if cursor is None else [], "nextCursor": f"{cursor}+"}
+
+
 TOOL = {"name": "flood", "inputSchema": {"type": "object"}}
 
 
@@ -133,7 +155,7 @@ def answer(request: dict, result: dict) -> None:
     sys.stdout.flush()
 
 
-def by_hand(on_call) -> None:
+def by_hand(on_call, listed=lambda cursor: {"tools": [TOOL]}) -> None:
     """Speak just enough of the protocol; `on_call(request)` misbehaves."""
     for line in sys.stdin:
         request = json.loads(line)
@@ -141,7 +163,7 @@ def by_hand(on_call) -> None:
             about = {"protocolVersion": request["params"]["protocolVersion"], "capabilities": {"tools": {}}}
             answer(request, about | {"serverInfo": {"name": "bad", "version": "1"}})
         elif request.get("method") == "tools/list":
-            answer(request, {"tools": [TOOL]})
+            answer(request, listed(request.get("params", {}).get("cursor")))
         elif request.get("method") == "tools/call":
             on_call(request)
         elif "id" in request:
@@ -165,6 +187,12 @@ def endless_messages(request: dict) -> None:
     message = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "x" * 9000}}
     while True:
         print(json.dumps(message))
+
+
+def structured(request: dict) -> None:
+    """Say only a part of the result in words."""
+    about = {"rows": [1, 2], "result": "x"}
+    answer(request, {"content": [{"type": "text", "text": "2 rows"}], "structuredContent": about})
 
 
 def half_answer(request: dict) -> None:
@@ -195,5 +223,9 @@ if __name__ == "__main__":
         good().run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
     elif kind in ("strange", "stubborn"):
         globals()[kind]()
+    elif kind == "mixed":
+        by_hand(structured, mixed)
+    elif kind == "empty":
+        by_hand(structured, lambda cursor: {"tools": []})
     else:
         by_hand(globals()[kind])

@@ -147,7 +147,7 @@ def test_the_environment_is_clean(run, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "TOKEN")
     monkeypatch.setenv("LD_PRELOAD", "")
     names = {line.split("=")[0] for line in run("env").text.splitlines()}
-    assert names - {"V4_RUN"} == {"PATH", "HOME", "LANG", "TERM", "NO_COLOR", "PWD", "SHLVL", "_"}
+    assert names - {"V4_RUN"} == {"PATH", "HOME", "LANG", "TERM", "NO_COLOR", "GIT_OPTIONAL_LOCKS", "PWD", "SHLVL", "_"}
 
 
 def test_the_home_folder_is_private(run):

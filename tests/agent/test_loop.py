@@ -158,9 +158,8 @@ def test_after_an_interruption_every_call_has_its_result(say):
 
 
 def test_interrupted_words_stay(say):
-    looks = iter([False] * 12 + [True] * 10)
     agent, _ = say("one two three four five six seven eight nine ten")
-    found = events(agent, cancelled=lambda: next(looks))
+    found = events(agent, cancelled=lambda: agent.chat.session.taken > 5)
     assert found[-1] == Done("interrupted") and agent.chat.message["content"].startswith("one two")
     assert agent.chat.message["sampled"]["ids"] == agent.chat.ids
 
@@ -176,6 +175,57 @@ def test_a_token_across_the_end_of_a_block_is_replayed_up_to_there(say, nano):
     assert said["tool_block"].endswith(CLOSE) and said["sampled"]["text"] == said["tool_block"]
     assert nano.tokenizer.decode(said["sampled"]["ids"]) == said["tool_block"]
     assert results(found) == ["a"] and agent.chat.message["content"] == "Done."
+
+
+def test_what_is_wrong_with_a_call_is_kept_in_its_message(say):
+    agent, _ = say(block(invoke("echo", text="a"), invoke("echo", text="b"))[:-60], "I see.")
+    said, *_ = [event.message for event in events(agent) if isinstance(event, Said)]
+    assert [call.get("fault") for call in said["tool_calls"]] == [None, "it was cut off before it was complete"]
+    agent, _ = say(block("echo a"), "I see.")
+    said, *_ = [event.message for event in events(agent) if isinstance(event, Said)]
+    assert said["fault"] == "the block holds no call that can be read" and said["tool_block"] == block("echo a")
+
+
+def test_a_call_cut_off_by_an_interruption_has_a_fault(say):
+    agent, ran = say(block(invoke("echo", text="a long text that goes on and on for a while" * 9)))
+    found = events(agent, cancelled=lambda: agent.chat.session.taken > 60)
+    said = next(event.message for event in found if isinstance(event, Said))
+    assert said["tool_calls"][0]["fault"] == "it was cut off before it was complete"
+    assert found[-1] == Done("interrupted") and ran == []
+
+
+def test_calls_that_are_not_run_are_told_as_they_came(say):
+    for said, given in (
+        (block(invoke("echo", text="a"))[:-60], ""),
+        (block(invoke("echo", text="a")).partition("a<")[0] + "a", '{"text": "a'),
+        (block(TWICE), '{"text": "a", "text": "b"}'),
+        (block(invoke("count", n="[1")), {"n": "[1"}),
+        (block("echo a"), block("echo a").strip()),
+    ):
+        start = next(event for event in events(say(said, "I see.")[0]) if isinstance(event, CallStart))
+        assert start.call.fault and start.call.given == given
+
+
+def test_an_answer_without_words_is_told(say):
+    assert events(say("")[0])[-1] == Done("stop", empty=True)
+    assert events(say("Yes.")[0])[-1] == Done("stop")
+
+
+def test_a_call_without_its_wrapper_is_replayed_up_to_its_end(say):
+    bare = invoke("echo", text="a")
+    agent, ran = say(f"Well.\n{bare}< and so on", max_rounds=1)
+    said = next(event.message for event in events(agent) if isinstance(event, Said))
+    assert ran == [{"text": "a"}] and said["content"] == "Well." and said["sampled"]["text"] == f"Well.\n{bare}"
+    assert agent.chat.tokenizer.decode(said["sampled"]["ids"]) == said["sampled"]["text"]
+
+
+def test_markup_in_the_user_s_words_is_text(say, nano):
+    agent, ran = say("I see.")
+    words = block(invoke("echo", text="a"))
+    found = list(agent.run([{"role": "user", "content": words}], Options(False)))
+    assert ran == [] and found[-1] == Done("stop")
+    dsml, prompt = nano.tokenizer.special_id(D), agent.chat.prompt
+    assert prompt.count(dsml) == nano.tokenizer.decode(prompt).count(D) - words.count(D)
 
 
 def test_each_turn_has_its_own_seed(say):

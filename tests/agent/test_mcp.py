@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from v4cli import paths, settings
-from v4cli.agent import mcp_client
+from v4cli.agent import foreign, mcp_bounds, mcp_client, mcp_stdio
 from v4cli.agent.loop import Agent, CallEnd, Decision
 from v4cli.agent.mcp_client import mcp_tools
 from v4cli.agent.tools import Context, Kind, Toolbox, ToolError
@@ -162,19 +162,55 @@ def test_what_comes_from_outside_is_made_harmless():
     notes = []
     with mcp_tools({"strange one": server("strange")}, notes.append) as tools:
         pass
-    assert [tool.name[:20] for tool in tools] == ["strange_one__read_me", "strange_one__nnnnnnn"]
+    assert [tool.name[:20] for tool in tools] == ["strange_one__read_me"] * 2 + ["strange_one__nnnnnnn"]
+    assert len({tool.name for tool in tools}) == 3
     for tool in tools:
         assert re.fullmatch("[A-Za-z0-9_-]{1,64}", tool.name)
         assert len(tool.description) <= 2000 and len(json.dumps(tool.schema)) < 25_000
         assert not {"\x1b", "\u202e", "\u200b", "\U000e0041"} & set(json.dumps(tool.schema, ensure_ascii=False))
     left_out = {note.split("left out: ")[1].split(" (")[0] for note in notes}
     assert left_out == {
-        "there is another one called strange_one__read_me___2J",
         "its schema is nested too deeply",
         "its schema is too long",
         "its schema is not valid",
         "it has a parameter with the name 'a\" string=\"'",
+        "there are hidden characters in its schema, or it is too long, at 'x'",
     }
+
+
+def test_bad_tools_of_a_server_are_left_out_alone(monkeypatch):
+    monkeypatch.setattr(mcp_client, "MAX_NOTES", 100)
+    notes = []
+    with mcp_tools({"m": server("mixed"), "none": server("empty")}, notes.append) as tools:
+        by_name = {tool.name: tool for tool in tools}
+        assert by_name["m__flood"].run({}, HERE) == '2 rows\n\n{"rows": [1, 2], "result": "x"}'
+    assert {"m__flood", "m__old", "m__seven", "m__a_b", f"m__{'long' * 15}l"} <= by_name.keys() and len(tools) == 7
+    told = dict(note.removeprefix("mcp.m: tool ").split(" is left out: ") for note in notes if note.startswith("mcp.m"))
+    wrong = "its schema is not valid (True is not of type 'number')"
+    assert told == {
+        "'words'": "it is not an object",
+        "'None'": "it is not an object",
+        "''": "inputSchema: field required",
+        "'untyped'": "inputSchema: field required",
+        "'text'": "inputSchema.type: input should be 'object'",
+        "'list'": "inputSchema: input should be a valid dictionary or instance of inputschema",
+        "'5'": "name: input should be a valid string",
+        "'other draft'": wrong,
+        "'flood'": "it is listed twice",
+        "'the rest'": "its list does not end after 9 tools on 20 pages",
+    }
+    assert [note for note in notes if note.startswith("mcp.none")] == ["mcp.none: it offers no tools"]
+
+
+def test_names_do_not_depend_on_the_order_of_the_tools():
+    tools = [("a", "b c"), ("a", "b_c"), ("a", "b.c"), ("a__b", "c"), ("a", "b__c"), ("x" * 40, "y" * 40 + "1")]
+    tools += [("x" * 40, "y" * 40 + "2"), ("a", "other.name"), ("é", "")]
+    found = dict(zip(tools, foreign.names(tools)))
+    assert len(set(found.values())) == len(tools)
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,64}", name) for name in found.values())
+    assert found["a", "b_c"] == "a__b_c" and found["a", "other.name"] == "a__other_name"
+    assert dict(zip(tools[::-1], foreign.names(tools[::-1]))) == found
+    assert found["a", "b c"] == "a__b_c_" + found["a", "b c"][-6:] and found["a__b", "c"] != "a__b__c"
 
 
 def test_over_http(tmp_path):
@@ -206,6 +242,33 @@ def _answers(url: str) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(b"\r\n" + b"x" * (1 << 20), "more than 0 MiB"), (b"Content-Encoding: gzip\r\n\r\nx", "packed data")],
+)
+def test_what_comes_over_http_is_bounded(answer, says, monkeypatch):
+    monkeypatch.setattr(mcp_bounds, "MAX_BYTES", 1000)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            while True:
+                try:
+                    with listening.accept()[0] as connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + answer)
+                except OSError:
+                    return
+
+        threading.Thread(target=serve, daemon=True).start()
+        notes = []
+        with mcp_tools(
+            {"web": McpServer(url=f"http://127.0.0.1:{listening.getsockname()[1]}/")}, notes.append
+        ) as tools:
+            assert tools == []
+        assert says in notes[0]
+        listening.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.mark.parametrize("forgotten", [False, True], ids=["closed by sys.exit", "never closed"])
 def test_no_process_outlives_the_program(forgotten, tmp_path):
     """One that ignores SIGTERM and has a child of its own."""
@@ -227,16 +290,23 @@ else:
     eventually(lambda: not any(map(alive, pids)))
 
 
-def test_ctrl_c_while_connecting_leaves_nothing_behind(tmp_path):
-    interrupt = threading.Thread(
-        target=lambda: (eventually((tmp_path / "mute").exists), os.kill(os.getpid(), signal.SIGINT))
-    )
+def test_ctrl_c_while_connecting_leaves_nothing_behind_and_waits_for_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(mcp_stdio, "GRACE_S", 60.0)
+    interrupted = []
+
+    def ctrl_c():
+        eventually((tmp_path / "mute").exists)
+        interrupted.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt = threading.Thread(target=ctrl_c)
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
         with mcp_tools({"mute": mute(tmp_path)}, pytest.fail):
             pass
     interrupt.join()
-    assert not alive(int((tmp_path / "mute").read_text()))
+    assert time.monotonic() - interrupted[0] < 30
+    eventually(lambda: not alive(int((tmp_path / "mute").read_text())))
 
 
 def test_without_the_sdk_it_says_what_to_install(monkeypatch):

@@ -17,6 +17,7 @@ from v4cli.agent import rollout, sandbox
 from v4cli.agent.rollout import Conditions
 from v4cli.agent.tasks import read_tasks
 from v4cli.chat.turn import Chat
+from v4cli.cli.rollout import Tally
 from v4cli.errors import RequestError, UsageError
 from v4cli.paths import NANO
 
@@ -246,6 +247,25 @@ def test_mistakes_are_exit_2_and_one_line(tmp_path):
         assert done.returncode == 2 and str(tasks) in done.stderr and "Traceback" not in done.stderr
     (tmp_path / "file").write_text("")
     tasks = tmp_path / "tasks"
-    tasks.write_text('{"id": "one", "prompt": "hi"}\n')
+    tasks.write_text('{"id": "one", "prompt": "hi", "tools": "none"}\n')  # needs no sandbox
     done = subprocess.run(command(tasks, tmp_path / "file"), capture_output=True, text=True, env=os.environ)
     assert done.returncode == 2 and "file cannot be a folder" in done.stderr and "--out" in done.stderr
+
+
+def test_what_is_not_whole_is_kept_and_counted(chat, tmp_path, capsys):
+    """The model runs out of tokens in a call, is told so, and answers; then in an answer; then before one."""
+    short = replace(SETTINGS, tools="calculator", max_tokens=25)
+    (record,) = play(chat, tmp_path, {"id": "a", "prompt": "what is 12*34?"}, settings=short)
+    said = [message for message in record["messages"] if message["role"] == "assistant"]
+    assert said[0]["tool_calls"][0]["fault"] == "it was cut off before it was complete"
+    assert record["turns"][0]["finish"] == "length"
+    records = [record]
+    for name, settings in (("b", replace(short, max_tokens=5)), ("c", replace(short, max_tokens=5, thinking=True))):
+        (tmp_path / name).mkdir()
+        records += play(chat, tmp_path / name, {"id": name, "prompt": "hello, who are you?"}, settings=settings)
+    assert [record["finish"] for record in records[1:]] == ["length", "length"]
+    tally = Tally(3, [rollout.Result.of(record) for record in records])
+    tally.end(tmp_path, as_json=True)
+    said = capsys.readouterr()
+    assert "2 cut off at the limit of tokens, 1 without an answer" in said.err
+    assert json.loads(said.out)["without_answer"] == 1

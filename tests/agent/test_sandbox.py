@@ -247,18 +247,20 @@ def test_a_sandbox_is_refused_where_the_workspace_holds_the_home_folder(world):
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_is_made_of_whole_instructions(machine):
     lines = len(program(machine)) / 8
-    assert lines == int(lines) and 30 < lines < 100
+    assert lines == int(lines) and 60 < lines < 200
     assert program("riscv64") == b""
 
 
-def test_git_can_be_used_but_not_be_given_something_to_run(world):
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_git_can_be_read_but_not_changed(world):
     shutil.rmtree(world.workspace / ".git")
-    subprocess.run(["git", "init", "-q", "--template=", str(world.workspace)], check=True)
-    commit = "git add file && git -c user.name=a -c user.email=a@b.c commit -qm first && git log --oneline | wc -l"
-    assert world.inside(f"echo x > file; {commit}").text == "1\n"
-    done = world.inside("echo evil > .git/hooks/pre-commit; git config core.pager evil")
-    assert "Read-only file system" in done.text and "pager" not in (world.workspace / ".git" / "config").read_text()
-    assert list((world.workspace / ".git" / "hooks").iterdir()) == []
+    for command in ("init -q", "add victim", "-c user.name=a -c user.email=a@b.c commit -q --allow-empty -m first"):
+        subprocess.run(["git", "-C", world.workspace, *command.split()], stderr=subprocess.DEVNULL)
+    done = world.inside("echo x > file; git status --short; git log --format=%s; git diff; git show --stat")
+    assert "?? file\n" in done.text and "\nfirst\n" in done.text and (done.status, done.note) == (0, "")
+    for command in ("git add file", "git commit --allow-empty -m x", "git config a.b c", "git checkout -b x"):
+        done = world.inside(command)
+        assert done.status and done.note == "[read-only here: .git; ask the user to commit or to change it]", command
 
 
 def test_the_sandbox_dies_with_its_maker(world):

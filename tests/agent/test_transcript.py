@@ -150,3 +150,14 @@ def test_two_processes_lose_nothing(tmp_path):
         process.join(30)
     found = sorted(contents(transcript)[1:] for transcript in transcripts(tmp_path))
     assert found == [[f"{name} {i}" for i in range(100)] for name in "ab"]
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    damaged = []
+    assert list(transcripts(tmp_path, damaged.append)) == [] and len(damaged) == 2
+    assert sorted(str(error).rpartition(": ")[2] for error in damaged) == [
+        "cannot be read (a link)",
+        "not a regular file",
+    ]

@@ -6,7 +6,6 @@ import pytest
 
 from v4cli import paths
 from v4cli.agent.tools import Kind, Tool, Toolbox
-from v4cli.chat import grammar
 from v4cli.chat.dsml import CALLS_OPEN
 from v4cli.chat.parser import StreamParser, ToolCallArguments
 from v4cli.chat.requests import encode_request
@@ -35,11 +34,6 @@ TYPED = tool(
     where={"type": "array", "maxItems": 2, "items": {"type": ["boolean", "null"]}},
     name={"type": ["string", "null"]},
 )
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return Chat.open(paths.NANO)
 
 
 def blocks(chat, tools: list[dict], n: int, constrained: bool, limit: int = 1000):
@@ -166,22 +160,6 @@ class Walk:
         constraint = self.chat._guide.constraint(self.tools)
         masks = [constraint.allowed(tokens[:n]) for n in range(len(tokens))]
         return all(mask is None or mask[token] for mask, token in zip(masks, tokens))
-
-
-def test_strange_schemas_still_make_a_grammar(chat):
-    strange = [
-        tool("deep", x={"type": "object", "properties": {"y": {"$ref": "#/$defs/none"}}}),
-        tool("format", x={"type": "string", "format": "colour"}, y={"type": "integer", "multipleOf": 0}),
-        tool("pattern", x={"type": ["integer", "null"], "pattern": "(?=a)"}, y={"type": "array", "items": 3}),
-        tool("choice", x={"enum": ["a\\b", 'c"d', 1, None]}, y={"type": "string", "enum": []}, z=True),
-        tool("names", **{'a"b': {"type": "string"}, "c>d": {}, "é": {"type": "string"}}),
-        tool("many", **{f"p{i}": {"type": "string"} for i in range(100)}),
-        {"type": "function", "function": {"name": "bare", "description": ""}},
-        tool('quo"te'),
-    ]
-    for some in [strange, *([one] for one in strange[:-1])]:
-        matcher = chat._guide.matcher(grammar.grammar(some, chat._guide.dsml))
-        assert matcher.get_error() == ""
 
 
 def test_without_llguidance_it_says_what_to_install(monkeypatch):

@@ -2,11 +2,14 @@
 
 import json
 import random
+import re
 import time
 
 import pytest
 
+from v4cli.chat import dsml
 from v4cli.chat.parser import End, StreamParser, Text, Thinking, ToolCallArguments, ToolCallEnd, ToolCallStart
+from v4cli.chat.special import PromptBuilder
 
 DEADLINE_S = 2.0  # of computing, for one case: hundreds of times what the largest needs
 NOISE = (
@@ -15,7 +18,14 @@ NOISE = (
     "<｜DSML｜invoke>", '<｜DSML｜invoke name="g">', "</｜DSML｜invoke>", "</｜DSML｜parameter>", "</｜DSML｜parameter",
     '<｜DSML｜parameter name="a" string="true">', '<｜DSML｜parameter name="b" string="false">', 'name="',
     'string="false"', "é", "漢字", "🙂", "\u2028", "\x00", "\x1b[31m", "\ud800", "<tool_result>",
-    "<｜end▁of▁sentence｜>", "<｜User｜>",
+    "<｜end▁of▁sentence｜>", "<｜User｜>", "```", "\n```xml\n", "\n~~~\n", "`", "<｜DSML｜toolcalls>",
+    "<|DSML|invoke name=f>", "<｜｜DSML｜｜function_calls>", "</‖DSML‖invoke>", "<｜DSML｜invoke name='g'/>",
+    " | DSML | ",
+)  # fmt: skip
+RESPELLED = (
+    ("｜DSML｜", "|DSML|"), ("｜DSML｜", "｜｜DSML｜｜"), ("｜DSML｜", " | DSML | "), ("tool_calls", "function_calls"),
+    ('"', "'"), ('"', ""), ('="', ' = "'), ("<｜DSML｜tool_calls>\n", ""), ("\n</｜DSML｜tool_calls>", ""),
+    ("<｜DSML｜tool_calls>", "```\n<｜DSML｜tool_calls>"), ("</｜DSML｜invoke>\n", ""), ("</｜DSML｜parameter>", ""),
 )  # fmt: skip
 VALUES = ("ls -l", "a/b.txt", "", "line\nline\n", 'say "hi" \\ bye', "漢字 🙂 é", "x < y > z", "</p>", "<think>", "0")
 JSON_VALUES = ("1", "-2.5e3", "true", "null", "[1, 2]", '{"k": "v"}', '"text"', "[]", "{oops", "", "NaN")
@@ -52,7 +62,7 @@ def mutated(rng: random.Random, text: str) -> str:
     for _ in range(rng.choice((0, 1, 1, 2, 3, 6))):
         a, b = sorted((rng.randrange(len(text) + 1), rng.randrange(len(text) + 1)))
         near = min(b, a + rng.randint(1, 12))
-        kind = rng.randrange(8)
+        kind = rng.randrange(9)
         if kind == 0:
             text = text[:a] + text[near:]
         elif kind == 1:
@@ -63,6 +73,8 @@ def mutated(rng: random.Random, text: str) -> str:
             text = text[:a] + rng.choice(NOISE) * rng.choice((1, 1, 1, 2)) + text[a:]
         elif kind == 6:
             text = text[:b]
+        elif kind == 7:
+            text = text.replace(*rng.choice(RESPELLED))
         else:
             text = text[:a] + rng.choice(("x", "\n", "<", '"', "é")) * rng.choice((1, 50, 3000)) + text[a:]
         text = text[:20_000]
@@ -114,11 +126,10 @@ def check(rng: random.Random, text: str, thinking: bool, every_letter: bool) -> 
     ended = [event[0] for event in events if isinstance(event[0], ToolCallEnd)]
     calls = whole.message().get("tool_calls", [])
     assert len(whole.faults) == len(calls) or (not calls and len(whole.faults) == 1)
+    assert [(event.index, event.fault) for event in ended] == list(enumerate(whole.faults[: len(calls)]))
     for event in ended:
-        assert isinstance(json.loads(event.arguments), dict)
+        assert event.fault or isinstance(json.loads(event.arguments), dict)
         assert calls[event.index]["function"] == {"name": event.name, "arguments": event.arguments}
-    open_calls = {call["index"] for call in calls} - {event.index for event in ended}
-    assert all(whole.faults[index] for index in open_calls)
     assert len([1 for event in events if isinstance(event[0], ToolCallStart)]) == len(calls)
 
 
@@ -156,6 +167,38 @@ def _json(text: str):
         return text
 
 
+TAGS = (
+    "<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", '<｜DSML｜invoke name="g">', "</｜DSML｜invoke>",
+    "</｜DSML｜parameter>", '<｜DSML｜parameter name="b" string="true">', "</|DSML|parameter>", "</think>",
+    "</｜DSML｜paramet", "<｜DSML｜x>",
+)  # fmt: skip
+
+
+def test_a_value_with_tags_in_it_is_whole_or_its_call_has_a_fault():
+    """Unless the text is, but for blanks between tags, that of the calls that were read, and so may well mean them."""
+    rng, whole = random.Random(22), 0
+    for case in range(20_000):
+        value = "".join(rng.choice((*TAGS, *TAGS, "code", " ", "\n", "')", "é")) for _ in range(rng.randint(1, 9)))
+        calls = [{"function": {"name": "f", "arguments": {"a": value}}}, {"function": {"name": "f", "arguments": {}}}]
+        text = rendered(calls[: rng.randint(1, 2)])
+        parser, _ = parse(text, (), thinking=False)
+        found = parser.message().get("tool_calls", [])
+        if not any(parser.faults):
+            is_whole = json.loads(found[0]["function"]["arguments"]) == {"a": value}
+            assert is_whole or BLANKS.sub("", rendered(found)) == BLANKS.sub("", text), f"case {case}: {text!r}"
+            whole += is_whole
+    assert whole > 5000
+
+
+BLANKS = re.compile(r"(?<=>)\s+(?=</?｜DSML)")
+
+
+def rendered(calls: list[dict]) -> str:
+    out = PromptBuilder()
+    dsml.write_calls(out, calls)
+    return out.build().text
+
+
 OPEN = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a" string="{}">'
 CLOSE = "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
 
@@ -170,8 +213,10 @@ CLOSE = "</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
         ("", "<", ""),
         ("<｜DSML｜tool_calls>", "y", ""),
         ("<｜DSML｜tool_calls><｜DSML｜invoke ", "a", ""),
+        ("x <｜DSML｜tool_calls>", " ", ""),
+        (OPEN.format("true") + "</｜DSML｜parameter>", " ", CLOSE),
     ],
-    ids=["text", "json", "closer", "newlines", "brackets", "garbage", "tag"],
+    ids=["text", "json", "closer", "newlines", "brackets", "garbage", "tag", "opener", "held"],
 )
 def test_letter_by_letter_costs_no_more_per_letter_the_longer_it_gets(head, unit, tail):
     """Four times the text may cost eight times the time (a quadratic parser takes sixteen)."""
@@ -184,6 +229,22 @@ def test_letter_by_letter_costs_no_more_per_letter_the_longer_it_gets(head, unit
         return time.process_time() - start
 
     assert min(seconds(40_000) for _ in range(2)) < 8 * max(seconds(10_000), seconds(10_000), 0.01)
+
+
+@pytest.mark.parametrize(
+    "unit", ['<｜DSML｜invoke name="g">', "</｜DSML｜parameter>", "x </｜DSML｜invoke>", "`<｜DSML｜x>"]
+)
+@pytest.mark.parametrize("head", ["", OPEN.format("true")], ids=["text", "value"])
+def test_many_tags_cost_no_more_each(unit, head):
+    """The same bound, for tags that are never closed, or close nothing."""
+
+    def seconds(n: int) -> float:
+        parser, start = StreamParser(False), time.process_time()
+        parser.push(head + "x " + unit * n + "</｜DSML｜invoke>." * n)
+        parser.finish()
+        return time.process_time() - start
+
+    assert min(seconds(8000) for _ in range(2)) < 8 * max(seconds(2000), seconds(2000), 0.01)
 
 
 @pytest.mark.slow

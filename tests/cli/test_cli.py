@@ -95,7 +95,7 @@ def test_no_stream_thinking_and_seed():
     b = v4("run", "--think", "--hide-thinking", "--seed", "3", "--temp", "1.5", "hi", "-n", "40")
     assert a.returncode == b.returncode == 0
     assert a.stdout == b.stdout
-    assert b.stderr == ""
+    assert b.stderr == "v4: cut off at the limit of 40 tokens (--max-tokens)\n"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +183,13 @@ def test_render_and_parse_follow_the_golden_cases(golden, tmp_path):
     case = json.loads((golden / "encoding" / "recipe_oracle" / "stream_parse_cases.json").read_text())[1]
     done = v4("parse", "--in", "-", "--thinking", stdin=case["completion"])
     assert json.loads(done.stdout) == case["expected"]
+
+
+def test_render_says_what_the_april_encoder_would_not_read():
+    for field in ("tools", "thinking", "response_format", "tool_choice", "reasoning_effort"):
+        body = {"messages": [{"role": "user", "content": "hi"}], field: None}
+        done = v4("render", "--in", "-", "--contract", "april", stdin=json.dumps(body))
+        assert done.returncode == 2 and field in done.stderr and "0731" in done.stderr
 
 
 def test_mutated_requests_render_or_fail_in_one_line(golden):

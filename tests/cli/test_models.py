@@ -1,5 +1,6 @@
 """ls, show, verify, rm and plan as a user runs them."""
 
+import hashlib
 import json
 import os
 import pty
@@ -14,9 +15,11 @@ import pytest
 from filelock import FileLock
 from tiny import STORE_LIKE, make_store, random_checkpoint
 
-from v4cli import paths
+from v4cli import hardware, paths
+from v4cli.cli import doctor
+from v4cli.cli.pull import PullRequest, pull_model
 from v4cli.cli.upkeep import remove
-from v4cli.errors import ModelError
+from v4cli.errors import ModelError, ResourceError
 from v4cli.paths import NANO
 from v4cli.weights.library import disk_bytes, only_model
 from v4cli.weights.store import MANIFEST, Manifest
@@ -79,6 +82,8 @@ def test_ls_tells_every_state(home):
     (models / "left" / ".source").mkdir(parents=True)
     (models / "left" / ".source" / "shard").write_bytes(b"12345")
     (models / ".left.lock").touch()
+    (models / "other").mkdir()
+    (models / "other" / "V4.gguf").write_bytes(b"GGUF")
     rows = {row["name"]: row for row in json.loads(v4(home, "ls", "--json").stdout)}
     assert {name: row["state"] for name, row in rows.items()} == {
         "nano": "complete",
@@ -89,12 +94,19 @@ def test_ls_tells_every_state(home):
         "newer": "layout 7, this version reads 1",
         "short": "damaged: embed.safetensors has the wrong size",
         "left": "leftover of an interrupted pull",
+        "other": "not a model that v4 made",
     }
     assert rows["hurt"]["state"].startswith("damaged: manifest.json: ")
     little = rows["little"]
     assert little["bytes"] == sum(path.stat().st_size for path in (models / "little").iterdir())
     assert (little["quant"], little["source"], rows["left"]["bytes"]) == ("native", "test/model@abc", 5)
     assert little["parameters"] > 5e6 and little["complete"] and not rows["half"]["complete"]
+    for command, code, says in (("rm", 3, "not v4's to delete"), ("pull", 2, "does not tell what it was made from")):
+        done = v4(home, command, "other")
+        assert done.returncode == code and says in done.stderr and (models / "other" / "V4.gguf").exists()
+    refused = v4(home, "verify", "newer")
+    assert refused.returncode == 3 and "upgrade" in refused.stderr
+    assert v4(home, "pull", "newer").returncode == 3 and (models / "newer" / MANIFEST).exists()
     text = v4(home, "ls").stdout
     assert len(text.splitlines()) == 1 + len(rows) and "incomplete, 9 of 10 parts" in text
 
@@ -167,6 +179,147 @@ def test_verify_names_the_damage_and_its_command_mends_it(source, tmp_path):
         command = shlex.split(damage[name])
         assert command[0] == "v4" and v4(tmp_path, *command[1:]).returncode == 0
     assert v4(tmp_path, "verify", "made").returncode == 0
+
+
+def forget_tokenizer(folder):
+    """As stores were made of sources without one."""
+    manifest = Manifest.load(folder)
+    del manifest.files["tokenizer.json"]
+    manifest.save(folder)
+    (folder / "tokenizer.json").unlink()
+
+
+def test_a_store_without_tokenizer_is_not_complete_and_is_mended(source, tmp_path):
+    assert v4(tmp_path, "pull", source, "--name", "made").returncode == 0
+    folder = tmp_path / "models" / "made"
+    forget_tokenizer(folder)
+    (row,) = [row for row in json.loads(v4(tmp_path, "ls", "--json").stdout) if row["name"] == "made"]
+    assert not row["complete"] and row["state"] == "damaged: tokenizer.json is missing"
+    shutil.rmtree(tmp_path / "models" / "little")
+    assert only_model(tmp_path / "models") is None
+    assert json.loads(v4(tmp_path, "show", "made", "--json").stdout)["state"] == row["state"]
+    ran = v4(tmp_path, "run", "-m", "made", "hi")
+    assert ran.returncode == 3 and "tokenizer.json is missing" in ran.stderr and "v4 verify" in ran.stderr
+    found = v4(tmp_path, "verify", "made", "--json")
+    (damage,) = json.loads(found.stdout)["damage"]
+    assert found.returncode == 3 and (damage["file"], damage["problem"]) == ("tokenizer.json", "is missing")
+    assert v4(tmp_path, *shlex.split(damage["repair"])[1:]).returncode == 0
+    assert v4(tmp_path, "verify", "made").returncode == 0
+    forget_tokenizer(folder)
+    assert v4(tmp_path, "pull", "made").returncode == 0 and (folder / "tokenizer.json").is_file()
+
+
+def test_verify_opens_small_files_as_run_does(source, tmp_path):
+    assert v4(tmp_path, "pull", source, "--name", "made").returncode == 0
+    folder = tmp_path / "models" / "made"
+    manifest, text = Manifest.load(folder), b"{}"
+    (folder / "tokenizer.json").write_bytes(text)
+    manifest.files["tokenizer.json"] = {"bytes": 2, "sha256": hashlib.sha256(text).hexdigest()}
+    manifest.save(folder)
+    for target in ("made", shutil.copytree(source, tmp_path / "official")):
+        if target != "made":
+            (target / "tokenizer.json").write_bytes(text)
+        found = v4(tmp_path, "verify", target, "--json")
+        (damage,) = json.loads(found.stdout)["damage"]
+        assert found.returncode == 3 and damage["file"] == "tokenizer.json" and "model" in damage["problem"]
+    (tmp_path / "official" / "tokenizer.json").unlink()
+    about = json.loads(v4(tmp_path, "show", tmp_path / "official", "--json").stdout)
+    assert about["state"] == "incomplete: tokenizer.json is missing"
+
+
+def test_pull_goes_on_with_any_name_that_ls_lists(source, tmp_path):
+    assert v4(tmp_path, "pull", source, "--name", "mine", "--quant", "q4").returncode == 0
+    folder = tmp_path / "models" / "mine"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    manifest = Manifest.load(folder)
+    manifest.complete = False
+    for name in [name for name in manifest.files if name.startswith("layer")]:
+        (folder / name).unlink()
+        del manifest.files[name]
+    manifest.save(folder)
+    refused = v4(tmp_path, "run", "-m", "mine", "hi")
+    assert refused.returncode == 3 and "incomplete, 2 of 10 parts" in refused.stderr
+    command = refused.stderr.split("hint: ")[1].removesuffix(" goes on\n")
+    assert command == f"v4 pull {source} --name mine"
+    for wrong, says in (("--quant", "is q4, not native"), ("--revision", "made from the folder")):
+        done = v4(tmp_path, "pull", "mine", wrong, "native")
+        assert done.returncode == 2 and says in done.stderr
+    dry = v4(tmp_path, "pull", "mine", "--dry-run", "--json")
+    real = v4(tmp_path, "pull", "mine", "--json")
+    assert (dry.returncode, real.returncode) == (0, 0)
+    assert json.loads(dry.stdout)["written"] == json.loads(real.stdout)["written"]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    again = v4(tmp_path, "pull", "mine")
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+    assert json.loads(v4(tmp_path, "pull", "mine", "--dry-run", "--json").stdout)["peak"] == 0
+
+
+def test_a_dry_run_that_does_not_fit_prints_the_plan_and_exits_4(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("V4_HOME", str(tmp_path / "new"))
+    monkeypatch.setattr("v4cli.hardware.disk_free", lambda folder: 1 << 30)
+    for as_json, says in ((False, "does not fit"), (True, '"fits": false')):
+        with pytest.raises(ResourceError, match="bytes of disk needed"):
+            pull_model(PullRequest("flash", None, None, None, True, False, None, 4, as_json))
+        assert says in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "below a file", "dangling link"])
+def test_where_nothing_can_be_written_pull_doctor_and_plan_say_so(source, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    home = tmp_path / {"file": "file", "below a file": "file/x", "dangling link": "link"}[place]
+    for arguments in (("pull", source, "--name", "m"), ("pull", source, "--name", "m", "--dry-run")):
+        done = v4(home, *arguments)
+        assert done.returncode == 4 and "not a folder" in done.stderr and "V4_HOME" in done.stderr
+    checks = {row["check"]: row for row in json.loads(v4(home, "doctor", "--json").stdout)}
+    assert checks["disk"]["status"] == "fail" and str(home) in checks["disk"]["detail"]
+    assert "V4_HOME" in checks["disk"]["fix"]
+    planned = v4(home, "plan", "flash", "--ram", "64G", "--vram", "0")
+    assert planned.returncode == 0 and "no model can be brought to" in planned.stdout
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_without_permission_is_noticed(tmp_path, monkeypatch):
+    def refused(**_):
+        raise PermissionError(13, "Permission denied")
+
+    assert hardware.not_writable(tmp_path / "a" / "b") is None and not (tmp_path / "a").exists()
+    monkeypatch.setattr("v4cli.hardware.tempfile.TemporaryFile", refused)
+    assert "Permission denied" in hardware.not_writable(tmp_path / "a" / "b")
+
+
+def test_doctor_speaks_of_the_disk_of_the_models_not_of_home(home, monkeypatch):
+    asked = []
+
+    def usage(path):
+        asked.append(Path(path))
+        return shutil._ntuple_diskusage(1 << 40, 0, 1 << 39)
+
+    monkeypatch.setenv("V4_HOME", str(home / "new"))
+    monkeypatch.setattr("v4cli.cli.doctor.shutil.disk_usage", usage)
+    name, status, detail, _ = doctor._disk()
+    assert (name, status, asked) == ("disk", "ok", [home]) and str(home / "new" / "models") in detail
+
+
+@pytest.mark.parametrize(
+    ("has_bwrap", "switches", "fix"),
+    [
+        (False, {}, "apt install bubblewrap"),
+        (True, {"kernel/unprivileged_userns_clone": "0\n"}, "sysctl -w kernel.unprivileged_userns_clone=1"),
+        (True, {"user/max_user_namespaces": "0\n"}, "sysctl -w user.max_user_namespaces="),
+        (True, {"kernel/apparmor_restrict_unprivileged_userns": "1\n", "user/max_user_namespaces": "9\n"},
+         "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
+        (True, {}, "container"),
+    ],
+)  # fmt: skip
+def test_doctor_tells_a_missing_bubblewrap_from_a_kernel_that_forbids_it(monkeypatch, has_bwrap, switches, fix):
+    monkeypatch.setattr("v4cli.agent.sandbox.missing", lambda: "no sandbox")
+    monkeypatch.setattr("v4cli.cli.doctor.shutil.which", lambda name: "/usr/bin/bwrap" if has_bwrap else None)
+    monkeypatch.setattr(hardware, "system_text", lambda path: switches.get(path.removeprefix("/proc/sys/"), ""))
+    _, status, detail, told = doctor._sandbox()
+    assert status == "warn" and "no sandbox" in detail and fix in told
+    assert ("apt install" in told) != has_bwrap
 
 
 def test_verify_checkpoints_says_what_it_cannot_know(home):
@@ -245,6 +398,12 @@ def test_plan_a_release_on_this_machine_and_others(home):
         (["flash", "--ram", "7G", "--vram", "0"], 4, "--quant q4 fits"),
         (["nano", "--ram", "100M", "--vram", "0"], 4, "of RAM would do"),
         (["little", "--ram", "lots"], 2, "12GiB"),
+        (["little", "--ram", "12"], 2, "--ram 12G"),
+        (["little", "--ram", "0"], 2, "no memory"),
+        (["little", "--vram", "8"], 2, "--vram 8G"),
+        (["little", "--ctx", "0"], 2, "4k"),
+        (["little", "--ctx", "-5"], 2, "4k"),
+        (["little", "--ctx", "many"], 2, "4k"),
         (["little", "--vram", "-3"], 2, "--vram"),
         (["little", "--quant", "q1"], 2, "q4"),
         (["nano", "--ctx", "1048577"], 2, "--ctx 1048576"),

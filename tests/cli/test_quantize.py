@@ -5,7 +5,7 @@ import json
 from test_cli import v4
 from tiny import FLASH_LIKE, random_checkpoint
 
-SHAPE = FLASH_LIKE | {"head_dim": 128, "num_hidden_layers": 2, "compress_ratios": [0, 4], "vocab_size": 256}
+SHAPE = FLASH_LIKE | {"head_dim": 128, "num_hidden_layers": 2, "compress_ratios": [0, 4]}
 
 
 def test_store_is_made_run_verified_and_repaired_by_the_command_that_verify_prints(tmp_path):

@@ -124,6 +124,182 @@ def test_calls_of_tools_in_a_file_are_the_caller_s(run, folder):
     assert use["id"] == "call_0" and use["arguments"] == {"expression": "17*23"}
 
 
+def schemas_of(folder, **parameters) -> str:
+    """A file of tools by their parameters."""
+    tools = [{"type": "function", "function": {"name": n, "parameters": p}} for n, p in parameters.items()]
+    (folder / "tools.json").write_text(json.dumps(tools))
+    return "tools.json"
+
+
+def test_constrained_calls_may_have_what_is_optional(run, folder):
+    optional = {"type": "object", "properties": {"expression": {"type": "string"}}}
+    done = run("--json", "--constrain", "--tools", schemas_of(folder, calculator=optional), "What is 17*23?")
+    [call] = json.loads(done.stdout)["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"expression": "17*23"} and done.stderr == ""
+
+
+def test_a_tool_that_cannot_be_constrained_is_named(run, folder):
+    optional, many = (
+        {"properties": {"expression": {"type": "string"}}},
+        {"properties": {f"p{i}": {} for i in range(65)}},
+    )
+    tools = schemas_of(folder, calculator=optional, many=many)
+    done = run("--json", "--constrain", "--tools", tools, "What is 17*23?")
+    [call] = json.loads(done.stdout)["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"expression": "17*23"}
+    assert done.stderr.count("many") == 1 and "calculator" not in done.stderr
+
+
+@pytest.mark.parametrize("bad", [{"required": True}, {"properties": []}, {"properties": {"a": {"type": None}}}])
+def test_a_schema_that_is_none_is_a_mistake_named_before_anything_is_loaded(run, folder, bad):
+    tools = schemas_of(folder, hammer=bad)
+    for flags in ([], ["--constrain"]):
+        done = run("--model", "nowhere", "--tools", tools, *flags, "hi")
+        assert done.returncode == 2 and done.stdout == ""
+        assert "tools.json[0]" in done.stderr and "hammer" in done.stderr and next(iter(bad)) in done.stderr
+
+
+CUT_OFF = "it was cut off before it was complete"
+
+
+@pytest.fixture
+def schemas(folder):
+    """A file of the schemas that nano was trained on."""
+    from v4cli.nano.tools import TOOLS
+
+    (folder / "tools.json").write_text(json.dumps(TOOLS))
+    return "tools.json"
+
+
+def test_a_call_that_is_cut_off_says_so_in_every_format(run, schemas):
+    args = ["--tools", schemas, "What is 17*23?", "-n", "25"]
+    told = f"v4: cut off at the limit of 25 tokens (--max-tokens); a call is not whole (calculator): {CUT_OFF}\n"
+    done = run(*args, "--json")
+    result, partial = json.loads(done.stdout), '{"expression": "1'
+    assert done.returncode == 0 and done.stderr == told and result["finish_reason"] == "length"
+    (call,) = result["tool_calls"]
+    assert call["function"] == {"name": "calculator", "arguments": partial} and call["fault"] == CUT_OFF
+    assert result["messages"][-1]["tool_calls"][0]["fault"] == CUT_OFF
+    done = run(*args, "--output-format", "stream-json")
+    use, end, last = events(done)[-3:]
+    assert (use["type"], use["arguments"], use["fault"]) == ("tool_use", partial, CUT_OFF) and done.stderr == told
+    assert end == {"type": "end", "finish_reason": "length"} and last["tool_calls"] == result["tool_calls"]
+    done = run(*args)
+    assert done.stdout == "" and done.stderr == f"[calculator {partial}] (not whole: {CUT_OFF})\n{told}"
+
+
+def test_wherever_a_call_is_cut_off_its_markup_is_no_answer(run, schemas):
+    for n in range(4, 48, 6):
+        result = json.loads(run("--tools", schemas, "What is 17*23?", "-n", str(n), "--json").stdout)
+        faults = [call.get("fault") for call in result["tool_calls"]] or [result["fault"]]
+        assert result["text"] == "" and result["finish_reason"] in ("length", "tool_calls")
+        assert faults == ([None] if n > 39 else [CUT_OFF]), n
+    assert result["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_is_not_run_is_told_as_it_came(run):
+    done = run("--tools", "nano", "--output-format", "stream-json", "What is 17*23?", "-n", "25")
+    use, result = (next(e for e in events(done) if e["type"] == kind) for kind in ("tool_use", "tool_result"))
+    assert use == {"type": "tool_use", "id": "call_0", "name": "calculator", "arguments": '{"expression": "1',
+                   "fault": CUT_OFF}  # fmt: skip
+    assert result["text"] == f"error: this call was not run: {CUT_OFF}" and not result["ok"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["-n", "5"], "cut off at the limit of 5 tokens (--max-tokens)"),
+        (["-n", "5", "--think", "--hide-thinking"],
+         "cut off at the limit of 5 tokens (--max-tokens); it was still thinking, there is no answer"),
+        (["--stop", "I"], "the model gave no answer"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_not_whole_says_so_on_one_line(run, args, told):
+    for style in ([], ["--json"], ["--tools", "nano"]):
+        done = run(*args, *style, "Hello, who are you?")
+        assert done.stderr == f"v4: {told}\n" and done.returncode == 0, style
+
+
+def test_a_whole_answer_says_nothing(run):
+    assert run("Hello, who are you?").stderr == ""
+
+
+def test_parse_tells_what_is_wrong(folder, monkeypatch, capsys):
+    def parsed(text: str) -> dict:
+        (folder / "said").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["v4", "parse", "--in", "said"])
+        with pytest.raises(SystemExit):
+            main()
+        return json.loads(capsys.readouterr().out)
+
+    cut = '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="a" string="true">x'
+    call = {"index": 0, "type": "function", "function": {"name": "f", "arguments": '{"a": "x'}, "fault": CUT_OFF}
+    assert parsed(cut) == {"tool_calls": [call], "finish": "tool_calls"}
+    whole = parsed(f"{cut}</｜DSML｜parameter>\n</｜DSML｜invoke>")
+    assert whole["tool_calls"][0]["function"]["arguments"] == '{"a": "x"}' and "fault" not in whole["tool_calls"][0]
+    unread = "\n<｜DSML｜tool_calls>\nf x\n</｜DSML｜tool_calls>"
+    assert parsed(f"So.{unread}") == {
+        "content": "So.", "finish": "stop", "fault": "the block holds no call that can be read", "tool_block": unread,
+    }  # fmt: skip
+
+
+def asked(done) -> str:
+    """What the model was asked."""
+    return json.loads(done.stdout)["messages"][-2]["content"]
+
+
+def test_several_files_are_read_in_order(run, folder, monkeypatch):
+    for name in "abc":
+        (folder / name).write_text(f"{name} text\n")
+    assert asked(run("-n", "1", "--json", "-f", "b", "--file", "a", "-f", "c")) == "b text\n\na text\n\nc text"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["-f", "a", "-f", "-"], "a text\n\npiped"), (["-f", "-", "-f", "a"], "piped\n\na text"),
+        (["-f", "a"], "piped\n\na text"), (["prompt"], "piped\n\nprompt"),
+    ],
+)  # fmt: skip
+def test_stdin_stands_where_it_is_named(folder, args, said):
+    (folder / "a").write_text("a text")
+    command = [*V4, "run", "-n", "1", "--json", *args]
+    assert asked(subprocess.run(command, input="piped", capture_output=True, text=True)) == said
+
+
+def test_schemas_on_stdin_are_no_prompt(folder, schemas):
+    command = [*V4, "run", "-n", "1", "--json", "--tools", "-", "Hello"]
+    done = subprocess.run(command, input=(folder / schemas).read_text(), capture_output=True, text=True)
+    assert asked(done) == "Hello" and json.loads(done.stdout)["usage"]["prompt_tokens"] > 100
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["run", "hi", "-n", "3", "--max-tokens", "4"], "--max-tokens"),
+        (["run", "hi", "--system", "a", "-s", "b"], "--system"),
+        (["run", "hi", "--tools", "nano", "--tools", "read"], "--tools"),
+        (["chat", "--think", "--no-think"], "--no-think"),
+        (["parse", "--in", "a", "--in", "b"], "--in"),
+        (["bench", "--model", "nano", "-m", "x"], "--model"),
+        (["rollout", "a", "--out", "b", "--out", "c"], "--out"),
+        (["sessions", "import", "a", "b"], "extra argument"),
+        (["run", "-f", "-", "--tools", "-"], "only once"),
+        (["run", "-f", "-", "-f", "-"], "only once"),
+    ],
+)  # fmt: skip
+def test_nothing_that_is_typed_is_dropped_unseen(monkeypatch, capsys, args, names):
+    monkeypatch.setattr(sys, "argv", ["v4", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and names in capsys.readouterr().err
+
+
+def test_a_text_that_may_end_an_answer_can_be_repeated(run):
+    said = run("--stop", "zzz", "--stop", "nano", "Hello, who are you?").stdout
+    assert said == "I am \n"
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

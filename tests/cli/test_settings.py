@@ -102,6 +102,23 @@ def test_thinking_of_the_settings_gives_way_to_any_flag(places, asked, settled):
         asked("--think", "--no-think")
 
 
+@pytest.mark.parametrize("settled", ["", "on", "off", "max"])
+def test_thinking_means_the_same_in_the_chat(places, monkeypatch, settled):
+    setups = []
+    monkeypatch.setattr("v4cli.repl.plain.run", setups.append)
+
+    def thinking(*flags) -> str:
+        app(["chat", *flags], standalone_mode=False)
+        return "off" if not setups[-1].thinking else setups[-1].sampling["effort"] or "on"
+
+    if settled:
+        places[0](f'think = "{settled}"')
+    assert thinking() == (settled or "on")
+    assert [thinking(flag) for flag in ("--think", "--no-think", "--think-max")] == ["on", "off", "max"]
+    with pytest.raises(UsageError, match="exclude each other"):
+        thinking("--no-think", "--think-max")
+
+
 @pytest.mark.parametrize("text", ['tools = "all"', 'approve = "all"', '[mcp.x]\ncommand = ["touch", "/tmp/x"]'])
 @pytest.mark.parametrize("more", ["", 'model = "./weights"', 'system = "obey"', 'kv_dir = "/"', "temp = 1"])
 def test_a_project_never_gains_execution(places, text, more):

@@ -122,7 +122,7 @@ def test_a_store_that_does_not_fit_in_free_memory_is_streamed_unasked(folder, ex
 )
 def test_usable_memory_is_what_the_control_group_leaves(files, usable, monkeypatch):
     monkeypatch.setattr(hardware, "ram", lambda: (16 << 30, 8 << 30))
-    monkeypatch.setattr(hardware, "_text", lambda path: files.get(path, ""))
+    monkeypatch.setattr(hardware, "system_text", lambda path: files.get(path, ""))
     assert hardware.usable_ram() == usable
 
 

@@ -62,6 +62,14 @@ def test_a_message_is_answered_and_reasoning_is_counted(talk):
     assert isinstance(talk.told[0], items.Asked) and isinstance(talk.told[-1], items.Finished)
 
 
+def test_what_the_model_s_side_notes_is_told_after_a_change_of_models_too(talk):
+    for _ in range(2):
+        talk.told.clear()
+        talk.dialogue.chat.note("not constrained")
+        assert talk.told == [items.Note("not constrained")]
+        talk.dialogue.switch("nano")
+
+
 def test_tools_that_read_just_run(talk):
     assert "plan.txt" in talk.line("list docs") and not talk.asked
     assert next(item for item in talk.told if isinstance(item, CallEnd)).result.strip() == "plan.txt"
@@ -119,6 +127,12 @@ def test_files_and_shell_lines_reach_the_model(talk):
     assert sent["content"].startswith("I ran `echo one") and "(exit 3)" in sent["content"] and "two" in sent["content"]
     talk.line("hello")
     assert talk.messages[-2]["content"] == "hello"
+
+
+def test_of_a_long_output_it_is_said_how_much_is_missing(talk):
+    missing = f"[{3_000_000 - (1 << 20)} bytes before this are left out]"
+    assert talk.line("!head -c 3000000 /dev/zero | tr '\\0' x").startswith(f"{missing}\nxxx")
+    assert missing in talk.dialogue.attached and "characters left out]" in talk.dialogue.attached
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_change_is_shown_as_a_diff_before_it_is_asked_about(tmp_path):
     view.take(ToolCallStart(0, "edit_file"))
     shown = view.take(items.Ask(request, SimpleQueue()))
     assert "\x1b[31m-two" in shown and "\x1b[32m+2␛[2K" in shown
-    assert question(request).startswith("make this change?") and "s  yes, for this session" in question(request)
+    assert question(request).startswith("edit_file: change a.txt?") and "s  yes, for this session" in question(request)
     unprotected = replace(request, unprotected="no bubblewrap", pattern="")
     assert "no bubblewrap" in question(unprotected) and "session" not in question(unprotected)
 
@@ -146,6 +146,8 @@ def test_what_is_asked_about_is_bounded_and_says_so():
 
 def test_ends_that_are_not_usual_are_told():
     assert live().take(Done("interrupted")) == "(interrupted)\n" and live().take(Done("stop")) == ""
+    assert "without an answer" in live().take(Done("stop", empty=True))
+    assert "before an answer" in live().take(Done("length", empty=True)) != live().take(Done("length"))
 
 
 def test_colour_is_only_used_where_wanted():

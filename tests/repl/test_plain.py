@@ -2,8 +2,9 @@
 
 import pytest
 
-from v4cli.agent.loop import CallEnd
+from v4cli.agent.loop import CallEnd, Done
 from v4cli.agent.tools import Call
+from v4cli.chat.parser import ToolCallEnd
 from v4cli.repl import items
 from v4cli.repl.plain import Writer
 
@@ -31,3 +32,14 @@ def test_output_that_has_been_printed_is_not_told_again(capsys, result, told):
 def test_a_long_result_is_folded(capsys):
     Writer().take(CallEnd(Call("1", "list_folder", {}), "\n".join("abcde"), True, 0.0))
     assert capsys.readouterr().err == "a\nb\nc\nd\n… 1 more line\n"
+
+
+def test_what_is_not_whole_says_so(capsys):
+    writer = Writer()
+    writer.take(ToolCallEnd(0, "clock", '{"zone": "U', "it was cut off"))
+    writer.take(ToolCallEnd(1, "clock", '{"zone": "U"}'))
+    writer.take(Done("stop", empty=True))
+    assert (
+        capsys.readouterr().err
+        == "[clock U] (not whole: it was cut off)\n[clock U]\n(the model ended without an answer)\n"
+    )

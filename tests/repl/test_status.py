@@ -29,7 +29,7 @@ def test_experts_on_demand_are_shown_while_they_are_wanted(tmp_path, monkeypatch
     assert now[0].endswith(f"of {len(engine.stream.reader.files)} in memory") and "0.00 GB/s" not in now[2]
     status.take(items.Finished())
     session.sync(range(200))
-    assert status.experts() == now, "of the last question, until the next one"
+    assert status.experts()[1:] == now[1:], "of the last question, until the next one"
     status.take(items.Experts(False))
     assert status.experts() == []
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from terminal import Terminal
+
+from v4cli.agent import sandbox
 
 SLOW = (sys.executable, str(Path(__file__).with_name("slow_chat.py")), "chat")
 
@@ -32,7 +33,7 @@ def slow(place, seconds: float) -> dict:
 def approve(terminal: Terminal, key: str) -> None:
     """Answer the question about a call."""
     terminal.wait(lambda t: "yes, once" in "\n".join(t.rows))
-    terminal.type(key)
+    terminal.line(key)
 
 
 def steady(terminal: Terminal) -> None:
@@ -64,9 +65,7 @@ def test_a_whole_session(place):
         first.wait("└ total")
         first.wait(idle)
         first.line("run pwd")
-        approve(first, "e")
-        first.wait("why not?")
-        first.line("too curious")
+        approve(first, "no, too curious")
         first.wait("the user said no: too curious")
         first.wait(idle)
         first.line("/undo")
@@ -238,7 +237,7 @@ def test_a_key_meant_for_the_input_approves_nothing(place):
         terminal.line("run ls -l")
         terminal.wait("thinking")
         terminal.type("yes, I was typing")
-        terminal.wait("(empty the input to answer)")
+        terminal.wait("which waits; then you can answer")
         terminal.type("yyy")
         terminal.wait("typingyyy")
         assert "└" not in terminal.text
@@ -247,14 +246,12 @@ def test_a_key_meant_for_the_input_approves_nothing(place):
         terminal.type("\x04")
 
 
-@pytest.mark.skipif(not shutil.which("bwrap"), reason="needs bubblewrap: without it every call is asked about")
+@pytest.mark.skipif(sandbox.missing() != "", reason="without a sandbox every call is asked about")
 def test_yes_for_the_session_asks_once(place):
     with Terminal(**place) as terminal:
         steady(terminal)
         terminal.line("run ls -l")
-        terminal.wait(lambda t: "yes, for this session: run_shell: ls*" in t.text or "not sandboxed" in t.text)
-        if "not sandboxed" in terminal.text:
-            pytest.skip("bubblewrap cannot make namespaces here")
+        terminal.wait("yes, for this session: run_shell: ls*")
         approve(terminal, "s")
         terminal.wait("└ total")
         terminal.wait(idle)
@@ -306,7 +303,8 @@ def test_in_a_pipe_calls_are_refused_and_streams_are_kept_apart(place):
     done = piped(place, stdin=b"what is 17*23?\nrun ls -l\n/nonsense\nsay \xff\n")
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0 and "17*23 = 391" in out and "I need the value" not in out
-    assert "I need the value" in err and "--approve" in err and "there is no command" in err
+    assert "I need the value" in err and "there is no command" in err
+    assert "not run" in err and ("--approve" in err or sandbox.missing())
     assert "\x1b" not in out + err and "Traceback" not in err and "unexpected" not in err
 
 
@@ -352,3 +350,26 @@ def test_the_prompt_is_there_in_every_frame(place):
                 frames += 1
                 without += not [row for row in terminal.rows if row][-1].startswith("›")
         assert frames > 10 and without <= frames // 10
+
+
+def test_names_of_files_are_text_wherever_they_are_shown(place):
+    evil = "a\x1b[31;5;7m\x1b]0;title\x07\u202egnp\u200b"
+    (Path(place["cwd"]) / "docs" / evil).write_text("x")
+    history = Path(place["env"]["V4_HOME"]) / "state" / "history"
+    history.parent.mkdir(parents=True)
+    history.write_text(f"# 2026\n+look at {evil}\n")
+    with Terminal(**place) as terminal:
+        steady(terminal)
+        terminal.line("list docs")
+        terminal.wait("└")
+        terminal.wait(idle)
+        terminal.type("look @docs/a\t")
+        terminal.wait(lambda t: "gnp" in "".join(t.rows[-4:]))
+        terminal.type("\x03")
+        terminal.wait("Ask something")
+        terminal.type("\x1b[A\x1b[A\x1b[A\x1b[A")
+        terminal.wait("look at a")
+        terminal.type("\x03\x04")
+        terminal.end()
+    assert b"\x1b[31;5;7m" not in terminal.raw and b"\x1b]0;" not in terminal.raw
+    assert not {"\u202e", "\u200b"} & set(terminal.raw.decode())

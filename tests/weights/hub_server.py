@@ -25,7 +25,8 @@ class Fault:
     """What goes wrong with one file's bytes, `times` times in a row.
 
     kind: status (answer `value`, with `headers`), stall or cut (after `value` bytes of the answer), corrupt (the byte
-    at `value` of the file), size (`value` bytes more, or fewer, than listed), whole (a range is answered with 200).
+    at `value` of the file), size (`value` bytes more, or fewer, than listed), whole (a range is answered with 200),
+    drip (headers without end).
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Hub:
         self.faults: dict[str, list[Fault]] = {}  # file name, or "api" -> in the order they happen
         self.log: list[tuple[str, bool]] = []  # path asked for, with a token or without
         self.asked: list[tuple[str, str]] = []  # file whose bytes were asked for, range
+        self.looked: list[str] = []  # file whose first bytes were asked for, and no more
         self.rate = float("inf")  # bytes per second and connection
         self.sent = 0
         self.stalled = threading.Event()  # set when the server closes: frees stalled connections
@@ -230,10 +232,15 @@ class _Handler(BaseHTTPRequestHandler):
     def send_file(self, repo: Repo, name: str, headers: dict | None = None) -> None:
         """The bytes, or the range asked for, with whatever fault is due."""
         data, headers = repo.files[name], dict(headers or {})
+        look = re.fullmatch(r"bytes=0-(\d+)", self.headers.get("Range", ""))
+        if look:  # at the beginning only: nothing goes wrong
+            self.hub.looked.append(name)
+            end = min(int(look[1]) + 1, len(data))
+            return self.reply(206, data[:end], headers | {"Content-Range": f"bytes 0-{end - 1}/{len(data)}"})
         if self.command == "GET":
             self.hub.asked.append((name, self.headers.get("Range", "")))
         fault = self.hub.fault(name) if self.command == "GET" else None
-        if fault is not None and fault.kind == "status":
+        if fault is not None and fault.kind in ("status", "drip"):
             return self.act_out(fault)
         if fault is not None and fault.kind == "corrupt":
             data = data[: fault.value] + bytes([data[fault.value] ^ 1]) + data[fault.value + 1 :]
@@ -258,6 +265,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(fault.value, b"no", fault.headers)
         if fault.kind == "stall":
             self.hub.stalled.wait(30)
+        if fault.kind == "drip":
+            self.send_response(200)
+            self.flush_headers()
+            while not self.hub.stalled.wait(0.1):
+                self.wfile.write(b"X-More: to come\r\n")
         self.close_connection = True
 
     def refuse(self, status: int, code: str, headers: dict | None = None) -> None:

@@ -172,6 +172,36 @@ def test_no_network_no_hub_and_offline(hub, tmp_path, monkeypatch):
         assert HubSource("org/model", endpoint=hub.url).files
 
 
+def test_headers_that_trickle_and_bodies_that_hardly_come_end_in_time(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("v4cli.weights.hub.LIST_TRIES", 2)
+    monkeypatch.setattr(transfer, "TRIES", 2)
+    for name, ask in (("api", lambda: HubSource("org/model", endpoint=hub.url).files), (SHARD, None)):
+        hub.faults[name] = [Fault("drip", times=99)]
+        with pytest.raises(NetworkError, match=r"no whole answer within 0\.6 s"):
+            ask() if ask else fetch(hub, tmp_path)
+        hub.faults.clear()
+    monkeypatch.setattr(transfer, "PACE_S", 0.2)
+    source = HubSource("org/model", endpoint=hub.url)
+    assert source.files
+    hub.rate = 500
+    with pytest.raises(NetworkError, match=r"only \d+ bytes in 0\.2 s"):
+        source.fetch(SHARD, tmp_path, lambda n: None, lambda: False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]", b"{}", b'{"sha": 1, "siblings": []}', b'{"sha": "' + b"a" * 40 + b'", "siblings": [3]}',
+     b'{"sha": "' + b"a" * 40 + b'", "siblings": [{"rfilename": "x", "size": -1}]}',
+     b'{"sha": "' + b"a" * 40 + b'", "siblings": [{"rfilename": "x", "size": 1e99}]}', b"[" * 100_000, b"\xff\xfe"],
+)  # fmt: skip
+def test_answers_of_something_else_than_a_hub_are_one_line(hub, answer, monkeypatch):
+    monkeypatch.setattr(HubSource, "_ask", lambda self: answer)
+    with pytest.raises(NetworkError) as caught:
+        assert HubSource("org/model", endpoint=hub.url).files
+    assert "\n" not in str(caught.value) and "HF_ENDPOINT" in caught.value.hint
+
+
 def test_the_users_cache_is_used_and_left_alone(hub, tmp_path, monkeypatch):
     cached = hf_hub_download("org/model", SHARD, endpoint=hub.url)
     hf_hub_download("org/model", "config.json", endpoint=hub.url)

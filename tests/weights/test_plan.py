@@ -138,11 +138,24 @@ def test_the_least_memory_is_exact(needs, vram):
 
 
 def test_sizes():
-    sizes = {"12G": 12 * GIB, "12GiB": 12 * GIB, "12gb": 12 * 10**9, "800M": 800 << 20, "1.5T": 3 << 39, "0": 0, "7": 7}
+    sizes = {
+        "12G": 12 * GIB, "12GiB": 12 * GIB, "12gb": 12 * 10**9, "800M": 800 << 20, "2T": 2 << 40, "0": 0,
+        "2000000": 2 * 10**6,
+    }  # fmt: skip
     assert {text: parse_size(text, "--ram") for text in sizes} == sizes
     for bad in ("", "G", "-1G", "1e9", "inf", "nan", "12 Q", "12iB", "1.G", "９G", "1G 2G", "9" * 30):
         with pytest.raises(UsageError, match="--ram"):
             parse_size(bad, "--ram")
+
+
+@pytest.mark.parametrize("text", ["12", "12B", " 12 ", "500000", "1.5", str((1 << 20) - 1)])
+def test_numbers_that_lack_their_unit_are_refused(text):
+    for option, hint in (("--ram", "--ram 1"), ("V4_CACHE_DISK", "V4_CACHE_DISK=1")):
+        with pytest.raises(UsageError, match="unit is missing") as caught:
+            parse_size(text, option)
+        assert str(caught.value).startswith(option) and caught.value.hint.startswith(hint) and "G" in caught.value.hint
+    with pytest.raises(UsageError, match="more than any machine"):
+        parse_size("999999999T", "--ram")
 
 
 def test_probes_measure_something_and_leave_nothing_behind(tmp_path):

@@ -15,7 +15,7 @@ from v4cli.weights.checkpoint import INDEX, Checkpoint
 from v4cli.weights.hub import FolderSource
 from v4cli.weights.pull import STAGING, pull
 from v4cli.weights.pull_plan import plan_known
-from v4cli.weights.store import MANIFEST, Manifest, Store
+from v4cli.weights.store import MANIFEST, SMALL, Manifest, Store
 
 # What comes out
 
@@ -31,7 +31,7 @@ def test_folder_becomes_a_store_and_is_left_alone(official, reference):
 
 
 def test_hub_gives_the_same_store_and_progress_adds_up(client, hub, reference, tmp_path, monkeypatch):
-    monkeypatch.setattr("v4cli.weights.pull.RATE_FROM", 1)
+    monkeypatch.setattr("v4cli.weights.official.RATE_FROM", 1)
     listener = Listener()
     plan = pull(client(), tmp_path / "m", reporter=listener)
     assert contents(tmp_path / "m") == contents(reference) and not leftovers(tmp_path / "m")
@@ -85,7 +85,8 @@ def test_single_file_checkpoints_work(tmp_path):
 
 def test_kept_source_is_an_official_checkpoint(client, tmp_path):
     plan = pull(client(), tmp_path / "m", reporter=Listener(), keep_source=True)
-    assert plan.freed == 0 and plan.peak == plan.fetched + plan.written
+    small = sum((tmp_path / "m" / name).stat().st_size for name in SMALL if (tmp_path / "m" / name).exists())
+    assert plan.freed == 0 and plan.peak == plan.fetched + plan.written + small
     official = Checkpoint.open(tmp_path / "m" / STAGING)
     pull(client(), tmp_path / "m", reporter=Listener())
     pull(client(), tmp_path / "m", reporter=Listener(), only="layer-002")
@@ -199,4 +200,5 @@ def test_command_says_what_it_will_do_and_what_it_did(hub, tmp_path, reference):
     assert f"from {REPO}@{plan['revision'][:8]}: fetch" in done.stderr
     assert contents(tmp_path / "v4" / "models" / "m") == contents(reference)
     known = v4(hub, tmp_path, "pull", "flash", "--dry-run")
-    assert known.returncode == 0 and "deepseek-ai/DeepSeek-V4-Flash-0731: fetch 155.42 GiB" in known.stdout
+    assert known.returncode == (4 if "does not fit" in known.stdout else 0)
+    assert "deepseek-ai/DeepSeek-V4-Flash-0731: fetch 155.42 GiB" in known.stdout

@@ -12,8 +12,8 @@ import pytest
 from hub_server import Fault
 from pulling import REPO, Listener, Usage, command, contents, leftovers, v4
 
+from v4cli import hardware
 from v4cli.errors import Interrupted, ModelError, NetworkError, ResourceError, UsageError
-from v4cli.weights import pull_plan
 from v4cli.weights import store as store_module
 from v4cli.weights.hub import FolderSource, HubSource
 from v4cli.weights.pull import REPAIR, STAGING, plan_pull, pull
@@ -60,11 +60,11 @@ def test_too_small_a_disk_is_refused_before_any_shard_comes(client, hub, tmp_pat
     need = plan_pull(client(), tmp_path / "m", reporter=Listener()).peak
     assert not (tmp_path / "m").exists()
     hub.asked.clear()
-    monkeypatch.setattr(pull_plan.shutil, "disk_usage", lambda path: Usage(1 << 40, 0, need - 1))
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: Usage(1 << 40, 0, need - 1))
     with pytest.raises(ResourceError, match="bytes of disk needed"):
         pull(client(), tmp_path / "m", reporter=Listener())
     assert not [name for name, _ in hub.asked if name.endswith(".safetensors")]
-    monkeypatch.setattr(pull_plan.shutil, "disk_usage", lambda path: Usage(1 << 40, 0, need))
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: Usage(1 << 40, 0, need))
     pull(client(), tmp_path / "m", reporter=Listener())
 
 

@@ -11,18 +11,28 @@ from pathlib import Path
 from v4cli import jsonfile, paths
 from v4cli.agent import sandbox
 from v4cli.agent.tools import Call, Context, Decision, Kind
+from v4cli.clean import visible
 from v4cli.errors import UsageError
 from v4cli.files import write_atomically
 
 FLAG = "--approve"  # what a user who cannot be asked starts with
 MEND = "correct the file, or remove it"
 OPERATORS = re.compile(r"[^\w \t./:=@%+,'\"*?-]")  # anything a shell might take for more than words
-RUNNERS = {  # programs that run others: with any arguments, they would be a rule for everything
-    "awk", "bash", "busybox", "chroot", "command", "dash", "doas", "env", "eval", "exec", "find", "fish", "gdb", "ksh",
-    "lua", "make", "nice", "node", "nohup", "npx", "parallel", "perl", "php", "python", "python3", "ruby", "sed",
-    "setsid", "sh", "source", "ssh", "stdbuf", "strace", "su", "sudo", "tclsh", "time", "timeout", "uv", "uvx", "watch",
-    "xargs", "zsh",
-}  # fmt: skip
+PROGRAMS = ("run_shell", "run_python")  # tools that run what they are given
+SITE = re.compile(r"https?://[A-Za-z0-9_.:-]+/")
+
+# A rule covers one command, to the letter. Only of these programs, and subcommands, it may cover all calls: they write
+# nothing and run nothing, whatever they are given; git's do not with these options, and no others are covered.
+GIT_OPTIONS = frozenset(
+    "--abbrev --abbrev-commit --after --ahead-behind --all --author --before --branch --branches --cached --color "
+    "--date --decorate --first-parent --follow --graph --grep --ignored --long --max-count --merge-base --merges "
+    "--minimal --name-only --name-status --no-color --no-decorate --no-ext-diff --no-merges --no-patch --no-renames "
+    "--no-textconv --null --numstat --oneline --patch --porcelain --reverse --short --shortstat --show-stash --since "
+    "--staged --stat --summary --tags --unified --until --untracked-files --verbose --word-diff".split()
+)
+READERS: dict[tuple[str, ...], frozenset | None] = dict.fromkeys(
+    [("cat",), ("cmp",), ("cut",), ("du",), ("grep",), ("head",), ("ls",), ("nl",), ("stat",), ("tail",), ("wc",)]
+) | dict.fromkeys([("git", "diff"), ("git", "log"), ("git", "show"), ("git", "status")], GIT_OPTIONS)
 
 
 class Mode(StrEnum):
@@ -49,7 +59,7 @@ class Request:
     call: Call
     preview: str  # the command, a diff, or the arguments
     unprotected: str = ""  # why the call will run without a sandbox; empty if there is one or none is needed
-    pattern: str = ""  # the rule that "session" and "always" would make; empty if none is possible
+    pattern: str = ""  # the rule that "session" and "always" make; empty if none is possible
 
 
 class Choice(StrEnum):
@@ -59,79 +69,141 @@ class Choice(StrEnum):
     SESSION = "session"  # yes, and from now on what matches the pattern
     ALWAYS = "always"  # yes, and in this folder in future conversations too
     NO = "no"
+    WORDS = "words"  # neither: the call does not run, and the model is told what they are
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The user's answer; `text` is for the model, and `pattern` instead of the suggested one."""
+    """The user's answer; `text` is for the model."""
 
     choice: Choice
     text: str = ""
-    pattern: str = ""
 
 
 class Approvals:
-    """Decides about the calls in one workspace. `ask` is None where nobody can be asked; `mode` may be changed."""
+    """Decides about the calls in one workspace. `ask` gives None if the call is to be decided on anew, since the mode
+    has changed; it is None where nobody can be asked. `notes` are for the user."""
 
-    def __init__(self, mode: Mode, folder: Path, ask: Callable[[Request], Answer] | None = None):
-        self.mode, self.folder, self.ask = Mode(mode), folder.resolve(), ask
-        self.rules = _stored().get(str(self.folder), [])
+    def __init__(self, mode: str, folder: Path, ask: Callable[[Request], Answer | None] | None = None):
+        self.mode, self.folder, self.ask = mode, folder.resolve(), ask
+        rules = _stored().get(str(self.folder), [])
+        self.rules = [rule for rule in rules if not too_broad(rule)]
+        self.notes = [
+            f"not used any more, since it would allow too much: {rule} (remove it from {_file()})"
+            for rule in rules
+            if rule not in self.rules
+        ]
+
+    @property
+    def mode(self) -> Mode:
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        self._mode = Mode(mode)
 
     def decide(self, call: Call, context: Context) -> Decision:
         """Whether the call runs. ToolError if it cannot even be shown what it would do."""
+        while True:
+            unprotected = sandbox.trouble(self.folder) if call.tool.kind is Kind.RUN else ""
+            if decision := self._settled(call, unprotected):
+                return decision
+            request = Request(call, _preview(call, context), unprotected, "" if unprotected else pattern(call))
+            answer = self.ask(request)
+            if answer is None:
+                continue
+            if answer.choice not in (Choice.NO, Choice.WORDS) and _preview(call, context) != request.preview:
+                return Decision(
+                    False, "a file has changed while the user was asked, and so what this would do; read it again"
+                )
+            return self._answered(request, answer)
+
+    def _settled(self, call: Call, unprotected: str) -> Decision | None:
+        """What is decided without a question."""
         kind = call.tool.kind
         if kind is Kind.READ:
             return Decision(True)
         if self.mode is Mode.PLAN:
             return Decision(False, "only reading is allowed at the moment; tell the user what you would do")
-        unprotected = sandbox.trouble(self.folder) if kind is Kind.RUN else ""
         if not unprotected and (kind in FREE[self.mode] or any(matches(rule, call) for rule in self.rules)):
             return Decision(True)
-        if self.ask is None:
-            return Decision(False, _nobody(unprotected))
-        preview = call.tool.preview(call.arguments, context) if call.tool.preview else _shown(call.arguments)
-        request = Request(call, preview, unprotected, "" if unprotected else pattern(call))
-        return self._answered(request, self.ask(request))
+        return Decision(False, _nobody(unprotected)) if self.ask is None else None
 
     def _answered(self, request: Request, answer: Answer) -> Decision:
         if answer.choice is Choice.NO:
             return Decision(False, "the user said no" + (f": {answer.text}" if answer.text else ""))
-        rule = answer.pattern or request.pattern
-        if rule and answer.choice is not Choice.YES:
-            self.rules.append(rule)
-        if rule and answer.choice is Choice.ALWAYS:
-            _store(self.folder, rule)
+        if answer.choice is Choice.WORDS:
+            return Decision(False, f"the user said neither yes nor no, but: {answer.text}")
+        if request.pattern and answer.choice is not Choice.YES:
+            self.rules.append(request.pattern)
+        if request.pattern and answer.choice is Choice.ALWAYS:
+            _store(self.folder, request.pattern)
         return Decision(True)
 
 
 def pattern(call: Call) -> str:
-    """The rule suggested for a call, as `tool: what*`; empty if none could be trusted to mean what it says."""
-    if call.tool.kind is Kind.RUN and "command" in call.arguments:
-        words = _words(call.arguments["command"])
+    """The rule suggested for a call: `tool: command`, `tool: what*`, or `tool: *`; empty if none could be trusted to
+    mean what it says."""
+    if call.tool.kind is Kind.RUN:
+        command = _command(call)
+        words = _words(command)
         if not words:
             return ""
-        if Path(words[0]).name in RUNNERS or len(words) == 1:
-            return f"{call.name}: {shlex.join(words)}"
-        n = 2 if re.fullmatch(r"[a-z][a-z-]*", words[1]) else 1
-        return f"{call.name}: {shlex.join(words[:n])}*"
+        reader = next((words[:n] for n in (2, 1) if len(words) > 1 and _covers(tuple(words[:n]), words)), None)
+        if reader:
+            return f"{call.name}: {' '.join(reader)}*"
+        return "" if command.endswith("*") else f"{call.name}: {command}"
     if "url" in call.arguments:
-        start = re.match(r"https?://[\w.:-]+/", call.arguments["url"])
+        start = SITE.match(str(call.arguments["url"]))
         return f"{call.name}: {start[0]}*" if start else ""
     return f"{call.name}: *"
 
 
 def matches(rule: str, call: Call) -> bool:
-    """Whether the rule is about this call. In a command `*` at the end stands for further words, and a rule is only
-    ever about a single command: no pipes, lists, substitutions, redirections or lines."""
+    """Whether the rule is about this call. A rule about a command is only ever about a single one: no pipes, lists,
+    substitutions, redirections or lines."""
     name, _, what = rule.partition(": ")
-    if name != call.name:
+    if name != call.name or too_broad(rule):
         return False
-    if call.tool.kind is Kind.RUN and "command" in call.arguments:
-        words, wanted = _words(call.arguments["command"]), _words(what.removesuffix("*"))
-        return bool(words and wanted) and words[: len(wanted) if what.endswith("*") else None] == wanted
+    if call.tool.kind is Kind.RUN:
+        command = _command(call)
+        words = _words(command)
+        return bool(words) and (_covers(_reader(what), words) if what.endswith("*") else command == what)
     if what == "*":
         return True
-    return what.endswith("/*") and call.arguments.get("url", "").startswith(what.removesuffix("*"))
+    return what.endswith("/*") and str(call.arguments.get("url", "")).startswith(what.removesuffix("*"))
+
+
+def too_broad(rule: str) -> bool:
+    """Whether the rule would let programs run that nobody has seen: earlier versions made such rules."""
+    name, _, what = rule.partition(": ")
+    return name in PROGRAMS and what.endswith("*") and _reader(what) not in READERS
+
+
+def _reader(what: str) -> tuple[str, ...]:
+    return tuple(what.removesuffix("*").split())
+
+
+def _covers(reader: tuple[str, ...], words: list[str]) -> bool:
+    """Whether a command is the reader's, with nothing but what it may be given."""
+    if reader not in READERS or tuple(words[: len(reader)]) != reader:
+        return False
+    options = READERS[reader]
+    return options is None or all(_is_covered(word, options) for word in words[len(reader) :])
+
+
+def _is_covered(word: str, options: frozenset) -> bool:
+    if word.startswith("--"):
+        return word == "--" or word.partition("=")[0] in options
+    if word.startswith("-"):
+        return re.fullmatch("-[abinpqrsuvwz]*[0-9]*", word) is not None
+    return not word.startswith(("*", "?"))  # the shell might put an option there
+
+
+def _command(call: Call) -> str:
+    """The command line of a call; empty if it has none, or one that does not look like what it is."""
+    command = str(call.arguments.get("command", "")).strip(" \t")
+    return command if visible(command) == command else ""
 
 
 def _words(command: str) -> list[str]:
@@ -152,8 +224,11 @@ def _nobody(unprotected: str) -> str:
     return f"nobody can be asked whether it should run; the user can allow it by starting with {FLAG}"
 
 
-def _shown(arguments: dict) -> str:
-    return json.dumps(arguments, ensure_ascii=False, indent=2)
+def _preview(call: Call, context: Context) -> str:
+    """What the call would do now, as the user sees it."""
+    if call.tool.preview:
+        return call.tool.preview(call.arguments, context)
+    return json.dumps(call.arguments, ensure_ascii=False, indent=2)
 
 
 def _file() -> Path:
@@ -184,4 +259,4 @@ def _store(folder: Path, rule: str) -> None:
     with FileLock(f"{_file()}.lock", mode=0o600):
         rules = _stored()
         rules[str(folder)] = list(dict.fromkeys([*rules.get(str(folder), []), rule]))
-        write_atomically(_file(), json.dumps(rules, ensure_ascii=False, indent=2).encode() + b"\n", 0o600)
+        write_atomically(_file(), json.dumps(rules, indent=2).encode() + b"\n", 0o600)

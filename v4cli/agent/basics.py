@@ -32,13 +32,13 @@ def tools() -> list[Tool]:
 
 
 def calculator(arguments: dict, context: Context) -> str:
-    """The value of an expression, with at most four decimals."""
+    """The value of an expression, with at most four decimals; of what is less than 1, four digits."""
     text = arguments["expression"]
     if len(text) > MAX_LENGTH:
         raise ToolError(f"the expression is longer than {MAX_LENGTH} characters")
     try:
         tree = ast.parse(text.translate(SPELLINGS).strip(), mode="eval")
-        return str(round(_value(tree.body), 4)).removesuffix(".0")
+        return _rounded(_value(tree.body))
     except ZeroDivisionError:
         raise ToolError("division by zero") from None
     except OverflowError:
@@ -50,6 +50,13 @@ def calculator(arguments: dict, context: Context) -> str:
 def clock(arguments: dict, context: Context) -> str:
     """Date, time and day of the week, here."""
     return time.strftime("%Y-%m-%d %H:%M %A")
+
+
+def _rounded(value: int | float) -> str:
+    """A number to be read; what is not 0 does not become 0."""
+    if isinstance(value, float):
+        value = round(value, 4) if abs(value) >= 1 else float(f"{value:.4g}")
+    return str(value).removesuffix(".0")
 
 
 def _value(node: ast.AST) -> int | float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from v4cli.agent import sandbox
 from v4cli.agent.process import STANDARD, Finished, Limits
+from v4cli.agent.sandbox import Access
 from v4cli.agent.tools import Context, Kind, Tool, argument, parameters
 
 
@@ -13,7 +14,8 @@ def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
     """run_shell and run_python, within these limits."""
 
     def run(argv: list[str], context: Context) -> str:
-        done = sandbox.run(argv, context.folder, limits, network, context.output, context.cancelled)
+        access = Access.OWN if context.disposable else Access.WORK
+        done = sandbox.run(argv, context.folder, limits, network, context.output, context.cancelled, access)
         return report(done)
 
     shell, python = _shell(), Path(sys.executable).name
@@ -38,13 +40,13 @@ def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
 
 
 def report(done: Finished) -> str:
-    """What the model is told: the output, and how it ended unless it went well."""
+    """What the model is told: what became of what it left, the output, and how it ended unless it went well."""
     text = done.text.rstrip("\n")
     if done.stopped:
         ending = f"[stopped: {done.stopped}]"
     else:
         ending = f"[exit status {done.status}]" if done.status else ""
-    return "\n".join(part for part in (text, ending) if part) or "[no output]"
+    return "\n".join(part for part in (done.note, text, ending) if part) or "[no output]"
 
 
 def _shell() -> str:

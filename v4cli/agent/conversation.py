@@ -1,12 +1,11 @@
 """A conversation: what is said goes through the agent and into the transcript; any of it can be taken back."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 
 from v4cli.agent.loop import Agent, Event, Said
 from v4cli.agent.transcript import Transcript
-from v4cli.chat.messages import content_text, without_ids
+from v4cli.chat.messages import calls_in, content_text, without_ids
 from v4cli.chat.parser import Event as ChatEvent
 from v4cli.chat.turn import Options
 from v4cli.errors import UsageError
@@ -31,7 +30,7 @@ class Conversation:
     def start(self, transcript: Transcript) -> None:
         """Go on with this transcript."""
         self.transcript = transcript
-        tokenizer = hashlib.sha256((self.agent.chat.engine.path / "tokenizer.json").read_bytes()).hexdigest()[:16]
+        tokenizer = self.agent.chat.tokenizer.digest[:16]
         if transcript.about.get("tokenizer", tokenizer) != tokenizer:  # ids of another tokenizer mean nothing
             for message in transcript.cut(0):
                 transcript.add(without_ids(message))
@@ -135,9 +134,8 @@ def to_markdown(transcript: Transcript) -> str:
             if message.get("reasoning_content"):
                 parts.append("\n".join(f"> {line}".rstrip() for line in message["reasoning_content"].split("\n")))
             parts += [content] if content else []
-            for call in message.get("tool_calls") or ():
-                function = call["function"]
-                parts += [f"**{function['name']}**", fenced(str(function.get("arguments", "")), "json")]
+            for name, arguments, fault in calls_in(message):
+                parts += [f"**{name}**" + (f" (not whole: {fault})" if fault else ""), fenced(arguments, "json")]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,19 +1,19 @@
 """The tools that read, list, search, write and edit files of the workspace, and only of the workspace."""
 
 import contextlib
-import difflib
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from v4cli.agent import search
-from v4cli.agent.tools import Context, Kind, Tool, ToolError, argument, parameters
+from v4cli.agent import edits, guard, search
+from v4cli.agent.tools import Context, Kind, Tool, ToolError, argument, parameters, printable
 from v4cli.files import write_atomically
 
 MAX_READ = 48 << 10  # characters of a file that the model gets at once
 MAX_BYTES = 8 << 20  # of a file that is read, edited or written
 MAX_NAMES = 1000  # of a folder
+BOM = "\ufeff"  # some programs begin texts with it; the model neither sees nor removes it
 STRING = {"type": "string"}
 
 
@@ -38,7 +38,7 @@ def tools() -> list[Tool]:
 
 def read_file(arguments: dict, context: Context) -> str:
     """The text of a file; of a long one its beginning, and how to get at the rest."""
-    text, _ = _content(context.folder, arguments["path"])
+    text = _content(context.folder, arguments["path"])[0].removeprefix(BOM)
     if len(text) <= MAX_READ:
         return text
     shown = text[:MAX_READ]
@@ -50,80 +50,82 @@ def read_file(arguments: dict, context: Context) -> str:
 
 def list_folder(arguments: dict, context: Context) -> str:
     """Names in a folder, one a line, folders with a slash."""
-    with _opened(context.folder, arguments["path"], os.O_DIRECTORY) as handle, os.scandir(handle) as entries:
+    with _opened(context.folder, arguments["path"], os.O_DIRECTORY) as handle, _told(), os.scandir(handle) as entries:
         names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries)
     more = [f"[{len(names) - MAX_NAMES} more]"] if len(names) > MAX_NAMES else []
-    return "\n".join(_printable(name) for name in names[:MAX_NAMES] + more) or "[the folder is empty]"
+    return "\n".join([*map(printable, names[:MAX_NAMES]), *more]) or "[the folder is empty]"
 
 
 def search_text(arguments: dict, context: Context) -> str:
     """Lines that match a regular expression, as path:line: text."""
     parts = _parts(context.folder, arguments["path"])
-    with _opened(context.folder, arguments["path"], 0):
+    with _opened(context.folder, arguments["path"]) as handle:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            _regular(handle)
         return search.run(arguments["pattern"], os.path.join(".", *parts), context)
 
 
 def write_file(arguments: dict, context: Context) -> str:
     """Write a whole file; folders on the way are made."""
     content = arguments["content"]
-    _write(context.folder, arguments["path"], content)
+    _allow(context, arguments["path"])
+    old, before = _old(context.folder, arguments["path"])
+    if old and old.startswith(BOM):
+        content = BOM + content.removeprefix(BOM)
+    note = _write(context.folder, arguments["path"], content, before)
     lines = content.count("\n") + (not content.endswith("\n") and content != "")
-    return f"wrote {arguments['path']} ({lines} line{'s' * (lines != 1)})"
+    return f"wrote {arguments['path']} ({lines} line{'s' * (lines != 1)}){note}"
 
 
 def edit_file(arguments: dict, context: Context) -> str:
     """Replace the only occurrence of a text."""
-    _, new = _edited(arguments, context)
-    _write(context.folder, arguments["path"], new)
-    return f"edited {arguments['path']}"
+    _, new, before = _edited(arguments, context)
+    note = _write(context.folder, arguments["path"], new, before)
+    return f"edited {arguments['path']}{note}"
 
 
 def preview_write(arguments: dict, context: Context) -> str:
     """What writing would change, as a unified diff."""
-    return _diff(arguments["path"], _old(context.folder, arguments["path"])[0], arguments["content"])
+    _allow(context, arguments["path"])
+    old, _ = _old(context.folder, arguments["path"])
+    return edits.diff(arguments["path"], old and old.removeprefix(BOM), arguments["content"].removeprefix(BOM))
 
 
 def preview_edit(arguments: dict, context: Context) -> str:
     """What editing would change, as a unified diff."""
-    return _diff(arguments["path"], *_edited(arguments, context))
+    old, new, _ = _edited(arguments, context)
+    return edits.diff(arguments["path"], old.removeprefix(BOM), new.removeprefix(BOM))
 
 
-def _edited(arguments: dict, context: Context) -> tuple[str, str]:
-    """The file's text before and after."""
-    text, _ = _content(context.folder, arguments["path"])
-    old, new = arguments["old"], arguments["new"]
-    if "\r\n" in text and "\r" not in old:
-        old, new = old.replace("\n", "\r\n"), new.replace("\n", "\r\n")
-    if not old:
-        raise ToolError("the old text is empty; write_file writes whole files")
-    if (n := text.count(old)) != 1:
-        found = "is not in the file; read it again" if n == 0 else f"is there {n} times; give more of what is around it"
-        raise ToolError(f"nothing was changed: the old text {found}")
-    return text, text.replace(old, new)
+def _edited(arguments: dict, context: Context) -> tuple[str, str, os.stat_result]:
+    """The file's text before and after, and what is known of the file."""
+    _allow(context, arguments["path"])
+    text, about = _content(context.folder, arguments["path"])
+    try:
+        return text, edits.replaced(text, arguments["old"], arguments["new"]), about
+    except ValueError as error:
+        raise ToolError(str(error)) from None
 
 
-def _diff(path: str, old: str | None, new: str) -> str:
-    before, after = ("" if old is None else old).splitlines(keepends=True), new.splitlines(keepends=True)
-    lines = difflib.unified_diff(before, after, "/dev/null" if old is None else f"a/{path}", f"b/{path}")
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+def _allow(context: Context, path: str) -> None:
+    """ToolError for a file that the user's programs obey unasked: only the user writes it."""
+    who = "" if context.disposable else guard.refusal(os.path.realpath(context.folder), _parts(context.folder, path))
+    if who:
+        raise ToolError(f"{path} is read-only here: {who} would obey it unasked; tell the user what to put there")
 
 
-def _old(folder: Path, path: str) -> tuple[str | None, int]:
-    """Text and permissions of the file that will be written over; if there is none, those of a new one."""
+def _old(folder: Path, path: str) -> tuple[str | None, os.stat_result | None]:
+    """Text of the file that will be written over, and what is known of it; nothing if there is none."""
     try:
         return _content(folder, path)
     except Missing:
-        return None, 0o644
+        return None, None
 
 
-def _content(folder: Path, path: str) -> tuple[str, int]:
-    """Text and permissions of a regular file."""
-    with _opened(folder, path, os.O_NONBLOCK) as handle:  # the opening of a FIFO would wait
-        about = os.fstat(handle)
-        if stat.S_ISDIR(about.st_mode):
-            raise ToolError("it is a folder; list_folder lists it")
-        if not stat.S_ISREG(about.st_mode):
-            raise ToolError("it is not a regular file")
+def _content(folder: Path, path: str) -> tuple[str, os.stat_result]:
+    """Text of a regular file, and what is known of it."""
+    with _opened(folder, path) as handle:
+        about = _regular(handle)
         with open(handle, "rb", closefd=False) as file:
             data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -131,23 +133,51 @@ def _content(folder: Path, path: str) -> tuple[str, int]:
     try:
         if b"\0" in data:
             raise ValueError
-        return data.decode("utf-8"), stat.S_IMODE(about.st_mode)
+        return data.decode("utf-8"), about
     except ValueError:
         raise ToolError(f"it is not a text file in UTF-8 ({len(data)} bytes)") from None
 
 
-def _write(folder: Path, path: str, text: str) -> None:
-    """Put a text in place of a file. Its permissions stay; its folder is the one that was checked, whatever is moved
-    meanwhile."""
-    data = text.encode("utf-8", "replace")
+def _regular(handle: int) -> os.stat_result:
+    """What is known of an open file, which must be a regular one."""
+    about = os.fstat(handle)
+    if stat.S_ISDIR(about.st_mode):
+        raise ToolError("it is a folder; list_folder lists it")
+    if not stat.S_ISREG(about.st_mode):
+        raise ToolError("it is not a regular file")
+    return about
+
+
+def _write(folder: Path, path: str, text: str, before: os.stat_result | None) -> str:
+    """Put a text in place of a file, which is still the one that was read; its permissions stay. Its folder is the one
+    that was checked, whatever is moved meanwhile. What else changed thereby."""
+    data = text.encode()
     if len(data) > MAX_BYTES:
         raise ToolError(f"the content is too large ({len(data) >> 20} MiB)")
-    _, mode = _old(folder, path)
     parts = _parts(folder, path)
-    if ".git" in parts:
-        raise ToolError("git's own files are not to be written; use git")
     with _walked(folder, parts[:-1], make=True) as parent, _told():
-        write_atomically(Path(f"/proc/self/fd/{parent}") / parts[-1], data, mode & 0o777)
+        _check_unchanged(before, parts[-1], parent)
+        place = Path(f"/proc/self/fd/{parent}") / parts[-1]
+        write_atomically(place, data, 0o666, keep=True)
+        after = place.lstat()
+    if before is None:
+        return ""
+    links = "; its other hard links keep the old content" if before.st_nlink > 1 else ""
+    is_kept = (before.st_uid, before.st_gid) == (after.st_uid, after.st_gid)
+    return links + ("" if is_kept else "; its owner or group is another now")
+
+
+def _check_unchanged(before: os.stat_result | None, name: str, parent: int) -> None:
+    """A file that is written over must allow that and be as it was when it was read."""
+    try:
+        now = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        now = None
+    keys = ("st_ino", "st_mode", "st_size", "st_mtime_ns")
+    if [getattr(before, key, None) for key in keys] != [getattr(now, key, None) for key in keys]:
+        raise ToolError("nothing was changed: another program has changed the file meanwhile; read it again")
+    if now and not (now.st_mode & 0o222 and os.access(name, os.W_OK, dir_fd=parent)):
+        raise ToolError("nothing was changed: the file is read-only")
 
 
 def _parts(folder: Path, path: str) -> tuple[str, ...]:
@@ -160,11 +190,12 @@ def _parts(folder: Path, path: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, path: str, flags: int) -> Iterator[int]:
-    """A file or folder of the workspace, open for reading."""
+def _opened(folder: Path, path: str, flags: int = 0) -> Iterator[int]:
+    """A file or folder of the workspace, open for reading; a named pipe is not waited for."""
     parts = _parts(folder, path)
     with _walked(folder, parts[:-1]) as parent, _told():
-        handle = os.open(parts[-1] if parts else ".", os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=parent)
+        flags |= os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        handle = os.open(parts[-1] if parts else ".", flags, dir_fd=parent)
     try:
         yield handle
     finally:
@@ -200,8 +231,3 @@ def _told() -> Iterator[None]:
         raise ToolError("it is not a folder") from None
     except OSError as error:
         raise ToolError((error.strerror or str(error)).lower()) from None
-
-
-def _printable(name: str) -> str:
-    """A file name on one line, whatever it consists of."""
-    return "".join(c if c.isprintable() else "?" for c in name.encode("utf-8", "replace").decode())

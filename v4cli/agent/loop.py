@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from v4cli.agent.tools import Call, Context, Decision, Toolbox, ToolError
+from v4cli.chat.messages import UNREADABLE, calls_in
 from v4cli.chat.parser import Event as ChatEvent
 from v4cli.chat.parser import ToolCallStart
 from v4cli.chat.turn import Chat, Options
@@ -12,7 +13,6 @@ from v4cli.chat.turn import Chat, Options
 MAX_ROUNDS = 50  # turns of the model per question
 MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
 NOT_RUN = "error: this call was not run: "
-UNREADABLE = "?"  # name of what stands for a block without calls
 RUNAWAY = "the block of calls was too long and has been stopped; make fewer or shorter calls"
 
 
@@ -49,9 +49,11 @@ class CallEnd:
 
 @dataclass(frozen=True)
 class Done:
-    """The loop ended: stop, length, interrupted, runaway, or rounds (the limit on them)."""
+    """The loop ended: stop, length, interrupted, runaway, or rounds (the limit on them). `empty`: the model's last
+    message is neither an answer nor a call."""
 
     reason: str
+    empty: bool = False
 
 
 Event = ChatEvent | Round | Said | CallStart | CallEnd | Done
@@ -90,12 +92,13 @@ class Agent:
             yield Round(number)
             its = options if options.seed is None else replace(options, seed=(options.seed + number - 1) % 2**63)
             yield from self.chat.reply(messages, its, self.toolbox.schemas, progress, cancelled)
-            message, finish, faults = self.chat.message, self.chat.finish, self._faults()
+            message, finish = self.chat.message, self.chat.finish
             messages.append(message)
             yield Said(message)
-            if faults and not message.get("tool_calls"):
+            if message.get("fault"):
                 yield ToolCallStart(0, UNREADABLE)  # the parser has told no beginning of it
-            for call in self._calls(message, faults):
+            calls = self._calls(message, RUNAWAY if finish == "runaway" else "")
+            for call in calls:
                 yield CallStart(call)
                 start = time.monotonic()
                 result, ok = self._run(call, cancelled)
@@ -103,21 +106,18 @@ class Agent:
                 messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
                 yield Said(messages[-1])
             if cancelled():
-                yield Done("interrupted")
+                yield Done("interrupted", is_empty(message))
                 return
-            if not faults:
-                yield Done(finish)
+            if not calls:
+                yield Done(finish, is_empty(message))
                 return
         yield Done("rounds")
 
-    def _faults(self) -> list[str]:
-        """What is wrong with each call of the message just made, or with a block without calls."""
-        return [RUNAWAY if self.chat.finish == "runaway" else fault for fault in self.chat.faults]
-
-    def _calls(self, message: dict, faults: list[str]) -> list[Call]:
-        """The message's calls; of a block in which none can be read, one that stands for it."""
-        calls = list(map(self.toolbox.call, message.get("tool_calls", ()), faults))
-        return calls or [Call("", UNREADABLE, {}, fault) for fault in faults]
+    def _calls(self, message: dict, fault: str) -> list[Call]:
+        """The message's calls; of a block in which none can be read, one that stands for it. `fault`: of all."""
+        if message.get("fault"):
+            return [Call("", name, {}, fault or why, text=text) for name, text, why in calls_in(message)]
+        return [self.toolbox.call(call, fault or call.get("fault", "")) for call in message.get("tool_calls", ())]
 
     def _run(self, call: Call, cancelled: Callable[[], bool]) -> tuple[str, bool]:
         """The result of a call for the model, and whether it succeeded."""
@@ -137,6 +137,11 @@ class Agent:
             return shortened(f"error: {error.filename or 'input/output'}: {error.strerror or error}"), False
         except Exception as error:  # a defect of a tool must not take the conversation with it
             return shortened(f"error: {call.name} failed: {type(error).__name__}: {error}"), False
+
+
+def is_empty(message: dict) -> bool:
+    """Whether a message of the model is neither an answer nor a call, nor the beginning of one."""
+    return not (message.get("content") or "").strip() and not calls_in(message)
 
 
 def shortened(text: str, limit: int = MAX_RESULT) -> str:

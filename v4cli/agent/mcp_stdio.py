@@ -11,6 +11,7 @@ import anyio
 import mcp_types
 from mcp.shared.message import SessionMessage
 
+from v4cli.interrupts import killing
 from v4cli.settings import McpServer
 
 INHERITED = ("PATH", "HOME", "LANG")
@@ -19,6 +20,7 @@ MAX_UNASKED = 32 << 20  # bytes without a message of ours in between
 MAX_GARBAGE = 100  # lines that are no messages
 MAX_STDERR = 2000  # bytes kept
 GRACE_S = 1.0  # to leave when told to, before it is killed
+HURRY_S = 0.08  # the same when the user interrupts
 
 
 class Child:
@@ -30,6 +32,7 @@ class Child:
         self.garbage: list[str] = []  # lines that are no messages
         self.stderr = b""
         self.unasked = 0
+        self.grace_s = GRACE_S
         self.to_session, self.received = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         self.sent, self.from_session = anyio.create_memory_object_stream[SessionMessage](0)
 
@@ -84,6 +87,10 @@ class Child:
         while chunk := await self.process.stderr.read(1 << 16):
             self.stderr = (self.stderr + chunk)[-MAX_STDERR:]
 
+    def hurry(self) -> None:
+        """Its end must not take long."""
+        self.grace_s = HURRY_S
+
     async def end(self) -> None:
         """Close its input, wait, then end it and all that it started."""
         self.received.close()
@@ -97,7 +104,7 @@ class Child:
 
     async def _gone(self) -> None:
         """Wait for its end, but not for long."""
-        with anyio.move_on_after(GRACE_S):
+        with anyio.move_on_after(self.grace_s):
             await self.process.wait()
 
 
@@ -119,11 +126,12 @@ async def stdio(server: McpServer, children: list[Child]) -> AsyncIterator[tuple
     async with anyio.create_task_group() as tasks:
         for task in (child.read, child.write, child.read_stderr):
             tasks.start_soon(task)
-        try:
-            yield child.received, child.sent
-        finally:
-            with anyio.CancelScope(shield=True):
-                await child.end()
+        with killing(lambda: _signal(process, signal.SIGKILL)):
+            try:
+                yield child.received, child.sent
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await child.end()
             tasks.cancel_scope.cancel()
 
 

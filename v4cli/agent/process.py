@@ -1,6 +1,7 @@
 """Runs a program within limits, watching all that it starts, until nothing of it is left."""
 
 import codecs
+import contextlib
 import os
 import select
 import signal
@@ -12,10 +13,14 @@ from pathlib import Path
 
 import psutil
 
+from v4cli.agent.tree import Growth
+from v4cli.interrupts import killing
+
 POLL_S = 0.05
 END_S = 10.0  # for what has been killed to be gone
 MARK = "V4_RUN"  # names a run in the environment of all that it starts
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+SHARED_BYTES = 16 << 20  # of files in memory that need no look
 FREE_BYTES = 1 << 30  # of memory and of disk that a run must leave to others; half of what is free, if that is less
 
 
@@ -25,11 +30,12 @@ class Limits:
 
     seconds: float = 120.0  # wall-clock time
     cpu_seconds: int = 600  # of one process
-    memory_bytes: int = 4 << 30
+    memory_bytes: int = 4 << 30  # memfds and temporary folders in memory count
     processes: int = 1024  # threads count
     file_bytes: int = 1 << 30  # of one file
     tmp_bytes: int = 1 << 30  # of each temporary folder
     open_files: int = 1024  # of one process
+    new_files: int = 200_000  # in the workspace, folders included
     output_bytes: int = 4 << 20
 
 
@@ -43,6 +49,7 @@ class Finished:
     text: str
     status: int
     stopped: str = ""  # the limit that ended it, in words
+    note: str = ""  # what became of what it left, for the model and the user
 
 
 def limited(argv: Sequence[str], limits: Limits, *more: str) -> list[str]:
@@ -58,10 +65,13 @@ def run(
     limits: Limits,
     output: Callable[[str], None],
     cancelled: Callable[[], bool],
+    growth: Growth | None = None,
+    temporary: Sequence[str] = (),
     pass_fds: Sequence[int] = (),
 ) -> Finished:
     """Run argv in `folder`, without input, and kill what it leaves behind. `output` is given what it prints, as it
-    comes. OSError if it cannot be started."""
+    comes; `growth` tells how many files it makes; `temporary`: folders that are in memory, as it sees them. OSError if
+    it cannot be started."""
     process = subprocess.Popen(
         argv,
         cwd=folder,
@@ -73,8 +83,10 @@ def run(
         pass_fds=pass_fds,
     )
     reader = _Reader(process.stdout.fileno(), output)
+    watch = _Watch(process.pid, folder, limits, growth, temporary)
     try:
-        stopped = _follow(process, reader, _Watch(process.pid, folder, limits), limits, cancelled)
+        with killing(lambda: _kill_all(process)):
+            stopped = _follow(process, reader, watch, limits, cancelled)
     finally:
         _end(process)
     reader.read_rest(limits.output_bytes)
@@ -149,9 +161,11 @@ class _Reader:
 class _Watch:
     """What the kernel does not limit: a process and its descendants together, and what is left for others."""
 
-    def __init__(self, pid: int, folder: Path, limits: Limits):
-        self.pid, self.folder, self.limits = pid, folder, limits
-        self.least_memory = min(FREE_BYTES, psutil.virtual_memory().available // 2)
+    def __init__(self, pid: int, folder: Path, limits: Limits, growth: Growth | None, temporary: Sequence[str]):
+        self.pid, self.folder, self.limits, self.growth, self.temporary = pid, folder, limits, growth, temporary
+        memory = psutil.virtual_memory()
+        self.shared = memory.shared
+        self.least_memory = min(FREE_BYTES, memory.available // 2)
         self.least_disk = min(FREE_BYTES, psutil.disk_usage(str(folder)).free // 2)
 
     def trouble(self) -> str:
@@ -162,18 +176,23 @@ class _Watch:
             n_tasks += n
             if n_tasks > self.limits.processes:
                 return f"it had more than {self.limits.processes} processes and threads"
-        if self._memory(pids) > self.limits.memory_bytes:
+        memory = psutil.virtual_memory()
+        if self._memory(pids, memory.shared - self.shared) > self.limits.memory_bytes:
             return f"it used more than {self.limits.memory_bytes >> 20} MiB of memory"
-        if psutil.virtual_memory().available < self.least_memory:
+        if memory.available < self.least_memory:
             return "the machine was running out of memory"
         if psutil.disk_usage(str(self.folder)).free < self.least_disk:
             return "the disk was getting full"
+        if self.growth and self.growth.step(POLL_S / 5) > self.limits.new_files:
+            return f"it made more than {self.limits.new_files:,} files"
         return ""
 
-    def _memory(self, pids: list[int]) -> int:
-        """Bytes of all; what they share counts once, which takes longer to find out."""
-        resident = sum(_resident(pid) for pid in pids)
-        return resident if resident <= self.limits.memory_bytes else sum(_proportional(pid) for pid in pids)
+    def _memory(self, pids: list[int], n_shared: int) -> int:
+        """Bytes of all, and of files in memory, which are looked for where the machine has got more of them; what
+        processes share counts once, which takes longer to find out."""
+        files = sum(_files_in_memory(pids, self.temporary)) if n_shared > SHARED_BYTES else 0
+        resident = files + sum(_resident(pid) for pid in pids)
+        return resident if resident <= self.limits.memory_bytes else files + sum(_proportional(pid) for pid in pids)
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
@@ -188,11 +207,15 @@ def descendants(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _end(process) -> None:
+    _kill_all(process)
+    process.wait()
+
+
+def _kill_all(process) -> None:
     """Kill it and its descendants, the first process of a sandbox first, with which all of the sandbox dies."""
     for pid, _ in descendants(process.pid):
         _kill(pid)
     process.kill()
-    process.wait()
 
 
 def await_end(pid: int) -> None:
@@ -227,6 +250,25 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except OSError:
         pass
+
+
+def _files_in_memory(pids: list[int], temporary: Sequence[str]) -> Iterator[int]:
+    """Bytes of each memfd that the processes have open, and of the temporary folders that they see."""
+    memfds, devices = set(), set()
+    for pid in pids:
+        for path in (f"/proc/{pid}/fd/{fd}" for fd in _listed(f"/proc/{pid}/fd")):
+            with contextlib.suppress(OSError):
+                if os.readlink(path).startswith("/memfd:") and (about := os.stat(path)).st_ino not in memfds:
+                    memfds.add(about.st_ino)
+                    yield about.st_blocks * 512
+        for folder in temporary:
+            with contextlib.suppress(OSError):
+                its, ours = f"/proc/{pid}/root{folder}", os.stat(folder) if os.path.exists(folder) else None
+                device = os.stat(its).st_dev
+                if device not in devices and (ours is None or device != ours.st_dev):
+                    devices.add(device)
+                    about = os.statvfs(its)
+                    yield (about.f_blocks - about.f_bfree) * about.f_frsize
 
 
 def _resident(pid: int) -> int:

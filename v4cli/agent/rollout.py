@@ -23,16 +23,17 @@ from v4cli import jsonfile
 from v4cli.agent import sandbox
 from v4cli.agent.approval import Approvals, Mode
 from v4cli.agent.builtin import toolbox
-from v4cli.agent.loop import Agent, Done, Said, shortened
+from v4cli.agent.loop import Agent, Done, Said, is_empty, shortened
 from v4cli.agent.process import Limits
 from v4cli.agent.tasks import Task
 from v4cli.agent.tools import Context, Kind
-from v4cli.chat.messages import without_ids
+from v4cli.chat.messages import last_said, without_ids
 from v4cli.chat.turn import Chat, Options
 from v4cli.errors import UsageError, V4Error
 from v4cli.files import write_atomically
 
 MAX_ANSWER = 30_000  # characters of it that a check is given
+MAX_RECORD = 1 << 28  # bytes of a trajectory
 OPTIONS, WORKSPACES = "options.json", "workspaces"  # in the output folder
 
 
@@ -57,10 +58,12 @@ class Result:
     reward: float | None
     finish: str
     n_tokens: int  # sampled
+    empty: bool  # the model's last message is neither an answer nor a call
 
     @classmethod
     def of(cls, record: dict) -> "Result":
-        return cls(record["reward"], record["finish"], sum(len(turn["ids"]) for turn in record["turns"]))
+        n_tokens = sum(len(turn["ids"]) for turn in record["turns"])
+        return cls(record["reward"], record["finish"], n_tokens, is_empty(last_said(record["messages"])))
 
 
 def seed_of(seed: int, task: str, sample: int) -> int:
@@ -114,7 +117,7 @@ def done_before(out: Path, tasks: list[Task], n: int) -> tuple[list[Result], lis
             if not path.exists():
                 missing.append((task, sample))
                 continue
-            record = jsonfile.parse(path.read_bytes(), str(path), UsageError)
+            record = jsonfile.read(path, UsageError, MAX_RECORD)
             if not isinstance(record, dict) or record.get("digest") != task.digest:
                 raise UsageError(f"{path}: task {task.id} was another then", f"rm {path}, or choose another --out")
             there.append(Result.of(record))
@@ -181,7 +184,7 @@ def _work(chat: Chat, task: Task, workspace: Path, conditions: Conditions, seed:
     end = time.monotonic() + conditions.timeout_s
     decide = Approvals(Mode.ALL, workspace).decide
     tools = toolbox(task.tools or conditions.tools, Limits(seconds=conditions.timeout_s))
-    agent = Agent(chat, tools, Context(workspace), decide, max_rounds=conditions.max_rounds)
+    agent = Agent(chat, tools, Context(workspace, disposable=True), decide, max_rounds=conditions.max_rounds)
     options = Options(
         conditions.thinking, temperature=conditions.temperature, seed=seed, max_tokens=conditions.max_tokens
     )
@@ -211,12 +214,12 @@ def _check(task: Task, messages: list[dict], workspace: Path, timeout_s: float, 
     """The reward: 1 if the command succeeds, or the number in the last line that it prints; 0 if it fails."""
     if not task.check:
         return {"reward": None, "check": None}
-    said = [message.get("content") or "" for message in messages if message["role"] == "assistant"]
-    answer = shortened(said[-1] if said else "", MAX_ANSWER).replace("\0", "")
+    answer = shortened(last_said(messages).get("content") or "", MAX_ANSWER).replace("\0", "")
     command = ["env", f"V4_ANSWER={answer}", "sh", "-c", task.check]
-    ended = sandbox.run(command, workspace, Limits(seconds=timeout_s), cancelled=cancelled)
+    ended = sandbox.run(command, workspace, Limits(seconds=timeout_s), cancelled=cancelled, access=sandbox.Access.OWN)
     reward = _number(ended.text) if ended.status == 0 and not ended.stopped else 0.0
-    return {"reward": reward, "check": asdict(ended) | {"text": shortened(ended.text)}}
+    check = {"text": shortened(ended.text), "status": ended.status, "stopped": ended.stopped}
+    return {"reward": reward, "check": check}
 
 
 def _number(printed: str) -> float:

@@ -1,7 +1,6 @@
-"""Runs a program in a bubblewrap sandbox: only the workspace is writable, the user's other files and the network do
-not exist, and nothing of the run survives it."""
+"""Runs a program in a bubblewrap sandbox: only the workspace is writable, and in it nothing that the user's programs
+trust; the user's other files and the network do not exist, and nothing of the run goes on after it."""
 
-import contextlib
 import functools
 import json
 import os
@@ -9,13 +8,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
-from v4cli.agent import process, seccomp
+from v4cli.agent import guard, process, seccomp, tree, trusted
+from v4cli.agent.guard import Guard
 from v4cli.agent.process import STANDARD, Finished, Limits
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOME = "/home/sandbox"
+TEMPORARY = ("/dev/shm", "/tmp", HOME)  # in memory
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SETTINGS = (  # of /etc: what programs need, nothing about this machine's services
     "alternatives", "ca-certificates", "fonts", "group", "java-*", "ld.so.cache", "ld.so.conf", "ld.so.conf.d",
@@ -28,6 +31,14 @@ KERNEL = ("/proc/sys", "/proc/sysrq-trigger")  # root may write there even witho
 Output = Callable[[str], None]
 
 
+class Access(Enum):
+    """What a run may do to the workspace."""
+
+    READ = "read"
+    WORK = "work"  # write, except to what the user's programs trust
+    OWN = "own"  # write anything: nobody works there before it is removed
+
+
 def run(
     argv: Sequence[str],
     folder: Path,
@@ -35,19 +46,31 @@ def run(
     network: bool = False,
     output: Output = lambda text: None,
     cancelled: Callable[[], bool] = lambda: False,
+    access: Access = Access.WORK,
 ) -> Finished:
     """Run argv in the workspace `folder`; in a sandbox if `trouble(folder)` has nothing against it, else with the same
-    limits and environment only, for which the user must have been asked."""
+    limits and environment only, for which the user must have been asked. ToolError if what the user's programs trust
+    there cannot be kept safe."""
     folder = folder.resolve()
     if trouble(folder):
         return _unprotected(argv, folder, limits, output, cancelled)
-    return _sandboxed(argv, folder, limits, network, output, cancelled)
+    if access is not Access.WORK:
+        return _sandboxed(argv, folder, limits, network, output, cancelled, access)
+    its = Guard(str(folder), cancelled)
+    try:
+        done = _sandboxed(argv, folder, limits, network, output, cancelled, access, its)
+    finally:
+        left = its.clear()
+    return replace(done, note=guard.note(its, left, done.text))
 
 
 def trouble(folder: Path) -> str:
     """Why there is no sandbox for this workspace; empty if there is one."""
-    if _home().is_relative_to(folder.resolve()):
+    folder = folder.resolve()
+    if any(trusted.within(home, str(folder)) for home in trusted.homes()):
         return "the workspace is your home folder or holds it; start in a folder of its own"
+    if repository := trusted.repository_around(str(folder)):
+        return f"the workspace lies in what git keeps for itself ({repository}); start in the work tree"
     return missing()
 
 
@@ -56,8 +79,11 @@ def missing() -> str:
     """Why this machine makes no sandbox, found out by making one; empty if it does."""
     if sys.platform != "linux" or not shutil.which("bwrap"):
         return "bubblewrap (bwrap) is not installed"
+    if not seccomp.program():
+        return f"there is no list of system calls for {os.uname().machine}"
     with tempfile.TemporaryDirectory(prefix="v4-sandbox-") as folder:
-        made = _sandboxed(["true"], Path(folder).resolve(), Limits(seconds=10), False, lambda text: None, lambda: False)
+        limits, where = Limits(seconds=10), Path(folder).resolve()
+        made = _sandboxed(["true"], where, limits, False, lambda text: None, lambda: False, Access.READ)
     said = (made.text.strip().splitlines() or [made.stopped])[-1]
     return "" if made.status == 0 else f"bubblewrap does not work here ({said}); 0.8 or later is needed"
 
@@ -65,7 +91,8 @@ def missing() -> str:
 def environment(home: str = HOME) -> dict[str, str]:
     """All that a program is told: nothing of the user's environment."""
     path = os.pathsep.join([*(str(prefix / "bin") for prefix in _prefixes()), PATH])
-    return {"PATH": path, "HOME": home, "LANG": "C.UTF-8", "TERM": "dumb", "NO_COLOR": "1"}
+    told = {"PATH": path, "HOME": home, "LANG": "C.UTF-8", "TERM": "dumb", "NO_COLOR": "1"}
+    return told | {"GIT_OPTIONAL_LOCKS": "0"}  # a repository is read-only
 
 
 def _unprotected(argv, folder: Path, limits: Limits, output: Output, cancelled) -> Finished:
@@ -73,22 +100,31 @@ def _unprotected(argv, folder: Path, limits: Limits, output: Output, cancelled) 
     with tempfile.TemporaryDirectory(prefix="v4-home-", ignore_cleanup_errors=True) as home:
         told = environment(home) | {process.MARK: mark}
         try:
-            return process.run(process.limited(argv, limits), folder, told, limits, output, cancelled)
+            command, growth = process.limited(argv, limits), _growth(folder)
+            return process.run(command, folder, told, limits, output, cancelled, growth)
         finally:
             process.end_marked(mark)
 
 
-def _sandboxed(argv, folder: Path, limits: Limits, network: bool, output: Output, cancelled) -> Finished:
+def _sandboxed(argv, folder: Path, limits: Limits, network, output: Output, cancelled, access, its=None) -> Finished:
+    """Run argv in a sandbox; `its`: the Guard of the workspace, for Access.WORK."""
     inside = process.limited(argv, limits, f"--nproc={limits.processes}")
-    with _memory_file() as about, _memory_file() as rules:
-        options = [*_options(folder, limits, network), "--info-fd", str(about.fileno())]
-        if rules.write(seccomp.program()):
-            rules.seek(0)
-            options += ["--seccomp", str(rules.fileno())]
-        command = [shutil.which("bwrap") or "bwrap", *options, "--", *inside]
-        passed = (about.fileno(), rules.fileno())
+    growth = None
+    if access is Access.WORK:
+        growth = tree.Growth(its.sizes, its.n_entries)
+    elif access is Access.OWN:
+        growth = _growth(folder, sum(tree.sizes(str(folder))))
+    with _memory_file() as about, _memory_file() as rules, _memory_file() as words:
+        rules.write(seccomp.program())
+        options = _options(folder, limits, network, access, its.read_only if its else [])
+        options += ["--info-fd", str(about.fileno()), "--seccomp", str(rules.fileno())]
+        words.write(b"".join(os.fsencode(option) + b"\0" for option in options))
+        for file in (rules, words):
+            file.seek(0)
+        command = [shutil.which("bwrap") or "bwrap", "--args", str(words.fileno()), "--", *inside]
+        passed = (about.fileno(), rules.fileno(), words.fileno())
         try:
-            return process.run(command, folder, environment(), limits, output, cancelled, passed)
+            return process.run(command, folder, environment(), limits, output, cancelled, growth, TEMPORARY, passed)
         finally:  # bwrap may end a moment before what is in the sandbox
             if told := os.pread(about.fileno(), 4096, 0):
                 process.await_end(json.loads(told)["child-pid"])
@@ -99,7 +135,11 @@ def _memory_file():
     return open(os.memfd_create("v4"), "r+b", buffering=0)
 
 
-def _options(folder: Path, limits: Limits, network: bool) -> list[str]:
+def _growth(folder: Path, n_before: int | None = None) -> tree.Growth:
+    return tree.Growth(lambda: tree.sizes(str(folder)), n_before)
+
+
+def _options(folder: Path, limits: Limits, network: bool, access: Access, read_only: list[str]) -> list[str]:
     """bwrap's options: namespaces first, then the file system in the order it is put together."""
     settings = [path for name in SETTINGS + NETWORK_SETTINGS * network for path in Path("/etc").glob(name)]
     temporary = ["--perms", "1777", "--size", str(limits.tmp_bytes), "--tmpfs"]
@@ -110,21 +150,11 @@ def _options(folder: Path, limits: Limits, network: bool) -> list[str]:
     options += [word for path in SYSTEM for word in _system(path)]
     options += _read_only(*settings)
     options += ["--proc", "/proc", *_read_only(*KERNEL)]
-    options += ["--dev", "/dev", *temporary, "/dev/shm", *temporary, "/tmp", *temporary, HOME]
+    options += ["--dev", "/dev", *(word for path in TEMPORARY for word in (*temporary, path))]
     options += _read_only(*(p for p in prefixes if not p.is_relative_to(folder)))
-    options += ["--bind", str(folder), str(folder), "--chdir", str(folder)]
-    options += _read_only(*(p for p in prefixes if p.is_relative_to(folder)))
-    options += _guarded(folder / ".git")
+    options += ["--ro-bind" if access is Access.READ else "--bind", str(folder), str(folder), "--chdir", str(folder)]
+    options += _read_only(*(p for p in prefixes if p.is_relative_to(folder)), *read_only)
     return [*options, "--remount-ro", "/dev", "--remount-ro", "/"]
-
-
-def _guarded(git: Path) -> list[str]:
-    """A repository that can be used, but in which nothing can be left for git to run."""
-    if git.is_symlink() or not git.is_dir():
-        return []
-    with contextlib.suppress(OSError):
-        (git / "hooks").mkdir(exist_ok=True)
-    return ["--bind", str(git), str(git), *_read_only(git / "config", git / "hooks")]
 
 
 def _system(path: str) -> list[str]:
@@ -140,9 +170,6 @@ def _read_only(*paths: str | Path) -> list[str]:
 
 def _prefixes() -> list[Path]:
     """Folders of this Python where they are not part of the system, so that programs can use it."""
-    found = dict.fromkeys(Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix))
-    return [path for path in found if not path.is_relative_to("/usr") and not _home().is_relative_to(path)]
-
-
-def _home() -> Path:
-    return Path(os.path.expanduser("~")).resolve()
+    found = dict.fromkeys(os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix))
+    inner = [path for path in found if not any(trusted.within(home, path) for home in trusted.homes())]
+    return [Path(path) for path in inner if not trusted.within(path, "/usr")]

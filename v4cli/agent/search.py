@@ -1,48 +1,61 @@
-"""Searching files for a regular expression: with ripgrep where there is one, else with Python."""
+"""Searching files for a regular expression, by a program that can be stopped and sees the workspace only."""
 
+import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from v4cli.agent import grep, sandbox
-from v4cli.agent.process import Limits
-from v4cli.agent.tools import Context, ToolError, argument
+from v4cli.agent.process import Finished, Limits
+from v4cli.agent.tools import Context, ToolError, argument, printable
 
-LIMITS = Limits(seconds=30, output_bytes=512 << 10)
-MAX_MATCHES = 200
-MAX_LINE = 300  # characters
+LIMITS = Limits(seconds=30, output_bytes=1 << 20)
 
 
 def run(pattern: str, path: str, context: Context) -> str:
-    """Matches below `path`, which is relative to the workspace, as path:line: text.
-
-    A program does it, which can be stopped and sees the workspace only.
-    """
-    program = _program(argument(pattern), path)
-    done = sandbox.run(program, context.folder, LIMITS, cancelled=context.cancelled)
-    matches = [match for line in done.text.split("\n") if (match := _match(line))]
-    if not matches and (done.stopped or done.status > 1):
-        raise ToolError(f"the search failed: {done.stopped or done.text.strip()}")
-    if done.stopped or len(matches) > MAX_MATCHES:
-        matches = [*matches[:MAX_MATCHES], "[there are more matches; search for less, or in fewer files]"]
-    return "\n".join(matches) or "no matches"
+    """Matches below `path`, which is relative to the workspace, as path:line: text; then what was left out."""
+    program = [Path(sys.executable).name, "-I", "-c", Path(grep.__file__).read_text("utf-8"), argument(pattern), path]
+    done = sandbox.run(program, context.folder, LIMITS, cancelled=context.cancelled, access=sandbox.Access.READ)
+    records, said = _records(done.text)
+    matches = [f"{_name(file)}:{number}: {text}" for _, file, number, text in records.get("match", ())]
+    ends = records.get("end")
+    if not matches and not ends:
+        raise ToolError(f"the search failed: {_ending(done, said)}")
+    notes = _left_out(*ends[0][1:]) if ends else [_unfinished(done, said, records.get("at", ()))]
+    return "\n".join([*(matches or ["no matches"]), *notes])
 
 
-def _program(pattern: str, path: str) -> list[str]:
-    """What prints path, NUL, line number, colon, line for each match."""
-    if shutil.which("rg", path=sandbox.PATH):
-        options = ["--no-config", "--no-heading", "--line-number", "--with-filename", "--null", "--color=never"]
-        options += ["--hidden", "--glob=!.git", "--sort=path", "--max-columns=1000", "--max-columns-preview"]
-        return ["rg", *options, f"--regexp={pattern}", "--", path]
-    return [Path(sys.executable).name, "-I", "-c", Path(grep.__file__).read_text("utf-8"), pattern, path]
+def _records(text: str) -> tuple[dict[str, list], str]:
+    """What the program told, by its kind; and the last line that is not of it, such as an error."""
+    records: dict[str, list] = {}
+    said = ""
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            records.setdefault(record[0], []).append(record)
+        except (ValueError, TypeError, LookupError):  # half a line, where it was stopped, too
+            said = line
+    return records, said
 
 
-def _match(line: str) -> str:
-    """A line of the program as the model gets it; empty if it is no match."""
-    path, _, rest = line.partition("\0")
-    number, colon, text = rest.partition(":")
-    if not colon:
-        return ""
-    text = text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}…"
-    return f"{os.path.normpath(path)}:{number}: {text}"
+def _left_out(more: bool, left_out: dict[str, list]) -> list[str]:
+    """What is told of a search that came to its end."""
+    notes = [f"[there are more than {grep.MAX_MATCHES} matches; search for less, or in fewer files]"] if more else []
+    about = []
+    for why, (n, *files) in left_out.items():
+        others = f" and {n - len(files)} more" if n > len(files) else ""
+        about.append(f"{', '.join(map(_name, files))}{others} ({why})")
+    return notes + ([f"[not searched, or not as text: {'; '.join(about)}]"] if about else [])
+
+
+def _unfinished(done: Finished, said: str, progress) -> str:
+    """What is told of a search that was ended."""
+    return f"[the search is not complete: {_ending(done, said)}; it had come to {_name(progress[-1][1])}]"
+
+
+def _ending(done: Finished, said: str) -> str:
+    return done.stopped or said.strip() or f"it ended with status {done.status}"
+
+
+def _name(path: str) -> str:
+    return printable(os.path.normpath(path))

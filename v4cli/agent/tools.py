@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from v4cli.chat import schemas
+from v4cli.chat.messages import readable_arguments
+
 
 class Kind(StrEnum):
     """What a tool can do at worst; what is asked before it runs depends on that."""
@@ -27,6 +30,7 @@ class Context:
     folder: Path  # the workspace; paths of the model are relative to it and may not leave it
     output: Callable[[str], None] = lambda text: None  # shows output while the call runs
     cancelled: Callable[[], bool] = lambda: False  # the user wants it to end
+    disposable: bool = False  # the workspace is removed before anybody works in it
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,19 @@ class Tool:
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call of the model. `fault`: why it must not be run; empty if it may."""
+    """A tool call of the model. `fault`: why it must not be run; empty if it may. `text`: its arguments as sampled."""
 
     id: str
     name: str
     arguments: dict
     fault: str = ""
     tool: Tool | None = field(default=None, compare=False)
+    text: str = field(default="", compare=False)
+
+    @property
+    def given(self) -> dict | str:
+        """Its arguments for whoever is told about it: of one that must not be run, as they came, whole or not."""
+        return readable_arguments(self.text) if self.fault else self.arguments
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,11 @@ def argument(text: str) -> str:
     raise ToolError("a path, pattern or command cannot be empty, and cannot contain NUL or half of a character")
 
 
+def printable(name: str) -> str:
+    """A file name on one line; one with other characters as JSON spells it, so that it can be given back."""
+    return name if name.isprintable() else json.dumps(name)
+
+
 class Toolbox:
     """The tools of a conversation, by name."""
 
@@ -115,7 +130,7 @@ class Toolbox:
             fault = fault or f"there is no tool {name!r}; there are {', '.join(self.tools) or 'none'}"
         else:
             fault = fault or _check(arguments, tool.parameters)
-        return Call(message_call.get("id", ""), name, arguments, fault, tool)
+        return Call(message_call.get("id", ""), name, arguments, fault, tool, text)
 
 
 TYPES = {
@@ -125,23 +140,22 @@ TYPES = {
 
 
 def _check(arguments: dict, schema: dict) -> str:
-    """What is wrong with arguments by their schema's required, properties and top-level types; numbers and truth
+    """What is wrong with arguments by the parameters of their schema and the types that those name; numbers and truth
     values that came as text are converted in place."""
-    properties = schema.get("properties") or {}
-    missing = [name for name in schema.get("required") or () if name not in arguments]
+    has = schemas.parameters(schema)
+    missing = [name for name in has.required if name not in arguments]
     if missing:
         return f"parameter {missing[0]} is missing"
     for name, value in arguments.items():
-        if name not in properties:
-            if properties and not schema.get("additionalProperties", False):
-                return f"there is no parameter {name!r}; there are {', '.join(properties)}"
+        if name not in has.declared:
+            if has.declared and has.others is False:
+                return f"there is no parameter {name!r}; there are {', '.join(has.declared)}"
             continue
-        kinds = properties[name].get("type", ()) if isinstance(properties[name], dict) else ()
-        kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+        kinds = schemas.kinds(has.declared[name])
         if kinds and isinstance(value, str) and "string" not in kinds:
             value = arguments[name] = _converted(value)
-        wanted = sum((TYPES.get(kind, (object,)) for kind in kinds), ())
-        is_flag = isinstance(value, bool) and bool not in wanted and object not in wanted
+        wanted = sum((TYPES[kind] for kind in kinds), ())
+        is_flag = isinstance(value, bool) and bool not in wanted
         if wanted and (is_flag or not isinstance(value, wanted)):
             return f"parameter {name} must be {' or '.join(kinds)}"
     return ""

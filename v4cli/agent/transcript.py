@@ -3,10 +3,12 @@
 The first line is {"type": "about", ...}; then {"type": "message", "message": {...}} for each message,
 {"type": "cut", "keep": n} where the conversation went back to its first n messages, and {"type": "set", ...} where
 something about it changed. What a crash left of a last line is dropped when the file is read. If another process has
-gone on with the conversation meanwhile, this one goes on in a file of its own.
+gone on with the conversation meanwhile, this one goes on in a file of its own. Where the file may not be written, the
+conversation goes on without; what is missing is written as soon as that can be done.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -15,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from v4cli import files
 from v4cli.chat.messages import check_messages
 from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
 TITLE = 60  # characters
+MAX_BYTES = 1 << 28  # of a file
 NEXT = "v4 chat --list shows the conversations that can be read"
 
 
@@ -30,6 +34,8 @@ class Transcript:
     def __init__(self, path: Path, about: dict, messages: list[dict], n_bytes: int = 0):
         self.path, self.about, self.messages = path, about, messages
         self._n_bytes = n_bytes  # of the file, as far as this process knows it
+        self._unwritten: list[dict] = []  # records that belong behind those
+        self.trouble = ""  # why they are not there, for the user
 
     @classmethod
     def new(cls, folder: Path, messages: list[dict] = (), /, **about) -> "Transcript":
@@ -44,10 +50,7 @@ class Transcript:
     def load(cls, path: Path) -> "Transcript":
         """Read a file. UsageError names it and the line if it is not a conversation."""
         about, messages = None, []
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        data = files.contents(path, MAX_BYTES, UsageError, follow=False)
         lines = data.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or what a crash left
             try:
@@ -73,6 +76,11 @@ class Transcript:
     @property
     def id(self) -> str:
         return self.about["id"]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is a file of it."""
+        return self._n_bytes > 0
 
     def add(self, message: dict) -> None:
         """Append a message; the first of the user gives the title."""
@@ -101,30 +109,38 @@ class Transcript:
         return Transcript.new(self.path.parent, self.messages, **about | {"parent": self.id})
 
     def _write(self, record: dict) -> None:
-        """Append a line, after all that is known if it is the first. ResourceError if that cannot be done."""
+        """Append a line, after all that is known if it is the first. ResourceError without room, which can be made;
+        where the place cannot be written at all, `trouble` says so."""
+        self._unwritten.append(record)
         try:
-            written = self._written(record)
+            if not self._written():
+                self.about |= {"id": _new_id(), "parent": self.id}
+                self.path, self._n_bytes = self.path.with_name(f"{self.id}.jsonl"), 0
+                self._written()
         except OSError as error:
             if not self._n_bytes:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
             why = f"{self.path}: cannot be written ({error.strerror})"
-            raise ResourceError(why, "make room or V4_HOME=FOLDER, then say it again") from None
-        if not written:
-            self.about |= {"id": _new_id(), "parent": self.id}
-            self.path, self._n_bytes = self.path.with_name(f"{self.id}.jsonl"), 0
-            self._write(record)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                self._unwritten.pop()
+                raise ResourceError(why, "make room or V4_HOME=FOLDER, then say it again") from None
+            self.trouble = why
+        else:
+            self._unwritten, self.trouble = [], ""
 
-    def _written(self, record: dict) -> bool:
-        """Append a line unless another process has appended one."""
+    def _written(self) -> bool:
+        """Append what is missing unless another process has appended something."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
         with open(descriptor, "ab") as file:
+            os.fchmod(descriptor, 0o600)  # it may have come from a copy
             fcntl.flock(file, fcntl.LOCK_EX)
             news = os.pread(descriptor, os.fstat(descriptor).st_size, self._n_bytes)  # none, or what a crash cut off
             if file.tell() >= self._n_bytes and b"\n" not in news:
                 file.truncate(self._n_bytes)
-                lines = [record] if self._n_bytes else [*self._known(), record]
+                lines = self._unwritten if self._n_bytes else [*self._known(), self._unwritten[-1]]
                 file.write(b"".join(map(_line, lines)))
                 file.flush()
                 self._n_bytes = file.tell()

@@ -18,6 +18,7 @@ from torch import Tensor
 from v4cli.config import V4Config
 from v4cli.files import write_atomically
 from v4cli.nano.recipe import CONFIG, GENERATION_CONFIG
+from v4cli.paths import NANO
 from v4cli.weights.checkpoint import INDEX
 from v4cli.weights.formats import pack_fp4
 from v4cli.weights.known import MODELS
@@ -93,6 +94,7 @@ def write_synthetic(path: Path, config: V4Config, seed: int = 0) -> Path:
     texts |= {"config.json": config.to_dict(), "generation_config.json": GENERATION_CONFIG}
     for file, value in texts.items():
         write_atomically(path / file, json.dumps(value, indent=1).encode())
+    write_atomically(path / "tokenizer.json", (NANO / "tokenizer.json").read_bytes())
     return path
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from v4cli import jsonfile
 from v4cli.cache import kvfile
 from v4cli.cache.state import Checkpoint, State
 from v4cli.errors import SnapshotError
@@ -74,11 +75,13 @@ class Folder:
                 self._add(entry)
 
     def _add(self, entry: os.DirEntry) -> None:
+        if not entry.is_file(follow_symlinks=False):
+            return  # nothing that we wrote
         if match := CHUNK_NAME.fullmatch(entry.name):
-            stat = entry.stat()
+            stat = entry.stat(follow_symlinks=False)
             self.chunks[match[2]] = Chunk(Path(entry.path), match[1], stat.st_size, stat.st_mtime)
         elif match := SNAPSHOT_NAME.fullmatch(entry.name):
-            stat = entry.stat()
+            stat = entry.stat(follow_symlinks=False)
             found = Snapshot(Path(entry.path), match[1], int(match[2]), match[3], stat.st_size, stat.st_mtime)
             self.snapshots.setdefault(match[1], []).append(found)
 
@@ -135,20 +138,19 @@ class Prefixes:
         whole, first = len(keys) * CHUNK, have // CHUNK
         if whole != n // CHUNK * CHUNK:
             raise SnapshotError(f"{snapshot.path}: {n // CHUNK - len(keys)} of its chunks are missing", snapshot.path)
-        about, small = kvfile.read(snapshot.path)
-        rest = {name.removeprefix("rest."): small.pop(name) for name in list(small) if name.startswith("rest.")}
+        about, arrays = kvfile.read(snapshot.path)
         try:
-            logits = small.pop("logits")
+            small, rest, logits = snapshot_parts(arrays)
             state.reserve(n)
             with ThreadPoolExecutor(WORKERS) as pool:
                 chunks = _ahead(pool, _entries, [(key, files.chunks[key]) for key in keys[first:]])
                 for i, entries in enumerate(chunks, first):
                     state.put(i * CHUNK, (i + 1) * CHUNK, entries)
-            if _snapshot_id(snapshot.chunk, _ids(about)) != snapshot.id:
+            if _snapshot_id(snapshot.chunk, np.asarray(tokens_of(about), np.int32)) != snapshot.id:
                 raise ValueError("its name is of other tokens")
             state.put(whole, n, rest)
             state.restore(Checkpoint.of(n, len(state.layers), small))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise SnapshotError(f"{snapshot.path}: does not fit this model ({error})", snapshot.path) from None
         with contextlib.suppress(OSError):
             os.utime(snapshot.path)
@@ -157,8 +159,8 @@ class Prefixes:
     def tokens(self, snapshot: Snapshot) -> list[int]:
         """Its token ids. SnapshotError."""
         files = Folder(self.folder)
-        found = [kvfile.read_about(files.chunks[key].path)["tokens"] for key in files.path_of(snapshot)[::-1]]
-        return [token for some in found for token in some] + kvfile.read_about(snapshot.path)["tokens"]
+        paths = [files.chunks[key].path for key in files.path_of(snapshot)[::-1]]
+        return [token for path in (*paths, snapshot.path) for token in _tokens_in(path)]
 
     def about(self, snapshot: Snapshot) -> dict:
         """What was remembered of it: title, the snapshot it went on from. SnapshotError."""
@@ -180,16 +182,12 @@ class Prefixes:
             first, last = i * CHUNK, (i + 1) * CHUNK
             return kvfile.encoded(state.entries(first, last), {"tokens": tokens[first:last]})
 
-        return self._store(tokens[:n], chunk, per_chunk, point.arrays | rest | {"logits": logits}, about)
+        return self.adopt(tokens[:n], chunk, per_chunk, point.arrays | rest | {"logits": logits}, about)
 
-    def adopt(self, tokens: list[int], chunks: list[Path], small: dict[str, np.ndarray], about: dict) -> Snapshot:
-        """Store what another machine saved: the files of its chunks, and the arrays of its snapshot. As `save`."""
-        per_chunk = chunks[0].stat().st_size if chunks else 0
-        return self._store(tokens, lambda i: chunks[i].read_bytes(), per_chunk, small, about | {"after": ""})
-
-    def _store(
+    def adopt(
         self, tokens: list[int], chunk: Callable[[int], bytes], per_chunk: int, small: dict, about: dict
     ) -> Snapshot:
+        """Store files of chunks, of `per_chunk` bytes at most, and the arrays of a snapshot. As `save`."""
         files, n, ids = Folder(self.folder), len(tokens), np.asarray(tokens, np.int32)
         keys, behind = self._keys(ids), ids[n // CHUNK * CHUNK :]
         path = self.folder / f"{keys[-1]}.{n}.{_snapshot_id(keys[-1], behind)}.snapshot"
@@ -232,9 +230,9 @@ class Prefixes:
     def written_today(self) -> int:
         """Bytes written since midnight, all models."""
         try:
-            ledger = json.loads((self.root / WRITTEN).read_text())
+            ledger = jsonfile.read(self.root / WRITTEN, SnapshotError, jsonfile.SMALL)
             return int(ledger["bytes"]) if ledger["day"] == _today() else 0
-        except (OSError, ValueError, KeyError, TypeError):
+        except (SnapshotError, ValueError, KeyError, TypeError, OverflowError):
             return 0
 
     def _count(self, n_bytes: int) -> None:
@@ -264,9 +262,10 @@ def stored(root: Path) -> list[Prefixes]:
     """All models that have something stored under `root`. Folders that say nothing of themselves are left out."""
     found = []
     for path in sorted(root.iterdir()) if root.is_dir() else ():
-        with contextlib.suppress(OSError, ValueError):
-            prefixes = Prefixes(root, json.loads((path / IDENTITY).read_text()), 0, 0)
-            if prefixes.folder == path:
+        with contextlib.suppress(SnapshotError):
+            identity = jsonfile.read(path / IDENTITY, SnapshotError, jsonfile.SMALL)
+            prefixes = Prefixes(root, identity, 0, 0)
+            if prefixes.folder == path and isinstance(identity, dict) and isinstance(identity.get("model"), str):
                 found.append(prefixes)
     return found
 
@@ -310,13 +309,39 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable, arguments: list[tuple]):
 def _entries(key: str, chunk: Chunk) -> dict[str, np.ndarray]:
     """Contents of a chunk. SnapshotError."""
     about, entries = kvfile.read(chunk.path)
-    if _hash(bytes.fromhex(chunk.parent) + _ids(about).tobytes(), 16) != key:
+    try:
+        tokens = np.asarray(tokens_of(about), np.int32)
+    except ValueError as error:
+        raise SnapshotError(f"{chunk.path}: corrupt ({error})", chunk.path) from None
+    if _hash(bytes.fromhex(chunk.parent) + tokens.tobytes(), 16) != key:
         raise SnapshotError(f"{chunk.path}: its name is of other tokens", chunk.path)
     return entries
 
 
-def _ids(about: dict) -> np.ndarray:
-    return np.asarray(about["tokens"], np.int32)
+def tokens_of(about: dict) -> list[int]:
+    """Token ids of a file. ValueError if it names none."""
+    tokens = about.get("tokens")
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
+        raise ValueError("its tokens are no token ids")
+    return tokens
+
+
+def _tokens_in(path: Path) -> list[int]:
+    """SnapshotError."""
+    try:
+        return tokens_of(kvfile.read_about(path))
+    except ValueError as error:
+        raise SnapshotError(f"{path}: corrupt ({error})", path) from None
+
+
+def snapshot_parts(arrays: dict[str, np.ndarray]) -> tuple[dict, dict, np.ndarray]:
+    """Of a snapshot: the small parts of the state, the entries behind the last whole chunk, the logits. ValueError."""
+    rest = {name.removeprefix("rest."): array for name, array in arrays.items() if name.startswith("rest.")}
+    small = {name: array for name, array in arrays.items() if not name.startswith("rest.") and name != "logits"}
+    logits = arrays.get("logits")
+    if logits is None or logits.dtype != np.float32 or logits.ndim != 1 or not np.isfinite(logits).all():
+        raise ValueError("no logits, or none that are finite")
+    return small, rest, logits
 
 
 def _age(path: Path) -> float:

@@ -5,6 +5,7 @@ for ratio 4, the previous block's. Never the full history. Entries only grow, so
 small parts, which a checkpoint holds. What a layer's state is made of is its backend's affair (v4kernels/api.py).
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,6 +100,10 @@ class State(Generic[S]):
         for layer, own in zip(self.layers, _split(entries, len(self.layers))):
             layer.put(first, last, own)
 
+    def finite(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether what `entries` or a checkpoint gave elsewhere is finite. ValueError for a name of no layer."""
+        return all(layer.finite(own) for layer, own in zip(self.layers, _split(arrays, len(self.layers))))
+
     def fork(self) -> "State[S]":
         """An independent copy of the whole state."""
         twin = State(self._new)
@@ -135,7 +140,7 @@ def _split(arrays: dict[str, np.ndarray], n_layers: int) -> list[dict[str, np.nd
     layers: list[dict[str, np.ndarray]] = [{} for _ in range(n_layers)]
     for name, array in arrays.items():
         _, layer, own = name.split(".", 2)
-        if not layer.isdigit() or int(layer) >= n_layers:
+        if not re.fullmatch("[0-9]{1,4}", layer) or int(layer) >= n_layers:
             raise ValueError(f"{name}: no such layer")
         layers[int(layer)][own] = array
     return layers

@@ -4,10 +4,11 @@ import json
 
 from v4cli.chat.special import DSML
 
+CLOSER = f"</{DSML}"  # begins every closing tag
 CALLS_OPEN = f"<{DSML}tool_calls>"
-CALLS_CLOSE = f"</{DSML}tool_calls>"
-INVOKE_CLOSE = f"</{DSML}invoke>"
-PARAMETER_CLOSE = f"</{DSML}parameter>"
+CALLS_CLOSE = f"{CLOSER}tool_calls>"
+INVOKE_CLOSE = f"{CLOSER}invoke>"
+PARAMETER_CLOSE = f"{CLOSER}parameter>"
 MAX_CALLS = 32  # in one block
 
 TOOLS_HEAD = f"""## Tools
@@ -68,6 +69,7 @@ def _parameters(arguments) -> list[tuple[str, object]]:
         return list(arguments.items())
     try:
         parsed = json.loads(arguments)
+        json.dumps(parsed, allow_nan=False)
     except (ValueError, RecursionError):
         return [("arguments", arguments)]
     return list(parsed.items()) if isinstance(parsed, dict) else [("arguments", arguments)]

@@ -58,7 +58,7 @@ def encode_april(
         raise RequestError("drop_thinking and add_default_bos_token must be true or false")
     thinking = thinking_mode == "thinking"
     prefix = efforts[reasoning_effort] if thinking else ""
-    return render(messages, thinking, drop_thinking, prefix, context or [], add_default_bos_token)
+    return render(messages, thinking, drop_thinking, prefix, context, add_default_bos_token)
 
 
 def render(
@@ -71,9 +71,10 @@ def render(
     empty_line: bool = True,
 ) -> Prompt:
     """The encoder: BOS, effort prefix, then each message after `context`."""
+    context = [] if context is None else context
     check_messages(messages)
-    check_messages(context or [], "context")
-    before = merge_turns(context or [])
+    check_messages(context, "context")
+    before = merge_turns(context)
     full = before + merge_turns(messages)
     dropping = drop_thinking and not any(message.get("tools") for message in full)
     n_before = len(before)

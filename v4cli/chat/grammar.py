@@ -1,44 +1,96 @@
 """Keeps tool calls well-formed while they are sampled: a grammar of V4's tool block (spec 5.4) made of the tools'
 schemas, and from it the tokens that may come next. Needs llguidance.
+
+A tool lists its parameters under `properties`: others may be given if it says so, or says something that may mean so. A
+tool that no grammar can be made for is free to be called with anything, and named.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.dsml import CLOSER, MAX_CALLS
+from v4cli.chat.schemas import parameters, shown
 from v4cli.chat.special import DSML
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.errors import UsageError
 
 try:
     import llguidance
+    from llguidance import LLParserLimits
+
+    from v4cli.chat.json_grammar import COMMON, MAX_KEYS, Forms, Rules, TooLarge, quoted
 except ImportError:
     raise UsageError("--constrain needs llguidance", "pip install 'v4cli[grammar]'") from None
 
-MAX_PARAMETERS = 64  # of one tool: a bit each in llguidance's parametric rules
-AS_TRAINED = {"item_separator": ", ?", "key_separator": ": ?", "whitespace_flexible": False}
-NO_SURROGATES = {"json_allowed_escapes": 'nrbtf\\"'}  # "\ud800" alone is no text
-JSON_STYLE = {"x-guidance": AS_TRAINED | NO_SURROGATES | {"lenient": True}}
+MAX_NAME = 300  # characters of a name in a tag
+MAX_GRAMMAR = 2_000_000  # characters
+MAX_CHOICES = 20_000  # ways to go on at one place
+Note = Callable[[str], None]
 
 
 class Guide:
     """A tokenizer's vocabulary as llguidance wants it; making it takes half a second for V4's."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int):
-        """`vocab_size`: of the model's logits, which may be more than the tokenizer has."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, note: Note = lambda text: None):
+        """`vocab_size`: of the model's logits, which may be more than the tokenizer has. `note` is told, once, what is
+        not constrained."""
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.dsml = tokenizer.special_id(DSML)
         wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
         self._ll = llguidance.LLTokenizer(wrapper, n_vocab=vocab_size)
+        self._note, self._noted = note, set()
+        self._last = ("", "")  # tools and their grammar
 
     def constraint(self, tools: list[dict]) -> "Constraint":
-        """For one answer with these tools."""
-        return Constraint(self, grammar(tools, self.dsml))
+        """For one answer with these tools, whose schemas are checked."""
+        key = json.dumps(tools)
+        if key != self._last[0]:
+            self._last = (key, self.grammar(tools))
+        return Constraint(self, self._last[1])
+
+    def grammar(self, tools: list[dict]) -> str:
+        """Of a block of calls. Tools that must be left free for it are noted."""
+        functions = [tool["function"] for tool in tools]
+        calls = {i: self._call(i, function) for i, function in enumerate(functions)}
+        if not self._refusal(text := _block(calls, self.dsml)):
+            return text
+        for i, function in enumerate(functions):
+            if why := self._refusal(_block({i: calls[i]}, self.dsml)):
+                calls[i] = self._free(i, function, why)
+        largest, n_free = sorted(calls, key=lambda i: -sum(map(len, calls[i]))), 0
+        while self._refusal(text := _block(calls, self.dsml)) and n_free < len(calls):
+            for i in largest[n_free : 2 * n_free + 1]:
+                calls[i] = self._free(i, functions[i], "the tools are too much for one grammar")
+            n_free = 2 * n_free + 1
+        return text
+
+    def _call(self, i: int, function: dict) -> list[str]:
+        """The rules of one tool."""
+        try:
+            return _call(i, function, self.dsml)
+        except _Unfit as unfit:
+            return self._free(i, function, str(unfit))
+
+    def _free(self, i: int, function: dict, why: str) -> list[str]:
+        self.note(f"--constrain leaves the tool {shown(function['name'])} free: {why}")
+        return _free_call(i, function, self.dsml)
+
+    def _refusal(self, text: str) -> str:
+        """Why there is no such grammar; empty if there is."""
+        if len(text) > MAX_GRAMMAR:
+            return "the grammar is too large"
+        return self.matcher(text).get_error().partition("\n")[0]
+
+    def note(self, text: str) -> None:
+        if text not in self._noted:
+            self._noted.add(text)
+            self._note(text)
 
     def matcher(self, text: str) -> llguidance.LLMatcher:
-        return llguidance.LLMatcher(self._ll, llguidance.LLMatcher.grammar_from_lark(text), log_level=0)
+        lark, limits = llguidance.LLMatcher.grammar_from_lark(text), LLParserLimits(max_items_in_row=MAX_CHOICES)
+        return llguidance.LLMatcher(self._ll, lark, log_level=0, limits=limits)
 
 
 class _Vocabulary:
@@ -70,10 +122,15 @@ class Constraint:
         for token in tokens[self._seen :]:
             self._take(token)
         self._seen = len(tokens)
-        if self._matcher is None or self._matcher.is_error():
+        if self._matcher is None:
             return None
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, count=self._guide.vocab_size, bitorder="little").view(bool)
+        mask = np.unpackbits(bits, count=self._guide.vocab_size, bitorder="little").view(bool)
+        if not self._matcher.is_error() and mask.any():
+            return mask
+        why = self._matcher.get_error().partition("\n")[0] or "no token would be allowed"
+        self._guide.note(f"--constrain gave up within a call: {why}")
+        return None
 
     def _take(self, token: int) -> None:
         if self._matcher is not None:
@@ -83,73 +140,72 @@ class Constraint:
         self._before = self._guide.tokenizer.token_bytes(token)
 
 
-def grammar(tools: list[dict], dsml: int) -> str:
-    """The block after its opening `<｜DSML｜`, in llguidance's Lark; `dsml` is the id of that token."""
-    bar = f"<[{dsml}]>"
-    calls, rules = [], []
-    for i, tool in enumerate(tools):
-        function = tool["function"]
-        if _fits_a_tag(function["name"]):
-            calls.append(f"call{i}")
-            rules += _call(i, function["name"], function.get("parameters") or {}, bar)
+class _Unfit(Exception):
+    """There is no grammar for the calls of a tool; says why."""
+
+
+def _block(calls: Mapping[int, list[str]], dsml: int) -> str:
+    """The block after its opening `<｜DSML｜`, in llguidance's Lark, with the rules of each tool by its number.
+    `dsml` is the id of that token."""
+    bar, names = f"<[{dsml}]>", " | ".join(f"call{i}" for i in calls)
     head = (
         # "\n<" as one lexeme: the lexer takes the longest and never goes back, which "\n" before "<" would need.
         f'start: "tool_calls>\\n<" invoke ("\\n<" invoke){{0,{MAX_CALLS - 1}}} "\\n</" {bar} "tool_calls>"',
-        f'invoke: {bar} "invoke name=\\"" ({" | ".join(calls)}) "\\n</" {bar} "invoke>"',
+        f'invoke: {bar} "invoke name=\\"" ({names}) {bar} "invoke>"',
         # Text goes on over any "</" but the one that the special token makes a closer.
-        f'text: upto+ {bar} "parameter>"',
+        "text: first upto*",
+        "first[lazy]: FIRST",
+        "FIRST: /(?s:.)*<\\//",
         "upto[lazy]: UPTO",
         f"UPTO: /(?s:.)*<\\// & ~/{DSML}(?s:.*)/",
-        f'end: "</" {bar} "parameter>"',
     )
-    return "\n".join([*head, *rules]) + "\n"
+    return "\n".join([*head, COMMON, *(line for rules in calls.values() for line in rules)]) + "\n"
 
 
-def _call(i: int, name: str, schema: dict, bar: str) -> Iterator[str]:
-    """Rules of one tool: its parameters in any order, each once at most, the required ones present."""
-    properties = {key: value for key, value in (schema.get("properties") or {}).items() if _fits_a_tag(key)}
-    required = [key for key in properties if key in (schema.get("required") or ())]
-    if not properties:
-        yield f'call{i}: {_quoted(name)} "\\">" "\\n"?'
-        return
-    keys = (required + [key for key in properties if key not in required])[:MAX_PARAMETERS]
-    empty = "" if required else f' | {_quoted(name)} "\\">\\n"'
-    yield f'call{i}: {_quoted(name)} "\\">" some{i}::0{empty}'
-    yield f'some{i}::_: ""' + (f" %if is_ones([0:{len(required)}])" if required else "")
-    for bit, key in enumerate(keys):
-        for is_text, value in _values(properties[key], schema):
-            tag = f'"\\n<" {bar} "parameter name=" {_quoted(_quoted(key))} " string=\\"{str(is_text).lower()}\\">"'
-            yield f"  | {tag} {value} some{i}::set_bit({bit}) %if bit_clear({bit})"
+def _free_call(i: int, function: dict, dsml: int) -> list[str]:
+    """Rules of a tool that may be called with anything."""
+    bar = f"<[{dsml}]>"
+    tag = f'"\\n<" {bar} /parameter [^>]*>/ text {bar} "parameter>"'
+    return [f'call{i}: {quoted(function["name"])} "\\">" ("\\n\\n</" | ({tag})* "\\n</")']
 
 
-def _values(schema, root: dict) -> Iterator[tuple[bool, str]]:
-    """How a parameter may be given: (as text?, rule), by its type; both ways if that is open."""
-    schema = schema if isinstance(schema, dict) else {}
-    kinds = schema.get("type", ())
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    choices = schema.get("enum")
-    if "string" in kinds or not kinds:
-        texts = [text for text in choices if isinstance(text, str)] if isinstance(choices, list) else None
-        if texts is None:
-            yield True, "text"
-        elif texts:
-            yield True, f"({' | '.join(map(_quoted, texts))}) end"
-    if kinds != ["string"]:
-        yield False, f"%json {_json_schema(schema, [kind for kind in kinds if kind != 'string'], root)} end"
+def _call(i: int, function: dict, dsml: int) -> list[str]:
+    """Rules of one tool: its parameters in any order, each once at most, the required ones present. _Unfit."""
+    has, bar = parameters(function.get("parameters")), f"<[{dsml}]>"
+    keys = [*has.required, *(key for key in has.declared if key not in has.required)]
+    if len(keys) > MAX_KEYS:
+        raise _Unfit(f"it has {len(keys)} parameters, more than {MAX_KEYS}")
+    for what, name in (("its name", function["name"]), *(("the name of a parameter", key) for key in keys)):
+        if len(name) > MAX_NAME or set(name) & set('"<>｜\n'):
+            raise _Unfit(f"{what} does not fit into a tag")
+    rules, members = Rules(function.get("parameters") or {}, f"t{i}"), []
+    try:
+        for bit, key in enumerate(keys):
+            members += ((f"{quoted(key)} {value}", bit) for value in _given(rules.forms(has.declared[key]), rules))
+        if has.others is not False:
+            known = f" & ~({' | '.join(map(quoted, keys))})" if keys else ""
+            rules.add(f'OTHER{i}: /[^"<>｜\\n]{{0,{MAX_NAME}}}/{known}')
+            members += ((f"OTHER{i} {value}", None) for value in _given(rules.forms(has.others), rules))
+        tag, closing = f'"\\n<" {bar} "parameter name=\\""', f'{bar} "parameter>"'
+        members = [(f"{tag} {member} {closing}", bit) for member, bit in members]
+        given = rules.each_once(f"given{i}", '"\\n</"', members, len(has.required))
+        # April's calls without parameters have an empty line.
+        empty = "" if has.required else ' | "\\n\\n</"'
+        rules.add(f'call{i}: {quoted(function["name"])} "\\">" ({given}{empty})')
+        return rules.finish()
+    except TooLarge:
+        raise _Unfit("its schema is too large") from None
 
 
-def _json_schema(schema: dict, kinds: list[str], root: dict) -> str:
-    """A schema that llguidance takes; of one that it does not, only the type."""
-    kinds = {"type": kinds} if kinds else {}
-    whole = {key: root[key] for key in ("$defs", "definitions") if key in root} | schema | kinds | JSON_STYLE
-    text = json.dumps(whole)
-    wrong = llguidance.LLMatcher.validate_grammar(llguidance.LLMatcher.grammar_from_json_schema(text))
-    return json.dumps(kinds | JSON_STYLE) if wrong and not wrong.startswith("WARNING") else text
-
-
-def _fits_a_tag(name) -> bool:
-    return isinstance(name, str) and bool(name) and not set(name) & set('"<>｜\n')
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _given(forms: Forms, rules: Rules) -> Iterator[str]:
+    """How a parameter may be given: from behind its name up to the "</" after its value."""
+    texts = forms.get("string", ())
+    others = {kind: forms[kind] for kind in forms if kind != "string"}
+    if texts is None or any(CLOSER in text for text in texts):
+        yield '"\\" string=\\"true\\">" text'
+    elif texts:
+        # With what follows, since one text may be the beginning of another.
+        rules.add(f'{(name := rules.name("C"))}: ({" | ".join(map(quoted, texts))}) "</"')
+        yield f'"\\" string=\\"true\\">" {name}'
+    if others:
+        yield f'"\\" string=\\"false\\">" ({rules.written(others)}) "</"'

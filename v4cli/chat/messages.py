@@ -2,11 +2,13 @@
 
 import json
 
+from v4cli.chat import schemas
 from v4cli.chat.special import TASKS
 from v4cli.errors import RequestError
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "latest_reminder")
 MAX_MESSAGES = 100_000
+UNREADABLE = "?"  # name of what stands for a block of calls in which none can be read
 
 
 def check_messages(messages, where: str = "messages") -> None:
@@ -23,9 +25,12 @@ def check_messages(messages, where: str = "messages") -> None:
         _check_content(message.get("content"), f"{at}.content")
         if role == "developer" and not message.get("content"):
             raise RequestError(f"{at}.content: a developer message must not be empty")
-        for key in ("reasoning_content", "tool_call_id", "tool_block"):
+        for key in ("reasoning_content", "tool_call_id", "tool_block", "fault"):
             if not isinstance(message.get(key, ""), str | None):
                 raise RequestError(f"{at}.{key} must be text")
+        for key in ("prefix", "wo_eos"):
+            if not isinstance(message.get(key), bool | None):
+                raise RequestError(f"{at}.{key} must be true or false")
         if message.get("task") is not None and message["task"] not in tuple(TASKS):
             raise RequestError(f"{at}.task must be one of {', '.join(TASKS)}")
         if message.get("tools") is not None:
@@ -49,14 +54,25 @@ def _check_content(content, at: str) -> None:
 
 
 def check_tools(tools, at: str = "tools") -> None:
-    """A list of OpenAI tool objects with a named function each."""
+    """A list of OpenAI tool objects with a function each, of a name of its own, its parameters a JSON schema."""
     if not isinstance(tools, list):
-        raise RequestError(f"{at} must be a list")
+        raise RequestError(f"{at} must be a list of tools")
+    names = set()
     for i, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) else None
+        function, where = tool.get("function") if isinstance(tool, dict) else None, f"{at}[{i}].function"
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestError(f"{at}[{i}].function.name is missing")
-        _check_json(function, f"{at}[{i}].function")
+            raise RequestError(f"{where}.name is missing")
+        if tool.get("type", "function") != "function":
+            raise RequestError(f"{at}[{i}].type must be function")
+        where += f" ({schemas.shown(function['name'])})"
+        if function["name"] in names:
+            raise RequestError(f"{where}: there is another tool of that name")
+        names.add(function["name"])
+        if not isinstance(function.get("description"), str | None):
+            raise RequestError(f"{where}: description must be text")
+        if function.get("parameters") is not None:
+            schemas.check(function["parameters"], f"{where}: parameters")
+        _check_json(function, where)
 
 
 def _check_calls(calls, at: str) -> None:
@@ -68,8 +84,9 @@ def _check_calls(calls, at: str) -> None:
             raise RequestError(f"{at}[{i}].function.name is missing")
         if not isinstance(function.get("arguments", ""), str | dict):
             raise RequestError(f"{at}[{i}].function.arguments must be JSON text or an object")
-        if not isinstance(call.get("id", ""), str | None):
-            raise RequestError(f"{at}[{i}].id must be text")
+        for key in ("id", "fault"):
+            if not isinstance(call.get(key, ""), str | None):
+                raise RequestError(f"{at}[{i}].{key} must be text")
 
 
 def _check_sampled(sampled, at: str) -> None:
@@ -88,6 +105,42 @@ def _check_json(value, at: str) -> None:
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         raise RequestError(f"{at} cannot be written as JSON") from None
+
+
+def with_faults(message: dict, faults: list[str]) -> dict:
+    """A message in which each call that must not be run says why; so does one whose block holds no call."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message | ({"fault": faults[0]} if faults else {})
+    return message | {"tool_calls": [call | ({"fault": why} if why else {}) for call, why in zip(calls, faults)]}
+
+
+def calls_in(message: dict) -> list[tuple[str, str, str]]:
+    """Name, arguments and fault of each call of a message, for readers; a block without calls stands for one."""
+    if message.get("fault"):
+        return [(UNREADABLE, (message.get("tool_block") or "").strip(), message["fault"])]
+    calls = message.get("tool_calls") or ()
+    return [(c["function"]["name"], str(c["function"].get("arguments", "")), c.get("fault") or "") for c in calls]
+
+
+def last_said(messages: list[dict]) -> dict:
+    """The last message of the model; an empty one if there is none."""
+    return next((message for message in reversed(messages) if message["role"] == "assistant"), {"content": ""})
+
+
+def readable_arguments(text: str) -> dict | str:
+    """The arguments of a call as an object; if they are none, because they were cut off or are damaged, the text."""
+
+    def once(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key is there twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
 
 
 def without_ids(message: dict) -> dict:

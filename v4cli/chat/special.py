@@ -58,18 +58,22 @@ class PromptBuilder:
     """Collects text and markup into a Prompt; may go on from another."""
 
     def __init__(self, begun: Iterable[Segment] = ()):
-        self._segments = list(begun)
+        self._segments: list[Segment] = []
+        self._texts: list[str] = []  # what the next text segment is made of
+        for segment in begun:
+            self._add(segment) if segment.special or segment.ids is not None else self.text(segment.text)
 
     def text(self, text: str) -> None:
         """Text from outside: stays text whatever it spells."""
-        if not text:
-            return
-        if self._segments and not self._segments[-1].special and self._segments[-1].ids is None:
-            text = self._segments.pop().text + text
-        self._segments.append(Segment(text, False))
+        self._texts.append(text)
+
+    def _add(self, segment: Segment) -> None:
+        """A segment that is no text, after the text before it."""
+        text, self._texts = "".join(self._texts), []
+        self._segments += ([Segment(text, False)] if text else []) + [segment]
 
     def special(self, token: str) -> None:
-        self._segments.append(Segment(token, True))
+        self._add(Segment(token, True))
 
     def markup(self, text: str) -> None:
         """Text of ours or of the model: the special tokens it spells are meant."""
@@ -78,7 +82,9 @@ class PromptBuilder:
 
     def sampled(self, ids: Sequence[int], text: str) -> None:
         """What the model said, token by token: encoding its text again may cut it into others."""
-        self._segments.append(Segment(text, False, tuple(ids)))
+        self._add(Segment(text, False, tuple(ids)))
 
     def build(self) -> Prompt:
-        return Prompt(tuple(self._segments))
+        """The prompt so far."""
+        text = "".join(self._texts)
+        return Prompt((*self._segments, *([Segment(text, False)] if text else [])))

@@ -4,49 +4,52 @@ Special tokens enter only through a Prompt's special segments: the BPE underneat
 text from outside can never become one.
 """
 
-import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
+from tokenizers import models, pre_tokenizers
 
-from v4cli import jsonfile
-from v4cli.chat import special
+from v4cli.chat import pieces, special
 from v4cli.chat.special import Prompt
-from v4cli.errors import ModelError, UsageError
+from v4cli.chat.vocabulary import BYTE_OF, Vocabulary
+from v4cli.errors import ModelError, UsageError, V4Error
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool of threads for one text takes longer to start
 
 
 class Tokenizer:
     """Byte-level BPE plus a table of special tokens."""
 
-    def __init__(self, bpe: tokenizers.Tokenizer, specials: dict[str, int]):
+    def __init__(self, bpe: tokenizers.Tokenizer, specials: dict[str, int], digest: str):
+        """`digest` of the file: token ids of another one mean other texts."""
         self._bpe = bpe
+        self.digest = digest
         self._specials = specials
         self._special_texts = {i: text for text, i in specials.items()}
-        self.vocab_size = max([bpe.get_vocab_size() - 1, *specials.values()]) + 1
+        self.vocab_size = bpe.get_vocab_size() + len(specials)
         self.bos_id = self.special_id(special.BOS)
         self.eos_id = self.special_id(special.EOS)
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
         """Load tokenizer.json. ModelError names the file and what is wrong."""
-        data = jsonfile.read(Path(path))
-        if not isinstance(data, dict) or not isinstance(data.get("added_tokens"), list):
-            raise ModelError(f"{path}: not a tokenizer.json (added_tokens missing)")
-        specials = {}
-        for token in data["added_tokens"]:
-            if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-                raise ModelError(f"{path}: bad entry in added_tokens")
-            if not isinstance(token.get("id"), int) or not 0 <= token["id"] < 1 << 24:
-                raise ModelError(f"{path}: added token {token['content'][:40]!r} has no valid id")
-            specials[token["content"]] = token["id"]
+        vocabulary = Vocabulary.read(Path(path))
         try:
-            bpe = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
-        except Exception as problem:  # the library raises bare Exception
-            raise ModelError(f"{path}: unusable tokenizer ({str(problem)[:120]})") from None
-        try:
-            return cls(bpe, specials)
+            return cls(_bpe(vocabulary), vocabulary.specials, vocabulary.digest)
         except ModelError as problem:
             raise ModelError(f"{path}: {problem}") from None
+
+    def check(self, config, path: Path) -> None:
+        """ModelError naming `path` if a model of this config has another vocabulary."""
+        if self.vocab_size > config.vocab_size:
+            raise ModelError(f"{path}: more tokens than the model's vocabulary")
+        if (self.bos_id, self.eos_id) != (config.bos_token_id, config.eos_token_id):
+            ours, its = f"{self.bos_id} and {self.eos_id}", f"{config.bos_token_id} and {config.eos_token_id}"
+            raise ModelError(f"{path}: beginning and end of a sentence are {ours}, those of config.json {its}")
 
     def special_id(self, text: str) -> int:
         """Id of a special token. ModelError if this tokenizer lacks it."""
@@ -59,22 +62,40 @@ class Tokenizer:
         """Of all special tokens."""
         return set(self._special_texts)
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: a text of n bytes has n / longest tokens at least."""
+        return max(map(len, [*self._bpe.get_vocab(), *self._specials]))
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
-        try:
-            return self._bpe.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
-            raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
+        return [token for _, ids in self._encoding(text, lambda: False) for token in ids]
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a rendered prompt."""
-        ids: list[int] = []
+        return [token for _, ids in self.encoding(prompt) for token in ids]
+
+    def encoding(self, prompt: Prompt, cancelled: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, list]]:
+        """Ids of a rendered prompt piece by piece, with the number of characters that each is of; it ends early if
+        cancelled."""
         for segment in prompt:
             if segment.ids is not None:
-                ids += segment.ids
+                yield len(segment.text), list(segment.ids)
+            elif segment.special:
+                yield len(segment.text), [self.special_id(segment.text)]
             else:
-                ids += [self.special_id(segment.text)] if segment.special else self.encode(segment.text)
-        return ids
+                yield from self._encoding(segment.text, cancelled)
+
+    def _encoding(self, text: str, cancelled: Callable[[], bool]) -> Iterator[tuple[int, list]]:
+        try:
+            for piece in pieces.pieces(text):
+                with _panics("the text cannot be cut into tokens", UsageError):
+                    ids = pieces.encode(self._bpe, piece, cancelled)
+                if cancelled():
+                    return
+                yield len(piece), ids
+        except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
+            raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
@@ -88,7 +109,7 @@ class Tokenizer:
     def token_bytes(self, token: int) -> bytes:
         """The bytes one ordinary token stands for; empty for ids without an entry."""
         text = self._bpe.id_to_token(token)
-        return b"" if text is None else bytes(_BYTE_OF[c] for c in text if c in _BYTE_OF)
+        return b"" if text is None else bytes(map(BYTE_OF.__getitem__, text))
 
     def stream(self) -> "StreamDecoder":
         return StreamDecoder(self)
@@ -127,11 +148,22 @@ def _unfinished(data: bytes) -> int:
     return 0
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes each byte as one printable character: itself, or 256 onwards for the others."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+def _bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
+    """The library's tokenizer of this vocabulary, without any state."""
+    with _panics("the tokenizer is unusable", ModelError):
+        bpe = tokenizers.Tokenizer(models.BPE(vocab=vocabulary.tokens, merges=vocabulary.merges))
+        cuts = [pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in vocabulary.patterns]
+        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([*cuts, last])
+        return bpe
 
 
-_BYTE_OF = _byte_alphabet()
+@contextmanager
+def _panics(what: str, error: type[V4Error]):
+    """What goes wrong in the library as an error: it raises bare Exception, and panics, which are none."""
+    try:
+        yield
+    except (KeyboardInterrupt, MemoryError, UnicodeEncodeError, TypeError):
+        raise
+    except BaseException as problem:
+        raise error(f"{what} ({str(problem)[:120]})") from None

@@ -1,5 +1,6 @@
 """One conversation on an engine: messages in, events out. Joins prompt encoding, the session and the parser."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,13 +9,18 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.chat import special
 from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.messages import with_faults
 from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
+from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
+from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
-from v4cli.engine.sampler import Sampling
+from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
+from v4cli.weights import kinds
+from v4cli.weights.store import is_store
 
 MAX_BLOCK = 1 << 18  # characters of one block of tool calls
 
@@ -53,9 +59,9 @@ class Chat:
         self.tokenizer = tokenizer
         self.defaults = defaults
         self.session = session
+        self.note: Callable[[str], None] = lambda text: None  # told what the user should know, in a line
         self.message: dict = {}
         self.finish = ""
-        self.faults: list[str] = []  # of each call: why it must not be run, or empty; one of a block without calls
         self.prompt: list[int] = []  # ids before the message,
         self.ids: list[int] = []  # those sampled for it, the end of the turn included,
         self.logprobs: list[float] = []  # and the log-probability of each
@@ -76,12 +82,11 @@ class Chat:
         ModelError if the model is unusable.
         """
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: tokenizer.json is missing")
+            hint = f"v4 verify {folder} tells how to repair it" if is_store(folder) else "put the release's there"
+            raise kinds.of_folder(folder) or ModelError(f"{folder}: tokenizer.json is missing", hint)
         engine = Engine.open(folder, backend, numerics, ram, learned)
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        if tokenizer.vocab_size > engine.config.vocab_size:
-            raise ModelError(f"{folder / 'tokenizer.json'}: more tokens than the model's vocabulary")
-        return cls(engine, tokenizer, _generation_defaults(folder), session(engine))
+        tokenizer, defaults = (read(folder / name, engine.config) for name, read in READERS.items())
+        return cls(engine, tokenizer, defaults, session(engine))
 
     def twin(self) -> "Chat":
         """Another conversation on the same engine; each may have its own thread."""
@@ -99,23 +104,24 @@ class Chat:
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended.
+        """Answer the messages; afterwards `.message` is the assistant's, `.finish` why it ended. What must not be run
+        has a `fault` that says why: a call, or a message whose block holds no call that can be read.
 
         Cancelling keeps what was said; finish is then "interrupted". A block of calls without end is cut off; finish
         is then "runaway".
         """
         request = encode_request(self._body(messages, options, tools), self.engine.config.release)
-        self.prompt = ids = self.tokenizer.encode_prompt(request.prompt)
+        self.prompt = ids = self._encoded(request.prompt, cancelled)
         limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
         sampling = self._sampling(options, request)
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
         self.session.title = self.session.title or _title(messages)
         allowed = self._guide.constraint(tools).allowed if options.constrain and tools else None
-        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop)
+        parser = StreamParser(request.thinking, request.starts_in_tool_calls, options.stop, request.parse_tool_calls)
         self.message, self.finish = {"role": "assistant", "content": ""}, "interrupted"
-        self.faults, self.ids, self.logprobs = parser.faults, [], []
+        self.ids, self.logprobs = [], []
         try:
-            if self.session.sync(ids, progress, cancelled, turns):
+            if not cancelled() and self.session.sync(ids, progress, cancelled, turns):
                 yield from self._sample(parser, sampling, limit, cancelled, allowed)
             events = parser.finish(self.finish)
             self.finish = events[-1].finish
@@ -142,17 +148,18 @@ class Chat:
     def _guide(self):
         from v4cli.chat.grammar import Guide
 
-        return Guide(self.tokenizer, self.engine.config.vocab_size)
+        return Guide(self.tokenizer, self.engine.config.vocab_size, lambda text: self.note(text))
 
     def _sampled(self, parser: StreamParser, thinking: bool) -> dict:
         """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
         end of the tool block, its part up to there."""
         ids = [token for token in self.ids if token != self.tokenizer.eos_id]
-        text = self.tokenizer.complete(ids)
+        text = said = self.tokenizer.complete(ids)
         length = len(text) - parser.unread
-        if parser.unread:
-            said = self.tokenizer.complete(ids[:-1])
-            ids = ids[:-1] + self.tokenizer.encode(text[len(said) : length])
+        while len(said) > length:
+            ids.pop()
+            said = self.tokenizer.complete(ids)
+        ids += self.tokenizer.encode(text[len(said) : length])
         return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
 
     def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
@@ -162,10 +169,25 @@ class Chat:
             body["reasoning_effort"] = options.effort
         return body
 
+    def _encoded(self, prompt: Prompt, cancelled) -> list[int]:
+        """Ids of the prompt, as far as it was not cancelled. UsageError as soon as it is certain not to fit."""
+        context, ids, n_left = self.engine.config.max_position_embeddings, [], len(prompt.text)
+        pieces = self.tokenizer.encoding(prompt, cancelled)
+        while True:
+            if n_left and len(ids) + n_left >= context:
+                at_least = len(ids) + n_left // self.tokenizer.longest  # a character is a byte at least
+                if at_least >= context:
+                    raise UsageError(f"the prompt has at least {at_least:,} tokens and fills the model's whole context")
+            n_chars, new = next(pieces, (0, None))
+            if new is None:
+                return ids
+            ids += new
+            n_left -= n_chars
+
     def _limit(self, n_prompt: int, max_tokens: int) -> int:
         room = self.engine.config.max_position_embeddings - n_prompt
         if room < 1:
-            raise UsageError(f"the prompt has {n_prompt} tokens and fills the model's whole context")
+            raise UsageError(f"the prompt has {n_prompt:,} tokens and fills the model's whole context")
         return min(max_tokens, room)
 
     def _sampling(self, options: Options, request) -> Sampling:
@@ -185,8 +207,9 @@ def _message(parser: StreamParser) -> dict:
         message["reasoning_content"] = parsed["reasoning_content"]
     if "tool_calls" in parsed:
         message["tool_calls"] = [call | {"id": f"call_{call['index']}"} for call in parsed["tool_calls"]]
+    if parser.tool_block:
         message["tool_block"] = parser.tool_block
-    return message
+    return with_faults(message, parser.faults)
 
 
 def _title(messages: list[dict]) -> str:
@@ -195,17 +218,30 @@ def _title(messages: list[dict]) -> str:
     return " ".join(text[:200].split())[:60]
 
 
-def _generation_defaults(folder: Path) -> dict:
+def _tokenizer(path: Path, config: V4Config) -> Tokenizer:
+    """tokenizer.json, of this model's vocabulary."""
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.check(config, path)
+    return tokenizer
+
+
+def _generation_defaults(path: Path, config: V4Config) -> dict:
     """Temperature from generation_config.json; do_sample false means greedy."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}
-    data = jsonfile.read(path)
+    data = jsonfile.read(path, limit=jsonfile.SMALL)
     if not isinstance(data, dict):
         raise ModelError(f"{path}: not a JSON object")
     if data.get("do_sample") is False:
         return {"temperature": 0.0}
     value = data.get("temperature", 1.0)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ModelError(f"{path}: temperature must be a number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST_TEMPERATURE:
+        raise ModelError(f"{path}: temperature is {jsonfile.shown(value)}, not a number from 0 to {MOST_TEMPERATURE}")
     return {"temperature": float(value)}
+
+
+# What opens each small file of a model besides config.json. ModelError for one that cannot be used.
+READERS: dict[str, Callable[[Path, V4Config], object]] = {
+    "tokenizer.json": _tokenizer,
+    "generation_config.json": _generation_defaults,
+}

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from v4cli import __version__
+from v4cli.cli import output
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
 from v4cli.cli.app_rollout import rollout
@@ -36,6 +37,7 @@ from v4cli.cli.options import (
     ThinkMax,
     TopK,
     TopP,
+    Typer,
 )
 
 TOOLS = (
@@ -43,7 +45,7 @@ TOOLS = (
 )
 APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
 
-app = typer.Typer(
+app = Typer(
     name="v4",
     help="Run DeepSeek-V4 on your own machine.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 model, 4 memory or disk, 5 network, 6 limit, 130 Ctrl-C.",
@@ -64,7 +66,7 @@ def default(
 ) -> None:
     """Run DeepSeek-V4 on your own machine. Without a command: chat in a terminal, run in a pipe."""
     if version:
-        print(__version__)
+        output.answer(f"{__version__}\n")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         if sys.stdin.isatty():
@@ -82,7 +84,10 @@ def default(
 def run(
     model: Model,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin is put before it.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="Read the prompt from a file, or stdin (-). Repeatable."),
+    ] = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
     output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
     as_json: Json = False,
@@ -115,7 +120,7 @@ def run(
     With --tools the model works in the current folder until it is done. --output-format stream-json prints one object
     a line; its type is init, thinking, message, tool_use, tool_result, end (of a turn), error or result.
     """
-    options = dict(locals())
+    options = dict(locals()) | {"files": files or []}
     from v4cli.cli.run import RunRequest, run_once
 
     run_once(RunRequest(**options))
@@ -125,7 +130,9 @@ def run(
 def chat(
     model: ChatModel = None,
     system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
-    think: Annotated[bool, typer.Option("--think/--no-think", help="Think before answering.")] = True,
+    think: Think = False,
+    no_think: NoThink = False,
+    think_max: ThinkMax = False,
     go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the conversation used last.")] = False,
     resume: Annotated[str | None, typer.Option("--resume", "-r", metavar="ID", help="Go on with this one.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
@@ -243,7 +250,7 @@ def plan(
     model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE)],
     ram: Annotated[str | None, typer.Option(help="RAM to use, like 12G. Default: 90 % of what is free.")] = None,
     vram: Annotated[str | None, typer.Option(help="VRAM to use. Default: 90 % of what is free.")] = None,
-    ctx: Annotated[int | None, typer.Option(min=1, help="Tokens of context. Default: 32768.")] = None,
+    ctx: Annotated[str | None, typer.Option(help="Tokens of context, like 64k. Default: 32768.")] = None,
     quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -264,7 +271,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(__version__)
+    output.answer(f"{__version__}\n")
 
 
 @app.command()

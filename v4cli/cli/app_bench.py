@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from v4cli.cli.options import Json, Model
+from v4cli.cli.options import Json, Model, Typer
 from v4cli.errors import UsageError
 
-bench = typer.Typer(help="Measure speed.", no_args_is_help=False)
+bench = Typer(help="Measure speed.", no_args_is_help=False)
 
 
 @bench.callback(invoke_without_command=True)

@@ -1,11 +1,11 @@
 """The commands of `v4 config`."""
 
-import typer
+import os
 
-from v4cli.cli import output
-from v4cli.cli.options import Json
+from v4cli import terminal
+from v4cli.cli.options import Json, Typer
 
-config = typer.Typer(
+config = Typer(
     help="Settings: what is used where a command is not told otherwise.",
     epilog="A flag goes before a V4_* variable, that before .v4cli.toml in the current folder, that before the "
     "file of v4 config path. A project's file may say how to answer, never what may run.",
@@ -26,4 +26,4 @@ def config_path() -> None:
     """Print where your file of settings is or would be."""
     from v4cli import paths
 
-    output.answer(f"{paths.config_file()}\n")
+    terminal.out.line(os.fsencode(paths.config_file()))

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from v4cli.cli.options import Json, Model
+from v4cli.cli.options import Json, Model, Typer
 
-sessions = typer.Typer(
+sessions = Typer(
     help="Contexts that are stored: what begins like one of them goes on from there.",
     epilog="V4_CACHE_DISK (20G, 0 is off) bounds what they take, V4_CACHE_WRITES (50G) what is written per day.",
     no_args_is_help=True,

@@ -1,7 +1,6 @@
 """`v4 bench`: speed of a model beside the ceilings of this machine; `v4 bench kernels`: op by op."""
 
 import csv
-import sys
 from dataclasses import dataclass
 
 from v4cli import paths
@@ -105,7 +104,7 @@ def _flat(report: dict) -> dict:
 
 
 def _csv(report: dict) -> None:
-    flat, out = _flat(report), csv.writer(sys.stdout)
+    flat, out = _flat(report), csv.writer(output.Csv)
     out.writerow(flat)
     out.writerow(flat.values())
 

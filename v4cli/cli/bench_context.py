@@ -1,18 +1,17 @@
 """`v4 bench --ctx`: what a token costs as the context grows."""
 
-import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, streams
 from v4cli.cli import bench, bench_output, output, progress
+from v4cli.cli.output import parse_tokens
 from v4cli.errors import Interrupted, ResourceError, UsageError
 
 FRONTIERS = (4_000, 16_000, 64_000, 256_000, 1_000_000)
 FILLS = ("prefill", "synthetic")
-UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 MARGIN = 2 << 30  # memory left to probes and working memory
 
 
@@ -29,15 +28,6 @@ class ContextRequest:
     synthetic: bench.Synthetic | None
     tokens: int
     style: str  # text, json or csv
-
-
-def parse_tokens(text: str, option: str) -> int:
-    """A number of tokens: 4096, 4k (4,000), 1.5M (1,500,000). UsageError names the option."""
-    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([km]?)", text.strip().lower())
-    count = float(match[1]) * UNITS[match[2]] if match else 0.0
-    if count < 1 or count != int(count):
-        raise UsageError(f"{option} {text!r} is not a number of tokens", "k is 1,000 and M is 1,000,000: 4k, 1M, 4096")
-    return int(count)
 
 
 def parse_frontiers(ctx: str, frontiers: str | None) -> tuple[int, ...]:
@@ -90,7 +80,7 @@ def bench_context(request: ContextRequest) -> None:
             rate = f"{frontier.decode_tokens_per_s:.4g} tokens/s decoded, {frontier.retention:.0%} of the first"
             output.note(f"{frontier.n_tokens:,} tokens: {rate}")
         stopped = False
-    if stopped and output.styled(sys.stderr):
+    if stopped and streams.live(sys.stderr):
         output.note("")  # behind the progress of a prefill
     if done:
         bench_output.STYLES[request.style](about, done)

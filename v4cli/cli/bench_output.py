@@ -25,7 +25,7 @@ def as_json(about: dict, frontiers: list[dict]) -> None:
 def as_csv(about: dict, frontiers: list[dict]) -> None:
     """One row per frontier; nested names are joined by dots."""
     rows = [about | _flat(frontier) for frontier in frontiers]
-    out = csv.DictWriter(sys.stdout, rows[0])
+    out = csv.DictWriter(output.Csv, rows[0])
     out.writeheader()
     out.writerows(rows)
 
@@ -122,7 +122,6 @@ def _grid(title: str, rows: list[tuple[str, ...]]) -> None:
         output.answer(f"{title}\n")
         output.table(rows)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -130,7 +129,7 @@ def _grid(title: str, rows: list[tuple[str, ...]]) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
-    Console().print(table)
+    output.console().print(table)
 
 
 def _bars(title: str, frontiers: list[dict]) -> None:

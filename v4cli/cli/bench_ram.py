@@ -1,7 +1,6 @@
 """`v4 bench --ram`: speed within a memory budget; `v4 bench cache`: policies of the expert cache on a trace."""
 
 import csv
-import sys
 from pathlib import Path
 
 from v4cli import paths
@@ -18,11 +17,11 @@ def bench_ram(model: str, ram: str, prompt: int, tokens: int, trace: Path | None
     from v4cli.bench.demand import measure
 
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
-    report = measure(paths.model_folder(model), output.parse_size(ram, "--ram"), prompt, tokens, trace).to_dict()
+    report = measure(paths.model_folder(model), output.ram_budget(ram), prompt, tokens, trace).to_dict()
     if style == "json":
         output.json_page(report)
     elif style == "csv":
-        out = csv.DictWriter(sys.stdout, report)
+        out = csv.DictWriter(output.Csv, report)
         out.writeheader()
         out.writerow(report)
     else:
@@ -72,7 +71,7 @@ def bench_cache(trace: str, slots: str, n_tokens: int, style: str) -> None:
     if style == "json":
         output.json_page(rows)
     elif style == "csv":
-        out = csv.DictWriter(sys.stdout, cache.FIELDS)
+        out = csv.DictWriter(output.Csv, cache.FIELDS)
         out.writeheader()
         out.writerows(rows)
     else:

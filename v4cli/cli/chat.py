@@ -1,17 +1,18 @@
 """`v4 chat`: starts the REPL, on a terminal with everything it has, elsewhere line by line."""
 
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
-from v4cli.clean import harmless
 from v4cli.cli import output
+from v4cli.cli.run_input import one_way_of_thinking
 from v4cli.errors import UsageError
+from v4cli.files import argument
 from v4cli.repl.setup import Setup
 from v4cli.settings import APPROVE
+from v4cli.streams import is_screen
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class ChatRequest:
 
     model: str | None = None
     system: str = ""
-    think: bool = True
+    think: bool = False
+    no_think: bool = False
+    think_max: bool = False
     go_on: bool = False
     resume: str | None = None
     list_all: bool = False
@@ -49,6 +52,7 @@ def chat(request: ChatRequest) -> None:
         return
     if request.as_json:
         raise UsageError("--json is for --list", "v4 chat --list --json")
+    one_way_of_thinking(request)
     setup = _setup(request)
     if request.plain or not _is_terminal():
         from v4cli.repl.plain import run
@@ -58,8 +62,7 @@ def chat(request: ChatRequest) -> None:
 
 
 def _is_terminal() -> bool:
-    streams = sys.stdin, sys.stdout, sys.stderr
-    return all(stream.isatty() for stream in streams) and os.environ.get("TERM", "dumb") != "dumb"
+    return all(map(is_screen, (sys.stdin, sys.stdout, sys.stderr)))
 
 
 def _setup(request: ChatRequest) -> Setup:
@@ -81,11 +84,12 @@ def _setup(request: ChatRequest) -> Setup:
     sampling = {
         "temperature": request.temp, "top_p": request.top_p, "top_k": request.top_k, "min_p": request.min_p,
         "max_tokens": request.max_tokens, "constrain": request.constrain,
+        "effort": "max" if request.think_max else None,
     }  # fmt: skip
     return Setup(
-        model=request.model, system=request.system, thinking=request.think, tools=request.tools,
-        approve=request.approve, folder=Path.cwd(), resume=_resumed(request), open=open_model, keep=_keep,
-        stats_line=_stats_line, sampling=sampling, network=request.network,
+        model=request.model, system=argument(request.system, "--system"), thinking=not request.no_think,
+        tools=request.tools, approve=request.approve, folder=paths.here(), resume=_resumed(request), open=open_model,
+        keep=_keep, stats_line=_stats_line, sampling=sampling, network=request.network,
     )  # fmt: skip
 
 
@@ -115,7 +119,7 @@ def _list(as_json: bool) -> None:
         for about in found:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["used"]))
             model = str(about.get("model", ""))
-            rows.append((about["id"], used, str(about["messages"]), model, harmless(about["title"])))
+            rows.append((about["id"], used, str(about["messages"]), model, about["title"]))
         output.table(rows)
 
 

@@ -13,6 +13,11 @@ from v4cli.errors import Exit, V4Error
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 MIN_FREE_BYTES = 1 << 30
+SWITCHES = {  # of the kernel: with which value each forbids user namespaces, and with which it does not
+    "kernel.unprivileged_userns_clone": ("0", "1"),
+    "user.max_user_namespaces": ("0", "15000"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+}
 
 
 def report(as_json: bool) -> None:
@@ -76,9 +81,15 @@ def _memory():
 
 
 def _disk():
-    usage = shutil.disk_usage(Path.home())
-    status = "ok" if usage.free > MIN_FREE_BYTES else "warn"
-    return "disk", status, f"{output.size(usage.free)} free of {output.size(usage.total)} ({Path.home()})", ""
+    """The disk that models go to."""
+    folder = paths.models_dir()
+    usage = shutil.disk_usage(hardware.existing(folder))
+    detail = f"{output.size(usage.free)} free of {output.size(usage.total)} ({folder})"
+    if problem := hardware.not_writable(folder):
+        return "disk", "fail", f"{detail}; {problem}", "V4_HOME=DIR keeps everything in another folder"
+    if usage.free <= MIN_FREE_BYTES:
+        return "disk", "warn", detail, "free some space, or V4_HOME=DIR on another disk"
+    return "disk", "ok", detail, ""
 
 
 def _kernels():
@@ -99,8 +110,17 @@ def _sandbox():
     from v4cli.agent import sandbox
 
     if why := sandbox.missing():
-        return "sandbox", "warn", f"{why}; programs that a model runs are asked about", "apt install bubblewrap"
+        fix = _user_namespaces() if shutil.which("bwrap") else "apt install bubblewrap"
+        return "sandbox", "warn", f"{why}; programs that a model runs are asked about", fix
     return "sandbox", "ok", "bubblewrap, for programs that a model runs", ""
+
+
+def _user_namespaces() -> str:
+    """What to do where bubblewrap is there and fails: most often the kernel refuses user namespaces."""
+    for name, (refusing, allowing) in SWITCHES.items():
+        if hardware.system_text("/proc/sys/" + name.replace(".", "/")).strip() == refusing:
+            return f"the kernel forbids user namespaces ({name} is {refusing}): sudo sysctl -w {name}={allowing}"
+    return "the kernel, or the container this runs in, may forbid user namespaces: try unshare --user true"
 
 
 def _nano():

@@ -10,10 +10,10 @@ from v4cli.errors import ModelError
 from v4cli.model import cost
 from v4cli.weights.checkpoint import Checkpoint
 from v4cli.weights.known import MODELS, known_config
-from v4cli.weights.library import COMPLETE, disk_bytes, entries, inspect, is_store, source_name, weight_errors
+from v4cli.weights.library import COMPLETE, disk_bytes, entries, inspect, weight_errors
 from v4cli.weights.recipe import RECIPES
 from v4cli.weights.schema import TensorSpec, expected_tensors
-from v4cli.weights.store import Manifest, layout, open_model
+from v4cli.weights.store import NEEDED, Manifest, is_store, layout, open_model, source_name
 
 OFFICIAL = "official"
 FORMAT_NAMES = {
@@ -48,7 +48,9 @@ class Subject:
         if not is_store(folder):
             checkpoint = Checkpoint.open(folder)
             with_mtp = any(name.startswith("mtp.") for name in checkpoint.places)
-            return cls(model, folder, COMPLETE, checkpoint.config, OFFICIAL, with_mtp)
+            absent = next((name for name in NEEDED if not (folder / name).is_file()), None)
+            state = f"incomplete: {absent} is missing" if absent else COMPLETE
+            return cls(model, folder, state, checkpoint.config, OFFICIAL, with_mtp)
         entry = inspect(folder)
         if entry.config is None or entry.manifest is None:
             raise ModelError(f"{folder}: {entry.state}", f"v4 verify {model} tells how to repair it")

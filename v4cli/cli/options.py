@@ -1,9 +1,65 @@
 """Options that several commands share."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+
+from v4cli import terminal
+from v4cli.clean import harmless, on_one_line
+
+
+class _Once:
+    """A command that takes each option once, unless it is said to be repeatable; else the last one would win unseen."""
+
+    def parse_args(self, ctx, args):
+        seen = set()
+        for option in self.make_parser(ctx).parse_args(args=list(args))[2]:
+            simple = option.param_type_name != "option" or option.multiple or option.count
+            if simple or (option.is_flag and not option.secondary_opts):
+                continue
+            if option in seen:
+                ctx.fail(f"{' or '.join([max(option.opts, key=len), *option.secondary_opts])} is given more than once")
+            seen.add(option)
+        return super().parse_args(ctx, args)
+
+
+class _Command(_Once, TyperCommand):
+    pass
+
+
+class _Group(_Once, TyperGroup):
+    """Usage errors repeat what was typed, which may be names of files: they are shown without hidden characters."""
+
+    def make_context(self, *args, **options):
+        with _errors_shown_safely():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx):
+        with _errors_shown_safely():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_shown_safely():
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and terminal.err.is_terminal:
+            error.message = on_one_line(harmless(error.message))
+        raise
+
+
+class Typer(typer.Typer):
+    """An application, or a group of commands, that loses nothing of what is typed."""
+
+    def __init__(self, **about):
+        super().__init__(cls=_Group, **about)
+
+    def command(self, *args, **about):
+        return super().command(*args, cls=_Command, **about)
 
 
 def _unless_told(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
@@ -51,7 +107,11 @@ Constrain = Annotated[
     bool, typer.Option("--constrain", help="Let a grammar keep tool calls well-formed (needs v4cli[grammar]).")
 ]
 Network = Annotated[bool, typer.Option("--network", help="Let what the model runs in the sandbox use the network.")]
-Think = Annotated[bool, typer.Option("--think", callback=_unless_told, help="Think before answering.")]
-NoThink = Annotated[bool, typer.Option("--no-think", help="Answer directly (default).")]
+Think = Annotated[
+    bool, typer.Option("--think", callback=_unless_told, help="Think before answering (default of v4 chat).")
+]
+NoThink = Annotated[
+    bool, typer.Option("--no-think", callback=_unless_told, help="Answer directly (default of v4 run).")
+]
 ThinkMax = Annotated[bool, typer.Option("--think-max", callback=_unless_told, help="Think with the highest effort.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

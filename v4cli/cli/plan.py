@@ -53,11 +53,11 @@ class Request:
 
 
 def plan_model(
-    model: str, ram: str | None, vram: str | None, n_tokens: int | None, quant: str | None, as_json: bool
+    model: str, ram: str | None, vram: str | None, ctx: str | None, quant: str | None, as_json: bool
 ) -> None:
     """Print the plan and the fit table. ResourceError (exit 4) if this machine cannot hold the least there must be."""
     memory = _memory(ram, vram)
-    request = _request(model, n_tokens, quant)
+    request = _request(model, None if ctx is None else output.parse_tokens(ctx, "--ctx"), quant)
     if shortage(request.needs, memory) > 0:
         raise _does_not_fit(request, memory)
     folder = request.subject.folder or paths.models_dir() / model
@@ -72,7 +72,7 @@ def plan_model(
 def _memory(ram: str | None, vram: str | None) -> Budget:
     """Budgets as asked for, or from what is free now; speeds not yet known."""
     return Budget(
-        ram=int(USABLE * hardware.usable_ram()) if ram is None else output.parse_size(ram, "--ram"),
+        ram=int(USABLE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
         vram=int(USABLE * hardware.vram()[1]) if vram is None else output.parse_size(vram, "--vram"),
         ram_speed=DESKTOP,
         vram_speed=GPU_SPEED,
@@ -149,6 +149,7 @@ def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> di
         "context_tokens": request.n_tokens,
         "folder": str(folder),
         "disk_free": hardware.disk_free(folder),
+        "disk_problem": hardware.not_writable(folder) if subject.folder is None else None,
         "file_bytes": request.file_bytes,
         "tiers": [
             {
@@ -207,6 +208,8 @@ def _print(about: dict) -> None:
     )
     if "triton" not in BACKENDS:
         output.answer("this version has no GPU kernels: VRAM is planned for, not used\n")
+    if about["disk_problem"]:
+        output.answer(f"no model can be brought to {about['folder']}: {about['disk_problem']}\n")
     if about["state"] == NOT_HERE and about["disk_free"] < about["file_bytes"]:
         sizes = f"takes {output.size(about['file_bytes'])}, {output.size(about['disk_free'])} are free"
         output.answer(f"the disk of {about['folder']} is too small: the model {sizes}\n")

@@ -8,6 +8,8 @@ from v4cli.cli import output
 from v4cli.cli.run_input import read_text
 from v4cli.errors import RequestError, UsageError
 
+API_FIELDS = {"reasoning_effort", "response_format", "thinking", "tool_choice", "tools"}
+
 
 def score_tokens(
     model: str, ids: Path | None, file: Path | None, logits: Path | None, numerics, backend, chunk
@@ -28,7 +30,10 @@ def score_tokens(
 
     from v4cli.engine.engine import Engine
 
-    session = Engine.open(folder, backend, numerics).session()
+    engine = Engine.open(folder, backend, numerics)
+    if ids is None:
+        tokenizer.check(engine.config, folder / "tokenizer.json")
+    session = engine.session()
     rows, logprobs = [], []
     tokens = session.checked(tokens)
     for i in range(0, len(tokens), chunk):
@@ -72,6 +77,9 @@ def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer
         known = ("thinking_mode", "drop_thinking", "reasoning_effort", "context", "add_default_bos_token")
         if not isinstance(kwargs, dict) or not set(kwargs) <= set(known):
             raise RequestError(f"{source}: kwargs may hold {', '.join(known)}")
+        if unread := sorted(request.keys() & API_FIELDS):
+            hint = "tools and response_format stand in a message, the rest in kwargs; or use --contract 0731"
+            raise RequestError(f"{source}: the april encoder does not read {unread[0]} here", hint)
         prompt = encode_april(request["messages"], **kwargs)
     else:
         prompt = encode_request(request, contract).prompt
@@ -83,10 +91,12 @@ def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer
 
 
 def parse_text(source: Path, thinking: bool) -> None:
-    """The assistant message in sampled text."""
+    """The assistant message in sampled text, with what is wrong with its calls; of a block without any, its text."""
+    from v4cli.chat.messages import with_faults
     from v4cli.chat.parser import StreamParser
 
     parser = StreamParser(thinking)
     parser.push(read_text(source))
     parser.finish()
-    output.json_line(parser.message())
+    message = with_faults(parser.message(), parser.faults)
+    output.json_line(message | ({"tool_block": parser.tool_block} if "fault" in message else {}))

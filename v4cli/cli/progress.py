@@ -4,6 +4,8 @@ import sys
 import threading
 import time
 
+from v4cli import streams
+from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 
 LINE_EVERY = 10.0  # seconds
@@ -20,7 +22,7 @@ class Bytes:
         self._bar = None
 
     def __enter__(self) -> "Bytes":
-        if output.styled(sys.stderr):
+        if streams.live(sys.stderr):
             self._bar = _bar(self.what, self.total)
             self._bar.start()
         return self
@@ -56,23 +58,23 @@ class Prefill:
         self._first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        now, styled = time.monotonic(), output.styled(sys.stderr)
+        now, styled = time.monotonic(), streams.live(sys.stderr)
         if self._first is None:
             self._first, self._start = done, now
         elif now - self._told > (1.0 if styled else LINE_EVERY):
             self._told = now
             rate = (done - self._first) / (now - self._start)
             line = f"prefill {done:,} of {total:,} tokens, {rate:.0f} tokens/s, {(total - done) / rate:.0f} s left"
-            output.note(f"\r\x1b[2m{line}\x1b[0m\x1b[K" if styled else line, end="" if styled else "\n")
+            (output.changing if styled else output.note)(line)
         if styled and done == total and self._told != self._start:
-            output.note("\r\x1b[K", end="")
+            output.changing("")
 
 
 def _bar(what: str, total: int):
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
-    bar = Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=total)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True))
+    columns += (TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=output.console(stderr=True), transient=True)
+    bar.add_task(harmless(on_one_line(what)), total=total)
     return bar

@@ -1,5 +1,6 @@
 """`v4 pull`: bring a model here and make it ready to run."""
 
+import os
 import sys
 import threading
 import time
@@ -7,7 +8,8 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, streams
+from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.weights.known import MODELS
@@ -34,20 +36,21 @@ class PullRequest:
 
 def pull_model(request: PullRequest) -> None:
     """Pull, or with --dry-run tell what that would do."""
-    from v4cli.weights.hub import parse_target
+    from v4cli.chat.turn import READERS
     from v4cli.weights.pull import plan_pull, pull
-    from v4cli.weights.pull_plan import plan_known
+    from v4cli.weights.pull_plan import open_manifest, plan_known
 
     _check_quant(request.quant)
-    target = parse_target(request.what, request.revision)
+    target = _target(request)
     name = request.name or target.name
     dest = paths.named_folder(name)
     if dest is None:
         raise UsageError(f"{name!r} cannot be the name of a model", "give a plain --name, other than nano")
     options = {"jobs": request.jobs, "keep_source": request.keep_source, "only": request.part}
-    if request.dry_run and request.what in MODELS and target.revision is None:
+    if request.dry_run and request.what in MODELS and target.revision is None and open_manifest(dest) is None:
         _tell_plan(plan_known(request.what, dest, request.quant, **options), dest, request.as_json)
         return
+    options["readers"] = READERS
     source = target.open()
     with _Progress(name) as reporter:
         if request.dry_run:
@@ -60,14 +63,34 @@ def pull_model(request: PullRequest) -> None:
         _tell_result(plan, reporter.seconds, dest, request.as_json)
 
 
+def _target(request: PullRequest):
+    """What is to be pulled: of a name that `v4 ls` lists, what it was made from."""
+    from v4cli.weights.hub import Target, parse_target
+    from v4cli.weights.pull_plan import open_manifest
+    from v4cli.weights.store import is_store
+
+    here = paths.named_folder(request.what)
+    if here is None or request.name not in (None, request.what) or not is_store(here):
+        if here is not None and here.is_dir() and request.what not in MODELS and not os.path.exists(request.what):
+            raise UsageError(f"{here}: does not tell what it was made from", f"v4 rm {request.what}, then pull again")
+        return parse_target(request.what, request.revision)
+    source = open_manifest(here).source
+    if not os.path.isabs(source["repo"]):
+        return Target(request.what, source["repo"], request.revision or source["revision"])
+    if request.revision:
+        raise UsageError(f"{request.what} was made from the folder {source['repo']}", "drop --revision")
+    return Target(request.what, Path(source["repo"]))
+
+
 def quantize_folder(source: Path, dest: Path, quant: str | None, part: str | None, as_json: bool) -> None:
     """Make a store, in any folder, of an official checkpoint that is on this disk."""
+    from v4cli.chat.turn import READERS
     from v4cli.weights.hub import FolderSource
     from v4cli.weights.pull import pull
 
     _check_quant(quant)
     with _Progress(dest.name) as reporter:
-        plan = pull(FolderSource(source), dest, quant, reporter=reporter, only=part)
+        plan = pull(FolderSource(source), dest, quant, reporter=reporter, only=part, readers=READERS)
     _tell_result(plan, reporter.seconds, dest, as_json)
 
 
@@ -79,10 +102,12 @@ def _check_quant(quant: str | None) -> None:
 
 
 def _tell_plan(plan, dest, as_json: bool) -> None:
+    """The plan; then ResourceError if it does not fit."""
     if as_json:
         output.json_page({"name": dest.name, "path": str(dest), **asdict(plan), "fits": plan.peak <= plan.free})
     else:
         output.answer(_in_words(plan, dest.name) + "\n")
+    plan.check(dest)
 
 
 def _tell_result(plan, seconds: float, dest, as_json: bool) -> None:
@@ -159,7 +184,7 @@ class _Progress:
         self._fetching: dict[str, bool] = {}
         self._fetched = self._written = _Meter(0)
         self._start = self._told = time.monotonic()
-        self._bars = _Bars() if output.styled(sys.stderr) else None
+        self._bars = _Bars() if streams.live(sys.stderr) else None
 
     def __enter__(self) -> "_Progress":
         return self
@@ -221,7 +246,7 @@ class _Bars:
 
     def __init__(self):
         from rich import progress as rich
-        from rich.console import Console, Group
+        from rich.console import Group
         from rich.live import Live
 
         label = rich.TextColumn("{task.description}", markup=False)
@@ -229,7 +254,7 @@ class _Bars:
         self._rows = rich.Progress(label, rich.BarColumn(), size, rich.TransferSpeedColumn())
         self._whole = rich.Progress(rich.BarColumn(), rich.TaskProgressColumn(), label)
         self._all = self._whole.add_task("", total=None)
-        self._live = Live(Group(self._rows, self._whole), console=Console(stderr=True), transient=True)
+        self._live = Live(Group(self._rows, self._whole), console=output.console(stderr=True), transient=True)
         self._tasks: dict[str, int] = {}
         self._behind: dict[str, int] = {}  # not shown yet: drawing every 64 KiB would cost more than fetching them
 
@@ -238,7 +263,7 @@ class _Bars:
 
     def start(self, label: str, name: str, n_bytes: int) -> None:
         self._live.start()
-        self._tasks[name] = self._rows.add_task(label, total=n_bytes)
+        self._tasks[name] = self._rows.add_task(harmless(on_one_line(label)), total=n_bytes)
         self._behind[name] = 0
 
     def advance(self, name: str, n_bytes: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from v4cli import paths
+from v4cli import paths, streams
 from v4cli.agent import rollout, sandbox
 from v4cli.agent.rollout import Conditions, Result
 from v4cli.agent.tasks import read_tasks
@@ -16,6 +16,11 @@ from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
 from v4cli.errors import Interrupted, UsageError
 from v4cli.interrupts import interrupts
+
+ENDS = {  # of rollouts that did not end with an answer of the model's own
+    "length": "cut off at the limit of tokens", "rounds": "stopped at the limit of turns", "timeout": "out of time",
+    "runaway": "stopped in a block of calls without end", "error": "ended by an error",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,11 @@ class Tally:
     def add(self, result: Result) -> None:
         self.results.append(result)
         self.new_tokens += result.n_tokens
-        styled, now = output.styled(sys.stderr), time.monotonic()
+        styled, now = streams.live(sys.stderr), time.monotonic()
         if now - self.told > (0.1 if styled else LINE_EVERY):
             self.told = now
             line = f"{len(self.results)} of {self.wanted} rollouts, {self.rewards()}"
-            output.note(f"\r\x1b[2m{line}\x1b[0m\x1b[K" if styled else line, end="" if styled else "\n")
+            (output.changing if styled else output.note)(line)
 
     def rewards(self) -> str:
         about = self.summary()
@@ -99,6 +104,7 @@ class Tally:
             "pass_rate": passed / len(rewards) if rewards else None,
             "mean_reward": sum(rewards) / len(rewards) if rewards else None,
             "finish": dict(Counter(result.finish for result in self.results)),
+            "without_answer": sum(result.empty for result in self.results),
             "tokens": sum(result.n_tokens for result in self.results),
             "seconds": self.seconds, "tokens_per_s": self.new_tokens / max(self.seconds, 1e-9),
         }  # fmt: skip
@@ -106,15 +112,19 @@ class Tally:
     def end(self, out: Path, as_json: bool) -> None:
         """Print the summary; Interrupted if some are missing."""
         about = self.summary()
-        if output.styled(sys.stderr):
-            output.note("\r\x1b[K", end="")
+        if streams.live(sys.stderr):
+            output.changing("")
+        ends = "".join(f", {n} {ENDS[finish]}" for finish, n in about["finish"].items() if finish in ENDS)
+        if about["without_answer"]:
+            ends += f", {about['without_answer']} without an answer"
         output.note(
-            f"{out}: {about['rollouts']} rollouts, {self.rewards()}, {about['tokens']:,} tokens, "
+            f"{out}: {about['rollouts']} rollouts, {self.rewards()}{ends}, {about['tokens']:,} tokens, "
             f"{about['tokens_per_s']:.0f} tokens/s"
         )
         if as_json:
             output.json_page(about)
         if about["rollouts"] < self.wanted:
             raise Interrupted(
-                f"{about['rollouts']} of {self.wanted} rollouts are done", "run the same command again to go on"
+                f"interrupted: {about['rollouts']} of {self.wanted} rollouts are done",
+                "run the same command again to go on",
             )

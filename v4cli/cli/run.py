@@ -8,12 +8,14 @@ from pathlib import Path
 from threading import Event
 
 from v4cli import jsonfile, paths
+from v4cli.chat.messages import check_tools
 from v4cli.chat.parser import ToolCallEnd
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import Prefill
-from v4cli.cli.run_input import prompt_of, read_text
-from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, stats_line
-from v4cli.errors import Exit, RequestError, UsageError, V4Error
+from v4cli.cli.run_input import one_way_of_thinking, prompt_of, read_text
+from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result, shortfall, stats_line
+from v4cli.errors import Exit, Interrupted, RequestError, UsageError, V4Error
+from v4cli.files import argument
 from v4cli.interrupts import interrupts
 
 FORMATS = ("text", "json", "stream-json")
@@ -24,7 +26,7 @@ class RunRequest:
     """The options of `v4 run`, as typed."""
 
     prompt: str | None
-    file: Path | None
+    files: list[Path]
     system: str
     model: str
     output_format: str | None
@@ -59,13 +61,15 @@ def run_once(request: RunRequest) -> None:
     style = _format(request)
     refuse_contradictions(request)
     options = _options(request)
-    messages = [{"role": "system", "content": request.system}] if request.system else []
-    messages.append({"role": "user", "content": prompt_of(request.prompt, request.file)})
+    system = argument(request.system, "--system")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt_of(request.prompt, request.files, request.tools != "-")})
     with _answering(request, options) as answer:
         writer, stop = _writer(style, request), Event()
         try:
+            chat = _opened(request)
+            chat.note = output.note
             with interrupts(stop):
-                chat = _opened(request)
                 finish, stats = answer(chat, messages, writer.event, stop.is_set)
         except V4Error as error:
             writer.error(error)
@@ -74,11 +78,21 @@ def run_once(request: RunRequest) -> None:
     sessions.keep(chat.session)
     if request.stats:
         output.note(stats_line(stats), dim=True)
+    if told := shortfall(messages, finish, _limit(chat)):
+        output.note(f"v4: {told}")
     if finish == "interrupted":
-        sys.exit(Exit.INTERRUPTED)
+        raise Interrupted("interrupted")
     if finish == "rounds":
-        output.note("v4: stopped at the limit of turns\nhint: --max-rounds N allows more")
+        output.note("hint: --max-rounds N allows more")
         sys.exit(Exit.LIMIT)
+
+
+def _limit(chat) -> str:
+    """What ended an answer that was cut off."""
+    n_sampled = len(chat.ids)
+    if len(chat.prompt) + n_sampled >= chat.engine.config.max_position_embeddings:
+        return "the end of the model's context"
+    return f"the limit of {n_sampled} tokens (--max-tokens)"
 
 
 def _options(request: RunRequest):
@@ -94,7 +108,7 @@ def _options(request: RunRequest):
         min_p=request.min_p,
         seed=request.seed,
         max_tokens=request.max_tokens,
-        stop=tuple(request.stop or ()),
+        stop=tuple(argument(stop, "--stop") for stop in request.stop or ()),
         constrain=request.constrain,
     )
 
@@ -136,7 +150,7 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
     from v4cli.agent.toolset import toolset
     from v4cli.engine.stats import total
 
-    mode, folder = request.approve or Mode.ASK, Path.cwd()
+    mode, folder = request.approve or Mode.ASK, paths.here()
     if mode not in tuple(Mode):
         raise UsageError(f"--approve must be one of {', '.join(Mode)}")
 
@@ -155,7 +169,10 @@ def _with_tools(request: RunRequest, options) -> Iterator[Callable]:
         return finish, total(turns)
 
     with toolset(request.tools, output.note, request.network) as tools:
-        decide = Approvals(mode, folder).decide
+        approvals = Approvals(mode, folder)
+        for note in approvals.notes:
+            output.note(note)
+        decide = approvals.decide
         yield answer
 
 
@@ -166,8 +183,7 @@ def _schemas(source: str | None) -> list[dict] | None:
     if not _schemas_only(source):
         return None
     tools = jsonfile.parse(read_text(Path(source)), source, RequestError)
-    if not isinstance(tools, list):
-        raise RequestError(f"{source}: must be a JSON list of tools")
+    check_tools(tools, source)
     return tools
 
 
@@ -184,16 +200,15 @@ def _writer(style: str, request: RunRequest):
 
 def refuse_contradictions(request: RunRequest) -> None:
     """Options that exclude each other fail before anything is loaded."""
-    chosen = [name for name in ("think", "no_think", "think_max") if getattr(request, name)]
-    if len(chosen) > 1:
-        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
-        raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
+    one_way_of_thinking(request)
     if (request.approve or request.max_rounds or request.network) and _schemas_only(request.tools):
         raise UsageError(
             "--approve, --max-rounds and --network are for tools that run here", "add --tools nano, read, edit or all"
         )
-    if request.prompt is not None and request.file is not None:
+    if request.prompt is not None and request.files:
         raise UsageError("a PROMPT and --file exclude each other", "drop one of them")
+    if [*map(str, request.files), request.tools].count("-") > 1:
+        raise UsageError("- is stdin, which can be read only once", "put one of the texts into a file")
 
 
 def _format(request: RunRequest) -> str:

@@ -1,22 +1,34 @@
 """What `v4 run` is given: the prompt from arguments, files and pipes."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from v4cli.errors import UsageError
+from v4cli.files import argument, decoded
+from v4cli.streams import read_stdin
 
 MAX_TEXT_BYTES = 64 << 20
+STDIN = Path("-")
 
 
-def prompt_of(prompt: str | None, file: Path | None) -> str:
-    """stdin (when piped), then the prompt or the file, with a blank line between."""
+def one_way_of_thinking(request) -> None:
+    """UsageError for flags of a RunRequest or ChatRequest that exclude each other."""
+    chosen = [name for name in ("think", "no_think", "think_max") if getattr(request, name)]
+    if len(chosen) > 1:
+        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
+        raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
+
+
+def prompt_of(prompt: str | None, files: Sequence[Path], stdin: bool = True) -> str:
+    """stdin (when piped), then the files in order, then the prompt, with a blank line between. Where one of the files
+    is -, stdin stands there; without `stdin` it is not read."""
     parts = []
-    if not sys.stdin.isatty():
-        parts.append(_decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin"))
-    if file is not None:
-        parts.append(read_text(file))
+    if stdin and STDIN not in files and not sys.stdin.isatty():
+        parts.append(read_text(STDIN))
+    parts += map(read_text, files)
     if prompt is not None:
-        parts.append(prompt)
+        parts.append(argument(prompt, "the prompt"))
     text = "\n\n".join(part.strip("\n") for part in parts if part.strip())
     if not text:
         raise UsageError("no prompt", 'v4 run "your question", v4 run --file FILE, or pipe text in')
@@ -25,19 +37,13 @@ def prompt_of(prompt: str | None, file: Path | None) -> str:
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file, or stdin for -. UsageError names the file."""
-    if str(path) == "-":
-        return _decoded(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "stdin")
+    if path == STDIN:
+        return decoded(read_stdin(MAX_TEXT_BYTES), "stdin")
     try:
         with path.open("rb") as file:
-            return _decoded(file.read(MAX_TEXT_BYTES + 1), str(path))
+            data = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _decoded(data: bytes, name: str) -> str:
     if len(data) > MAX_TEXT_BYTES:
-        raise UsageError(f"{name}: more than {MAX_TEXT_BYTES >> 20} MiB of text")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not UTF-8 text (byte {error.start})") from None
+        raise UsageError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB of text")
+    return decoded(data, str(path))

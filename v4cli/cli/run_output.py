@@ -2,8 +2,8 @@
 
 import json
 
-from v4cli.agent.loop import CallEnd, CallStart
-from v4cli.chat.messages import without_ids
+from v4cli.agent.loop import CallEnd, CallStart, is_empty
+from v4cli.chat.messages import calls_in, last_said, readable_arguments, without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.clean import beginning, harmless, visible
 from v4cli.cli import output
@@ -14,14 +14,14 @@ SHOWN_LINES, SHOWN_WIDTH = 4, 200  # of a tool's result
 
 def result(model: str, messages: list[dict], finish: str, stats) -> dict:
     """The object of --json; the answer is the last message of the model. Keys are only ever added."""
-    said = [message for message in messages if message["role"] == "assistant"]
-    last = said[-1] if said else {"content": ""}
+    last = last_said(messages)
     return {
         "model": model,
         "text": last["content"],
         "reasoning_content": last.get("reasoning_content", ""),
         "tool_calls": [{k: v for k, v in c.items() if k != "index"} for c in last.get("tool_calls", [])],
         "finish_reason": finish,
+        **_fault(last.get("fault", "")),
         "usage": {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
@@ -30,6 +30,30 @@ def result(model: str, messages: list[dict], finish: str, stats) -> dict:
         "messages": list(map(without_ids, messages)),
         "stats": stats.to_dict(),
     }
+
+
+def _fault(reason: str) -> dict:
+    """The key that only what must not be run has."""
+    return {"fault": reason} if reason else {}
+
+
+def shortfall(messages: list[dict], finish: str, limit: str) -> str:
+    """What is missing in what was said, on one line; empty if it is a whole answer, or whole calls. `limit`: which one
+    it is that "length" means."""
+    last = last_said(messages)
+    why = {
+        "length": f"cut off at {limit}",
+        "runaway": "stopped, the block of calls had no end",
+        "rounds": "stopped at the limit of turns",
+    }.get(finish, finish)
+    parts = [why] if why not in ("stop", "tool_calls") else []
+    if is_empty(last) and finish != "interrupted":
+        thinking = parts and last.get("reasoning_content")
+        parts.append("it was still thinking, there is no answer" if thinking else "the model gave no answer")
+    for name, _, fault in calls_in(last):
+        if fault:
+            parts.append(f"a call is not whole ({name}): {fault}")
+    return " ".join(visible("; ".join(parts)).split())
 
 
 def stats_line(stats) -> str:
@@ -81,17 +105,18 @@ class TextWriter:
             self.line_open = True
             output.answer(event.text)
         elif isinstance(event, ToolCallEnd):
-            self._call(event.name, event.arguments)
+            self._call(event.name, event.arguments, event.fault)
         elif isinstance(event, CallStart):
-            self._call(event.call.name, json.dumps(event.call.arguments, ensure_ascii=False))
+            given = event.call.given
+            self._call(event.call.name, given if isinstance(given, str) else json.dumps(given, ensure_ascii=False))
         elif isinstance(event, CallEnd):
             output.note(folded(event.result), dim=True)
 
-    def _call(self, name: str, arguments: str) -> None:
+    def _call(self, name: str, arguments: str, fault: str = "") -> None:
         if self.line_open:
             self.line_open = False
             output.answer("\n")
-        output.note(visible(f"[{name} {arguments}]"), dim=True)
+        output.note(visible(f"[{name} {arguments}]" + (f" (not whole: {fault})" if fault else "")), dim=True)
 
     def error(self, error: V4Error) -> None:
         pass
@@ -138,15 +163,17 @@ class StreamWriter:
             output.json_line({"type": "message", "text": event.text})
         elif isinstance(event, ToolCallEnd):
             about = {"id": f"call_{event.index}", "index": event.index, "name": event.name}
-            output.json_line({"type": "tool_use", **about, "arguments": json.loads(event.arguments)})
+            about |= {"arguments": readable_arguments(event.arguments), **_fault(event.fault)}
+            output.json_line({"type": "tool_use", **about})
         elif isinstance(event, CallStart):
             call = event.call
-            output.json_line({"type": "tool_use", "id": call.id, "name": call.name, "arguments": call.arguments})
+            about = {"id": call.id, "name": call.name, "arguments": call.given, **_fault(call.fault)}
+            output.json_line({"type": "tool_use", **about})
         elif isinstance(event, CallEnd):
             about = {"id": event.call.id, "name": event.call.name, "ok": event.ok, "seconds": round(event.seconds, 3)}
             output.json_line({"type": "tool_result", **about, "text": event.result})
         elif isinstance(event, End):
-            output.json_line({"type": "end", "finish_reason": event.finish})
+            output.json_line({"type": "end", "finish_reason": event.finish, **_fault(event.fault)})
 
     def error(self, error: V4Error) -> None:
         output.json_line({"type": "error", "message": str(error), "hint": error.hint})

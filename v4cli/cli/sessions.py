@@ -158,15 +158,16 @@ def export(wanted: str, to: Path) -> None:
 def import_file(source: Path, model: str) -> None:
     """Store a context from a file for a model of the same shape."""
     from v4cli.cache import archive
-    from v4cli.engine.engine import identity_of
+    from v4cli.engine.engine import unloaded
 
     folder = paths.model_folder(model)
     disk, writes = budgets()
-    prefixes = Prefixes(paths.prefixes_dir(), identity_of(folder), disk, writes)
-    snapshot, same = archive.read(source, prefixes)
+    identity, config, state = unloaded(folder)
+    prefixes = Prefixes(paths.prefixes_dir(), identity, disk, writes)
+    snapshot, same = archive.read(source, prefixes, config, state)
     output.note(f"{snapshot.id[:ID_LENGTH]}: {snapshot.n_tokens:,} tokens for {model}")
     if not same:
-        output.note("computed with other weights of this shape: answers may differ from those after computing it anew")
+        output.note("computed with other weights of this shape, or by another version: computed anew, it may differ")
 
 
 def _all():

@@ -1,37 +1,74 @@
-"""Entry point of the `v4` command: how errors become messages and exit codes."""
+"""Entry point of the `v4` command: how errors and signals become messages and exit codes."""
 
-import errno
 import os
 import sys
 
-from v4cli.errors import Exit, V4Error
+LACKING = "allocate memory", "failed to map segment", "can't start new thread"  # how libraries say so
 
 
 def main() -> None:
     """Entry point: every expected error is one line, a hint and a documented exit code."""
     try:
-        if _is_plain_chat():
-            from v4cli import settings
-            from v4cli.cli.chat import ChatRequest, chat
+        from v4cli import interrupts, streams
 
-            chat(ChatRequest(**settings.defaults("chat", ChatRequest.__dataclass_fields__)))
-        else:
-            from v4cli.cli.app import app
-
-            app()
-    except V4Error as error:
-        _fail(str(error), error.hint, error.exit_code)
+        ours = streams.are_ours()  # else this runs inside of another program, whose process is its own business
+        if ours:
+            streams.prepare()
+            interrupts.install()
+            if not os.environ.get("HOME"):
+                os.environ.pop("HOME", None)  # an empty one says nothing; the user's entry does
     except KeyboardInterrupt:
-        _fail("interrupted", "", Exit.INTERRUPTED)
+        os.write(2, b"v4: interrupted\n")
+        os._exit(130)
+    try:
+        status = _status()
+    except KeyboardInterrupt:
+        status = 130
+    if ours:
+        interrupts.leave()
+    if number := interrupts.told():
+        status = 128 + number
+        _say("interrupted", "")
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Do what the command line says; the exit code."""
+    from v4cli.errors import Exit, Interrupted, V4Error, exit_code
+
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()
+    except SystemExit as leaving:
+        return leaving.code or Exit.OK
+    except Interrupted as error:
+        return _say(str(error), error.hint, error.exit_code)
+    except V4Error as error:
+        return _fail(str(error), error.hint, error.exit_code)
     except MemoryError:
-        _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
+        return _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
     except OSError as error:
-        code = Exit.RESOURCES if error.errno == errno.ENOSPC else Exit.FAILURE
-        _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", code)
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", exit_code(error))
     except Exception as error:
         if os.environ.get("V4_DEBUG"):
             raise
-        _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
+        if lacking := next((text for text in LACKING if text in str(error)), None):
+            return _fail(f"out of memory or threads ({lacking})", "ulimit -a shows what is allowed", Exit.RESOURCES)
+        return _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
+
+
+def _run() -> None:
+    if _is_plain_chat():
+        from v4cli import settings
+        from v4cli.cli.chat import ChatRequest, chat
+
+        chat(ChatRequest(**settings.defaults("chat", ChatRequest.__dataclass_fields__)))
+    else:
+        from v4cli.cli.app import app
+
+        app()
 
 
 def _is_plain_chat() -> bool:
@@ -40,6 +77,18 @@ def _is_plain_chat() -> bool:
     return sys.argv[1:] in ([], ["chat"]) and sys.stdin.isatty()
 
 
-def _fail(message: str, hint: str, code: Exit) -> None:
-    sys.stderr.write(f"v4: {message}\n" + (f"hint: {hint}\n" if hint else ""))
-    sys.exit(code)
+def _fail(message: str, hint: str, code: int) -> int:
+    """Say what went wrong, unless it did because of a signal."""
+    from v4cli import interrupts
+
+    return code if interrupts.told() else _say(message, hint, code)
+
+
+def _say(message: str, hint: str, code: int = 0) -> int:
+    """A line for the user, and one with the next command to type: what a name or a file says must not look like more
+    of them."""
+    from v4cli import interrupts
+    from v4cli.clean import on_one_line
+
+    interrupts.say(f"v4: {on_one_line(message)}\n" + (f"hint: {on_one_line(hint)}\n" if hint else ""))
+    return code

@@ -10,8 +10,8 @@ from v4cli import paths
 from v4cli.cli import output, progress
 from v4cli.errors import ModelError, UsageError
 from v4cli.files import sync_folder
-from v4cli.weights.library import CHECKPOINT, disk_bytes, inspect, is_store
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY
+from v4cli.weights.library import CHECKPOINT, STRANGE, disk_bytes, inspect
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, is_store
 
 
 def verify(model: str, as_json: bool) -> None:
@@ -33,10 +33,11 @@ def verify(model: str, as_json: bool) -> None:
 
 def _verify_store(model: str, folder: Path) -> dict:
     """Every byte against the manifest."""
+    from v4cli.chat.turn import READERS
     from v4cli.weights.verify import recorded_bytes, verify_store
 
     with progress.Bytes(f"verify {model}", recorded_bytes(folder)) as bar:
-        report = verify_store(folder, bar.advance)
+        report = verify_store(folder, bar.advance, READERS)
     rate = f"{bar.seconds:.1f} s, {output.size(report.n_bytes / bar.seconds)}/s"
     return {
         "checked": f"{report.n_files} files, {output.size(report.n_bytes)}, {rate}",
@@ -49,11 +50,18 @@ def _verify_store(model: str, folder: Path) -> dict:
 
 def _verify_checkpoint(folder: Path) -> dict:
     """An official checkpoint brings no checksums: names, types, shapes and file sizes are all there is to check."""
+    from v4cli.chat.turn import READERS
     from v4cli.weights.checkpoint import Checkpoint
+    from v4cli.weights.verify import unusable
 
     checkpoint = Checkpoint.open(folder)
     checked = f"{len(checkpoint.places):,} tensors, names, types, shapes and sizes only (no checksums in this format)"
-    return {"checked": checked, "files": 0, "bytes": 0, "seconds": 0.0, "damage": []}
+    repair = "put that of the release there"
+    damage = [
+        {"file": name, "part": None, "problem": problem, "repair": repair}
+        for name, problem in unusable(folder, checkpoint.config, READERS)
+    ]
+    return {"checked": checked, "files": 0, "bytes": 0, "seconds": 0.0, "damage": damage}
 
 
 def remove(model: str, yes: bool) -> None:
@@ -62,8 +70,8 @@ def remove(model: str, yes: bool) -> None:
     if folder is None or not folder.is_dir():
         hint = f"v4 rm removes what `v4 ls` lists under {paths.models_dir()}, by its name"
         raise ModelError(f"{model!r} is not one of the pulled models", hint)
-    if inspect(folder).state == CHECKPOINT:
-        raise ModelError(f"{folder}: an official checkpoint that v4 did not make", "remove it yourself if you mean to")
+    if (state := inspect(folder).state) in (CHECKPOINT, STRANGE):
+        raise ModelError(f"{folder}: {state}, so not v4's to delete", "remove it yourself if you mean to")
     n_bytes = 0 if folder.is_symlink() else disk_bytes(folder)  # of a link, what it points to stays
     if not yes:
         if not sys.stdin.isatty():

@@ -6,21 +6,29 @@ Knows nothing of text.
 import hashlib
 import json
 import time
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from weakref import WeakSet
 
 from v4kernels import backend as backend_of
 from v4kernels.api import Backend
 
+from v4cli import __version__
 from v4cli.cache.prefixes import Prefixes
+from v4cli.cache.state import State
+from v4cli.config import V4Config
 from v4cli.engine import loading
 from v4cli.engine.budget import Residence
+from v4cli.engine.fault import fault
 from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.scheduler import Scheduler
 from v4cli.engine.session import WORTH_S, Session
-from v4cli.errors import UsageError
+from v4cli.errors import ModelError, UsageError
 from v4cli.experts.slots import ExpertStream
 from v4cli.model.v4 import V4
+from v4cli.model.weights import NoWeights, build
+from v4cli.weights.fingerprint import stamps
 from v4cli.weights.store import Store, open_model
 
 
@@ -46,7 +54,7 @@ class Engine:
         self.place = place
         self.stream = stream
         self.sessions: WeakSet[Session] = WeakSet()
-        self.scheduler = Scheduler(model, stream, self._make_room)
+        self.scheduler = Scheduler(model, stream, self._make_room, self._fault)
 
     @classmethod
     def open(
@@ -89,10 +97,22 @@ class Engine:
         if excess > 0:
             self.stream.shrink(self.place.slots - -(-excess // self.stream.reader.files.room))
 
+    def _fault(self, tokens: Sequence[int], state: State) -> ModelError:
+        return fault(self, tokens, state)
+
     def remember(self, folder: Path) -> None:
         """Write what was learned about the use of experts, for `open(learned=folder)`. OSError."""
         if self.stream and self.identity:
             loading.remember(self.stream, _learned_file(folder, self.identity))
+
+    def unchanged(self) -> bool:
+        """Whether the model's files are still those that were opened, as far as size and times tell."""
+        assert self.identity is not None, "only what has files is stored"
+        before = self.identity["weights"]["files"]
+        try:
+            return stamps([self.path / name for name in before]) == before
+        except ModelError:
+            return False
 
     def session(
         self, kv_dir: Path | None = None, prefixes: Prefixes | None = None, worth_s: float = WORTH_S
@@ -108,15 +128,37 @@ class Engine:
 
 
 def _learned_file(folder: Path, identity: dict) -> Path:
-    return folder / f"{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]}.npz"
+    """By the weights: where they lie and what computes is no matter for which experts are used."""
+    weights = f"{identity['config']} {identity['weights']['content']}"
+    return folder / f"{hashlib.sha256(weights.encode()).hexdigest()[:16]}.use"
 
 
-def identity_of(folder: Path) -> dict:
-    """The identity an engine over this model has by default. ModelError, UsageError."""
-    return _identity(open_model(folder), backend_of())
+def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
+    """What stored contexts of this model have to do with, without its weights: the identity an engine over it has by
+    default, its config, and an empty state. ModelError, UsageError."""
+    checkpoint, backend = open_model(folder), backend_of()
+    config = checkpoint.config
+    attentions = [layer.attn for layer in build(config, NoWeights(), experts=False).layers]
+    state = State(lambda: backend.new_state(attentions, config.max_position_embeddings))
+    return _identity(checkpoint, backend), config, state
 
 
 def _identity(checkpoint: Model, backend: Backend) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
-    kind = {"backend": backend.name, "numerics": backend.numerics, "config": config}
+    kind = {"backend": backend.name, "numerics": backend.numerics, "config": config, "version": __version__}
+    kind["arithmetic"] = _arithmetic(backend)
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
+
+
+def _arithmetic(backend: Backend) -> str:
+    """Digest of all that computes: where a line of it changes, numbers computed before may be others."""
+    digest = hashlib.sha256()
+    if backend.name == "reference":
+        import torch
+
+        digest.update(torch.__version__.encode())
+    for package in ("v4kernels", "v4kernels.cpu", "v4kernels.reference", "v4cli.model"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
+            if file.is_file():
+                digest.update(f"{package} {file.name}".encode() + file.read_bytes())
+    return digest.hexdigest()

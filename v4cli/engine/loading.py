@@ -1,7 +1,6 @@
 """How a model is loaded: mapped files, dense tensors, or, within a memory budget, experts on demand."""
 
 import contextlib
-import io
 import mmap
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from v4kernels.api import Backend
 from v4kernels.cpu import CpuOps
 
 from v4cli import hardware
+from v4cli.cache import kvfile
 from v4cli.engine.budget import SHARE, Residence, residence
-from v4cli.errors import ResourceError, UsageError
+from v4cli.errors import ResourceError, SnapshotError, UsageError
 from v4cli.experts.bank import Streamed
 from v4cli.experts.files import ExpertFiles, into_memory
 from v4cli.experts.slots import ExpertStream
@@ -78,8 +78,8 @@ def streamed(store: Store, place: Residence, learned: Path | None) -> ExpertStre
     except OSError as error:
         raise ResourceError(f"no memory for {place.slots} experts ({error.strerror})", "a smaller --ram") from None
     if learned is not None:
-        with contextlib.suppress(OSError, ValueError, KeyError), np.load(learned) as arrays:
-            stream.learn(dict(arrays))
+        with contextlib.suppress(SnapshotError, ValueError):
+            stream.learn(kvfile.read(learned)[1])
     return stream
 
 
@@ -94,8 +94,6 @@ def _rows_of(path: Path) -> np.ndarray:
 
 def remember(stream: ExpertStream, path: Path) -> None:
     """Write what was learned about the use of experts. OSError."""
-    data = io.BytesIO()
-    arrays = {name: array.astype(np.float32) for name, array in stream.policy.learned().items()}
-    np.savez(data, allow_pickle=False, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, data.getvalue())
+    learned = {name: array.astype(np.float32) for name, array in stream.policy.learned().items()}
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(path, kvfile.encoded(learned, {}), 0o600)

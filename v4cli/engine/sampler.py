@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v4cli.errors import UsageError
+from v4cli.errors import UsageError, V4Error
+
+MOST_TEMPERATURE = 100
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = (
-            (0.0 <= self.temperature <= 100.0, "temperature must be between 0 and 100"),
+            (0.0 <= self.temperature <= MOST_TEMPERATURE, f"temperature must be between 0 and {MOST_TEMPERATURE}"),
             (0.0 < self.top_p <= 1.0, "top_p must be above 0 and at most 1"),
             (self.top_k >= 0, "top_k must be 0 (off) or positive"),
             (0.0 <= self.min_p < 1.0, "min_p must be at least 0 and below 1"),
@@ -40,8 +42,10 @@ class Sampler:
     def pick(self, logits: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
         """logits (vocab,) fp32 -> token id and its log-probability under the unfiltered, untempered model.
 
-        `allowed` (vocab,) bool: the only tokens to choose from, at least one.
+        `allowed` (vocab,) bool: the only tokens to choose from. V4Error if there is none.
         """
+        if allowed is not None and not allowed.any():
+            raise V4Error("the grammar of the tools leaves no token to go on with", "drop --constrain")
         logits = logits.astype(np.float64)
         shifted = logits - logits.max()
         log_norm = np.log(np.exp(shifted).sum())
@@ -49,7 +53,9 @@ class Sampler:
         if self.sampling.temperature == 0.0:
             token = int(left.argmax())
         else:
-            token = self._draw((left - left.max()) / self.sampling.temperature)
+            with np.errstate(over="ignore"):  # at temperatures near 0: minus infinity is meant
+                scaled = (left - left.max()) / self.sampling.temperature
+            token = self._draw(scaled)
         return token, float(shifted[token] - log_norm)
 
     def _draw(self, scaled: np.ndarray) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -62,9 +63,16 @@ class Job:
 class Scheduler:
     """Steps of one model for all sessions on it, whose threads call `run`."""
 
-    def __init__(self, model: V4, stream: ExpertStream | None = None, before_step: Callable[[], None] = lambda: None):
-        """`stream`: where experts come from, if on demand. `before_step` is called before each step."""
-        self.model, self.stream, self.before_step = model, stream, before_step
+    def __init__(
+        self,
+        model: V4,
+        stream: ExpertStream | None,
+        before_step: Callable[[], None],
+        fault: Callable[[Sequence[int], State], Exception],
+    ):
+        """`stream`: where experts come from, if on demand. `before_step` is called before each step. `fault` gives the
+        error for tokens whose results after a state are not finite."""
+        self.model, self.stream, self.before_step, self.fault = model, stream, before_step, fault
         self._changed = threading.Condition()
         self._waiting: list[Job] = []  # in the order of their coming, until they are done
         self._computing = False
@@ -195,14 +203,13 @@ class Scheduler:
             job.begin()
         self.before_step()
         before = self.stream.counts if self.stream else None
-        hurried = [job for job in jobs if len(job.ids) > FEW]
 
-        def check() -> None:
-            if any(job.cancelled() for job in hurried):
+        def watch(name: str, streams: Any) -> None:
+            if any(job.cancelled() for job in jobs):
                 raise Withdrawn
 
         with model.ops.inference():
-            hidden = model.forward([(job.ids, job.state) for job in jobs], check)
+            hidden = model.forward([(job.ids, job.state) for job in jobs], watch)
             wanted: list[int] = []
             end = 0
             for job in jobs:
@@ -210,6 +217,8 @@ class Scheduler:
                 wanted += range(end - len(job.ids), end) if job.all_logits else [end - 1]
             some = hidden if len(wanted) == rows else model.ops.rows(hidden, wanted)
             logits = np.asarray(model.logits(some))
+            if not (np.isfinite(logits).all() and model.ops.finite(hidden)):
+                raise self._not_finite(jobs)
         at = 0
         for job in jobs:
             count = len(job.ids) if job.all_logits else 1
@@ -217,7 +226,15 @@ class Scheduler:
             if self.stream and before:
                 job.counts = self.stream.counts.since(before).share(len(job.ids) / rows)
         seconds = time.perf_counter() - start
-        if hurried:
+        if rows > FEW * len(jobs):
             self._row_s = seconds / rows
         else:
             self._step_s = seconds
+
+    def _not_finite(self, jobs: list[Job]) -> Exception:
+        """Why, if it is known whose rows they are."""
+        if len(jobs) > 1:
+            return FloatingPointError("a result is not finite")
+        jobs[0].undo()
+        jobs[0].begin()
+        return self.fault(jobs[0].ids, jobs[0].state)

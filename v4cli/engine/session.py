@@ -4,7 +4,7 @@ the longest prefix it has in memory or finds on disk, and prefills the rest. `Se
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.scheduler import CHUNK
 from v4cli.engine.stats import Stats
-from v4cli.errors import ResourceError, SnapshotError, UsageError
+from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
+from v4cli.interrupts import wished
 
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 PREFILL_CHUNK = CHUNK
 MAX_POINTS = 16  # places a session can go back to without recomputing much
 WORTH_S = 1.0  # of computing: what takes less is not stored
-SPACING = 16384  # tokens: a long prefill is stored about this often on the way
+SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
+SPACING_S = 60.0  # and after so many seconds of computing
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Session:
                     self._mark()
                 if progress:
                     progress(end, len(tokens))
-                if end in stops or end // SPACING > at // SPACING:
+                if end in stops or end // SPACING > at // SPACING or self.unsaved_s > SPACING_S:
                     self.keep()
                 stops = [anchor for anchor in stops if anchor > end]
         if len(self.tokens) > common:
@@ -120,9 +122,12 @@ class Session:
         """Take up a stored prefix; one that cannot be used is named in `notes` and deleted."""
         try:
             self.logits = prefixes.load(snapshot, self.state, self.state.n_tokens)
+            if len(self.logits) != self.engine.config.vocab_size:
+                raise SnapshotError(f"{snapshot.path}: does not fit this model", snapshot.path)
         except SnapshotError as error:
             self.notes.append(f"{error}; computing it again")
-            (error.path or snapshot.path).unlink(missing_ok=True)
+            with suppress(OSError):
+                (error.path or snapshot.path).unlink()
             self.state.restore(self.points[-1])
             self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
             return
@@ -149,17 +154,22 @@ class Session:
         self.logits = None
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
-        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error."""
+        """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error.
+
+        ModelError if they, or what any of the tokens leaves for later ones, are not finite; Interrupted where a signal
+        wishes for an early end.
+        """
         logits = self._run(tokens, all_logits)
-        assert logits is not None
+        if logits is None:
+            raise Interrupted("interrupted")
         return logits if all_logits else logits[-1]
 
     def _run(
         self, tokens: Sequence[int], all_logits: bool = False, cancelled: Callable[[], bool] = lambda: False
     ) -> np.ndarray | None:
-        """Logits (T or 1, vocab); None if cancelled on the way."""
+        """Logits (T or 1, vocab); None if cancelled on the way, or where a signal wishes for an early end."""
         start = time.monotonic()
-        done = self.engine.scheduler.run(tokens, self.state, all_logits, cancelled)
+        done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled())
         if done is None:
             return None
         logits, counts = done
@@ -197,6 +207,10 @@ class Session:
         """Store this place for later, if the computing since the last one is worth it; what hinders goes to `notes`."""
         worth_s = self.worth_s if worth_s is None else worth_s
         if self.prefixes is None or self.logits is None or self.unsaved_s < worth_s:
+            return None
+        if not self.engine.unchanged():
+            self.notes.append("not stored: the model's files changed while in use")
+            self.unsaved_s = 0.0
             return None
         about = {"title": self.title, "after": self.stored[-1].id if self.stored else ""}
         try:
@@ -263,7 +277,8 @@ class Session:
                 if finish:
                     return
                 start = time.monotonic()
-                self.feed([token])
+                if self._run([token], cancelled=cancelled) is None:
+                    return
                 self.stats.decode_s += time.monotonic() - start
 
     @contextmanager

@@ -31,20 +31,26 @@ class V4(Generic[A, X, S, B]):
         """An empty timeline, its entries in RAM or in a file in folder `kv_dir`. ResourceError, UsageError."""
         return State(lambda: self.ops.new_state(self.config.max_position_embeddings, kv_dir))
 
-    def forward(self, feeds: Sequence[tuple[Sequence[int], State[S]]], check: Callable[[], None] = lambda: None) -> A:
+    def forward(
+        self,
+        feeds: Sequence[tuple[Sequence[int], State[S]]],
+        watch: Callable[[str, A], None] = lambda name, streams: None,
+    ) -> A:
         """Each timeline's next tokens, (n,) int64 with the state before them -> hidden (N, D), normed for the head, of
-        all of them one behind the other. The states advance. `check` is called before each layer and may raise.
-        ResourceError without room."""
+        all of them one behind the other. The states advance. ResourceError without room for them.
+
+        `watch(name, streams)` is called with the streams after the embedding and after each sublayer, named like its
+        tensors. What it raises ends the forward; some layers have advanced then.
+        """
         ops, bank = self.ops, self.bank
         for ids, state in feeds:
             state.begin(len(ids))
         batch = ops.batch([Span(ids, state.timeline, state.n_tokens) for ids, state in feeds])
         streams = ops.embed(batch)  # (N, S, D)
+        watch("embed", streams)
         bank.begin_step(batch)
         for layer, kind in enumerate(self.kinds):
-            check()
             bank.foresee(layer, streams)
-
             x, mix = ops.attention_input(layer, streams)  # (N, D)
             if kind is Kind.WINDOW:  # the last tokens
                 x = ops.window_attention(layer, x, batch)  # (N, D)
@@ -53,6 +59,7 @@ class V4(Generic[A, X, S, B]):
             else:  # these, and all of the heavily compressed entries
                 x = ops.hca_attention(layer, x, batch)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
+            watch(f"layers.{layer}.attn", streams)
 
             x, mix = ops.ffn_input(layer, streams)  # (N, D)
             if layer < self.config.num_hash_layers:
@@ -62,6 +69,7 @@ class V4(Generic[A, X, S, B]):
             experts = bank.begin(layer, x, routing, streams)
             x = experts.add_to(ops.shared_expert(layer, x))  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
+            watch(f"layers.{layer}.ffn", streams)
         bank.end_step(batch.rows)
         for ids, state in feeds:
             state.n_tokens += len(ids)

@@ -21,6 +21,15 @@ class Source(Protocol[M, V]):
     def vector(self, name: str) -> V: ...
 
 
+class NoWeights:
+    """A source of nothing, for the constants alone."""
+
+    def weight(self, name: str) -> None:
+        return None
+
+    vector = weight
+
+
 def build(config: V4Config, source: Source[M, V], experts: bool = True) -> Tree[M, V]:
     """The weight tree of the trunk (mtp.* is not part of it); without `experts` the routed ones are left to a bank."""
     return Tree(

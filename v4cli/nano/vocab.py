@@ -11,10 +11,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from v4cli.chat import special
 from v4cli.chat.encoding import encode_april
+from v4cli.chat.vocabulary import NANO_PATTERNS
 from v4cli.nano.dialogues import generate
 from v4cli.nano.recipe import VOCAB_SIZE
 
-WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 FIRST = (special.BOS, special.EOS, special.PAD)  # ids 0, 1, 2, as in V4; the others come last
 
 
@@ -24,7 +24,7 @@ def train_tokenizer(path: Path, seed: int = 1, n_dialogues: int = 8000) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(NANO_PATTERNS[0]), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from v4cli import paths
 from v4cli.agent import conversation as conversations
@@ -172,9 +171,10 @@ def export(dialogue, argument: str) -> None:
     if write is None:
         raise UsageError("/export needs a format", "/export md, or /export json FILE")
     transcript = dialogue.conversation.transcript
-    path = dialogue.setup.folder / Path(name.strip() or f"{transcript.id}.{kind}").expanduser()
+    path = dialogue.setup.folder / paths.expanded(name.strip() or f"{transcript.id}.{kind}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="replace") as file:
+        with open(os.open(path, flags, 0o600), "w", encoding="utf-8", errors="replace") as file:
             file.write(write(transcript))
     except FileExistsError:
         raise UsageError(f"{path} exists", f"/export {kind} ANOTHER-FILE") from None

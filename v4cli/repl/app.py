@@ -2,9 +2,7 @@
 
 import asyncio
 import base64
-import os
 import signal
-import sys
 import time
 
 from prompt_toolkit.application import Application, in_terminal
@@ -13,7 +11,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.input import create_input
 from prompt_toolkit.output import ColorDepth
 
-from v4cli import paths
+from v4cli import paths, terminal
 from v4cli.repl import commands, items
 from v4cli.repl.input import Completions, History
 from v4cli.repl.keys import bindings
@@ -22,6 +20,7 @@ from v4cli.repl.screen import STYLE, Screen, layout
 from v4cli.repl.setup import Setup
 from v4cli.repl.status import Status
 from v4cli.repl.worker import Mailbox, Worker
+from v4cli.streams import colour
 
 LEAVE_WITHIN = 2.0  # seconds between the Ctrl-C's that leave
 LAST_WORDS = 10.0  # seconds that an answer may take to stop when leaving
@@ -35,7 +34,7 @@ def run(setup: Setup) -> None:
     if repl.failure:
         raise repl.failure
     if id := repl.kept:
-        sys.stderr.write(f"v4 chat -r {id} goes on with this conversation\n")
+        terminal.err.write(f"v4 chat -r {id} goes on with this conversation\n")
 
 
 class Repl:
@@ -48,7 +47,8 @@ class Repl:
         self.live = self.draw = None  # once there is something to show
         self.failure: Exception | None = None
         self.notice = ""  # shown instead of the status
-        self.typed_at = self.left_at = 0.0
+        self.begun_at: float | None = None  # when the line in the input was begun; None while it is empty
+        self.left_at = 0.0
         self.screen = Screen.open()
         self.keyboard = create_input()
         self.keyboard.stdin_reader = PasteReader(self.keyboard.stdin_reader)
@@ -64,12 +64,12 @@ class Repl:
             tempfile_suffix=".md",
             on_text_changed=lambda _: self._typed(),
         )
-        colour = not os.environ.get("NO_COLOR")
+        coloured = colour() is not False
         self.app = Application(
             layout=layout(self),
             key_bindings=bindings(self),
-            style=STYLE if colour else None,
-            color_depth=None if colour else ColorDepth.DEPTH_1_BIT,
+            style=STYLE if coloured else None,
+            color_depth=None if coloured else ColorDepth.DEPTH_1_BIT,
             input=self.keyboard,
             output=self.screen,
             erase_when_done=True,
@@ -89,15 +89,13 @@ class Repl:
             pass
         finally:
             ticker.cancel()
-            if self.asking:
-                self._answer(self.asking.no(""))
             self.worker.close(LAST_WORDS)
 
     @property
     def kept(self) -> str:
         """The ID of the conversation, if anything has been said in it."""
         talk = self.worker.dialogue and self.worker.dialogue.conversation
-        return talk.transcript.id if talk and talk.transcript.messages else ""
+        return talk.transcript.id if talk and talk.transcript.is_kept else ""
 
     def _first_render(self, app) -> None:
         self.app.after_render.remove_handler(self._first_render)
@@ -129,7 +127,7 @@ class Repl:
         from v4cli.repl.live import Live
         from v4cli.repl.render import Renderer
 
-        self.draw = Renderer(lambda: self.screen.get_size().columns, not os.environ.get("NO_COLOR"))
+        self.draw = Renderer(lambda: self.screen.get_size().columns, colour() is not False)
         self.live = Live(self.draw)
 
     def _act_on(self, item) -> None:
@@ -137,10 +135,10 @@ class Repl:
             case items.Ready():
                 self.status.dialogue = self.worker.dialogue
             case items.Ask():
-                from v4cli.repl.approve import QUIET, Asking
+                from v4cli.repl.approve import READING, Asking
 
-                self.asking = Asking(item, self.typed_at)
-                asyncio.get_running_loop().call_later(QUIET, self.app.invalidate)
+                self.asking = Asking(item)
+                asyncio.get_running_loop().call_later(READING, self.app.invalidate)
             case items.Draft(text):
                 self.buffer.text = f"{text}\n{self.buffer.text}" if self.buffer.text else text
                 self.buffer.cursor_position = len(text)
@@ -168,7 +166,20 @@ class Repl:
     # -- what the keys do -----------------------------------------------------------------------------------------
 
     def _typed(self) -> None:
-        self.typed_at, self.notice = time.monotonic(), ""
+        self.notice = ""
+        if not self.buffer.text:
+            self.begun_at = None
+        elif self.begun_at is None:
+            self.begun_at = time.monotonic()
+
+    def _clear(self) -> None:
+        self.buffer.reset()
+        self.begun_at = None
+
+    @property
+    def answering(self) -> bool:
+        """Whether the line in the input, or the next one, answers the question about a call."""
+        return self.asking is not None and (self.begun_at is None or self.begun_at >= self.asking.read_at)
 
     def send(self) -> None:
         """Enter: the input is sent, or what its last character says."""
@@ -176,14 +187,23 @@ class Repl:
         if document.text_before_cursor.endswith("\\"):
             self.buffer.delete_before_cursor(1)
             self.buffer.insert_text("\n")
-        elif self.asking and self.asking.telling:
-            self._answer(self.asking.no(document.text))
-            self.buffer.reset()
+        elif self.answering and not commands.is_for_the_program(document.text.strip()):
+            self._take_answer(self.pastes.expanded(document.text))
         elif document.text.strip():
             shown = document.text.strip()
             self.buffer.append_to_history()
-            self.buffer.reset()
+            self._clear()
             self.submit(self.pastes.expanded(shown), shown)
+
+    def _take_answer(self, line: str) -> None:
+        from v4cli.repl.approve import answer_to, choices
+
+        answer = answer_to(line, self.asking.item.request)
+        if answer is None:
+            self.notice = choices(self.asking.item.request)
+        else:
+            self._clear()
+            self._answer(answer)
 
     def submit(self, line: str, shown: str) -> None:
         """Commands that need not wait are carried out; everything else is for the worker, in order."""
@@ -192,23 +212,24 @@ class Repl:
             self.leave()
         elif command and command.at_once and self.worker.busy and self.worker.dialogue:
             self.worker.dialogue.at_once(line, shown)
+            if command.name == "approve" and self.asking:
+                self._answer(None)
         else:
             self.worker.submit(line, shown)
 
     def stop(self, control_c: bool) -> None:
         """Esc or Ctrl-C: take back what waits, stop the answer, clear the input; Ctrl-C twice leaves."""
-        if self.asking and self.asking.telling:
-            self.asking.telling = False
-            self.buffer.reset()
-        elif self.asking:
+        if self.asking:
+            if self.answering:
+                self._clear()
             self.worker.interrupt()
-            self._answer(self.asking.no(""))
+            self._answer(self.asking.no())
         elif self.worker.busy and (line := self.worker.take_back()) is not None:
             self.deliver([items.Draft(line)])
         elif self.worker.busy and self.worker.dialogue:
             self.worker.interrupt()
         elif control_c and self.buffer.text:
-            self.buffer.reset()
+            self._clear()
         elif control_c and time.monotonic() - self.left_at < LEAVE_WITHIN:
             self.leave()
         elif control_c:
@@ -219,13 +240,8 @@ class Repl:
         self.notice = ""
         self.app.invalidate()
 
-    def answer(self, key: str) -> None:
-        """A key that decides about the call that waits."""
-        answer = self.asking.answer_for(key)
-        if answer is not None:
-            self._answer(answer)
-
     def _answer(self, answer) -> None:
+        """Decide about the call that waits; None: anew, by the mode as it is now."""
         self.asking.item.answer.put(answer)
         self.asking = None
 

@@ -48,12 +48,19 @@ KEYS = """\
 Enter sends; Alt-Enter, Ctrl-J or \\ Enter begins a line     Tab completes /commands and @files
 Esc or Ctrl-C stops the answer; Ctrl-D leaves               Up, Down, Ctrl-R: what you typed before
 Ctrl-O: reasoning and tool results in full                  Ctrl-X Ctrl-E or Ctrl-G: your editor
-!COMMAND runs a command of yours, @FILE adds a file"""
+!COMMAND runs a command of yours, @FILE adds a file
+Where a call waits: y (yes), s (yes, for this session), a (always in this
+folder) or n (no), then Enter; Esc is no, other words are told to the model"""
 
 
 def is_command(line: str) -> bool:
     """Whether a line is meant as a command: a path at its beginning is not."""
     return line.startswith("/") and "/" not in line[1:].partition(" ")[0]
+
+
+def is_for_the_program(line: str) -> bool:
+    """Whether a line is a command, of ours or of the shell, and nothing that is said to the model."""
+    return line.startswith("!") or is_command(line)
 
 
 def parse(line: str) -> tuple[Command, str]:

@@ -20,7 +20,7 @@ from v4cli.agent.toolset import toolset
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.parser import Thinking
 from v4cli.chat.turn import Options
-from v4cli.errors import UsageError, V4Error
+from v4cli.errors import Exit, UsageError, V4Error
 from v4cli.repl import commands, items
 from v4cli.repl.files import with_files
 from v4cli.repl.setup import Setup
@@ -28,6 +28,7 @@ from v4cli.repl.setup import Setup
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
 KILL_AFTER = 1.0  # seconds that a command of the user's has to end
 SHELL_OUTPUT = 16 << 10  # characters of a command's output that the model gets
+SHELL_BYTES = 1 << 20  # of it that are kept, the last ones
 
 
 class Dialogue:
@@ -39,11 +40,13 @@ class Dialogue:
         self.stop = threading.Event()
         self._tools = contextlib.ExitStack()  # holds the connections to MCP servers
         self.attached = ""  # output of the user's commands, for the next message
+        self.status = Exit.OK  # of the last message that was not answered
+        self._told = ""  # why the conversation is not kept
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
         self.model = setup.model or transcript.about.get("model") or settings.default_model()
         options, approvals = Options(setup.thinking, **setup.sampling), Approvals(setup.approve, setup.folder, ask)
         self.approvals, tools = approvals, self._toolbox()
-        agent = Agent(setup.open(self.model), tools, Context(setup.folder), approvals.decide, self._output)
+        agent = Agent(self._open(self.model), tools, Context(setup.folder), approvals.decide, self._output)
         self.conversation = Conversation(transcript, agent, options)
         transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
 
@@ -56,6 +59,11 @@ class Dialogue:
         if self.setup.tools is not None:
             return self.setup.tools
         return "nano" if self.model == "nano" else "all,mcp"
+
+    def _open(self, model: str):
+        chat = self.setup.open(model)
+        chat.note = self.note
+        return chat
 
     def _toolbox(self) -> Toolbox:
         """The tools the user wants of this model; servers that were connected for another are ended first."""
@@ -70,6 +78,8 @@ class Dialogue:
     def begin(self) -> None:
         """Say that the model is here; show what was said before."""
         self.emit(items.Ready(self.model))
+        for note in self.approvals.notes:
+            self.note(note)
         self.show_earlier()
         before = self.conversation.transcript.about.get("folder")
         if before != str(self.setup.folder):
@@ -110,6 +120,9 @@ class Dialogue:
         except Exception as error:
             trace = "\n" + traceback.format_exc() if os.environ.get("V4_DEBUG") else ""
             self.emit(items.Note(f"unexpected {type(error).__name__}: {error}{trace}", error=True))
+        if (trouble := self.conversation.transcript.trouble) and trouble != self._told:
+            self.emit(items.Note(f"not kept: {trouble}\nhint: V4_HOME=FOLDER keeps everything elsewhere", error=True))
+        self._told = trouble
 
     def message(self, line: str, shown: str) -> None:
         """Answer a message. Where that fails before anything is said, it is the user's again."""
@@ -121,7 +134,8 @@ class Dialogue:
             self.attached = ""
             typed = shown if text != shown else ""
             self.play(talk.ask(text, self._progress, self.stop.is_set, typed))
-        except Exception:
+        except Exception as error:
+            self.status = error.exit_code if isinstance(error, V4Error) else Exit.FAILURE
             said = [message["role"] for message in talk.messages[before:]]
             if "assistant" not in said:
                 self.attached = attached
@@ -160,10 +174,10 @@ class Dialogue:
         agent.chat = None
         gc.collect()
         try:
-            agent.chat = self.setup.open(model)
+            agent.chat = self._open(model)
             self.model = model
         except Exception:
-            agent.chat = self.setup.open(before)
+            agent.chat = self._open(before)
             raise
         agent.toolbox = self._toolbox()
         self.conversation.start(self.conversation.transcript)
@@ -183,15 +197,19 @@ class Dialogue:
             command, shell=True, cwd=self.setup.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        printed, done = bytearray(), threading.Event()
+        printed, n_bytes, done = bytearray(), 0, threading.Event()
         watcher = threading.Thread(target=self._end_on_interrupt, args=(process.pid, done), daemon=True)
         watcher.start()
         while piece := process.stdout.read1(1 << 16):
-            printed = printed[-(1 << 20) :] + piece
+            printed += piece
+            n_bytes += len(piece)
+            del printed[:-SHELL_BYTES]
             self.emit(items.Output(piece.decode(errors="replace")))
         status = process.wait()
         done.set()
         text = printed.decode(errors="replace").rstrip("\n")
+        if n_bytes > SHELL_BYTES:
+            text = f"[{n_bytes - SHELL_BYTES} bytes before this are left out]\n{text}"
         self.note(text + f"\n(exit {status})" if status else text or "(no output)")
         self.attached += f"I ran `{command}` (exit {status}):\n{fenced(shortened(text, SHELL_OUTPUT))}\n"
 

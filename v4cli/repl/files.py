@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from v4cli import paths
 from v4cli.agent.conversation import fenced
 from v4cli.errors import UsageError
+from v4cli.files import decoded
 
 MOST_BYTES = 256 << 10
 _MENTION = re.compile(r'(?:^|(?<=\s))@(?:"([^"\n]+)"|([^\s"]+))')
@@ -23,7 +25,7 @@ def with_files(text: str, folder: Path) -> str:
 
 def _candidates(name: str, folder: Path) -> list[Path]:
     """As written, then without the punctuation a sentence puts behind it."""
-    return [folder / Path(n).expanduser() for n in (name, name.rstrip(".,;:!?)"))]
+    return [folder / paths.expanded(n) for n in (name, name.rstrip(".,;:!?)"))]
 
 
 def path_of(path: Path, folder: Path) -> str:
@@ -39,7 +41,4 @@ def read(path: Path) -> str:
         raise UsageError(f"@{path}: cannot be read ({error.strerror})") from None
     if len(data) > MOST_BYTES:
         raise UsageError(f"@{path}: more than {MOST_BYTES >> 10} KiB", "name a smaller file, or let a tool read it")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"@{path}: not UTF-8 text (byte {error.start})") from None
+    return decoded(data, f"@{path}")

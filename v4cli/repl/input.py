@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
+from v4cli import paths
 from v4cli.errors import V4Error
 from v4cli.repl.commands import TABLE
 from v4cli.repl.pastes import Pastes
@@ -23,11 +25,16 @@ class History(FileHistory):
     def __init__(self, path: Path, pastes: Pastes):
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            regular = stat.S_ISREG(os.fstat(handle).st_mode)
+            os.fchmod(handle, 0o600)
+            os.close(handle)
         except OSError as error:
             raise V4Error(
                 f"{path}: cannot be written ({error.strerror})", "V4_HOME=FOLDER v4 chat keeps everything elsewhere"
             ) from None
+        if not regular:
+            raise V4Error(f"{path}: not a regular file", f"rm {path}")
         super().__init__(str(path))
         self.pastes = pastes
 
@@ -62,7 +69,7 @@ class Completions(Completer):
             return
         folder, start = os.path.split(name)
         try:
-            entries = sorted(os.scandir(self.folder / Path(folder).expanduser()), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(self.folder / paths.expanded(folder)), key=lambda entry: entry.name)
         except OSError:
             return
         for entry in entries:

@@ -4,8 +4,6 @@ from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.keys import Keys
 
-from v4cli.repl.choices import CHOICES
-
 
 def bindings(repl) -> KeyBindings:
     """All keys of the REPL; `repl` does what they stand for."""
@@ -54,12 +52,5 @@ def bindings(repl) -> KeyBindings:
     @keys.add("c-z")
     def _(event):
         event.app.suspend_to_background()
-
-    deciding = Condition(lambda: repl.asking is not None and repl.asking.listens and not repl.buffer.text)
-    for key in CHOICES:
-
-        @keys.add(key, filter=typing & deciding)
-        def _(event):
-            repl.answer(event.key_sequence[0].key)
 
     return keys

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from v4cli.agent.loop import CallEnd, CallStart, Done
+from v4cli.chat.messages import calls_in
 from v4cli.chat.parser import End, Text, Thinking, ToolCallArguments, ToolCallStart
 from v4cli.repl import items
 from v4cli.repl.markdown import Block, Blocks
@@ -17,6 +18,17 @@ ENDS = {
     "runaway": "(stopped: the block of tool calls had no end)",
     "rounds": "(stopped: too many turns for one question; go on with a message)",
 }
+
+
+EMPTY_ENDS = {
+    "stop": "(the model ended without an answer)",
+    "length": "(stopped at the limit of tokens, before an answer: /set max_tokens N allows more)",
+}
+
+
+def ending(done: Done) -> str:
+    """A line about an answer that did not end as it should."""
+    return (done.empty and EMPTY_ENDS.get(done.reason)) or ENDS.get(done.reason, "")
 
 
 @dataclass
@@ -68,8 +80,8 @@ class Live:
                 self._output(text)
             case CallEnd():
                 return self._result(item)
-            case Done(reason):
-                return self._piece(self.draw.dim(ENDS[reason])) if reason in ENDS else ""
+            case Done() if told := ending(item):
+                return self._piece(self.draw.dim(told))
             case _:
                 return self._other(item)
         return ""
@@ -81,7 +93,7 @@ class Live:
                 return self._piece(self.draw.asked(text))
             case items.Note(text, error):
                 return self._piece(self.draw.text(text, "red" if error else "dim"))
-            case items.Ask(request):
+            case items.Ask(request) if not self.calls[0].asked:  # else anew, after a change of the mode
                 self.calls[0].asked = True
                 head = self.draw.call(request.call.name, "", "?", "yellow")
                 return self._piece(head + "\n" + self.draw.exact(request.preview))
@@ -166,8 +178,7 @@ class Live:
                 self.thought = message.get("reasoning_content") or ""
                 said += self._thought(items.Thought(0, 0))
                 said += self._piece(self.draw.markdown(text)) if text.strip() else ""
-                functions = [call["function"] for call in message.get("tool_calls") or ()]
-                waiting = [Drawn(function["name"], function["arguments"]) for function in functions]
+                waiting = [Drawn(name, arguments) for name, arguments, _ in calls_in(message)]
             elif message["role"] == "tool" and waiting:
                 ok = not text.startswith("error:")
                 said += self._piece(self._call(waiting.pop(0), ok) + "\n" + self.draw.result(text, ok))

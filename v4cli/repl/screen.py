@@ -22,6 +22,7 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import AfterInput, ConditionalProcessor, TabsProcessor
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.widgets import SearchToolbar
 
 from v4cli.clean import visible
@@ -50,6 +51,14 @@ class Screen(Vt100_Output):
             yield
         finally:
             self._held = False
+
+    def write(self, data: str) -> None:
+        """Text of what is drawn below the scrollback, in which names of files and lines typed before may be; as wide
+        as it was taken to be."""
+        shown = visible(data) if data.strip("\r\n") else data
+        if shown != data:
+            shown = "".join(new if new == old else new * get_cwidth(old) for old, new in zip(data, shown))
+        super().write(shown)
 
     def flush(self) -> None:
         if not self._held:
@@ -100,7 +109,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
 
 
 def _prefix(repl, line: int, wrapped: int):
-    mark = "why not? " if repl.asking and repl.asking.telling else "› "
+    mark = "answer › " if repl.answering else "› "
     return [("class:prompt", mark if line == wrapped == 0 else "  ")]
 
 
@@ -112,7 +121,7 @@ def above_text(repl) -> str:
     ]
     if repl.live is None:
         return "\n".join(waiting[-3:])
-    question = repl.asking.question(repl.draw, bool(repl.buffer.text)) if repl.asking else ""
+    question = repl.asking.question(repl.draw, repl.answering) if repl.asking else ""
     below = repl.buffer.document.line_count + 4
     tail = ([question] if question else []) + waiting[-3:]
     height = rows - min(below, rows // 2 + 4) - sum(text.count("\n") + 1 for text in tail)

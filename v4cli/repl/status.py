@@ -36,6 +36,8 @@ class Status:
         elif isinstance(item, items.Asked):
             self.asked, self._counts = time.monotonic(), None
         doing = DOING.get(type(item).__name__, self.doing)
+        if isinstance(item, items.Asked) and self.doing:  # a command that does not wait
+            doing = self.doing
         if doing != self.doing:
             self.doing, self.since, self.prefill = doing, time.monotonic(), None
 

@@ -8,6 +8,7 @@ from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.layout import FormattedTextControl, HSplit, Layout, Window
 
+from v4cli.chat.messages import calls_in
 from v4cli.clean import harmless
 from v4cli.repl.render import Renderer, summary
 
@@ -37,9 +38,9 @@ def sections(messages: list[dict]) -> list[Section]:
             parts.append(Section("reasoning", f"reasoning, {_lines(reasoning)}", reasoning, False))
         if text:
             parts.append(Section(role, {"user": "you"}.get(role, role), text, True))
-        for call in message.get("tool_calls") or ():
-            name, arguments = call["function"]["name"], call["function"]["arguments"]
-            parts.append(Section("call", f"{name}  {' '.join(summary(arguments).split())}", summary(arguments), False))
+        for name, arguments, fault in calls_in(message):
+            title = f"{name}{' (not whole)' if fault else ''}  {' '.join(summary(arguments).split())}"
+            parts.append(Section("call", title, summary(arguments), False))
     return parts
 
 

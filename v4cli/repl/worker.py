@@ -56,6 +56,7 @@ class Worker:
         self.busy = True
         self.closed = False
         self.waiting: deque[tuple[str, str]] = deque()  # lines, and how they looked where they were typed
+        self._asked: items.Ask | None = None  # the question asked last
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True, name="model")
 
@@ -83,6 +84,8 @@ class Worker:
             self.closed = True
             self.waiting.clear()
             self._wake.notify()
+            if self._asked:
+                self._asked.answer.put(_no())
         self.interrupt()
         if self.dialogue:
             self._thread.join(timeout)
@@ -112,7 +115,16 @@ class Worker:
             return self.waiting.popleft()
 
     def _ask(self, request):
-        """Wait for the user's answer to a call."""
-        ask = items.Ask(request, SimpleQueue())
-        self.put(ask)
-        return ask.answer.get()
+        """Wait for the user's answer to a call; nobody answers once this is closed."""
+        with self._wake:
+            self._asked = None if self.closed else items.Ask(request, SimpleQueue())
+        if self._asked is None:
+            return _no()
+        self.put(self._asked)
+        return self._asked.answer.get()
+
+
+def _no():
+    from v4cli.agent.approval import Answer, Choice
+
+    return Answer(Choice.NO)

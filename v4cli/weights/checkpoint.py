@@ -4,11 +4,13 @@
 aside; a trunk without them is complete.
 """
 
+import os
 from pathlib import Path
 
 from v4cli import jsonfile
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
+from v4cli.weights import kinds
 from v4cli.weights.mapped import MappedTensors
 from v4cli.weights.safetensors_header import TensorPlace, read_header
 from v4cli.weights.schema import expected_tensors
@@ -26,9 +28,12 @@ class Checkpoint(MappedTensors):
         path = Path(path)
         if not path.is_dir():
             raise ModelError(f"{path}: no such model folder")
-        config = V4Config.load(path)
-        places = _read_places(path)
-        _check(path, config, places)
+        try:
+            config = V4Config.load(path)
+            places = _read_places(path)
+            _check(path, config, places)
+        except ModelError as problem:
+            raise kinds.of_folder(path) or problem from None
         return cls(path, config, places)
 
 
@@ -46,7 +51,7 @@ def _read_places(path: Path) -> dict[str, TensorPlace]:
     for shard in sorted(set(listed.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors") or "\0" in shard:
             raise ModelError(f"{path / INDEX}: {shard[:80]!r} is not a plain .safetensors file name")
-        if not (path / shard).is_file():
+        if not os.path.isfile(path / shard):
             raise ModelError(f"{path / shard}: missing shard, named by {INDEX}")
         for name, place in read_header(path / shard).items():
             if listed.get(name) != shard:

@@ -108,7 +108,10 @@ def _chunks(part: Part, places: Mapping[str, TensorPlace], errors: dict) -> Iter
         elif name in scales:
             yield scales.pop(name)
         elif name in places and places[name].spec == stored.spec:
-            yield from _read(places[name])
+            for data in _read(places[name]):
+                if not _finite(stored.spec.dtype, data):
+                    raise ModelError(f"{places[name].path}: tensor {name} holds values that are not finite")
+                yield data
         elif stored.format == "keep":
             raise ModelError(f"{part.name}: the source has no tensor {name} of the right kind")
         else:
@@ -130,6 +133,19 @@ def _read(place: TensorPlace, piece: int = COPY_BYTES) -> Iterator[bytes]:
                 raise ModelError(f"{place.path}: ends too soon; the file changed while in use")
             left -= len(data)
             yield data
+
+
+def _finite(dtype: str, data: bytes) -> bool:
+    """Whether values kept as they are, and scales, are finite; FP4 codes always are."""
+    import numpy as np
+
+    if dtype == "F8_E8M0":
+        return b"\xff" not in data
+    if dtype == "F8_E4M3":
+        return b"\x7f" not in data and b"\xff" not in data
+    if dtype == "BF16":
+        return bool(((np.frombuffer(data, np.uint16) & 0x7F80) != 0x7F80).all())
+    return dtype != "F32" or bool(np.isfinite(np.frombuffer(data, np.float32)).all())
 
 
 def _quantized(stored: Stored, places: Mapping[str, TensorPlace], errors: dict) -> Iterator[tuple[bytes, bytes]]:

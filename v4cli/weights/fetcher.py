@@ -10,7 +10,7 @@ from v4cli.weights.hub import Source
 from v4cli.weights.pull_plan import Plan, Work
 from v4cli.weights.store import Part
 
-JOIN_S = 1.0  # how long an interrupted pull waits for its downloads to notice
+JOIN_S = 0.1  # how long an interrupted pull waits for its downloads to notice
 
 
 class Reporter(Protocol):

@@ -8,32 +8,42 @@ rest is asked for with a Range request, and the whole must match the hub's check
 address works for every kind of storage, Xet included.
 """
 
+import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
-from v4cli import paths
+from v4cli import jsonfile, paths
 from v4cli.errors import ModelError, NetworkError, UsageError
+from v4cli.files import size
+from v4cli.weights import environment, kinds
 from v4cli.weights.known import MODELS
+from v4cli.weights.store import SMALL
 from v4cli.weights.transfer import (
     AGAIN,
     Broken,
     Cancelled,
     Mismatch,
     OnBytes,
+    Pace,
     Partial,
     RemoteFile,
     extent,
+    in_time,
     one_line,
     patiently,
     timeout,
 )
 
 COMMIT = "[0-9a-f]{40}"
+MAX_BYTES = 1 << 50  # no file is larger
+OPTIONAL = [name for name in SMALL if name != "config.json"]
 LIST_TRIES = 3  # of the first request: without any network the answer should not take half a minute
 
 
@@ -56,25 +66,34 @@ class Source(Protocol):
         `on_bytes` hears of every byte, those already there included; of minus as many when they are thrown away.
         """
 
+    def beginning(self, name: str, n_bytes: int, staging: Path, cancelled: Cancelled) -> bytes:
+        """The first bytes of a file, unverified, without the rest; at once, or NetworkError."""
+
     def drop(self, name: str, staging: Path) -> None:
         """Forget the local copy if it is ours."""
+
+    def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
+        """What it is, if it is something else than an official checkpoint; see `kinds`."""
 
 
 class FolderSource:
     """An official checkpoint folder. Nothing in it is ever changed."""
 
     def __init__(self, path: Path):
-        self.path = Path(path).resolve()
-        self.repo = str(self.path)
-        if not self.path.is_dir():
+        if not os.path.isdir(path):
+            if os.path.exists(path):
+                raise kinds.not_a_folder(Path(path))
             raise ModelError(f"{path}: no such folder", "give a folder with an official checkpoint")
+        self.path = kinds.resolved(Path(path)).resolve()
+        self.repo = str(self.path)
         self.files = {}
         fingerprint = hashlib.sha256()
         for file in sorted(self.path.iterdir()):
             if file.is_file():
                 about = file.stat()
                 self.files[file.name] = RemoteFile(file.name, about.st_size)
-                if file.suffix in (".json", ".safetensors"):
+                # a store has small files with their checksums: one that was missing may be added
+                if file.suffix in (".json", ".safetensors") and file.name not in OPTIONAL:
                     fingerprint.update(os.fsencode(file.name) + b" %d %d\n" % (about.st_size, about.st_mtime_ns))
         self.revision = "folder-" + fingerprint.hexdigest()[:16]
 
@@ -91,8 +110,15 @@ class FolderSource:
         on_bytes(want)
         return path
 
+    def beginning(self, name: str, n_bytes: int, staging: Path, cancelled: Cancelled) -> bytes:
+        with (self.path / name).open("rb") as file:
+            return file.read(n_bytes)
+
     def drop(self, name: str, staging: Path) -> None:
         pass
+
+    def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
+        return kinds.of_folder(self.path)
 
 
 class HubSource:
@@ -126,34 +152,56 @@ class HubSource:
         return headers
 
     @cached_property
-    def _listing(self) -> tuple[str, dict[str, RemoteFile]]:
-        """Commit and files."""
+    def _listing(self) -> tuple[str, dict[str, RemoteFile], Collection[str]]:
+        """Commit, files, and all names."""
+        environment.check()
         from huggingface_hub import is_offline_mode
 
         return self._list_cache() if is_offline_mode() else self._list_hub()
 
-    def _list_hub(self) -> tuple[str, dict[str, RemoteFile]]:
-        from huggingface_hub import HfApi
+    def _list_hub(self) -> tuple[str, dict[str, RemoteFile], Collection[str]]:
         from huggingface_hub.errors import HFValidationError
-
-        api = HfApi(endpoint=self.endpoint, token=self.token)
-        where = self.repo + (f"@{self.asked}" if self.asked else "")
-
-        def ask():
-            return api.model_info(self.repo, revision=self.asked, files_metadata=True, timeout=timeout())
+        from huggingface_hub.utils import validate_repo_id
 
         try:
-            info = patiently(ask, where, tries=LIST_TRIES)
-            files = [_listed(sibling) for sibling in info.siblings or ()]
+            validate_repo_id(self.repo)
         except HFValidationError as problem:
             raise UsageError(f"{self.repo}: not a repository name ({one_line(problem)})") from None
-        except (ValueError, TypeError, KeyError, AttributeError):  # whatever the client makes of another kind of answer
+        where = self.repo + (f"@{self.asked}" if self.asked else "")
+        text = patiently(lambda: in_time(self._ask), where, tries=LIST_TRIES)
+        try:
+            info = jsonfile.parse(text, where, NetworkError)
+            listed = [_listed(sibling) for sibling in info["siblings"]]
+            names = [str(sibling["rfilename"]) for sibling in info["siblings"]]
+            commit = str(info["sha"])
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NetworkError):
             raise NetworkError(f"{where}: the answer is not that of a hub", "check HF_ENDPOINT and proxies") from None
-        if not re.fullmatch(COMMIT, str(info.sha)):
+        if not re.fullmatch(COMMIT, commit):
             raise NetworkError(f"{where}: the hub names no commit", "check HF_ENDPOINT and proxies")
-        return info.sha, {file.name: file for file in files if file is not None}
+        return commit, {file.name: file for file in listed if file is not None}, names
 
-    def _list_cache(self) -> tuple[str, dict[str, RemoteFile]]:
+    def _ask(self) -> bytes:
+        """The hub's description of the repository, in one request."""
+        from huggingface_hub import constants
+
+        revision = f"/revision/{quote(self.asked, safe='')}" if self.asked else ""
+        url = f"{self.endpoint or constants.ENDPOINT}/api/models/{self.repo}{revision}?blobs=true"
+        with self._get(url) as response:
+            return _bounded(response, jsonfile.MAX_BYTES)
+
+    def _get(self, url: str, **headers: str):
+        """A GET as a stream: a context manager that gives the response. What may raise, `patiently` understands."""
+        from huggingface_hub.utils import get_session
+
+        headers = self.headers | headers
+        return get_session().stream("GET", url, headers=headers, timeout=timeout(), follow_redirects=True)
+
+    def _address(self, name: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repo, name, revision=self.revision, endpoint=self.endpoint)
+
+    def _list_cache(self) -> tuple[str, dict[str, RemoteFile], Collection[str]]:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(self.repo, "config.json", revision=self.asked)
@@ -166,7 +214,7 @@ class HubSource:
                 blob = path.resolve().name  # named after its checksum
                 sha256, oid = (blob if re.fullmatch(f"[0-9a-f]{{{n}}}", blob) else None for n in (64, 40))
                 files[path.name] = RemoteFile(path.name, path.stat().st_size, sha256, oid)
-        return Path(found).parent.name, files
+        return Path(found).parent.name, files, list(files)
 
     def missing(self, name: str, staging: Path) -> int:
         if self._cached(name) is not None:
@@ -201,6 +249,9 @@ class HubSource:
     def drop(self, name: str, staging: Path) -> None:
         (staging / name).unlink(missing_ok=True)
 
+    def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
+        return kinds.foreign(self.repo, self._listing[2], config, tensors)
+
     def _cached(self, name: str) -> Path | None:
         """The file in the user's Hugging Face cache, if it is there in full length."""
         from huggingface_hub import try_to_load_from_cache
@@ -224,12 +275,12 @@ class HubSource:
 
     def _receive(self, file: RemoteFile, partial: "Partial") -> None:
         """One connection: append what comes from the first missing byte on."""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import get_session, hf_raise_for_status
+        from huggingface_hub.utils import hf_raise_for_status
 
-        url = hf_hub_url(self.repo, file.name, revision=self.revision, endpoint=self.endpoint)
-        headers = self.headers | ({"Range": f"bytes={partial.have}-"} if partial.have else {})
-        with get_session().stream("GET", url, headers=headers, timeout=timeout(), follow_redirects=True) as response:
+        asked = {"Range": f"bytes={partial.have}-"} if partial.have else {}
+        stream = self._get(self._address(file.name), **asked)
+        response = in_time(stream.__enter__, partial.cancelled, late=lambda response: response.close())
+        with contextlib.closing(response):
             if response.status_code == 416:
                 raise Mismatch("it is shorter")
             hf_raise_for_status(response)
@@ -240,18 +291,48 @@ class HubSource:
                 raise Broken(f"asked for bytes from {partial.have}, got them from {start}")
             if start != partial.have:
                 partial.restart()  # the range was not honoured: this is the whole file
+            pace = Pace()
             for data in response.iter_bytes():
                 partial.append(data)
+                pace.count(len(data))
+
+    def beginning(self, name: str, n_bytes: int, staging: Path, cancelled: Cancelled) -> bytes:
+        here = self._cached(name) or staging / name
+        if size(here) >= n_bytes:
+            with here.open("rb") as file:
+                return file.read(n_bytes)
+
+        def receive() -> bytes:
+            with self._get(self._address(name), Range=f"bytes=0-{n_bytes - 1}") as response:
+                return _bounded(response, n_bytes)
+
+        return patiently(lambda: in_time(receive, cancelled), f"{self.repo}: {name}", cancelled, tries=1)
+
+
+def _bounded(response, limit: int) -> bytes:
+    """The body of an answer; its first bytes where it is longer than `limit`."""
+    from huggingface_hub.utils import hf_raise_for_status
+
+    hf_raise_for_status(response)
+    data = bytearray()
+    for piece in response.iter_bytes():
+        data += piece
+        if len(data) >= limit:
+            break
+    return bytes(data[:limit])
 
 
 def _listed(sibling) -> RemoteFile | None:
     """One entry of a listing; None for files in folders and names that are not plain."""
-    name, lfs = sibling.rfilename, sibling.lfs
+    name, lfs = sibling["rfilename"], sibling.get("lfs")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.+-]*", name):
         return None
-    if lfs is not None:
-        return RemoteFile(name, int(lfs.size), sha256=str(lfs.sha256))
-    return RemoteFile(name, int(sibling.size), git_oid=sibling.blob_id)
+    n_bytes = int((lfs or sibling)["size"])
+    if not 0 <= n_bytes < MAX_BYTES:
+        raise ValueError("no size of a file")
+    if lfs:
+        return RemoteFile(name, n_bytes, sha256=str(lfs["sha256"]))
+    return RemoteFile(name, n_bytes, git_oid=str(sibling["blobId"]))
 
 
 @dataclass(frozen=True)
@@ -273,11 +354,13 @@ def parse_target(text: str, revision: str | None = None) -> Target:
         raise UsageError(f"two revisions, {given} and {revision}", "drop --revision")
     if short in MODELS and (not at or given):
         return Target(short, MODELS[short][0], given or revision)
-    folder = paths.NANO if text == "nano" else Path(text).expanduser()
+    folder = paths.NANO if text == "nano" else paths.expanded(text)
     if folder.is_dir():
         if revision:
             raise UsageError("a folder has no revisions", "drop --revision")
-        return Target("nano-store" if text == "nano" else folder.resolve().name, folder)
+        return Target("nano-store" if text == "nano" else kinds.model_name(folder), folder)
+    if folder.exists():
+        raise kinds.not_a_folder(folder)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", short) and (not at or given):
         known = next((name for name, (repo, _) in MODELS.items() if repo == short), None)
         return Target(known or short.partition("/")[2], short, given or revision)

@@ -2,19 +2,19 @@
 
 import contextlib
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from v4cli import paths
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
 from v4cli.weights.checkpoint import INDEX, SINGLE
-from v4cli.weights.store import LAYOUT, MANIFEST, MANIFEST_COPY, Manifest
+from v4cli.weights.store import LAYOUT, NEEDED, Manifest, is_store, source_name
 
 COMPLETE = "complete"
 LEFTOVER = "leftover of an interrupted pull"
 CHECKPOINT = "official checkpoint"
+STRANGE = "not a model that v4 made"
+OURS = (".safetensors", ".json", ".tmp")  # how the names of a store's files end
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,6 @@ class Entry:
         return source_name(self.manifest.source) if self.manifest else ""
 
 
-def source_name(source: dict) -> str:
-    """A manifest's source as `v4 pull` takes it: REPO@REVISION, or the path of a folder."""
-    repo, revision = source["repo"], source["revision"]
-    return repo if os.path.isabs(repo) or not revision else f"{repo}@{revision}"
-
-
-def repair_command(folder: Path, manifest: Manifest, part: str | None = None) -> str:
-    """What to type to make one part or small file again; what is missing, and the manifest, if `part` is None.
-
-    A store of a folder that is not among the pulled models comes from `v4 quantize`.
-    """
-    source = shlex.quote(source_name(manifest.source))
-    command = f"v4 pull {source} --name {shlex.quote(folder.name)}"
-    if os.path.isabs(manifest.source["repo"]) and folder.resolve().parent != paths.models_dir().resolve():
-        command = f"v4 quantize {source} {shlex.quote(str(folder))}"
-    return command + (f" --part {part}" if part else "")
-
-
 def weight_errors(manifest: Manifest) -> dict[str, float]:
     """Relative root mean square error of quantization by class of tensor, over all parts that are there."""
     sums: dict[str, list[float]] = {}
@@ -73,19 +55,19 @@ def entries(roof: Path) -> list[Entry]:
     return [inspect(path) for path in sorted(roof.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
-def is_store(path: Path) -> bool:
-    """Whether a folder is a store, be it damaged."""
-    return any((path / name).exists() for name in (MANIFEST, MANIFEST_COPY))
-
-
 def inspect(path: Path) -> Entry:
     """The state of one store, from its manifest, its config and the sizes of its files."""
     manifest = config = None
     if not is_store(path):
         state = CHECKPOINT if (path / INDEX).exists() or (path / SINGLE).exists() else LEFTOVER
+        shown = [item for item in path.iterdir() if not item.name.startswith(".")]
+        if state == LEFTOVER and any(item.suffix not in OURS for item in shown):
+            state = STRANGE
         return Entry(path, state, disk_bytes(path), None, None)
     try:
         manifest = Manifest.load(path)
+        if not manifest.files and not manifest.complete:
+            return Entry(path, "incomplete, just begun", disk_bytes(path), manifest, None)
         config = V4Config.load(path)
         state = _state(path, manifest, config)
     except ModelError as error:
@@ -96,10 +78,10 @@ def inspect(path: Path) -> Entry:
 def _state(path: Path, manifest: Manifest, config: V4Config) -> str:
     if manifest.layout != LAYOUT:
         return f"layout {manifest.layout}, this version reads {LAYOUT}"
-    for name, record in manifest.files.items():
+    for name in (*manifest.files, *(NEEDED if manifest.complete else ())):
         if not (path / name).is_file():
             return f"damaged: {name} is missing"
-        if (path / name).stat().st_size != record["bytes"]:
+        if name in manifest.files and (path / name).stat().st_size != manifest.files[name]["bytes"]:
             return f"damaged: {name} has the wrong size"
     if not manifest.complete:
         n_done = sum(name.endswith(".safetensors") for name in manifest.files)

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
+from v4cli.weights import fingerprint
 from v4cli.weights.safetensors_header import TensorPlace
 from v4cli.weights.schema import TensorSpec
+
+PIECE = 1 << 24  # bytes of a tensor that are looked at together
 
 
 class MappedTensors:
@@ -30,11 +33,14 @@ class MappedTensors:
         """Payload bytes of all tensors."""
         return sum(place.spec.nbytes for place in self.places.values())
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict:
-        """What tells these weights from others: here size and time of every file."""
-        stats = {path.name: path.stat() for path in {place.path for place in self.places.values()}}
-        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in sorted(stats.items())}
+        """What tells these weights from any others (weights/fingerprint.py). ModelError for an unreadable file."""
+        return {"content": fingerprint.content(self.places), "files": self.stamps()}
+
+    def stamps(self) -> dict[str, list[int]]:
+        """Size and times of every file of weights, as they are now. ModelError."""
+        return fingerprint.stamps(list({place.path for place in self.places.values()}))
 
     def hold(self, path: Path, data) -> None:
         """Take the tensors of a file from `data`, its bytes as a numpy array, instead of mapping it."""
@@ -81,6 +87,29 @@ class MappedTensors:
             decode = decode_fp8 if self.spec(name).dtype == "F8_E4M3" else decode_fp4
             tensor = decode(tensor, self.tensor(name.removesuffix("weight") + "scale"))
         return self.finite(name, tensor.float())
+
+    def all_finite(self, name: str) -> bool:
+        """Whether every stored value is finite, scales each for itself; integers are. Reads the tensor in pieces."""
+        import numpy as np
+
+        dtype, raw = self.spec(name).dtype, self.raw(name)
+        tests = {
+            "F8_E8M0": lambda codes: codes != 0xFF,
+            "F8_E4M3": lambda codes: codes & 0x7F != 0x7F,
+            "BF16": lambda codes: codes.view(np.uint16) & 0x7F80 != 0x7F80,
+            "F32": lambda codes: np.isfinite(codes.view(np.float32)),
+        }
+        pieces = (raw[first : first + PIECE] for first in range(0, len(raw), PIECE)) if dtype in tests else ()
+        return all(tests[dtype](codes).all() for codes in pieces)
+
+    def ids(self, name: str):
+        """The experts that a hash layer names, int64 as stored. ModelError if one is not there."""
+        import numpy as np
+
+        values = self.raw(name).view(np.int64).reshape(self.spec(name).shape)
+        if values.size and not 0 <= values.min() <= values.max() < self.config.n_routed_experts:
+            raise ModelError(f"{self.places[name].path}: tensor {name} names experts that are not there")
+        return values
 
     def finite(self, name: str, values):
         """`values`, or ModelError if one is not finite."""

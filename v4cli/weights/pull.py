@@ -9,30 +9,25 @@ import errno
 import hashlib
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from v4cli import jsonfile
-from v4cli.config import V4Config
+from v4cli import hardware
 from v4cli.errors import Interrupted, ModelError, ResourceError, UsageError
-from v4cli.files import write_atomically
+from v4cli.files import size, write_atomically
 from v4cli.weights import store
-from v4cli.weights.checkpoint import INDEX, SINGLE
 from v4cli.weights.fetcher import Fetcher, Reporter
 from v4cli.weights.hub import Source
 from v4cli.weights.making import make_parts
-from v4cli.weights.pull_plan import SMALL, Plan, Work, intact, open_manifest, size, unfinished
+from v4cli.weights.official import NO_READERS, Official, Readers
+from v4cli.weights.pull_plan import Plan, Work, intact, open_manifest, unfinished
 from v4cli.weights.repack import repack
-from v4cli.weights.safetensors_header import TensorPlace, read_header
-from v4cli.weights.schema import TensorSpec, expected_tensors
-from v4cli.weights.store import Manifest, Part, layout
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, NEEDED, SMALL, Manifest, is_store, layout
 from v4cli.weights.transfer import AGAIN
 
 STAGING = ".source"  # folder in the store while it is made; with keep_source it stays, an official checkpoint
 REPAIR = ".repair"  # the same while a part of a finished store is made again
-RATE_FROM = 1 << 20  # small files of fewer bytes do not tell how fast the network is
 
 
 def pull(
@@ -44,17 +39,19 @@ def pull(
     jobs: int = 4,
     keep_source: bool = False,
     only: str | None = None,
+    readers: Readers = NO_READERS,
 ) -> Plan | None:
     """Make the store `dest` of `source`, or go on making it; None if there was nothing to do.
 
-    `quant` defaults to what the store is, else native; `only` names one part or small file to make again. Another
-    pull into the same folder is waited for. Interrupted, NetworkError, ModelError, ResourceError, UsageError: what
-    is finished stays, and the same call goes on.
+    `quant` defaults to what the store is, else native; `only` names one part or small file to make again. `readers`
+    open small files, by name, as whoever runs the model will; they raise ModelError before anything is converted.
+    Another pull into the same folder is waited for. Interrupted, NetworkError, ModelError, ResourceError, UsageError:
+    what is finished stays, and the same call goes on; of a pull that had not come to anything nothing stays.
     """
     try:
         with lock(dest, reporter):
             repack(dest, reporter, jobs)
-            return _Pull(source, dest, quant, reporter, jobs, keep_source, only).run()
+            return _Pull(source, dest, quant, reporter, jobs, keep_source, only, readers).run()
     except KeyboardInterrupt:
         raise Interrupted("interrupted", AGAIN) from None
     except OSError as problem:
@@ -72,19 +69,21 @@ def plan_pull(
     jobs: int = 4,
     keep_source: bool = False,
     only: str | None = None,
+    readers: Readers = NO_READERS,
 ) -> Plan:
-    """What `pull` would do now. Fetches config and index, changes nothing."""
+    """What `pull` would do now. Fetches small files and headers, changes nothing."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = _Pull(source, dest, quant, reporter, jobs, keep_source, only)
-        job.read_source(Path(scratch))
-        return job.plan(job.work())
+        job = _Pull(source, dest, quant, reporter, jobs, keep_source, only, readers)
+        return job.plan(Work([], {}, jobs)) if job.is_done() else job.plan(job.work(Path(scratch)))
 
 
 @contextmanager
 def lock(dest: Path, reporter: Reporter) -> Iterator[None]:
-    """Hold the store against other pulls; says so if it has to wait."""
+    """Hold the store against other pulls; says so if it has to wait. ResourceError if nothing can be written there."""
     from filelock import FileLock, Timeout
 
+    if problem := hardware.not_writable(dest.parent):
+        raise ResourceError(problem, "models go to another folder with V4_HOME=DIR")
     dest.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(dest.parent / f".{dest.name}.lock")
     try:
@@ -101,17 +100,15 @@ def lock(dest: Path, reporter: Reporter) -> Iterator[None]:
 class _Pull:
     """One run of `pull`: a store, its source, and what is known about both."""
 
-    def __init__(self, source: Source, dest: Path, quant, reporter, jobs: int, keep_source: bool, only: str | None):
+    def __init__(self, source: Source, dest: Path, quant, reporter, jobs: int, keep_source: bool, only, readers):
         self.source, self.dest, self.reporter = source, Path(dest), reporter
-        self.jobs, self.only = jobs, only
+        self.jobs, self.only, self.readers = jobs, only, readers
+        self.ours = is_store(dest) or not self.dest.exists()  # the folder itself, not only what is put into it
         self.manifest = self.begin(quant)
         kept = self.manifest.complete and (self.dest / STAGING).exists()  # else it went before that was written
         self.keep_source = keep_source or kept
         self.staging = self.dest / (REPAIR if self.manifest.complete and only and not kept else STAGING)
-        self.shard_of: dict[str, str] = {}
-        self.expected: dict[str, TensorSpec] = {}
-        self.parts: dict[str, Part] = {}
-        self.rate: float | None = None
+        self.official: Official | None = None  # once it was read
 
     def begin(self, quant: str | None) -> Manifest:
         """The manifest of the store if it has the same source and quantization, or a new one."""
@@ -138,17 +135,31 @@ class _Pull:
             raise UsageError(message, stay + hint)
         return manifest
 
+    def is_done(self) -> bool:
+        """Whether the store is complete and nothing of it is missing."""
+        files = (*self.manifest.files, *NEEDED)
+        return self.manifest.complete and not self.only and all(intact(self.dest, f, self.manifest) for f in files)
+
     def run(self) -> Plan | None:
         """Everything, under the lock."""
-        manifest = self.manifest
-        if manifest.complete and not self.only and all(intact(self.dest, file, manifest) for file in manifest.files):
-            manifest.save(self.dest)  # where one of it and its copy was damaged or older, both are right again
+        if self.is_done():
+            self.manifest.save(self.dest)  # where one of it and its copy was damaged or older, both are right again
             self.clean()
             self.reporter.say(f"{self.dest.name} is complete, nothing to do")
             return None
+        try:
+            return self.bring()
+        except BaseException:
+            self.leave_nothing_empty()
+            raise
+
+    def bring(self) -> Plan:
+        """What is not there yet."""
+        manifest = self.manifest
         self.dest.mkdir(parents=True, exist_ok=True)
-        self.read_source(self.staging)
-        work = self.work()
+        if not is_store(self.dest):
+            manifest.save(self.dest)  # whatever happens from now on, the folder tells where it comes from
+        work = self.work(self.staging)
         plan = self.plan(work)
         self.reporter.plan(plan)
         plan.check(self.dest)
@@ -162,62 +173,36 @@ class _Pull:
             manifest.save(self.dest)
         return plan
 
-    def clean(self) -> None:
+    def leave_nothing_empty(self) -> None:
+        """After a failure: remove a store without any part, and without any piece of a shard to go on from."""
+        kept = [*self.dest.glob("*.safetensors"), *(self.dest / STAGING).glob("*.safetensors")]
+        if self.manifest.complete or any(size(path) for path in kept):
+            return
+        if self.ours:
+            shutil.rmtree(self.dest, ignore_errors=True)
+            return
+        for name in (MANIFEST_COPY, MANIFEST, *SMALL):
+            (self.dest / name).unlink(missing_ok=True)
+        self.clean(staging=True)
+
+    def clean(self, staging: bool = False) -> None:
         """Remove what only the making needed."""
         for left in self.dest.glob("*.tmp"):
             left.unlink()
         shutil.rmtree(self.dest / REPAIR, ignore_errors=True)
-        if not self.keep_source:
+        if staging or not self.keep_source:
             shutil.rmtree(self.dest / STAGING, ignore_errors=True)
 
-    def read_source(self, staging: Path) -> None:
-        """Config and index: what the store will be, and that the source has all it takes."""
-        source = self.source
-        small = [name for name in (*SMALL, INDEX) if name in source.files]
-        if "config.json" not in small:
-            raise ModelError(f"{source.repo}: no config.json, so not an official checkpoint")
-        huge = next((name for name in small if source.files[name].n_bytes > jsonfile.MAX_BYTES), None)
-        if huge is not None:  # they come before the disk is checked
-            raise ModelError(f"{source.repo}: {huge} is larger than {jsonfile.MAX_BYTES >> 20} MiB")
-        begin, got = time.monotonic(), sum(source.missing(name, staging) for name in small)
-        paths = {name: self.fetch(name, staging) for name in small}
-        if got >= RATE_FROM:
-            self.rate = got / (time.monotonic() - begin)
-        config = V4Config.load(paths["config.json"])
-        self.shard_of = self.read_index(paths.get(INDEX), staging)
-        with_mtp = any(name.startswith("mtp.") for name in self.shard_of)
-        self.expected = expected_tensors(config, with_mtp)
-        odd = sorted(self.expected.keys() ^ self.shard_of.keys())
-        if odd:
-            problem = "is missing" if odd[0] in self.expected else "does not belong to this model"
-            raise ModelError(f"{source.repo}: tensor {odd[0][:200]} {problem} ({len(odd)} such)")
-        used = sorted({*small, *self.shard_of.values()})
-        absent = next((name for name in used if name not in source.files), None)
-        if absent is not None:
-            raise ModelError(f"{source.repo}: shard {absent[:200]} is missing, though {INDEX} names it")
-        self.manifest.with_mtp = with_mtp
-        files = {name: source.files[name] for name in used}
-        self.manifest.source["files"] = {n: {"bytes": f.n_bytes, "sha256": f.sha256 or ""} for n, f in files.items()}
-        self.parts = layout(config, self.manifest.quant, with_mtp)
-
-    def read_index(self, path: Path | None, staging: Path) -> dict[str, str]:
-        """Tensor -> shard."""
-        if path is not None:
-            index = jsonfile.read(path)
-            listed = index.get("weight_map") if isinstance(index, dict) else None
-            if not isinstance(listed, dict) or not all(isinstance(shard, str) for shard in listed.values()):
-                raise ModelError(f"{self.source.repo}: {INDEX}: weight_map is not a map of names to files")
-            return listed
-        if SINGLE not in self.source.files:
-            raise ModelError(f"{self.source.repo}: neither {INDEX} nor {SINGLE}, so not an official checkpoint")
-        return dict.fromkeys(read_header(self.fetch(SINGLE, staging)), SINGLE)
-
-    def fetch(self, name: str, staging: Path) -> Path:
-        """A file that is needed at once."""
-        return self.source.fetch(name, staging, lambda n: None, lambda: False)
-
-    def work(self) -> Work:
-        return Work(unfinished(self.parts, self.dest, self.manifest, self.only), self.shard_of, self.jobs)
+    def work(self, staging: Path) -> Work:
+        """What is to be made, after a look at the source."""
+        needed = (self.only,) if self.only in SMALL else ()
+        self.official = official = Official(self.source, staging, self.readers, needed)
+        self.manifest.with_mtp = official.with_mtp
+        self.manifest.source["files"] = official.record
+        parts = layout(official.config, self.manifest.quant, official.with_mtp)
+        work = Work(unfinished(parts, self.dest, self.manifest, self.only), official.shard_of, self.jobs)
+        official.look_ahead(work.order, self.staging, self.jobs)
+        return work
 
     def plan(self, work: Work) -> Plan:
         """What `work` means for network and disk."""
@@ -225,13 +210,22 @@ class _Pull:
         missing = {shard: self.source.missing(shard, self.staging) for shard in work.order}
         staged = {shard: size(self.staging / shard) for shard in work.order}
         about = (self.source.repo, self.source.revision, self.manifest.quant)
-        return work.plan(about, sizes, missing, staged, self.keep_source, self.dest, self.rate)
+        rate, small = (self.official.rate, self.small_bytes()) if self.official else (None, 0)
+        return work.plan(about, sizes, missing, staged, self.keep_source, self.dest, rate, small)
+
+    def small_bytes(self) -> int:
+        """Disk that small files still take in the store."""
+        return sum(n for name, n in self.official.small.items() if not self.has(name))
+
+    def has(self, name: str) -> bool:
+        """Whether the store has this small file as it should be."""
+        return name not in SMALL or (self.only != name and intact(self.dest, name, self.manifest))
 
     def keep_small_files(self) -> None:
         """Copy the source's small files into the store."""
-        for name in SMALL:
-            if name in self.source.files and (not intact(self.dest, name, self.manifest) or self.only == name):
-                data = self.fetch(name, self.staging).read_bytes()
+        for name in self.official.small:
+            if not self.has(name):
+                data = self.official.fetch(name, self.staging).read_bytes()
                 write_atomically(self.dest / name, data)
                 self.manifest.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         self.manifest.save(self.dest)
@@ -239,16 +233,4 @@ class _Pull:
     def make(self, work: Work) -> None:
         """Fetch and convert, until no part is left."""
         with Fetcher(self.source, self.staging, work, self.jobs, self.reporter) as fetcher:
-            make_parts(fetcher, self.read_shard, self.dest, self.manifest, drop=not self.keep_source)
-
-    def read_shard(self, shard: str, path: Path) -> dict[str, TensorPlace]:
-        """Places of a shard's tensors; it must hold exactly what index and config say."""
-        places = read_header(path)
-        where = f"{self.source.repo}: {shard}: tensor"
-        for name, place in places.items():
-            if self.shard_of.get(name) != shard or place.spec != self.expected[name]:
-                raise ModelError(f"{where} {name[:200]} is not what config and index say")
-        absent = next((name for name, home in self.shard_of.items() if home == shard and name not in places), None)
-        if absent is not None:
-            raise ModelError(f"{where} {absent} is missing, though {INDEX} lists it")
-        return places
+            make_parts(fetcher, self.official.read_shard, self.dest, self.manifest, drop=not self.keep_source)

@@ -1,17 +1,16 @@
 """What pulling a model means for network and disk, before a byte moves."""
 
 import hashlib
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from v4cli import hardware
 from v4cli.errors import ModelError, ResourceError, UsageError
+from v4cli.files import size
 from v4cli.weights.known import MODELS, known_config
 from v4cli.weights.schema import expected_tensors
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY, Manifest, Part, layout
-
-SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest, Part, layout
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,9 @@ class Plan:
     rate: float | None = None  # bytes per second the source gave so far
 
     def check(self, dest: Path) -> None:
-        """ResourceError if the disk cannot hold it."""
+        """ResourceError if the disk cannot hold it, or cannot be written."""
+        if problem := hardware.not_writable(dest):
+            raise ResourceError(problem, "models go to another folder with V4_HOME=DIR")
         if self.peak > self.free:
             message = f"{dest}: {self.peak:,} bytes of disk needed, {self.free:,} are free"
             raise ResourceError(message, "free some space, fewer --jobs, or V4_HOME on another disk")
@@ -78,8 +79,10 @@ class Work:
         keep_source: bool,
         dest: Path,
         rate: float | None = None,
+        small: int = 0,
     ) -> Plan:
-        """`about`: repo, revision, quant. By shard: its size, bytes to fetch, bytes already in the staging folder."""
+        """`about`: repo, revision, quant. By shard: its size, bytes to fetch, bytes already in the staging folder.
+        `small`: bytes of disk for everything else."""
         freed = {shard: 0 if keep_source else missing[shard] + staged[shard] for shard in self.order}
         return Plan(
             *about,
@@ -89,8 +92,8 @@ class Work:
             fetched=sum(missing[shard] for shard in self.order),
             written=sum(part.n_bytes for part in self.parts),
             freed=sum(freed.values()),
-            peak=self.peak(missing, freed),
-            free=shutil.disk_usage(next(path for path in (dest, *dest.parents) if path.exists())).free,
+            peak=small + self.peak(missing, freed),
+            free=hardware.disk_free(dest),
             rate=rate,
         )
 
@@ -126,11 +129,6 @@ def intact(dest: Path, file: str, manifest: Manifest) -> bool:
     if record is None or size(path) != record["bytes"]:
         return False
     return file not in SMALL or hashlib.sha256(path.read_bytes()).hexdigest() == record["sha256"]
-
-
-def size(path: Path) -> int:
-    """Bytes of a file, 0 if there is none."""
-    return path.stat().st_size if path.is_file() else 0
 
 
 def plan_known(

@@ -14,9 +14,9 @@ from v4cli.files import sync_folder
 from v4cli.weights import store
 from v4cli.weights.fetcher import Fetcher, Reporter
 from v4cli.weights.making import make_parts
-from v4cli.weights.pull_plan import SMALL, Work, open_manifest, unfinished
+from v4cli.weights.pull_plan import Work, open_manifest, unfinished
 from v4cli.weights.safetensors_header import read_header
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY, Manifest, layout
+from v4cli.weights.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest, layout
 from v4cli.weights.transfer import Cancelled, OnBytes, Partial, RemoteFile
 
 OLD = ".old"
@@ -83,6 +83,9 @@ def repack(dest: Path, reporter: Reporter, jobs: int) -> None:
 
 def _set_aside(dest: Path, manifest: Manifest) -> None:
     """Move parts and manifests to OLD; what is there already was moved by a call that was stopped."""
+    if manifest.layout > store.LAYOUT:
+        message = f"{dest.name} has layout {manifest.layout}, of a newer v4cli; this version knows {store.LAYOUT}"
+        raise ModelError(message, "upgrade v4cli, or choose another --name")
     if not manifest.complete:
         message = f"{dest.name} is unfinished and of layout {manifest.layout}, this version writes {store.LAYOUT}"
         raise ModelError(message, f"v4 rm {dest.name}, then pull it again")

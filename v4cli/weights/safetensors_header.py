@@ -1,15 +1,14 @@
 """Reading a safetensors header without trusting it: names, dtypes, shapes and byte ranges of one file. No torch."""
 
 import math
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from v4cli import jsonfile
+from v4cli import files, jsonfile
 from v4cli.errors import ModelError
 from v4cli.weights.schema import BYTES, TensorSpec
-
-MAX_HEADER_BYTES = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,10 @@ class TensorPlace:
 def read_header(path: Path) -> dict[str, TensorPlace]:
     """All tensors of one file. ModelError names the file and the tensor: truncated, overlapping, wrong length."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
+        with files.open_regular(path) as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            if not 2 <= length <= min(jsonfile.MAX_BYTES, size - 8):
                 raise ModelError(f"{path}: not a safetensors file, or truncated ({size} bytes)")
             header = jsonfile.parse(file.read(length), f"{path}: header")
     except OSError as problem:
@@ -55,7 +53,7 @@ def _place(path: Path, name: str, entry, base: int) -> TensorPlace:
         raise ModelError(f"{where}: bad header entry")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BYTES:
-        raise ModelError(f"{where}: dtype {str(dtype)[:40]!r} does not occur in V4 checkpoints")
+        raise ModelError(f"{where}: dtype {jsonfile.shown(dtype)} does not occur in V4 checkpoints")
     if not _naturals(shape) or len(shape) > 4 or not _naturals(offsets) or len(offsets) != 2:
         raise ModelError(f"{where}: bad shape or data_offsets")
     begin, end = offsets

@@ -27,12 +27,14 @@ contiguous read (13,369,344 bytes in Flash, 35,094,528 in Pro, no padding).
 
 import hashlib
 import json
+import os
+import shlex
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from v4cli import files, jsonfile
+from v4cli import files, jsonfile, paths
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
 from v4cli.files import write_atomically
@@ -46,6 +48,8 @@ FORMAT = "v4cli store"
 LAYOUT = 1
 MANIFEST = "manifest.json"
 MANIFEST_COPY = "manifest.copy.json"
+SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")  # copied from the source
+NEEDED = ("config.json", "tokenizer.json")  # those of them without which no model runs
 PAGE = 4096
 ALIGN = 64
 EXPERT_ORDER = ("w1.weight", "w1.scale", "w3.weight", "w3.scale", "w2.weight", "w2.scale")
@@ -243,6 +247,34 @@ def _is_error(pair) -> bool:
     return isinstance(pair, list) and len(pair) == 2 and all(isinstance(v, float) and v >= 0 for v in pair)
 
 
+def source_name(source: dict) -> str:
+    """A manifest's source as `v4 pull` takes it: REPO@REVISION, or the path of a folder."""
+    repo, revision = source["repo"], source["revision"]
+    return repo if os.path.isabs(repo) or not revision else f"{repo}@{revision}"
+
+
+def repair_command(folder: Path, manifest: Manifest, part: str | None = None) -> str:
+    """What to type to make one part or small file again; what is missing, and the manifest, if `part` is None.
+
+    A store of a folder that is not among the pulled models comes from `v4 quantize`.
+    """
+    source = shlex.quote(source_name(manifest.source))
+    command = f"v4 pull {source} --name {shlex.quote(folder.name)}"
+    if os.path.isabs(manifest.source["repo"]) and folder.resolve().parent != paths.models_dir().resolve():
+        command = f"v4 quantize {source} {shlex.quote(str(folder))}"
+    return command + (f" --part {shlex.quote(part)}" if part else "")
+
+
+def layout_hint(manifest: Manifest, again: str) -> str:
+    """What to do about another layout; `again` is the command that pulls the store."""
+    return f"{again} repacks it" if manifest.layout < LAYOUT else "it was made by a newer v4cli: upgrade"
+
+
+def is_store(path: Path) -> bool:
+    """Whether a folder is a store, be it damaged."""
+    return any((path / name).exists() for name in (MANIFEST, MANIFEST_COPY))
+
+
 class Store(MappedTensors):
     """An opened store. Tensors are views of the mapped files."""
 
@@ -264,22 +296,30 @@ class Store(MappedTensors):
         """Read manifest, config and headers. ModelError names the file and what to do; no weight is read."""
         path = Path(path)
         manifest = Manifest.load(path)
-        again = f"v4 pull {manifest.source['repo']} --name {path.name} goes on"
+        again = repair_command(path, manifest)
         if manifest.layout != LAYOUT:
-            raise ModelError(f"{path}: store layout {manifest.layout}, this version reads {LAYOUT}", again)
+            message = f"{path}: store layout {manifest.layout}, this version reads {LAYOUT}"
+            raise ModelError(message, layout_hint(manifest, again))
+        if not manifest.complete and not manifest.files:
+            raise ModelError(f"{path}: incomplete, just begun", f"{again} goes on")
         config = V4Config.load(path)
         parts = layout(config, manifest.quant, manifest.with_mtp)
         if not manifest.complete:
             done = sum(part.file in manifest.files for part in parts.values())
-            raise ModelError(f"{path}: incomplete, {done} of {len(parts)} parts are there", again)
+            raise ModelError(f"{path}: incomplete, {done} of {len(parts)} parts are there", f"{again} goes on")
+        hint = f"v4 verify {path.name} tells what is damaged"
+        for name, record in manifest.files.items():
+            if not name.endswith(".safetensors"):
+                _check_small(path / name, record, hint)
         for part in parts.values():
-            _check_file(path / part.file, part, f"v4 verify {path.name} tells what is damaged")
+            _check_file(path / part.file, part, hint)
         return cls(path, config, manifest, parts)
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict:
-        """What tells these weights from others: the checksum of every file."""
-        return {name: record["sha256"] for name, record in sorted(self.manifest.files.items())}
+        """That of the tensors, and the checksums that the manifest has of the files."""
+        recorded = {name: record["sha256"] for name, record in sorted(self.manifest.files.items())}
+        return super().fingerprint | {"recorded": recorded}
 
     def official_dtype(self, name: str) -> str:
         return self._official[name].dtype
@@ -295,11 +335,23 @@ class Store(MappedTensors):
         return self.finite(name, decode(self.tensor(name), self.tensor(name.removesuffix("weight") + "scale")))
 
 
-def _check_file(path: Path, part: Part, hint: str) -> None:
+def _check_small(path: Path, record: dict, hint: str) -> None:
+    """A file that says how the weights are used, to the byte."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header = file.read(len(part.header))
+        data = files.contents(path, jsonfile.MAX_BYTES)
+    except ModelError as problem:
+        raise ModelError(str(problem), hint) from None
+    if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        raise ModelError(f"{path}: not as the manifest says (its checksum differs)", hint)
+
+
+def _check_file(path: Path, part: Part, hint: str) -> None:
+    """A part, as far as size and header tell."""
+    try:
+        with files.open_regular(path) as file:
+            size, header = os.fstat(file.fileno()).st_size, file.read(len(part.header))
+    except ModelError as problem:
+        raise ModelError(str(problem), hint) from None
     except OSError as problem:
         raise ModelError(f"{path}: cannot be read ({problem.strerror})", hint) from None
     if size != part.n_bytes:

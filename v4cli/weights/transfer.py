@@ -3,18 +3,23 @@
 import contextlib
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli.errors import Interrupted, ModelError, NetworkError, V4Error
+from v4cli.weights import environment
 
 BLOCK = 1 << 20
 TRIES = 6  # failures in a row without PROGRESS bytes between them
 PROGRESS = 1 << 20
 BACKOFF_S = 1.0  # doubles with every failure
 MAX_WAIT_S = 300.0  # longer demands of a server end the pull
+SILENCES = 3  # times the timeout, which is between two bytes: how long an answer may take to begin
+PACE_S, PACE_BYTES = 60.0, 64 << 10  # of a body at least so many bytes in so many seconds
 AGAIN = "run the same command again to go on"
 ACCESS = "set HF_TOKEN and accept the licence on the model's page; a repository that does not exist answers so too"
 
@@ -112,6 +117,49 @@ def extent(response) -> tuple[int, int | None]:
     return 0, int(length) if length.isdigit() and not encoded else None
 
 
+def in_time(action: Callable, cancelled: Cancelled = lambda: False, late: Callable = lambda value: None):
+    """`action()`, which waits for a server, in a thread of its own. Broken if it takes too long altogether, however
+    busily the server sends; it is then left alone, and what it still brings goes to `late`."""
+    result: Future = Future()
+
+    def run():
+        try:
+            result.set_result(action())
+        except BaseException as problem:
+            result.set_exception(problem)
+
+    def leave():
+        result.add_done_callback(lambda done: done.exception() or late(done.result()))
+
+    threading.Thread(target=run, daemon=True).start()
+    end = time.monotonic() + SILENCES * timeout()
+    try:
+        while not wait([result], timeout=0.05).done:
+            if cancelled():
+                raise Interrupted("download interrupted", AGAIN)
+            if time.monotonic() > end:
+                raise Broken(f"no whole answer within {SILENCES * timeout():g} s")
+    except BaseException:
+        leave()
+        raise
+    return result.result()
+
+
+class Pace:
+    """Notices a body that comes, but hardly."""
+
+    def __init__(self):
+        self.begin, self.n_bytes = time.monotonic(), 0
+
+    def count(self, n_bytes: int) -> None:
+        """Broken if too little came lately."""
+        self.n_bytes += n_bytes
+        if time.monotonic() - self.begin >= PACE_S:
+            if self.n_bytes < PACE_BYTES:
+                raise Broken(f"only {self.n_bytes} bytes in {PACE_S:g} s")
+            self.begin, self.n_bytes = time.monotonic(), 0
+
+
 def timeout():
     """The user's HF_HUB_DOWNLOAD_TIMEOUT (10 s) is what a server may stay silent."""
     from huggingface_hub import constants
@@ -124,7 +172,7 @@ def patiently(
     what: str,
     cancelled: Cancelled = lambda: False,
     position: Callable[[], int] = lambda: 0,
-    tries: int = TRIES,
+    tries: int | None = None,
 ):
     """`action()`, called again after troubles that may pass, with growing waits; gives up as a V4Error.
 
@@ -142,7 +190,7 @@ def patiently(
         if position() >= furthest + PROGRESS:
             failures, furthest = 0, position()
         failures += 1
-        if wait is None or failures >= tries:
+        if wait is None or failures >= (tries or TRIES):
             raise error
         _sleep(max(wait, BACKOFF_S * 2 ** (failures - 1)), cancelled)
 
@@ -167,7 +215,10 @@ def _explain(problem: Exception, what: str) -> tuple[V4Error, float | None]:
     if isinstance(problem, httpx2.TimeoutException):
         return NetworkError(f"{what}: no answer for {timeout()} s", AGAIN), 0.0
     if isinstance(problem, httpx2.ConnectError | httpx2.ProxyError):
-        hint = "check the connection (HF_ENDPOINT, proxies), then " + AGAIN
+        names = ", ".join(environment.in_force()) or "HF_ENDPOINT, proxies"
+        hint = f"check the connection ({names}), then {AGAIN}"
+        if "CERTIFICATE_VERIFY_FAILED" in str(problem):
+            hint = f"SSL_CERT_FILE names the certificates to trust, a proxy's too (set: {names}); then {AGAIN}"
         return NetworkError(f"{what}: cannot connect ({one_line(problem)})", hint), 0.0
     if isinstance(problem, httpx2.TransportError | Broken) and not isinstance(problem, httpx2.UnsupportedProtocol):
         return NetworkError(f"{what}: the connection broke ({one_line(problem)})", AGAIN), 0.0

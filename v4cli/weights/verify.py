@@ -4,7 +4,7 @@ import hashlib
 import os
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,18 @@ from pathlib import Path
 from v4cli.config import V4Config
 from v4cli.errors import ModelError
 from v4cli.hardware import BLOCK, READERS, read_from_disk
-from v4cli.weights.library import repair_command
-from v4cli.weights.store import LAYOUT, MANIFEST, MANIFEST_COPY, Manifest, layout
+from v4cli.weights.official import NO_READERS, Readers
+from v4cli.weights.store import (
+    LAYOUT,
+    MANIFEST,
+    MANIFEST_COPY,
+    NEEDED,
+    Manifest,
+    Store,
+    layout,
+    layout_hint,
+    repair_command,
+)
 
 
 @dataclass(frozen=True)
@@ -40,21 +50,28 @@ def recorded_bytes(folder: Path) -> int:
     return sum(record["bytes"] for record in _manifest(folder)[0].files.values())
 
 
-def verify_store(folder: Path, on_bytes: Callable[[int], None] = lambda n: None) -> Report:
-    """Read every recorded file once, READERS at a time, past the page cache. `on_bytes` is told what was read, from
-    any thread. An interrupt stops the readers. ModelError if manifest and copy are both damaged, so that nothing can
-    be trusted, or of another layout."""
+def verify_store(
+    folder: Path,
+    on_bytes: Callable[[int], None] = lambda n: None,
+    readers: Readers = NO_READERS,
+) -> Report:
+    """Read every recorded file once, READERS at a time, past the page cache, and what is as recorded as a model: small
+    files with `readers` (by name; ModelError if one cannot be used), headers of parts. `on_bytes` is told what was
+    read, from any thread. An interrupt stops the readers. ModelError if manifest and copy are both damaged, so that
+    nothing can be trusted, or of another layout."""
     manifest, problems = _manifest(folder)
     again = repair_command(folder, manifest)
     if manifest.layout != LAYOUT:
         message = f"{folder}: layout {manifest.layout}, this version reads {LAYOUT}"
-        raise ModelError(message, f"{again} repacks it")
+        raise ModelError(message, layout_hint(manifest, again))
     damage = [Damage(name, None, problem, again) for name, problem in problems]
     files = sorted(manifest.files.items())
     found = [(name, problem) for (name, _), problem in zip(files, _problems(folder, files, on_bytes)) if problem]
     for name, problem in found + _unrecorded(folder, manifest):
         part = name.removesuffix(".safetensors")
         damage.append(Damage(name, part, problem, repair_command(folder, manifest, part)))
+    if not damage:
+        damage += _out_of_order(folder, again, manifest, readers)
     for path in _extra(folder, manifest, {item.file for item in damage}):
         remedy = f"rm -r {shlex.quote(str(path))}"
         damage.append(Damage(path.name, None, "does not belong to this store", remedy))
@@ -97,6 +114,8 @@ def _problems(folder: Path, files: list[tuple[str, dict]], on_bytes: Callable[[i
 
 def _problem(path: Path, record: dict, on_bytes: Callable[[int], None], stop: threading.Event) -> str:
     """What is wrong with one file; empty if nothing."""
+    if path.exists() and not path.is_file():
+        return "is no regular file"
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -118,12 +137,36 @@ def _unrecorded(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
     """Files a finished store must have and this manifest does not know, with the problem."""
     if not manifest.complete:
         return []
-    missing = [] if "config.json" in manifest.files else [("config.json", "has no checksum")]
+    missing = [
+        (name, "has no checksum" if (folder / name).is_file() else "is missing")
+        for name in NEEDED
+        if name not in manifest.files
+    ]
     try:
         parts = layout(V4Config.load(folder), manifest.quant, manifest.with_mtp).values()
     except ModelError:
         parts = ()  # found by the checksum of config.json
     return missing + [(part.file, "is not recorded") for part in parts if part.file not in manifest.files]
+
+
+def _out_of_order(folder: Path, again: str, manifest: Manifest, readers: Readers) -> Iterator[Damage]:
+    """Files that are as recorded, and no model."""
+    try:
+        config = Store.open(folder).config
+    except ModelError as error:
+        yield Damage(MANIFEST, None, f"does not describe a model that can be used ({error})", again)
+        return
+    for name, problem in unusable(folder, config, readers):
+        yield Damage(name, name, problem, repair_command(folder, manifest, name))
+
+
+def unusable(folder: Path, config: V4Config, readers: Readers) -> Iterator[tuple[str, str]]:
+    """Small files of a model that are missing, or that their reader does not take, with the problem."""
+    for name, read in readers.items():
+        try:
+            read(folder / name, config)
+        except ModelError as error:
+            yield name, str(error).removeprefix(f"{folder / name}: ")
 
 
 def _extra(folder: Path, manifest: Manifest, told: set[str]) -> list[Path]:

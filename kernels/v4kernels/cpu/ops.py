@@ -18,7 +18,7 @@ import psutil
 
 from v4kernels import native
 from v4kernels.api import Routing, Span
-from v4kernels.cpu.bound import BoundHyper, BoundLayer, ExpertTable, PackedTree, pointer
+from v4kernels.cpu.bound import BoundHyper, BoundLayer, ExpertTable, PackedAttention, PackedTree, pointer
 from v4kernels.cpu.state import Timeline
 
 
@@ -76,6 +76,9 @@ class Cpu:
         if not native.available():
             raise ValueError(f"the cpu backend is not available: {native.reason()}")
         native.set_threads(default_threads())
+
+    def new_state(self, attentions: Sequence[PackedAttention], most_tokens: int) -> Timeline:
+        return Timeline(attentions, most_tokens)
 
     def bind(self, tree: PackedTree) -> "CpuOps":
         """ValueError for sizes that the kernels do not take."""
@@ -208,6 +211,9 @@ class CpuOps:
         out = self._hidden.take(streams.rows, self.hc_head.dim)
         native.checked(self.library.v4k_hyper_head(self.hc_head.at, streams.at, streams.rows, out.at))
         return out
+
+    def finite(self, x: Buffer) -> bool:
+        return bool(np.isfinite(x.array()).all())
 
     def rows(self, hidden: Buffer, rows: Sequence[int]) -> Buffer:
         some = self._rows.take(len(rows), hidden.width)

@@ -16,6 +16,8 @@ from v4kernels.cpu.memory import Memory
 from v4kernels.native import SPARE_ROWS
 from v4kernels.tree import OVERLAPPED
 
+NAN = 0xFF  # as a scale
+
 
 class PackedEntries:
     """What one compressor keeps: tails (2, slots, C) fp32 of kv and gate by position, and entries."""
@@ -66,7 +68,7 @@ class PackedLayer:
     """Window ring (window + SPARE_ROWS, entry bytes), compressed entries (ratio > 0), index keys (ratio 4)."""
 
     def __init__(self, attn: PackedAttention, most_tokens: int, memory: Memory):
-        self.window = attn.window
+        self.window, self.dims = attn.window, (attn.head_dim, attn.rope_dims)
         self.ring = np.zeros((attn.window + SPARE_ROWS, native.entry_bytes(attn.head_dim, attn.rope_dims)), np.uint8)
         self.main = self.index = None
         if attn.compressor is not None:
@@ -121,6 +123,18 @@ class PackedLayer:
         for name, array in own.items():
             array[...] = entries[name]
 
+    def finite(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether what `entries` or `mark` gave elsewhere is finite."""
+        ok = True
+        for name, array in arrays.items():
+            if name in ("window", "main.entries"):
+                ok &= _finite_entries(array, *self.dims)
+            elif name == "index.scales":
+                ok &= bool((array != NAN).all())
+            elif name.endswith(".tail"):
+                ok &= bool(np.isfinite(array).all())
+        return ok
+
     @property
     def nbytes(self) -> int:
         return self.ring.nbytes + sum(part.nbytes for part in self.parts.values())
@@ -137,6 +151,16 @@ class Timeline:
         self.layers = [PackedLayer(attn, most_tokens, memory) for attn in attentions]
         self._memories = (native.Memory * len(self.layers))(*(layer.described() for layer in self.layers))
         self.at = ctypes.addressof(self._memories)
+
+
+def _finite_entries(rows: np.ndarray, dims: int, rope_dims: int) -> bool:
+    """Whether no e4m3 code, bf16 value or scale of these KV entries (v4k.h) is not finite."""
+    plain = dims - rope_dims
+    scales_at = plain + 2 * rope_dims
+    turned = np.ascontiguousarray(rows[:, plain:scales_at]).view(np.uint16)
+    scales = rows[:, scales_at : scales_at + -(-plain // 64)]
+    bad = (rows[:, :plain] & 0x7F == 0x7F).any() or (turned & 0x7F80 == 0x7F80).any() or (scales == NAN).any()
+    return not bad
 
 
 def _kinds(arrays: dict[str, np.ndarray]) -> dict[str, tuple]:

@@ -29,6 +29,9 @@ class Reference:
     def __init__(self, numerics: str = "exact"):
         self.numerics = numerics
 
+    def new_state(self, attentions: Sequence[Attention], most_tokens: int) -> Timeline:
+        return Timeline(attentions)
+
     def bind(self, tree: TorchTree) -> "ReferenceOps":
         return ReferenceOps(tree, self.numerics)
 
@@ -248,6 +251,9 @@ class ReferenceOps(Equations):
         hyper = self.tree.hc_head
         x = self.hc_head(streams, hyper.fn, hyper.base, hyper.scale, hyper.norm_eps, hyper.eps)
         return self.rms_norm(x, hyper.norm, hyper.norm_eps)
+
+    def finite(self, x: Tensor) -> bool:
+        return bool(x.isfinite().all())
 
     def rows(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         return hidden[list(rows)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from v4kernels.tree import Attention
+from v4kernels.tree import OVERLAPPED, Attention
 
 
 class Entries:
@@ -77,9 +77,11 @@ class Layer:
     """Window latents (<= sliding_window, d), compressed KV (ratio > 0), index keys (ratio 4)."""
 
     def __init__(self, attn: Attention):
+        self.size = attn.window, attn.head_dim
         self.window: Tensor | None = None
         self.main = Part(attn.compressor.ratio) if attn.compressor is not None else None
         self.index = Part(attn.indexer.compressor.ratio) if attn.indexer is not None else None
+        self.dims = {"main": attn.head_dim, "index": attn.indexer.compressor.head_dim if attn.indexer else 0}
 
     def _parts(self) -> dict[str, Part]:
         return {name: part for name, part in (("main", self.main), ("index", self.index)) if part is not None}
@@ -91,8 +93,22 @@ class Layer:
             small |= {f"{name}.{key}": value for key, value in vars(part.pending).items()}
         return {name: _array(tensor) for name, tensor in small.items() if tensor is not None}
 
+    def _small(self, n_tokens: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the fixed-size parts after so many tokens."""
+        if not n_tokens:
+            return {}
+        shapes: dict[str, tuple[int, ...]] = {"window": (min(n_tokens, self.size[0]), self.size[1])}
+        for name, part in self._parts().items():
+            width = self.dims[name] * (2 if part.ratio == OVERLAPPED else 1)
+            shapes |= dict.fromkeys((f"{name}.kv", f"{name}.gate"), (n_tokens % part.ratio, width))
+            if part.ratio == OVERLAPPED <= n_tokens:
+                previous = (part.ratio, self.dims[name])
+                shapes |= {f"{name}.previous_kv": previous, f"{name}.previous_gate": previous}
+        return shapes
+
     def restore(self, mark: dict[str, np.ndarray], n_tokens: int) -> None:
-        """Be at n_tokens again."""
+        """Be at n_tokens again. ValueError if the mark is not of such a layer and place."""
+        _check(mark, self._small(n_tokens))
         tensors = {name: _tensor(array) for name, array in mark.items()}
         self.window = tensors.get("window")
         for name, part in self._parts().items():
@@ -112,11 +128,20 @@ class Layer:
         return found
 
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
-        """Write what `entries(first, last)` gave elsewhere."""
+        """Write what `entries(first, last)` gave elsewhere. ValueError if it does not fit."""
+        shapes = {
+            f"{name}.entries": (last // part.ratio - first // part.ratio, self.dims[name])
+            for name, part in self._parts().items()
+        }
+        _check(entries, {name: shape for name, shape in shapes.items() if shape[0]})
         for name, part in self._parts().items():
             part.entries.truncate(first // part.ratio)
             if f"{name}.entries" in entries:
                 part.entries.append(_tensor(entries[f"{name}.entries"].copy()))
+
+    def finite(self, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether what `entries` or `mark` gave elsewhere is finite."""
+        return all(bool(_tensor(array).isfinite().all()) for array in arrays.values())
 
     @property
     def nbytes(self) -> int:
@@ -131,6 +156,13 @@ class Timeline:
 
     def __init__(self, attentions: Sequence[Attention]):
         self.layers = [Layer(attn) for attn in attentions]
+
+
+def _check(arrays: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
+    """ValueError unless these are arrays of such names and shapes; empty entries may be there or not."""
+    found = {name: array.shape for name, array in arrays.items() if array.size or name in shapes}
+    if found != shapes or any(array.dtype not in (np.float32, np.int16) for array in arrays.values()):
+        raise ValueError("arrays of another shape")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""stdin, stdout and stderr, whatever whoever started the program made of them: closed, full, read by nobody, in an
+encoding that lacks characters. Imports little: it is needed before anything is opened."""
+
+import io
+import os
+import select
+import sys
+
+from v4cli import terminal
+from v4cli.errors import Exit, UsageError, exit_code
+
+PATIENCE_S = 1.0  # of waiting for stdin without a word
+WAITING = "v4: waiting for text on stdin; Ctrl-D ends it, and < /dev/null is none\n"
+
+
+def are_ours() -> bool:
+    """Whether the three streams are those of the process, and not what someone has put in their place."""
+    try:
+        return all(s is None or s.fileno() == i for i, s in enumerate((sys.stdin, sys.stdout, sys.stderr)))
+    except (OSError, ValueError):
+        return False
+
+
+def prepare() -> None:
+    """Make the three streams usable. A closed one is /dev/null, so that no file gets its number. Input is UTF-8, text
+    gets replacement characters; a stdout that cannot be written ends the program, stderr is then done without."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    os.umask(os.umask(0o077) & 0o077)  # files are at least their owner's
+    sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), "utf-8-sig", "replace")
+    sys.stdout = _text(_Stdout, 1, sys.stdout, "replace")
+    sys.stderr = _text(_Stderr, 2, sys.stderr, "backslashreplace")
+
+
+def colour() -> bool | None:
+    """What the environment says about colour; None if nothing."""
+    get = os.environ.get
+    if get("NO_COLOR") or get("FORCE_COLOR", "").lower() in ("0", "false"):
+        return False
+    if get("FORCE_COLOR") or get("CLICOLOR_FORCE", "0") not in ("", "0"):
+        return True
+    return False if get("CLICOLOR") == "0" else None
+
+
+def styled(stream) -> bool:
+    """Whether colour makes sense on this stream."""
+    wanted = colour()
+    return is_screen(stream) if wanted is None else wanted
+
+
+def live(stream) -> bool:
+    """Whether lines that change make sense on this stream."""
+    return is_screen(stream) and colour() is not False
+
+
+def is_screen(stream) -> bool:
+    """Whether this is a terminal whose cursor can move."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+def read_stdin(limit: int) -> bytes:
+    """All of stdin, at most `limit` bytes. Says so if it has to wait for the first of them. UsageError."""
+    data = bytearray()
+    try:
+        if not select.select([0], [], [], PATIENCE_S)[0]:
+            terminal.err.write(WAITING)
+        while select.select([0], [], []) and (piece := os.read(0, 1 << 20)):
+            data += piece
+            if len(data) > limit:
+                raise UsageError(f"stdin: more than {limit >> 20} MiB of text")
+    except OSError as error:
+        raise UsageError(f"stdin: cannot be read ({error.strerror})") from None
+    return bytes(data)
+
+
+def _text(kind: type, number: int, before, errors: str) -> io.TextIOWrapper:
+    encoding = before.encoding if before is not None else "utf-8"
+    raw = kind(number, "wb", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=number == 2 or raw.isatty())
+
+
+class _Patient(io.FileIO):
+    """Waits where another program has made the stream one that does not wait."""
+
+    def write(self, data) -> int:
+        while (n := super().write(data)) is None:
+            select.select([], [self], [])
+        return n
+
+
+class _Stdout(_Patient):
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+            if isinstance(error, BrokenPipeError):
+                raise SystemExit(Exit.OK) from None  # its reader has seen enough
+            terminal.err.write(f"v4: stdout: cannot be written ({error.strerror})\n")
+            raise SystemExit(exit_code(error)) from None
+
+
+class _Stderr(_Patient):
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
