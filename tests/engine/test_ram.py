@@ -1,6 +1,6 @@
 """Models larger than their memory budget: the same tokens whatever fits, errors that leave the session usable."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -71,20 +71,27 @@ def test_a_prompt_reads_what_it_needs_once(folder):
     assert read["hits"] == 0 and read["bytes_read"] <= 1.05 * read["bytes_used"]
 
 
+@dataclass(eq=False)
+class Held:
+    """What a session takes of the memory."""
+
+    nbytes: int
+
+
 def test_experts_give_way_to_a_long_context(folder, expected):
     engine = Engine.open(folder, "cpu", ram=budget(folder, 10))
     answer(engine)
     stream, planned = engine.stream, engine.place.plan.ram.holds["KV"]
     assert stream.policy.n_resident == 10
 
-    sessions = [SimpleNamespace(nbytes=n) for n in (planned - 7, 3 * stream.reader.files.room + 2)]
+    sessions = [Held(n) for n in (planned - 7, 3 * stream.reader.files.room + 2)]
     engine.sessions.clear()
     engine.sessions.update(sessions)  # together 5 bytes less than three experts too much
     engine.scheduler.before_step()
     assert (stream.policy.places, stream.n_slots) == (7, engine.place.slots - 3)
     sessions.clear()
     assert answer(engine) == expected and stream.policy.n_resident == 7
-    sessions.append(SimpleNamespace(nbytes=1 << 40))
+    sessions.append(Held(1 << 40))
     engine.sessions.update(sessions)
     assert answer(engine) == expected and stream.n_slots == engine.place.spare
 

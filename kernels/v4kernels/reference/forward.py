@@ -80,7 +80,7 @@ class ReferenceOps(Equations):
 
     def new_state(self, most_tokens: int, folder: Path | None = None) -> Timeline:
         if folder is not None:
-            raise ValueError("the reference keeps its KV state in RAM")
+            raise ValueError("a KV cache in a folder needs the cpu backend")
         return Timeline([layer.attn for layer in self.tree.layers])
 
     def batch(self, spans: Sequence[Span[Timeline]]) -> TorchBatch:
