@@ -30,9 +30,10 @@ test: $(VENV)/installed-test  ## install what tests need and run them
 test-slow: $(VENV)/installed-test  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
 
-lint: $(VENV)/installed-test  ## style and layering
+lint: $(VENV)/installed-test  ## style, types of the engine room, layering
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 nano: $(VENV)/installed  ## train the embedded model from nothing (about 100 minutes on 2 idle cores)

@@ -14,8 +14,10 @@ import pytest
 
 from v4cli.agent import sandbox
 
-# Ignored where tests run in the background, and programs inherit that; those started here are to heed Ctrl-C.
+# Ignored where tests run in the background, and programs inherit that; those started here are to heed signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 

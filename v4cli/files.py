@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from v4cli.errors import ModelError, UsageError, V4Error
 _HALVES = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are no text in the locale's encoding
 
 
-def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = True) -> BufferedReader:
     """A regular file to read; never waits for a pipe or reads a device. `follow`: whether it may be a link to one.
 
     `error`, naming the file, if it is missing, no regular file or cannot be opened.

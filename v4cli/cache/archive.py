@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from v4cli import files, jsonfile
 from v4cli.cache import kvfile
 from v4cli.cache.prefixes import CHUNK, IDENTITY, Folder, Prefixes, Snapshot, snapshot_parts, tokens_of
 from v4cli.cache.state import Checkpoint, State
+from v4cli.config import V4Config
 from v4cli.errors import SnapshotError, UsageError
 
 SKIPPED = (tarfile.XHDTYPE, tarfile.XGLTYPE)  # headers that say more of the next member: nothing we ask for
@@ -42,7 +45,7 @@ def write(to: Path, prefixes: Prefixes, snapshot: Snapshot) -> int:
     return to.stat().st_size
 
 
-def read(source: Path, prefixes: Prefixes, config, state: State) -> tuple[Snapshot, bool]:
+def read(source: Path, prefixes: Prefixes, config: V4Config, state: State) -> tuple[Snapshot, bool]:
     """Store the context of a file under `prefixes`; and whether it was computed with the very same weights. `state`: an
     empty one of the model, which has this config.
 
@@ -54,7 +57,8 @@ def read(source: Path, prefixes: Prefixes, config, state: State) -> tuple[Snapsh
             identity = _identity(next(members, ("", 0, 0)), file)
             if _shape(identity) != _shape(prefixes.identity):
                 raise SnapshotError(f"{source}: of a model of another shape or numerics")
-            chunks, tokens = [], []
+            chunks: list[tuple[int, int]] = []
+            tokens: list[int] = []
             for i, (name, at, size) in enumerate(members):
                 if name not in (SNAPSHOT, f"{i:04}.chunk"):
                     raise ValueError(f"{jsonfile.shown(name)} where {i:04}.chunk or {SNAPSHOT} should be")
@@ -125,7 +129,7 @@ def _same(identity: dict, other: dict) -> bool:
     return contents[0] is not None and contents[0] == contents[1] and identity.get("version") == other.get("version")
 
 
-def _tokens(about: dict, config) -> list[int]:
+def _tokens(about: dict, config: V4Config) -> list[int]:
     tokens = tokens_of(about)
     if tokens and max(tokens) >= config.vocab_size:
         raise ValueError("a token outside the vocabulary")
@@ -141,7 +145,7 @@ def _check_entries(arrays: dict, n_tokens: int, state: State) -> None:
         raise ValueError("it holds values that are not finite")
 
 
-def _check_snapshot(arrays: dict, n: int, n_rest: int, config, state: State) -> None:
+def _check_snapshot(arrays: dict, n: int, n_rest: int, config: V4Config, state: State) -> None:
     """ValueError unless a session can go on from here: small parts at n tokens, entries of the last ones, logits."""
     if not n or n_rest != n % CHUNK:
         raise ValueError(f"a snapshot of {n_rest} of {n} tokens")
@@ -154,7 +158,14 @@ def _check_snapshot(arrays: dict, n: int, n_rest: int, config, state: State) -> 
         raise ValueError("it holds values that are not finite")
 
 
-def _adopted(file: BinaryIO, prefixes: Prefixes, tokens, chunks, small, about: dict) -> Snapshot:
+def _adopted(
+    file: BinaryIO,
+    prefixes: Prefixes,
+    tokens: list[int],
+    chunks: list[tuple[int, int]],
+    small: dict[str, np.ndarray],
+    about: dict,
+) -> Snapshot:
     """Stored under `prefixes`, its chunks read once more: all of them may be too many to hold."""
     if sum(size for _, size in chunks) > prefixes.disk_budget:
         raise ValueError("larger than the disk budget of stored prefixes")
@@ -171,7 +182,7 @@ def _adopted(file: BinaryIO, prefixes: Prefixes, tokens, chunks, small, about: d
     return prefixes.adopt(tokens, chunk, max((size for _, size in chunks), default=0), small, says)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add(tar: tarfile.TarFile, name: str, data: bytes | bytearray) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(data), 0o600
     tar.addfile(info, io.BytesIO(data))

@@ -10,8 +10,10 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -69,7 +71,7 @@ def read_about(path: Path) -> dict:
         return _about(_header(start + file.read(min(_length(start), MAX_HEADER)))["__metadata__"])
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedReader:
     """A file of ours, and no link to another. SnapshotError."""
     try:
         return files.open_regular(path, SnapshotError, follow=False)
@@ -78,7 +80,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _named(path: Path):
+def _named(path: Path) -> Iterator[None]:
     """What is wrong with a file as SnapshotError that names it."""
     try:
         yield
@@ -86,11 +88,11 @@ def _named(path: Path):
         raise SnapshotError(f"{path}: corrupt ({error})", path) from None
 
 
-def _length(data) -> int:
+def _length(data: bytes | bytearray) -> int:
     return struct.unpack_from("<Q", data)[0]
 
 
-def _header(data) -> dict:
+def _header(data: bytes | bytearray) -> dict:
     header = _parsed(bytes(data[8 : 8 + min(_length(data), MAX_HEADER)]))
     written = header["__metadata__"]["format"]
     if written != FORMAT:
@@ -105,7 +107,7 @@ def _about(metadata: dict) -> dict:
     return about
 
 
-def _parsed(text: str | bytes):
+def _parsed(text: str | bytes) -> Any:
     try:
         return jsonfile.parse(text, "header", SnapshotError)
     except SnapshotError as error:
@@ -123,11 +125,11 @@ def _array(data: bytearray, entry: dict) -> np.ndarray:
     return np.frombuffer(data, dtype, math.prod(shape), start + first).reshape(shape)
 
 
-def _checksum_at(data) -> int:
+def _checksum_at(data: bytearray) -> int:
     """Place of the digits. ValueError if there are none."""
     return data.index(MARK, 8, 8 + min(_length(data), MAX_HEADER)) + len(MARK)
 
 
-def _checksum(data, at: int) -> int:
+def _checksum(data: bytearray, at: int) -> int:
     rest = memoryview(data)[at + 8 :]
     return zlib.crc32(rest, zlib.crc32(ZEROS, zlib.crc32(memoryview(data)[:at])))

@@ -20,10 +20,11 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -178,14 +179,14 @@ class Prefixes:
         rest = {f"rest.{name}": array for name, array in state.entries(whole, n).items()}
         per_chunk = sum(array.nbytes for array in state.entries(0, CHUNK).values()) if whole else 0
 
-        def chunk(i: int) -> bytes:
+        def chunk(i: int) -> bytearray:
             first, last = i * CHUNK, (i + 1) * CHUNK
             return kvfile.encoded(state.entries(first, last), {"tokens": tokens[first:last]})
 
         return self.adopt(tokens[:n], chunk, per_chunk, point.arrays | rest | {"logits": logits}, about)
 
     def adopt(
-        self, tokens: list[int], chunk: Callable[[int], bytes], per_chunk: int, small: dict, about: dict
+        self, tokens: list[int], chunk: Callable[[int], bytearray], per_chunk: int, small: dict, about: dict
     ) -> Snapshot:
         """Store files of chunks, of `per_chunk` bytes at most, and the arrays of a snapshot. As `save`."""
         files, n, ids = Folder(self.folder), len(tokens), np.asarray(tokens, np.int32)
@@ -280,7 +281,8 @@ def trim(root: Path, budget: int) -> None:
     kept: set[Path] = set()
     doomed: set[Path] = set()
     for snapshot, files in sorted(snapshots, key=lambda pair: -pair[0].used):
-        sizes = {file.path: file.size for file in (snapshot, *(files.chunks[key] for key in files.path_of(snapshot)))}
+        sizes = {snapshot.path: snapshot.size}
+        sizes |= {files.chunks[key].path: files.chunks[key].size for key in files.path_of(snapshot)}
         new = sum(size for path, size in sizes.items() if path not in kept)
         if new <= budget:
             budget -= new
@@ -295,9 +297,9 @@ def trim(root: Path, budget: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable, arguments: list[tuple]):
+def _ahead(pool: ThreadPoolExecutor, work: Callable, arguments: list[tuple]) -> Iterator[Any]:
     """Results in order, a few of them made before they are asked for."""
-    pending = deque()
+    pending: deque[Future] = deque()
     for some in arguments:
         pending.append(pool.submit(work, *some))
         if len(pending) > 2 * WORKERS:

@@ -47,6 +47,7 @@ def fault(engine: "Engine", tokens: Sequence[int], state: State) -> ModelError:
 def _not_finite(checkpoint: Model, place: str) -> str | None:
     """The first tensor of a sublayer, of the hyper-connection and norm before it too, that is not finite."""
     at, _, part = place.rpartition(".")
+    wanted: tuple[str, ...]
     if part == "head":
         wanted = ("norm.", "head.", "hc_head_")
     elif part == "embed":
