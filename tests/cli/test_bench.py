@@ -149,3 +149,13 @@ def test_bench_kernels_names_every_op():
     assert {"int8 linear", "int4 linear", "fp4 experts", "torch bf16 linear"} <= {row["op"] for row in rows}
     assert any(row["op"].startswith("CSA layer, 1 token at 1048576") for row in rows)
     assert all(float(row["ms"]) > 0 for row in rows)
+
+
+def test_sessions_that_decode_together(capsys):
+    bench.bench_sessions("nano", None, None, "1,3", 20, 8, "json")
+    report = json.loads(capsys.readouterr().out)
+    assert [rate["sessions"] for rate in report["rates"]] == [1, 3] and report["rates"][0]["of_one"] == 1.0
+    assert all(rate["tokens_per_s"] > 0 for rate in report["rates"])
+    for wrong in ("", "0", "a", "1,,2", "100", "-1"):
+        with pytest.raises(UsageError, match="--sessions"):
+            bench.bench_sessions("nano", None, None, wrong, 20, 8, "text")

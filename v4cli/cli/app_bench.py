@@ -41,6 +41,10 @@ def bench_speed(
     ram: Annotated[
         str | None, typer.Option(help="In so much memory, like 6G; experts that do not fit are read.")
     ] = None,
+    sessions: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBERS", help="So many sessions that decode at the same time instead, like 1,2,4,8."),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --ram: note there which experts the decoded tokens used.")
     ] = None,
@@ -54,7 +58,13 @@ def bench_speed(
     from v4cli.cli.bench import Synthetic, bench_model
 
     style = "json" if as_json else "csv" if as_csv else "text"
-    if ram is not None:
+    if sessions is not None:
+        from v4cli.cli.bench import bench_sessions
+
+        _refuse({"--ctx": ctx, "--trace": trace}, "and --sessions exclude each other")
+        weights = Synthetic.of(synthetic, layers, experts, quant)
+        bench_sessions(model, weights, ram, sessions, prompt or 64, tokens, style)
+    elif ram is not None:
         from v4cli.cli.bench_ram import bench_ram
 
         _refuse({"--synthetic": synthetic, "--ctx": ctx}, "and --ram exclude each other")

@@ -7,6 +7,7 @@ from v4cli import paths
 from v4cli.cli import output
 from v4cli.errors import ResourceError, UsageError
 
+MOST_SESSIONS = 64
 MARGIN = 2 << 30  # memory left to the rest when synthetic weights are made
 
 
@@ -41,7 +42,35 @@ def bench_model(model: str, synthetic: Synthetic | None, prompt: int, tokens: in
     STYLES[style](report)
 
 
-def open_engine(model: str, synthetic: Synthetic | None):
+def bench_sessions(
+    model: str, synthetic: Synthetic | None, ram: str | None, numbers: str, prompt: int, tokens: int, style: str
+) -> None:
+    """Measure and print how fast several sessions decode together. `style`: text, json or csv."""
+    counts = [int(number) for number in numbers.split(",") if number.strip().isdecimal()]
+    if len(counts) != numbers.count(",") + 1 or not 1 <= min(counts) <= max(counts) <= MOST_SESSIONS:
+        raise UsageError(f"--sessions {numbers!r} is no list of numbers up to {MOST_SESSIONS}", "--sessions 1,2,4,8")
+    if synthetic and ram:
+        raise UsageError("--synthetic and --ram exclude each other", "drop --ram")
+    engine, _ = open_engine(model, synthetic, output.ram_budget(ram))
+    from v4cli.bench import sessions
+
+    output.note(
+        f"measuring: {tokens} tokens of each of {', '.join(map(str, counts))} sessions, {sessions.ROUNDS} times"
+    )
+    report = sessions.measure(engine, bool(synthetic), counts, prompt, tokens)
+    if style == "json":
+        output.json_page(report.to_dict())
+        return
+    rows = [("SESSIONS", "TOKENS/S", "OF ONE")]
+    rows += [(str(r.sessions), f"{r.tokens_per_s:.2f}", f"{r.of_one:.2f}") for r in report.rates]
+    if style == "csv":
+        csv.writer(output.Csv).writerows(rows)
+    else:
+        output.answer(f"{report.model}, {report.isa}, {report.threads} threads\n\n")
+        output.table(rows)
+
+
+def open_engine(model: str, synthetic: Synthetic | None, ram: int | None = None):
     """The engine to measure, of `model` or of random weights, and the recipe of its weights."""
     from v4kernels import native
 
@@ -51,7 +80,7 @@ def open_engine(model: str, synthetic: Synthetic | None):
 
     if synthetic:
         return _random(synthetic), synthetic.quant
-    engine = Engine.open(paths.model_folder(model), "cpu")
+    engine = Engine.open(paths.model_folder(model), "cpu", ram=ram)
     return engine, _quant_of(engine.path)
 
 
