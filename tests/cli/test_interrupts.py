@@ -167,7 +167,7 @@ def test_a_prefill_ends_between_layers_and_keeps_what_was_computed(tmp_path):
     from v4cli.engine.engine import Engine
 
     session, stop = Engine.open(random_checkpoint(tmp_path / "model", SMALL), "reference").session(), threading.Event()
-    experts, done = session.engine.model.ops.experts, []
+    experts, done = session.engine.model.ops.shared_expert, []
 
     def slow(*args):
         done.append(len(session.tokens))
@@ -175,7 +175,7 @@ def test_a_prefill_ends_between_layers_and_keeps_what_was_computed(tmp_path):
             stop.set()
         return experts(*args)
 
-    session.engine.model.ops.experts = slow
+    session.engine.model.ops.shared_expert = slow
     with interrupts(stop):
         assert session.sync([5] * 2000, cancelled=stop.is_set) is False
     assert len(session.tokens) == 512 == session.state.n_tokens and done.count(512) == 2

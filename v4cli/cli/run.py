@@ -78,10 +78,11 @@ def run_once(request: RunRequest) -> None:
     sessions.keep(chat.session)
     if request.stats:
         output.note(stats_line(stats), dim=True)
-    if told := shortfall(messages, finish, _limit(chat)):
-        output.note(f"v4: {told}")
+    told = shortfall(messages, finish, _limit(chat))
     if finish == "interrupted":
-        raise Interrupted("interrupted")
+        raise Interrupted(told)
+    if told:
+        output.note(f"v4: {told}")
     if finish == "rounds":
         output.note("hint: --max-rounds N allows more")
         sys.exit(Exit.LIMIT)
