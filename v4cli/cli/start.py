@@ -50,7 +50,8 @@ def _status() -> int:
     except MemoryError:
         return _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
     except OSError as error:
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", exit_code(error))
+        hint = f"ls -ld {os.path.dirname(error.filename)}" if isinstance(error, PermissionError) and error.filename else ""
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", hint, exit_code(error))
     except Exception as error:
         if os.environ.get("V4_DEBUG"):
             raise
