@@ -29,6 +29,8 @@ def main() -> None:
     if number := interrupts.told():
         status = 128 + number
         _say("interrupted", "")
+        if ours:
+            interrupts.end()
     sys.exit(status)
 
 
@@ -50,7 +52,8 @@ def _status() -> int:
     except MemoryError:
         return _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
     except OSError as error:
-        hint = f"ls -ld {os.path.dirname(error.filename)}" if isinstance(error, PermissionError) and error.filename else ""
+        shut = isinstance(error, PermissionError) and error.filename
+        hint = f"ls -ld {os.path.dirname(error.filename)}" if shut else ""
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", hint, exit_code(error))
     except Exception as error:
         if os.environ.get("V4_DEBUG"):
