@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 LACKING = "allocate memory", "failed to map segment", "can't start new thread"  # how libraries say so
 
@@ -15,6 +16,8 @@ def main() -> None:
         if ours:
             streams.prepare()
             interrupts.install()
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # of libraries, about their own affairs
             if not os.environ.get("HOME"):
                 os.environ.pop("HOME", None)  # an empty one says nothing; the user's entry does
     except KeyboardInterrupt:
