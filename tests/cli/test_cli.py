@@ -268,3 +268,11 @@ def _random_place(rng, root):
         if not isinstance(child, (dict, list)) or not child or rng.random() < 0.25:
             return target, key
         target = child
+
+
+def test_a_full_disk_is_told_with_the_file_that_does_not_fit(tmp_path, full_disk):
+    from v4cli.files import write_atomically
+
+    with full_disk(), pytest.raises(OSError) as error:
+        write_atomically(tmp_path / "result", b"text")
+    assert error.value.filename == str(tmp_path / "result") and list(tmp_path.iterdir()) == []

@@ -57,6 +57,8 @@ def _status() -> int:
     except OSError as error:
         shut = isinstance(error, PermissionError) and error.filename
         hint = f"ls -ld {os.path.dirname(error.filename)}" if shut else ""
+        if exit_code(error) is Exit.RESOURCES:
+            hint = "v4 doctor shows what is free, and whether it can be written"
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", hint, exit_code(error))
     except Exception as error:
         if os.environ.get("V4_DEBUG"):
