@@ -154,8 +154,8 @@ class Writer:
                 self._stream("output", text)
             case CallEnd(_, result, ok):
                 self._line(("" if ok else "failed: ") + "\n".join(beginning(self._rest(result), RESULT_LINES)))
-            case Done() if told := ending(item):
-                self._line(told)
+            case Done():
+                self._line("" if told() else ending(item))  # the last word is about the command
             case End() | items.Finished():
                 self._end_line()
             case items.Show(thinking):
