@@ -88,9 +88,11 @@ def replacing(path: Path, mode: int = 0o644, keep: bool = False) -> Iterator[Bin
                 _pass_on(path, before, handle)
             os.fsync(handle)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # what writing says on its own names no file
         raise
     sync_folder(path.parent)
 

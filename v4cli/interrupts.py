@@ -103,6 +103,13 @@ def leave() -> None:
     _Heard.leaving = True
 
 
+def end() -> None:
+    """End the process as the signal wants it, at once: an interpreter that takes itself apart, with all that torch has
+    loaded, needs longer than a user who has said Ctrl-C waits. What is in the streams is written by then."""
+    _kill()
+    os._exit(128 + _Heard.number)
+
+
 def say(message: str) -> None:
     """Tell the user how it ends, if a signal is the cause: once, whichever thread is quicker."""
     with _Heard.saying:
@@ -133,10 +140,14 @@ def _watch(pipe: int) -> None:
                 _end(ending[0])
 
 
-def _end(number: int) -> None:
+def _kill() -> None:
     for kill in list(_killers):
         with contextlib.suppress(Exception):
             kill()
+
+
+def _end(number: int) -> None:
+    _kill()
     _Heard.saying.acquire(timeout=LAST_WORD)
     if not _Heard.said and select.select([], [2], [], 0)[1]:
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor

@@ -206,6 +206,11 @@ TRAPS = {
         "printf 'cat\\n' > clean.sh; git config filter.x.clean 'sh clean.sh'; echo '* filter=x' > .gitattributes",
         does=("touch file; git add .",),
     ),
+    "a filter run by a shell, which is not there yet": Trap(
+        "cp evil clean.sh",
+        "git config filter.x.clean 'sh -e clean.sh'; echo '* filter=x' > .gitattributes",
+        does=("touch file; git add .",),
+    ),
     "fsmonitor of the project": Trap(
         "cp evil tools/watch", f"mkdir tools; {EMPTY.format('tools/watch')}; git config core.fsmonitor tools/watch"
     ),

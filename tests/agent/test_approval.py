@@ -144,6 +144,14 @@ def test_yes_is_for_once_session_for_this_object_always_for_the_folder(tmp_path)
     assert not Approvals(Mode.ASK, tmp_path / "other").decide(shell("ls docs"), Context(tmp_path)).allowed
 
 
+def test_a_rule_that_cannot_be_kept_holds_for_the_session_and_that_is_said(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("V4_HOME", str(tmp_path / "file"))
+    approvals = Approvals(Mode.ASK, tmp_path, User(Answer(Choice.ALWAYS)))
+    assert decide(approvals, *RUN).allowed and decide(approvals, *RUN).allowed
+    assert len(approvals.notes) == 1 and "for this session only" in approvals.notes[0]
+
+
 def test_rules_do_not_count_in_plan_mode_and_the_mode_can_change(tmp_path):
     approvals = Approvals(Mode.ASK, tmp_path, User(Answer(Choice.SESSION)))
     assert decide(approvals, *RUN).allowed

@@ -56,7 +56,10 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", [*NAMES, "x.code-workspace", "deep/er/.envrc", ".ENVRC", ".vscode/tasks.json"])
+ODD = ["x.code-workspace", "deep/er/.envrc", ".ENVRC", ".vscode/tasks.json", ".direnv/profile.rc", ".g\u200cit/config"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ODD])
 def test_what_is_obeyed_is_not_written(work, name):
     assert refused(work, name) and tree(work) == []
     with pytest.raises(ToolError, match="unasked"):

@@ -131,6 +131,24 @@ def test_chat_reads_lines_from_a_pipe_and_keeps_the_conversation():
     assert "cached" in done.stderr
 
 
+def test_a_line_without_an_end_is_refused():
+    with open("/dev/zero", "rb") as endless:
+        done = subprocess.run(
+            [sys.executable, "-m", "v4cli", "chat", "--plain"],
+            stdin=endless,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 2 and "v4: stdin: a line of more than 64 MiB\n" in done.stderr
+
+
+def test_libraries_say_nothing_of_their_own_affairs():
+    env = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_ENABLE_HF_TRANSFER": "1"}
+    done = v4("pull", "org/model", "--dry-run", env=env)
+    assert done.returncode == 5 and done.stderr.startswith("v4: ") and done.stderr.count("\n") == 2
+
+
 def test_ctrl_c_keeps_what_was_said_and_exits_130():
     args = [*V4, "run", "--temp", "50", "--seed", "1", "-n", "100000", "write a lot"]
     process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -250,3 +268,11 @@ def _random_place(rng, root):
         if not isinstance(child, (dict, list)) or not child or rng.random() < 0.25:
             return target, key
         target = child
+
+
+def test_a_full_disk_is_told_with_the_file_that_does_not_fit(tmp_path, full_disk):
+    from v4cli.files import write_atomically
+
+    with full_disk(), pytest.raises(OSError) as error:
+        write_atomically(tmp_path / "result", b"text")
+    assert error.value.filename == str(tmp_path / "result") and list(tmp_path.iterdir()) == []

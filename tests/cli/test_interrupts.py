@@ -108,6 +108,9 @@ WORK = {
     "an exception in its way": "\ntry: time.sleep(1000)\nexcept BaseException: raise ImportError('half an import')",
     "all caught": "\nwhile True:\n try: time.sleep(1000)\n except BaseException: pass",
     "the end of an object": "\nclass Slow:\n def __del__(self): time.sleep(1000)\nSlow(); time.sleep(1000)",
+    "what is left when Python ends": (
+        "\nclass Last:\n def __del__(self, sleep=time.sleep): sleep(1000)\nlast = Last(); time.sleep(1000)"
+    ),
     "stdout that nobody reads": "[print('x' * 1000) for _ in range(1000)]",
 }
 

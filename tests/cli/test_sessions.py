@@ -36,6 +36,16 @@ def test_second_run_of_the_same_prompt_computes_nothing(kept):
     assert off["usage"]["cached_tokens"] == 0
 
 
+def test_the_folder_of_the_cache_may_begin_with_the_home_folder_wherever_it_is_named(tmp_path):
+    env = {"HOME": str(tmp_path), "V4_HOME": str(tmp_path / "v4")}
+    (tmp_path / "kv").mkdir()
+    (tmp_path / "v4").mkdir()
+    assert v4("run", "-m", "nano", "--kv-dir=~/kv", "hi", env=env).returncode == 0
+    assert v4("run", "-m", "nano", "hi", env=env | {"V4_KV_DIR": "~/kv"}).returncode == 0
+    (tmp_path / "v4" / "config.toml").write_text('kv_dir = "~/kv"')
+    assert v4("run", "-m", "nano", "hi", env=env).returncode == 0
+
+
 def test_ls_show_export_import_and_rm(kept, tmp_path):
     env, _, first = kept
     (listed,) = json.loads(v4("sessions", "ls", "--json", env=env).stdout)

@@ -34,6 +34,13 @@ def test_a_long_result_is_folded(capsys):
     assert capsys.readouterr().err == "a\nb\nc\nd\n… 1 more line\n"
 
 
+@pytest.mark.parametrize("number, said", [(0, "(interrupted)\n"), (2, "")])
+def test_where_the_command_ends_by_a_signal_only_that_is_said(capsys, monkeypatch, number, said):
+    monkeypatch.setattr("v4cli.repl.plain.told", lambda: number)
+    Writer().take(Done("interrupted"))
+    assert capsys.readouterr().err == said
+
+
 def test_what_is_not_whole_says_so(capsys):
     writer = Writer()
     writer.take(ToolCallEnd(0, "clock", '{"zone": "U', "it was cut off"))

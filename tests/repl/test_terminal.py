@@ -268,6 +268,20 @@ def test_a_model_that_cannot_be_loaded_ends_with_its_exit_code(place, tmp_path):
     assert "v4: " in terminal.text and "Traceback" not in terminal.text
 
 
+def test_where_nothing_can_be_kept_it_talks_all_the_same(place):
+    Path(place["env"]["V4_HOME"]).write_text("a file")
+    with Terminal(**place) as terminal:
+        steady(terminal)
+        terminal.line("what is 17*23?")
+        terminal.wait("17*23 = 391")
+        terminal.wait(idle)
+        assert terminal.text.count("what is typed is not remembered") == 1
+        terminal.type("\x1b[A")
+        terminal.wait("› what is 17*23?")
+        terminal.type("\x03\x03\x03")
+        assert terminal.end() == 0
+
+
 def test_the_prompt_is_there_soon(place):
     seconds = []
     for _ in range(3):

@@ -82,7 +82,7 @@ class Answer:
 
 class Approvals:
     """Decides about the calls in one workspace. `ask` gives None if the call is to be decided on anew, since the mode
-    has changed; it is None where nobody can be asked. `notes` are for the user."""
+    has changed; it is None where nobody can be asked. `notes` are for the user, who takes them out."""
 
     def __init__(self, mode: str, folder: Path, ask: Callable[[Request], Answer | None] | None = None):
         self.mode, self.folder, self.ask = mode, folder.resolve(), ask
@@ -137,7 +137,11 @@ class Approvals:
         if request.pattern and answer.choice is not Choice.YES:
             self.rules.append(request.pattern)
         if request.pattern and answer.choice is Choice.ALWAYS:
-            _store(self.folder, request.pattern)
+            try:
+                _store(self.folder, request.pattern)
+            except (OSError, UsageError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                self.notes.append(f"the rule holds for this session only: {_file()} cannot be written ({why})")
         return Decision(True)
 
 

@@ -27,8 +27,9 @@ NAMES = {  # files and folders of these names, wherever they lie, by who obeys t
           ".lefthook.yaml", ".lefthook.toml", ".lefthook.json", "lefthook-local.yml", ".lefthook-local.yml"),
     "another version control": (".hg", ".jj", ".bzr"),
     "a shell that changes into the folder": (".envrc", ".autoenv", ".autoenv.zsh", ".rvmrc", ".mise", "mise.toml",
-          ".mise.toml", "mise.local.toml", ".mise.local.toml", ".rtx.toml"),
+          ".mise.toml", "mise.local.toml", ".mise.local.toml", ".rtx.toml", ".direnv", ".devbox", ".devenv"),
     "an editor that opens the folder": (".vscode", ".cursor", ".windsurf", ".zed", ".fleet", ".idea", ".vs", ".vim",
+          ".helix", ".theia", ".lite_project.lua",
           ".vimrc", ".gvimrc", ".lvimrc", ".local.vimrc", ".exrc", ".nvimrc", ".nvim.lua", ".lazy.lua",
           ".dir-locals.el", ".dir-locals-2.el", ".ycm_extra_conf.py"),
     "a shell that starts": (".bashrc", ".bash_profile", ".bash_login", ".bash_logout", ".bash_aliases", ".profile",
@@ -38,6 +39,7 @@ NAMES = {  # files and folders of these names, wherever they lie, by who obeys t
     "v4": (settings.PROJECT_FILE,),
 }  # fmt: skip
 ENDINGS = {".code-workspace": "an editor that opens it", ".sublime-project": "an editor that opens it"}
+IGNORED = re.compile("[\u200c-\u200f\u202a-\u202e\u206a-\u206f\ufeff]")  # in names, by HFS+
 OBEYED_BY = {name: who for who, names in NAMES.items() for name in names}
 
 # Environments of Python: those that are there are trusted; a new one is nothing before somebody makes use of it.
@@ -50,18 +52,24 @@ VARIABLES = re.compile(  # of the user's environment, whose values name programs
     r"PAGER|SSH_ASKPASS|NODE_OPTIONS|PERL5OPT|RUBYOPT|VIMINIT|EXINIT"
 )
 INCLUDES = re.compile(r"include(if\..*)?\.path")
+INTERPRETER = re.compile(r"(.*/)?((ba|da|fi|k|z)?sh|env|(python|pypy|perl|ruby|lua)[\d.]*|node|php|deno|bun)")
 FOLDERS = {"core.hookspath", "init.templatedir"}  # settings of git whose value is a path, with a slash or without
 
 
 def obeyed_by(name: str) -> str:
     """Who obeys a file or folder of this name, wherever it lies; empty if nobody does."""
-    plain = name.rstrip(". ").lower()  # as file systems without case take it
+    plain = _plain(name)
     return OBEYED_BY.get(plain) or ENDINGS.get(os.path.splitext(plain)[1], "")
 
 
 def is_git(name: str) -> bool:
     """Whether git takes what has this name for the repository of the folder around it."""
-    return name.rstrip(". ").lower() in (".git", "git~1")
+    return _plain(name) in (".git", "git~1")
+
+
+def _plain(name: str) -> str:
+    """A name as file systems take it that know no case, no dots and spaces at the end, or no characters of no width."""
+    return (name if name.isascii() else IGNORED.sub("", name)).rstrip(". ").lower()
 
 
 def is_repository(names: Collection[str]) -> bool:
@@ -159,7 +167,7 @@ def ancestors(folder: str) -> Iterator[str]:
 
 def _paths_of(top: str, origin: str, key: str, value: str) -> Iterator[str]:
     """Paths in one setting, and that of the file it is from. A word without a slash is a file only where a shell or
-    Python is told to run it; one that begins with a slash may follow `$(git rev-parse --show-toplevel)`."""
+    Python is told to run it, or where one is there; one with a slash first may follow `$(git rev-parse ...)`."""
     kind, _, file = origin.partition(":")
     if kind == "file":
         yield os.path.join(top, file)
@@ -169,11 +177,14 @@ def _paths_of(top: str, origin: str, key: str, value: str) -> Iterator[str]:
         yield os.path.join(top, os.path.expanduser(value))
     else:
         words = _words(os.path.expandvars(value.lstrip("!")))
+        rest = [words[n + 1 :] for n, word in enumerate(words) if INTERPRETER.fullmatch(word)]
+        scripts = {next((word for word in after if not word.startswith("-")), "") for after in rest}
         for word in words:
+            named = "/" in word or word in scripts
             for path in dict.fromkeys(
                 (os.path.join(top, os.path.expanduser(word)), os.path.join(top, word.lstrip("/")))
             ):
-                if ("/" in word and not os.path.isdir(path)) or (len(words) > 1 and os.path.isfile(path)):
+                if (named and not os.path.isdir(path)) or (len(words) > 1 and os.path.isfile(path)):
                     yield path
 
 

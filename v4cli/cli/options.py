@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from v4cli import terminal
+from v4cli import paths, terminal
 from v4cli.clean import harmless, on_one_line
 
 
@@ -91,7 +91,11 @@ Numerics = Annotated[
 ]
 KvDir = Annotated[
     Path | None,
-    typer.Option(envvar="V4_KV_DIR", help="Keep the KV cache in a file in this folder, so that it may exceed the RAM."),
+    typer.Option(
+        envvar="V4_KV_DIR",
+        help="Keep the KV cache in a file in this folder, so that it may exceed the RAM.",
+        callback=lambda folder: folder and paths.expanded(folder),
+    ),
 ]
 Ram = Annotated[
     str | None,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 LACKING = "allocate memory", "failed to map segment", "can't start new thread"  # how libraries say so
 
@@ -15,6 +16,8 @@ def main() -> None:
         if ours:
             streams.prepare()
             interrupts.install()
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # of libraries, about their own affairs
             if not os.environ.get("HOME"):
                 os.environ.pop("HOME", None)  # an empty one says nothing; the user's entry does
     except KeyboardInterrupt:
@@ -30,7 +33,7 @@ def main() -> None:
         status = 128 + number
         _say("interrupted", "")
         if ours:
-            os._exit(status)  # all is written; taking the interpreter apart can take longer than is promised
+            interrupts.end()
     sys.exit(status)
 
 
@@ -52,7 +55,11 @@ def _status() -> int:
     except MemoryError:
         return _fail("out of memory", "v4 doctor shows what is free", Exit.RESOURCES)
     except OSError as error:
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", "", exit_code(error))
+        shut = isinstance(error, PermissionError) and error.filename
+        hint = f"ls -ld {os.path.dirname(error.filename)}" if shut else ""
+        if exit_code(error) is Exit.RESOURCES:
+            hint = "v4 doctor shows what is free, and whether it can be written"
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", hint, exit_code(error))
     except Exception as error:
         if os.environ.get("V4_DEBUG"):
             raise

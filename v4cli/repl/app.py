@@ -8,10 +8,13 @@ import time
 from prompt_toolkit.application import Application, in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
+from prompt_toolkit.history import History as Lines
+from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.output import ColorDepth
 
 from v4cli import paths, terminal
+from v4cli.errors import V4Error
 from v4cli.repl import commands, items
 from v4cli.repl.input import Completions, History
 from v4cli.repl.keys import bindings
@@ -56,11 +59,12 @@ class Repl:
         self.mailbox = Mailbox(self.deliver)
         self.worker = Worker(setup, self.mailbox.put)
         self._view = (None, "")
+        self._unremembered = ""  # why lines are not kept
         self.buffer = Buffer(
             multiline=True,
             completer=Completions(setup.folder),
             complete_while_typing=Condition(lambda: self.buffer.text.startswith("/")),
-            history=History(paths.state_dir() / "history", self.pastes),
+            history=self._history(),
             tempfile_suffix=".md",
             on_text_changed=lambda _: self._typed(),
         )
@@ -75,6 +79,14 @@ class Repl:
             erase_when_done=True,
         )
         self.app.ttimeoutlen = 0.05  # of an Esc that is only that
+
+    def _history(self) -> Lines:
+        """Lines typed before; where they cannot be kept, those of this conversation."""
+        try:
+            return History(paths.state_dir() / "history", self.pastes)
+        except V4Error as error:
+            self._unremembered = str(error)
+            return InMemoryHistory()
 
     async def run(self) -> None:
         """Show the prompt, then load the model behind it."""
@@ -99,6 +111,8 @@ class Repl:
 
     def _first_render(self, app) -> None:
         self.app.after_render.remove_handler(self._first_render)
+        if self._unremembered:
+            self.mailbox.put(items.Note(f"what is typed is not remembered: {self._unremembered}", error=True))
         self.worker.start()
 
     async def _tick(self) -> None:

@@ -78,8 +78,7 @@ class Dialogue:
     def begin(self) -> None:
         """Say that the model is here; show what was said before."""
         self.emit(items.Ready(self.model))
-        for note in self.approvals.notes:
-            self.note(note)
+        self._tell_about_rules()
         self.show_earlier()
         before = self.conversation.transcript.about.get("folder")
         if before != str(self.setup.folder):
@@ -98,6 +97,10 @@ class Dialogue:
 
     def note(self, text: str) -> None:
         self.emit(items.Note(text))
+
+    def _tell_about_rules(self) -> None:
+        while self.approvals.notes:
+            self.note(self.approvals.notes.pop(0))
 
     def line(self, line: str, shown: str = "") -> None:
         """Do what a line says; `shown`: how it looked where it was typed. Errors are told, never raised."""
@@ -120,6 +123,7 @@ class Dialogue:
         except Exception as error:
             trace = "\n" + traceback.format_exc() if os.environ.get("V4_DEBUG") else ""
             self.emit(items.Note(f"unexpected {type(error).__name__}: {error}{trace}", error=True))
+        self._tell_about_rules()
         if (trouble := self.conversation.transcript.trouble) and trouble != self._told:
             self.emit(items.Note(f"not kept: {trouble}\nhint: V4_HOME=FOLDER keeps everything elsewhere", error=True))
         self._told = trouble

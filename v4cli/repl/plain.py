@@ -12,6 +12,7 @@ from v4cli.agent.approval import Answer, Choice, Request
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.clean import beginning, visible
+from v4cli.errors import UsageError
 from v4cli.interrupts import interrupts, spare, told
 from v4cli.repl import commands, items
 from v4cli.repl.approve import READING, answer_to, choices, question
@@ -23,7 +24,8 @@ from v4cli.repl.setup import Setup
 LEAVE_WITHIN = 2.0  # seconds between the Ctrl-C's that leave
 MOST_OUTPUT = 1 << 20  # characters of a program's output that are remembered
 POLL = 0.1  # seconds between looks at whether the user interrupted
-PIECE = 1 << 16  # bytes read at a time
+PIECE = 1 << 20  # bytes read at a time
+LONGEST = 64 << 20  # bytes of a line
 
 
 def run(setup: Setup) -> None:
@@ -102,6 +104,8 @@ class Lines:
     def _read(self) -> None:
         piece = os.read(sys.stdin.fileno(), PIECE)
         self._begun += piece
+        if len(self._begun) > LONGEST:
+            raise UsageError(f"stdin: a line of more than {LONGEST >> 20} MiB")
         self._ended = not piece
 
 
@@ -150,8 +154,8 @@ class Writer:
                 self._stream("output", text)
             case CallEnd(_, result, ok):
                 self._line(("" if ok else "failed: ") + "\n".join(beginning(self._rest(result), RESULT_LINES)))
-            case Done() if told := ending(item):
-                self._line(told)
+            case Done():
+                self._line("" if told() else ending(item))  # the last word is about the command
             case End() | items.Finished():
                 self._end_line()
             case items.Show(thinking):

@@ -83,7 +83,7 @@ def lock(dest: Path, reporter: Reporter) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     if problem := hardware.not_writable(dest.parent):
-        raise ResourceError(problem, "models go to another folder with V4_HOME=DIR")
+        raise ResourceError(problem, "V4_HOME=DIR v4 pull NAME, or another DST of v4 quantize")
     dest.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(dest.parent / f".{dest.name}.lock")
     try:

@@ -33,7 +33,7 @@ class Plan:
     def check(self, dest: Path) -> None:
         """ResourceError if the disk cannot hold it, or cannot be written."""
         if problem := hardware.not_writable(dest):
-            raise ResourceError(problem, "models go to another folder with V4_HOME=DIR")
+            raise ResourceError(problem, "V4_HOME=DIR v4 pull NAME, or another DST of v4 quantize")
         if self.peak > self.free:
             message = f"{dest}: {self.peak:,} bytes of disk needed, {self.free:,} are free"
             raise ResourceError(message, "free some space, fewer --jobs, or V4_HOME on another disk")
