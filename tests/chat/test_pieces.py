@@ -52,6 +52,26 @@ def test_so_have_long_texts_cut_or_not(tokenizer):
     assert max(map(len, pieces.pieces(prose))) < 2 * pieces.SIZE
 
 
+@pytest.mark.parametrize("character", ["a", " ", "7", "\n", "漢"])
+def test_what_the_library_would_choke_on_is_refused(tokenizer, monkeypatch, character):
+    monkeypatch.setattr(pieces, "LONGEST", 100_000)
+    assert tokenizer.encode("a word " * 100_000)
+    with pytest.raises(UsageError, match="100,001 characters in a row"):
+        tokenizer.encode(character * 100_001)
+
+
+def test_a_panic_of_the_library_is_told_as_what_it_is():
+    class Panic(BaseException):
+        pass
+
+    class Library:
+        def encode_batch(self, texts, add_special_tokens):
+            raise Panic("retry limit")
+
+    with pytest.raises(Panic, match="retry limit"):
+        pieces.encode(Library(), " " * (pieces.LARGE + 1), lambda: False)
+
+
 @pytest.fixture(scope="module")
 def chat():
     return Chat.open(NANO)
