@@ -5,12 +5,13 @@ import io
 import os
 import select
 import sys
+from pathlib import Path
 
 from v4cli import terminal
+from v4cli.clean import visible
 from v4cli.errors import Exit, UsageError, exit_code
 
-PATIENCE_S = 1.0  # of waiting for stdin without a word
-WAITING = "v4: waiting for text on stdin; Ctrl-D ends it, and < /dev/null is none\n"
+PATIENCE_S = 1.0  # of waiting for text without a word
 
 
 def are_ours() -> bool:
@@ -63,16 +64,32 @@ def is_screen(stream) -> bool:
 
 def read_stdin(limit: int) -> bytes:
     """All of stdin, at most `limit` bytes. Says so if it has to wait for the first of them. UsageError."""
+    return _read_all(0, "stdin", limit, "; Ctrl-D ends it, and < /dev/null is none")
+
+
+def read_path(path: Path, limit: int) -> bytes:
+    """The same of a file or a named pipe."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe's writer may be still to come
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return _read_all(handle, str(path), limit)
+    finally:
+        os.close(handle)
+
+
+def _read_all(handle: int, what: str, limit: int, advice: str = "") -> bytes:
     data = bytearray()
     try:
-        if not select.select([0], [], [], PATIENCE_S)[0]:
-            terminal.err.write(WAITING)
-        while select.select([0], [], []) and (piece := os.read(0, 1 << 20)):
+        if not select.select([handle], [], [], PATIENCE_S)[0]:
+            terminal.err.write(f"v4: waiting for text on {visible(what)}{advice}\n")
+        while select.select([handle], [], []) and (piece := os.read(handle, 1 << 20)):
             data += piece
             if len(data) > limit:
-                raise UsageError(f"stdin: more than {limit >> 20} MiB of text")
+                raise UsageError(f"{what}: more than {limit >> 20} MiB of text")
     except OSError as error:
-        raise UsageError(f"stdin: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{what}: cannot be read ({error.strerror})") from None
     return bytes(data)
 
 

@@ -123,6 +123,9 @@ def test_tags_within_a_value_belong_to_it(value, kind):
         (block(invoke().replace(' name="f"', "")), "it has no name that can be read"),
         (block(invoke().replace('name="f"', 'name="f')), "it has no name that can be read"),
         (block(invoke().replace('name="f"', 'name="f" name="g"')), "it has no name that can be read"),
+        (block(invoke().replace('name="f"', "name='f''s'")), "it has no name that can be read"),
+        (block(invoke().replace('name="f"', 'name="f"g"')), "it has no name that can be read"),
+        (block(invoke("7", "false").replace('="false"', '=false"')), "a parameter has no name that can be read"),
     ],
 )
 def test_what_may_mean_something_else_has_a_fault(text, fault):

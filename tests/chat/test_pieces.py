@@ -52,6 +52,26 @@ def test_so_have_long_texts_cut_or_not(tokenizer):
     assert max(map(len, pieces.pieces(prose))) < 2 * pieces.SIZE
 
 
+@pytest.mark.parametrize("character", ["a", " ", "7", "\n", "漢"])
+def test_what_the_library_would_choke_on_is_refused(tokenizer, monkeypatch, character):
+    monkeypatch.setattr(pieces, "LONGEST", 100_000)
+    assert tokenizer.encode("a word " * 100_000)
+    with pytest.raises(UsageError, match="100,001 characters in a row"):
+        tokenizer.encode(character * 100_001)
+
+
+def test_a_panic_of_the_library_is_told_as_what_it_is():
+    class Panic(BaseException):
+        pass
+
+    class Library:
+        def encode_batch(self, texts, add_special_tokens):
+            raise Panic("retry limit")
+
+    with pytest.raises(Panic, match="retry limit"):
+        pieces.encode(Library(), " " * (pieces.LARGE + 1), lambda: False)
+
+
 @pytest.fixture(scope="module")
 def chat():
     return Chat.open(NANO)
@@ -74,7 +94,7 @@ def test_a_prompt_that_cannot_fit_is_refused_as_soon_as_that_is_certain(chat, mo
     assert 0 < sum(encoded) < len(words) * 0.9
 
 
-@pytest.mark.parametrize("text", ["some words, " * 400_000, "=" * 3 * pieces.LARGE], ids=["pieces", "one piece"])
+@pytest.mark.parametrize("text", ["some words, " * 400_000, "=" * 16 * pieces.LARGE], ids=["pieces", "one piece"])
 def test_cancelling_ends_the_encoding(chat, text):
     looks, computed = iter([False] * 3), len(chat.session.tokens)
     events = ask(chat, text, cancelled=lambda: next(looks, True))

@@ -7,6 +7,7 @@ import pytest
 
 from v4cli.chat import grammar, json_grammar, schemas
 from v4cli.chat.dsml import write_calls
+from v4cli.chat.messages import check_tools
 from v4cli.chat.special import PromptBuilder
 from v4cli.errors import RequestError
 
@@ -63,6 +64,7 @@ ACCEPTED = [
     (of(a={}) | {"required": ["a", "b"]}, [{"b": 1, "a": 2}]),
     (of(a={"type": "string", "nullable": True}), [{"a": None}, {"a": "null"}]),
     (of(a={"enum": ["x"], "nullable": True}), [{"a": None}, {"a": "x"}]),
+    (of(a={"$ref": "#/$defs/e", "nullable": True}) | A, [{"a": None}, {"a": "x"}]),
     (of(a={"const": "fixed"}), [{"a": "fixed"}]),
     (of(a={"const": 7}, b={"const": None}, c={"const": [1]}), [{"a": 7, "b": None, "c": [1]}]),
     (of(a={"enum": ["x", 1.0, None, True, {"k": 1}]}), [{"a": v} for v in ("x", 1, 1.0, None, True, {"k": 1})]),
@@ -208,6 +210,8 @@ def test_a_constraint_that_gives_up_says_so(guide):
         (of(a={"minimum": "0"}), "properties.a.minimum must be a number"),
         (of(**{"a\n\x1b[2J": {"type": "x"}}), "parameters.properties.a ␛[2J.type"),
         (of(a={"maxItems": None}), "properties.a.maxItems must be a number"),
+        (of(a={"enum": ["\ud800"]}), "cannot be written as JSON"),
+        (of(**{"\ud800": {}}), "cannot be written as JSON"),
     ],
 )
 def test_what_is_no_schema_is_an_error_that_names_tool_and_keyword(parameters, says):
@@ -217,6 +221,12 @@ def test_what_is_no_schema_is_an_error_that_names_tool_and_keyword(parameters, s
     with pytest.raises(RequestError) as error:
         encode_request(body, "0731")
     assert str(error.value).startswith("tools[0].function (f): ") and says in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "says"), [(None, "is missing"), ("", "is missing"), (5, "must be text")])
+def test_a_name_that_is_none_is_an_error(name, says):
+    with pytest.raises(RequestError, match=rf"t\[0\]\.function\.name {says}"):
+        check_tools([{"type": "function", "function": {"name": name}}], "t")
 
 
 def test_deep_and_tangled_schemas_take_no_time(guide):

@@ -251,6 +251,17 @@ def test_whoever_waits_for_stdin_says_so(tmp_path):
     assert process.returncode == 0 and out
 
 
+def test_a_named_pipe_is_waited_for_with_a_word_and_read(tmp_path):
+    os.mkfifo(tmp_path / "later")
+    (tmp_path / "now").write_text("Hello, ")
+    process = started(["run", "--json", "-f", "now", "-f", "later"], ENVIRONMENTS["plain"], tmp_path)
+    process.stdin.close()
+    assert process.stderr.readline() == b"v4: waiting for text on later\n"
+    (tmp_path / "later").write_text("who are you?")
+    assert json.loads(process.stdout.read())["messages"][0]["content"] == "Hello, \n\nwho are you?"
+    assert process.wait(TIMEOUT) == 0
+
+
 def test_a_stdout_that_does_not_wait_is_waited_for(tmp_path):
     process = started(["show", "pro", "--json"], Environment("os.set_blocking(1, False)"), tmp_path)
     time.sleep(0.5)

@@ -188,6 +188,21 @@ def test_a_call_that_is_cut_off_says_so_in_every_format(run, schemas):
     assert done.stdout == "" and done.stderr == f"[calculator {partial}] (not whole: {CUT_OFF})\n{told}"
 
 
+def test_a_call_that_is_cut_off_is_told_of_though_an_answer_follows(run):
+    done = run("--tools", "nano", "What is 17*23?", "-n", "30", "--json")
+    result = json.loads(done.stdout)
+    assert result["text"] and result["messages"][1]["tool_calls"][0]["fault"] == CUT_OFF
+    assert f"a call is not whole (calculator): {CUT_OFF}\n" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_interruption_is_not_told_twice():
+    from v4cli.cli.run_output import shortfall
+
+    said = {"role": "assistant", "content": "", "fault": CUT_OFF, "tool_block": "<"}
+    assert shortfall([], "interrupted", "") == ""
+    assert shortfall([said], "interrupted", "") == f"a call is not whole (?): {CUT_OFF}"
+
+
 def test_wherever_a_call_is_cut_off_its_markup_is_no_answer(run, schemas):
     for n in range(4, 48, 6):
         result = json.loads(run("--tools", schemas, "What is 17*23?", "-n", str(n), "--json").stdout)

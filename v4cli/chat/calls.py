@@ -10,6 +10,7 @@ CUT_OFF = "it was cut off before it was complete"
 NO_CALL = "the block holds no call that can be read"
 IN_CODE = "it stands in a code block that was not closed"
 NOT_CLOSED = "a parameter was not closed"
+NO_NAME = "a parameter has no name that can be read"
 NEXT_BEGAN = "the next call began before it was closed"
 SPELLED_APART = "a parameter is closed in another spelling than it was opened"
 CLOSED_TWICE = "a parameter is closed twice"
@@ -193,7 +194,7 @@ class CallBlock:
             return
         call, key = self.calls[-1], tag.attribute("name")
         if key is None or key in call.keys:
-            self._fault("a parameter has no name" if key is None else f"parameter {key} is given twice")
+            self._fault(NO_NAME if key is None else f"parameter {key} is given twice")
         call.keys.add(key or "")
         call.in_value, call.bars = True, tag.bars
         call.is_text = (tag.attribute("string") or "").lower() != "false"

@@ -103,7 +103,15 @@ class Rules:
 
     def _new_forms(self, schema: dict, above: tuple[int, ...]) -> Forms:
         if "$ref" in schema:
-            return self.forms(schemas.referred(self.root, schema["$ref"]), above)
+            forms = self.forms(schemas.referred(self.root, schema["$ref"]), above)
+        else:
+            forms = self._unreferred(schema, above)
+        if schema.get("nullable") is True:
+            forms = _either(forms, {"null": ALL["null"]})
+        return forms or ALL
+
+    def _unreferred(self, schema: dict, above: tuple[int, ...]) -> Forms:
+        """The same of a schema without `$ref`, and without its `nullable`; none if it contradicts itself."""
         parts = [self._own(schema)]
         if "const" in schema or schema.get("enum"):
             parts.append(_choices([schema["const"]] if "const" in schema else schema["enum"]))
@@ -111,10 +119,7 @@ class Rules:
             branches = [self.forms(branch, above) for branch in schema.get(key, ()) if branch is not False]
             parts += [reduce(_either, branches)] if branches else []
         parts += [self.forms(branch, above) for branch in schema.get("allOf", ())]
-        forms = reduce(_both, parts)
-        if schema.get("nullable") is True:
-            forms = _either(forms, {"null": ALL["null"]})
-        return forms or ALL
+        return reduce(_both, parts)
 
     def _own(self, schema: dict) -> Forms:
         """By type and by what that type may have."""

@@ -60,8 +60,11 @@ class Tag:
         return not self.closing and self.attributes.endswith("/")
 
     def attribute(self, name: str) -> str | None:
-        """The value of an attribute that is there exactly once."""
-        found = [match.groups() for match in _ATTRIBUTE.finditer(self.attributes.removesuffix("/"))]
+        """The value of an attribute that is there exactly once; None also beside anything that is no attribute."""
+        text = self.attributes.removesuffix("/")
+        if _ATTRIBUTE.sub("", text).strip():
+            return None
+        found = [match.groups() for match in _ATTRIBUTE.finditer(text)]
         values = [next(value for value in groups[1:] if value is not None) for groups in found if groups[0] == name]
         return values[0] if len(values) == 1 else None
 

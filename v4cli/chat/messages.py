@@ -60,8 +60,10 @@ def check_tools(tools, at: str = "tools") -> None:
     names = set()
     for i, tool in enumerate(tools):
         function, where = tool.get("function") if isinstance(tool, dict) else None, f"{at}[{i}].function"
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        if not isinstance(function, dict) or function.get("name") in (None, ""):
             raise RequestError(f"{where}.name is missing")
+        if not isinstance(function["name"], str):
+            raise RequestError(f"{where}.name must be text")
         if tool.get("type", "function") != "function":
             raise RequestError(f"{at}[{i}].type must be function")
         where += f" ({schemas.shown(function['name'])})"
@@ -102,9 +104,9 @@ def _check_sampled(sampled, at: str) -> None:
 
 def _check_json(value, at: str) -> None:
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, TypeError, RecursionError):
-        raise RequestError(f"{at} cannot be written as JSON") from None
+        raise RequestError(f"{at}: it cannot be written as JSON") from None
 
 
 def with_faults(message: dict, faults: list[str]) -> dict:

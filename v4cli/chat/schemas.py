@@ -1,7 +1,7 @@
 """JSON schemas of tools: whether one is a schema, and which parameters it gives a call.
 
-What is not known here allows everything, as does a reference that leads nowhere. `$ref` stands alone: drafts up to 7
-ignore what is beside it, and to later ones that only narrows it further.
+What is not known here allows everything, as does a reference that leads nowhere. Beside `$ref` only `nullable`
+counts: drafts up to 7 ignore what stands there, and to later ones it only narrows further.
 """
 
 from collections.abc import Iterable, Iterator

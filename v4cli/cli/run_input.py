@@ -6,7 +6,7 @@ from pathlib import Path
 
 from v4cli.errors import UsageError
 from v4cli.files import argument, decoded
-from v4cli.streams import read_stdin
+from v4cli.streams import read_path, read_stdin
 
 MAX_TEXT_BYTES = 64 << 20
 STDIN = Path("-")
@@ -39,11 +39,4 @@ def read_text(path: Path) -> str:
     """A UTF-8 text file, or stdin for -. UsageError names the file."""
     if path == STDIN:
         return decoded(read_stdin(MAX_TEXT_BYTES), "stdin")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_TEXT_BYTES:
-        raise UsageError(f"{path}: more than {MAX_TEXT_BYTES >> 20} MiB of text")
-    return decoded(data, str(path))
+    return decoded(read_path(path, MAX_TEXT_BYTES), str(path))

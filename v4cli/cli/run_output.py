@@ -38,22 +38,23 @@ def _fault(reason: str) -> dict:
 
 
 def shortfall(messages: list[dict], finish: str, limit: str) -> str:
-    """What is missing in what was said, on one line; empty if it is a whole answer, or whole calls. `limit`: which one
-    it is that "length" means."""
+    """What is missing in what was said, on one line; empty if it is a whole answer, and all calls before it are
+    whole. An interruption is told by whoever ends the command. `limit`: which one it is that "length" means."""
     last = last_said(messages)
     why = {
         "length": f"cut off at {limit}",
         "runaway": "stopped, the block of calls had no end",
         "rounds": "stopped at the limit of turns",
     }.get(finish, finish)
-    parts = [why] if why not in ("stop", "tool_calls") else []
+    parts = [why] if why not in ("stop", "tool_calls", "interrupted") else []
     if is_empty(last) and finish != "interrupted":
         thinking = parts and last.get("reasoning_content")
         parts.append("it was still thinking, there is no answer" if thinking else "the model gave no answer")
-    for name, _, fault in calls_in(last):
-        if fault:
-            parts.append(f"a call is not whole ({name}): {fault}")
-    return " ".join(visible("; ".join(parts)).split())
+    for said in messages:
+        for name, _, fault in calls_in(said):
+            if fault:
+                parts.append(f"a call is not whole ({name}): {fault}")
+    return " ".join(visible("; ".join(dict.fromkeys(parts))).split())
 
 
 def stats_line(stats) -> str:
