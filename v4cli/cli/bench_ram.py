@@ -16,8 +16,9 @@ def bench_ram(model: str, ram: str, prompt: int, tokens: int, trace: Path | None
         raise UsageError(f"v4 bench measures the cpu backend, which is not available: {native.reason()}")
     from v4cli.bench.demand import measure
 
+    folder, budget = paths.model_folder(model), output.ram_budget(ram)
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
-    report = measure(paths.model_folder(model), output.ram_budget(ram), prompt, tokens, trace).to_dict()
+    report = measure(folder, budget, prompt, tokens, trace).to_dict()
     if style == "json":
         output.json_page(report)
     elif style == "csv":
