@@ -64,7 +64,7 @@ class Watch:
 
 def interruption(rng: random.Random):
     """Cancelled after so many looks, or never."""
-    left = rng.randint(1, 120) if rng.random() < 0.25 else 1 << 30
+    left = rng.randint(1, 1500) if rng.random() < 0.25 else 1 << 30
 
     def cancelled() -> bool:
         nonlocal left
