@@ -157,8 +157,11 @@ def _arithmetic(backend: Backend) -> str:
         import torch
 
         digest.update(torch.__version__.encode())
-    for package in ("v4kernels", "v4kernels.cpu", "v4kernels.reference", "v4cli.model"):
-        for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
-            if file.is_file():
-                digest.update(f"{package} {file.name}".encode() + file.read_bytes())
+    folders = [resources.files(package) for package in ("v4kernels", "v4cli.model")]
+    while folders:
+        for entry in sorted(folders.pop().iterdir(), key=lambda entry: entry.name):
+            if entry.is_file():
+                digest.update(entry.name.encode() + entry.read_bytes())
+            elif entry.name != "__pycache__":
+                folders.append(entry)
     return digest.hexdigest()
