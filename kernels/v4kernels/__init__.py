@@ -1,8 +1,8 @@
 """v4kernels: the operations a DeepSeek-V4 forward pass is made of, by backend.
 
 `backend(name, numerics)` gives what makes op tables; api.py is the contract that all of them keep, and `reference` the
-oracle for the others. `cpu`, the fast one, has numerics of its own (cpu.py): asking for `exact` (fp32) or `official`
-ones (simulated quantization) means the reference.
+oracle for the others. `cpu`, the fast one, has numerics of its own (cpu/ops.py): asking for `exact` (fp32) or
+`official` ones (simulated quantization) means the reference.
 """
 
 from typing import TYPE_CHECKING

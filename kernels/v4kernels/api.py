@@ -1,4 +1,4 @@
-"""The contract between the forward pass (v4cli/model/forward.py) and whatever computes it.
+"""The contract between the forward pass (v4cli/model/v4.py) and whatever computes it.
 
 A backend binds a tree of weights (tree.py) and gives an op table over it; several may be bound to one tree. Every
 backend has these ops with these meanings, `reference` is the oracle for the others. What is not said here is a
