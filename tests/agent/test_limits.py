@@ -109,6 +109,7 @@ def test_fork_bomb(tmp_path, bomb):
     done = sandbox.run(["bash", "-c", bomb], tmp_path, Limits(seconds=20, processes=300))
     assert "300 processes" in done.stopped or "Resource temporarily" in done.text
     assert time.monotonic() - start < 25
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 DETACHED = {
