@@ -50,19 +50,19 @@ nano-recall: $(VENV)/installed  ## facts told 1k to 64k tokens ago, as CSV (minu
 	$(PYTHON) -m v4cli.nano.recall --tokens $(or $(TOKENS),1000 4000 16000 64000)
 
 bench-quant: $(VENV)/installed  ## price of quantization, as CSV (minutes)
-	$(PYTHON) -m v4cli.bench.quant_price
+	$(PYTHON) tests/bench/quant_price.py
 
 bench-convert: $(VENV)/installed  ## conversion of two Flash layers, as CSV (minutes, 20 GB of disk in DIR)
-	$(PYTHON) -m v4cli.bench.conversion $(or $(DIR),build/bench)
+	$(PYTHON) tests/bench/conversion.py $(or $(DIR),build/bench)
 
 bench-contexts: $(VENV)/installed  ## saving, loading and sharing contexts, as CSV (a minute, 1 GB of disk in DIR)
-	$(PYTHON) -m v4cli.bench.contexts $(or $(DIR),build/bench)
+	$(PYTHON) tests/bench/contexts.py $(or $(DIR),build/bench)
 
 bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
 	$(VENV)/bin/v4 bench kernels
 
 bench-repl: $(VENV)/installed  ## time to the prompt and from key to screen, as CSV (a minute)
-	$(PYTHON) -m v4cli.bench.repl_latency
+	$(PYTHON) tests/bench/repl_latency.py
 
 recording: $(VENV)/installed-test  ## draw README-chat.svg from a real session on nano
 	$(PYTHON) tests/repl/record.py README-chat.svg

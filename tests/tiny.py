@@ -9,13 +9,13 @@ import torch
 
 from v4cli.chat import special
 from v4cli.chat.vocabulary import BYTE_OF, NANO_PATTERNS, pre_tokenizer
-from v4cli.config import V4Config
+from v4cli.model.config import V4Config
+from v4cli.model.schema import expected_tensors
 from v4cli.nano import recipe
-from v4cli.weights.checkpoint import Checkpoint
-from v4cli.weights.convert import convert_part
-from v4cli.weights.schema import expected_tensors
-from v4cli.weights.store import NEEDED, Manifest, layout
-from v4cli.weights.writer import write_checkpoint
+from v4cli.pull.convert import convert_part
+from v4cli.store.checkpoint import Checkpoint
+from v4cli.store.store import NEEDED, Manifest, layout
+from v4cli.store.writer import write_checkpoint
 
 SMALL = recipe.CONFIG | {
     "vocab_size": 512,

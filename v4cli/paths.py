@@ -6,7 +6,7 @@ from pathlib import Path
 
 import platformdirs
 
-from v4cli.errors import ModelError, UsageError
+from v4cli.errors import UsageError
 
 NANO = Path(__file__).parent / "nano" / "checkpoint"
 NOWHERE = Path("/dev/null")  # nothing is there, and nobody can make something there
@@ -76,32 +76,3 @@ def prefixes_dir() -> Path:
 def use_dir() -> Path:
     """Folder of what was learned about the use of experts, a file per model; it need not exist yet."""
     return _cache_dir() / "experts"
-
-
-def model_folder(model: str) -> Path:
-    """Folder of a model: nano, a name under models_dir(), or a path (./NAME where both exist).
-
-    ModelError if there is none.
-    """
-    if model == "nano":
-        return NANO
-    for path in (named_folder(model), os.path.expanduser(model)):
-        if path is not None and os.path.isdir(path):
-            from v4cli.weights.kinds import resolved
-
-            return resolved(Path(path))
-    from v4cli.weights.known import MODELS  # 8 ms, which the REPL has no time for
-
-    if os.path.exists(os.path.expanduser(model)):
-        from v4cli.weights.kinds import not_a_folder
-
-        raise not_a_folder(Path(model).expanduser())
-    hint = f"v4 pull {model}" if model in MODELS else "v4 ls lists the models that are here; v4 pull brings others"
-    raise ModelError(f"model {model!r} not found", hint)
-
-
-def named_folder(name: str) -> Path | None:
-    """Where a pulled model of this name is or would be; None if it cannot be a name: a path, hidden, nano."""
-    if name in ("", "nano") or name.startswith(".") or Path(name).name != name:
-        return None
-    return models_dir() / name

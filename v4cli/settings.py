@@ -113,7 +113,7 @@ def defaults(command: str, options: Container[str]) -> dict:
 
 def default_model() -> str:
     """The model that is settled; else the pulled one if there is exactly one that is complete, else nano."""
-    from v4cli.weights.library import only_model
+    from v4cli.store.library import only_model
 
     return load().value("model") or only_model(paths.models_dir()) or "nano"
 

@@ -18,15 +18,16 @@ from v4cli.bench.synthetic import shape
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.errors import UsageError
-from v4cli.model import cost
 from v4cli.nano.recall import haystack
+from v4cli.plan import cost
+from v4cli.store import library
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 
 
 @pytest.fixture(scope="module")
 def nano():
-    return Engine.open(paths.model_folder("nano"), "cpu")
+    return Engine.open(library.model_folder("nano"), "cpu")
 
 
 @needs_kernels

@@ -15,8 +15,8 @@ from v4kernels import native
 from v4cli.cli import bench, bench_output
 from v4cli.cli.bench_context import parse_frontiers, parse_tokens
 from v4cli.errors import UsageError
-from v4cli.model import cost
 from v4cli.nano import recipe
+from v4cli.plan import cost
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 

@@ -21,8 +21,9 @@ from v4cli.cli.pull import PullRequest, pull_model
 from v4cli.cli.upkeep import remove
 from v4cli.errors import ModelError, ResourceError
 from v4cli.paths import NANO
-from v4cli.weights.library import disk_bytes, only_model
-from v4cli.weights.store import MANIFEST, Manifest
+from v4cli.store import library
+from v4cli.store.library import disk_bytes, only_model
+from v4cli.store.store import MANIFEST, Manifest
 
 V4 = [sys.executable, "-m", "v4cli"]
 FLASH = {
@@ -151,14 +152,14 @@ def test_names_and_paths(home, monkeypatch):
     monkeypatch.setenv("V4_HOME", str(home))
     monkeypatch.chdir(home)
     Path("little").mkdir()
-    assert paths.model_folder("little") == home / "models" / "little"
-    assert paths.model_folder("./little") == Path("little")
-    assert paths.model_folder("nano") == paths.NANO
+    assert library.model_folder("little") == home / "models" / "little"
+    assert library.model_folder("./little") == Path("little")
+    assert library.model_folder("nano") == paths.NANO
     for name in ("", "nano", "a/b", "..", ".x", "/"):
-        assert paths.named_folder(name) is None
+        assert library.named_folder(name) is None
     for name, hint in (("flash", "v4 pull flash"), ("nothing", "v4 ls"), ("", "v4 ls")):
         with pytest.raises(ModelError) as caught:
-            paths.model_folder(name)
+            library.model_folder(name)
         assert hint in caught.value.hint
 
 

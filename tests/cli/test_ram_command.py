@@ -9,10 +9,10 @@ from test_cli import v4
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.engine.budget import CONTEXT
-from v4cli.model import cost
-from v4cli.weights.plan import Budget, shortage
-from v4cli.weights.store import Store
+from v4cli.plan import cost
+from v4cli.plan.budget import CONTEXT
+from v4cli.plan.placement import Budget, shortage
+from v4cli.store.store import Store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 QUESTION = "Hello, who are you?"

@@ -12,10 +12,10 @@ from v4cli.chat.turn import Chat
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.errors import Exit, ModelError, V4Error
-from v4cli.model.sources import PackedSource
-from v4cli.weights.checkpoint import Checkpoint
-from v4cli.weights.mapped import MappedTensors
-from v4cli.weights.store import Store
+from v4cli.store.checkpoint import Checkpoint
+from v4cli.store.mapped import MappedTensors
+from v4cli.store.sources import PackedSource
+from v4cli.store.store import Store
 
 SHAPE = SMALL | {"head_dim": 128, "num_hidden_layers": 3, "compress_ratios": [0, 4, 128], "index_topk": 8}
 IDS = list(range(60))

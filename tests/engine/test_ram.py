@@ -8,13 +8,13 @@ import tiny
 from v4kernels import native
 
 from v4cli import hardware
-from v4cli.engine.budget import CONTEXT, SHARE, residence
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError, UsageError
-from v4cli.model import cost
-from v4cli.weights.plan import Budget, shortage
-from v4cli.weights.store import Store, layout
+from v4cli.plan import cost
+from v4cli.plan.budget import CONTEXT, SHARE, residence
+from v4cli.plan.placement import Budget, shortage
+from v4cli.store.store import Store, layout
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the kernel library")
 PROMPT = np.random.default_rng(0).integers(0, tiny.STORE_LIKE["vocab_size"], 200).tolist()

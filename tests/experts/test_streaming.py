@@ -13,7 +13,7 @@ from v4cli.errors import ModelError
 from v4cli.experts import reader
 from v4cli.experts.files import PAGE, ExpertFiles, File
 from v4cli.experts.slots import ExpertStream
-from v4cli.weights.store import EXPERT_ORDER, Store
+from v4cli.store.store import EXPERT_ORDER, Store
 
 N_LAYERS, PER_LAYER = tiny.STORE_LIKE["num_hidden_layers"], tiny.STORE_LIKE["n_routed_experts"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from v4cli.cache import kvfile
-from v4cli.weights.store import MANIFEST, _manifest_bytes
+from v4cli.prefixes import kvfile
+from v4cli.store.store import MANIFEST, _manifest_bytes
 
 Mutator = Callable[[Path, random.Random], str]
 TERA = 1 << 40

@@ -21,16 +21,16 @@ from tiny import STORE_LIKE, random_checkpoint
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.cache import archive
-from v4cli.cache.prefixes import Prefixes, stored
 from v4cli.chat.turn import Chat
 from v4cli.cli.models import describe
-from v4cli.config import V4Config
 from v4cli.engine.engine import Engine, unloaded
-from v4cli.weights.hub import FolderSource
-from v4cli.weights.library import entries
-from v4cli.weights.pull import plan_pull, pull
-from v4cli.weights.verify import verify_store
+from v4cli.model.config import V4Config
+from v4cli.prefixes import archive
+from v4cli.prefixes.prefixes import Prefixes, stored
+from v4cli.pull.hub import FolderSource
+from v4cli.pull.pull import plan_pull, pull
+from v4cli.store.library import entries
+from v4cli.store.verify import verify_store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 SHAPE = STORE_LIKE | {

@@ -85,7 +85,7 @@ def test_a_size_the_kernels_do_not_take_is_refused_and_the_reference_named(tmp_p
 
 def test_scales_that_are_not_finite_are_refused_at_load(source, tmp_path):
     made = make_store(source, tmp_path / "store")
-    from v4cli.weights.store import Store
+    from v4cli.store.store import Store
 
     place = Store.open(made).places["layers.0.ffn.experts.1.w3.scale"]
     with place.path.open("r+b") as file:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from v4kernels import native
 
-from v4cli.weights import formats
+from v4cli.store import formats
 
 ROOT = Path(__file__).parents[2]
 BASELINE = sorted(f.stem for f in (ROOT / "kernels" / "cpu").glob("*.cpp") if f.stem not in ("avx2", "avx512", "neon"))

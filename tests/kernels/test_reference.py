@@ -10,7 +10,7 @@ from v4kernels.reference.equations import Equations, Weight, sinkhorn, sqrt_soft
 from v4kernels.reference.quant import fake_fp4, fake_fp8, hadamard, pow2_ceil, round_e2m1
 
 from v4cli.model.rope import frequencies
-from v4cli.weights.formats import decode_fp4, decode_fp8
+from v4cli.store.formats import decode_fp4, decode_fp8
 
 EXACT = Equations("exact")
 
@@ -85,7 +85,7 @@ def test_norm_rope_and_grouped_output_equal_the_official_ones(unit):
 def test_rope_tables_equal_the_published_ones(golden):
     import json
 
-    from v4cli.config import V4Config
+    from v4cli.model.config import V4Config
 
     config = V4Config.load(golden / "configs" / "v4_flash.json")
     published = json.loads((golden / "configs" / "rope_freqs.json").read_text())

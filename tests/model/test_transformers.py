@@ -8,7 +8,7 @@ import torch
 from tiny import FLASH_LIKE, PRO_LIKE, SMALL, random_checkpoint
 
 from v4cli.engine.engine import Engine
-from v4cli.weights.checkpoint import Checkpoint
+from v4cli.store.checkpoint import Checkpoint
 
 RENAMES = (
     ("embed.", "model.embed_tokens."), ("head.weight", "lm_head.weight"), ("norm.weight", "model.norm.weight"),

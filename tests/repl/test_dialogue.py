@@ -15,6 +15,7 @@ from v4cli.errors import ModelError
 from v4cli.repl import commands, items
 from v4cli.repl.dialogue import Dialogue
 from v4cli.repl.setup import Setup
+from v4cli.store import library
 
 
 class Talk:
@@ -24,7 +25,7 @@ class Talk:
         self.told, self.asked, self.answer = [], [], answer or Answer(Choice.YES)
         about = {
             "model": "nano", "system": "", "thinking": True, "tools": None, "approve": "ask", "folder": folder,
-            "resume": None, "open": lambda name: Chat.open(paths.model_folder(name)), "keep": lambda session: [],
+            "resume": None, "open": lambda name: Chat.open(library.model_folder(name)), "keep": lambda session: [],
             "stats_line": lambda stats: f"{stats.prompt_tokens} tokens",
         } | about  # fmt: skip
         self.dialogue = Dialogue(Setup(**about), self.told.append, self.ask)

@@ -13,7 +13,7 @@ from v4cli.repl.status import Status, joined
 
 @pytest.mark.skipif(not native.available(), reason="needs the kernel library")
 def test_experts_on_demand_are_shown_while_they_are_wanted(tmp_path, monkeypatch):
-    monkeypatch.setattr("v4cli.engine.budget.CONTEXT", 512)
+    monkeypatch.setattr("v4cli.plan.budget.CONTEXT", 512)
     store = tiny.make_store(tiny.random_checkpoint(tmp_path / "source", tiny.STORE_LIKE), tmp_path / "store")
     engine = Engine.open(store, "cpu", ram=least_of(store))
     session = engine.session()

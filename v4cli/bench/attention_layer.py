@@ -10,9 +10,9 @@ from v4kernels.cpu import Buffer, Cpu
 
 from v4cli.bench.random_weights import RandomSource
 from v4cli.bench.synthetic import shape
-from v4cli.model import cost
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
+from v4cli.plan import cost
 
 
 class AttentionLayer:

@@ -20,9 +20,9 @@ from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.engine.session import PREFILL_CHUNK, Session
 from v4cli.errors import UsageError
-from v4cli.model import cost
 from v4cli.nano.recall import Question, ask, haystack
-from v4cli.weights.store import layout
+from v4cli.plan import cost
+from v4cli.store.store import layout
 
 INT8, FP32 = "v4k int8", "torch fp32"  # products whose rates bound index scores and attention
 WEIGHTS = ("experts", "dense", "head", "embed")  # components of what is read that are not cache

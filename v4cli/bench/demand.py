@@ -23,8 +23,8 @@ from v4cli.engine.stats import peak_rss_bytes
 from v4cli.errors import UsageError
 from v4cli.experts.files import ExpertFiles
 from v4cli.experts.reader import Rank, Reader
-from v4cli.model import cost
-from v4cli.weights.store import Store, layout
+from v4cli.plan import cost
+from v4cli.store.store import Store, layout
 
 PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured
 PROBE_EXPERT_BYTES = 1 << 30  # read from the SSD, or every expert once

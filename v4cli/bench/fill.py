@@ -7,7 +7,7 @@ ENTRIES; every key is different, so that choosing among them is as hard as among
 
 import numpy as np
 
-from v4cli.model import cost
+from v4cli.plan import cost
 
 ENTRIES = 1 << 14
 E4M3_SCALE = 119  # 2^-8: values up to 1.75

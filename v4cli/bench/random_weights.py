@@ -7,8 +7,8 @@ import torch
 from v4kernels.cpu import PackedWeight
 
 from v4cli.bench.synthetic import Pool, values
-from v4cli.weights.recipe import format_of
-from v4cli.weights.schema import expected_tensors
+from v4cli.model.schema import expected_tensors
+from v4cli.store.recipe import format_of
 
 POOL_BYTES = 1 << 24
 SPREAD = {"fp4": 1.5, "int8": 73.0, "int4": 4.6}  # rms of uniformly random codes

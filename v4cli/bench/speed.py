@@ -16,10 +16,10 @@ import numpy as np
 from v4kernels import native
 
 from v4cli.engine.engine import Engine
-from v4cli.model import cost
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
-from v4cli.weights.store import layout
+from v4cli.plan import cost
+from v4cli.store.store import layout
 
 PROBE_BYTES = 1 << 30
 PRODUCT = (512, 4096, 2048)  # tokens, inputs, outputs of the products that stand for the machine's int8 rate

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from v4cli.config import V4Config
 from v4cli.files import write_atomically
+from v4cli.model.config import V4Config
+from v4cli.model.known import MODELS
+from v4cli.model.schema import TensorSpec, expected_tensors
 from v4cli.nano.recipe import CONFIG, GENERATION_CONFIG
 from v4cli.paths import NANO
-from v4cli.weights.checkpoint import INDEX
-from v4cli.weights.formats import pack_fp4
-from v4cli.weights.known import MODELS
-from v4cli.weights.schema import TensorSpec, expected_tensors
-from v4cli.weights.store import Part
+from v4cli.store.checkpoint import INDEX
+from v4cli.store.formats import pack_fp4
+from v4cli.store.store import Part
 
 POOL = 1 << 23  # random numbers drawn once
 PREFERENCE = 0.2  # spread of gate.bias: how much more some experts are used than others

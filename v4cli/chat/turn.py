@@ -14,13 +14,13 @@ from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
-from v4cli.config import V4Config
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
-from v4cli.weights import kinds
-from v4cli.weights.store import is_store
+from v4cli.model.config import V4Config
+from v4cli.store import kinds
+from v4cli.store.store import is_store
 
 MAX_BLOCK = 1 << 18  # characters of one block of tool calls
 

@@ -3,9 +3,9 @@
 import csv
 from dataclasses import dataclass
 
-from v4cli import paths
 from v4cli.cli import output
 from v4cli.errors import ResourceError, UsageError
+from v4cli.store import library
 
 MOST_SESSIONS = 64
 MARGIN = 2 << 30  # memory left to the rest when synthetic weights are made
@@ -80,7 +80,7 @@ def open_engine(model: str, synthetic: Synthetic | None, ram: int | None = None)
 
     if synthetic:
         return _random(synthetic), synthetic.quant
-    engine = Engine.open(paths.model_folder(model), "cpu", ram=ram)
+    engine = Engine.open(library.model_folder(model), "cpu", ram=ram)
     return engine, _quant_of(engine.path)
 
 
@@ -89,9 +89,9 @@ def _random(wanted: Synthetic):
 
     from v4cli.bench import speed
     from v4cli.bench.synthetic import SHAPES, shape
-    from v4cli.model import cost
-    from v4cli.weights.recipe import RECIPES
-    from v4cli.weights.store import layout
+    from v4cli.plan import cost
+    from v4cli.store.recipe import RECIPES
+    from v4cli.store.store import layout
 
     for what, chosen, known in (("shape", wanted.shape, SHAPES), ("recipe", wanted.quant, RECIPES)):
         if chosen not in known:
@@ -116,7 +116,7 @@ def _random(wanted: Synthetic):
 
 def _quant_of(folder) -> str:
     """Recipe of a store; an official checkpoint is quantized as `native` when it is loaded."""
-    from v4cli.weights.store import Store, open_model
+    from v4cli.store.store import Store, open_model
 
     opened = open_model(folder)
     return opened.manifest.quant if isinstance(opened, Store) else "native"

@@ -54,7 +54,7 @@ def bench_context(request: ContextRequest) -> None:
 
     from v4cli.bench import context
     from v4cli.bench.synthetic import shape
-    from v4cli.model import cost
+    from v4cli.plan import cost
 
     whole = shape(request.synthetic.shape) if request.synthetic else engine.config
     tokenizer = None

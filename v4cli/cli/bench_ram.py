@@ -3,9 +3,9 @@
 import csv
 from pathlib import Path
 
-from v4cli import paths
 from v4cli.cli import output
 from v4cli.errors import UsageError
+from v4cli.store import library
 
 
 def bench_ram(model: str, ram: str, prompt: int, tokens: int, trace: Path | None, style: str) -> None:
@@ -16,7 +16,7 @@ def bench_ram(model: str, ram: str, prompt: int, tokens: int, trace: Path | None
         raise UsageError(f"v4 bench measures the cpu backend, which is not available: {native.reason()}")
     from v4cli.bench.demand import measure
 
-    folder, budget = paths.model_folder(model), output.ram_budget(ram)
+    folder, budget = library.model_folder(model), output.ram_budget(ram)
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
     report = measure(folder, budget, prompt, tokens, trace).to_dict()
     if style == "json":

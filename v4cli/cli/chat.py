@@ -12,6 +12,7 @@ from v4cli.errors import UsageError
 from v4cli.files import argument
 from v4cli.repl.setup import Setup
 from v4cli.settings import APPROVE
+from v4cli.store import library
 from v4cli.streams import is_screen
 
 
@@ -71,14 +72,14 @@ def _setup(request: ChatRequest) -> Setup:
     if request.go_on and request.resume is not None:
         raise UsageError("--continue and --resume exclude each other", "drop --continue")
     if request.model is not None:
-        paths.model_folder(request.model)
+        library.model_folder(request.model)
     ram = output.ram_budget(request.ram)
 
     def open_model(name: str):
         from v4cli.chat.turn import Chat
         from v4cli.cli import sessions
 
-        folder, session = paths.model_folder(name), sessions.session_maker(request.kv_dir, not request.no_cache)
+        folder, session = library.model_folder(name), sessions.session_maker(request.kv_dir, not request.no_cache)
         return Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
 
     sampling = {

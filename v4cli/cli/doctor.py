@@ -8,8 +8,8 @@ from pathlib import Path
 
 from v4cli import __version__, hardware, paths
 from v4cli.cli import output
-from v4cli.engine.budget import SHARE
 from v4cli.errors import Exit, V4Error
+from v4cli.plan.budget import SHARE
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 MIN_FREE_BYTES = 1 << 30
@@ -124,7 +124,7 @@ def _user_namespaces() -> str:
 
 
 def _nano():
-    from v4cli.weights.checkpoint import Checkpoint
+    from v4cli.store.checkpoint import Checkpoint
 
     try:
         checkpoint = Checkpoint.open(paths.NANO)

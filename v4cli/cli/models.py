@@ -5,15 +5,16 @@ from pathlib import Path
 
 from v4cli import paths
 from v4cli.cli import output
-from v4cli.config import V4Config
 from v4cli.errors import ModelError
-from v4cli.model import cost
-from v4cli.weights.checkpoint import Checkpoint
-from v4cli.weights.known import MODELS, known_config
-from v4cli.weights.library import COMPLETE, disk_bytes, entries, inspect, weight_errors
-from v4cli.weights.recipe import RECIPES
-from v4cli.weights.schema import TensorSpec, expected_tensors
-from v4cli.weights.store import NEEDED, Manifest, is_store, layout, open_model, source_name
+from v4cli.model.config import V4Config
+from v4cli.model.known import MODELS, known_config
+from v4cli.model.schema import TensorSpec, expected_tensors
+from v4cli.plan import cost
+from v4cli.store import library
+from v4cli.store.checkpoint import Checkpoint
+from v4cli.store.library import COMPLETE, disk_bytes, entries, inspect, weight_errors
+from v4cli.store.recipe import RECIPES
+from v4cli.store.store import NEEDED, Manifest, is_store, layout, open_model, source_name
 
 OFFICIAL = "official"
 FORMAT_NAMES = {
@@ -40,7 +41,7 @@ class Subject:
     def find(cls, model: str) -> "Subject":
         """By name or folder; a release that is not here is told from its config. ModelError if there is nothing."""
         try:
-            folder = paths.model_folder(model)
+            folder = library.model_folder(model)
         except ModelError:
             if model not in MODELS:
                 raise

@@ -9,13 +9,13 @@ from v4kernels import BACKENDS
 from v4cli import hardware, paths
 from v4cli.cli import output
 from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
-from v4cli.engine.budget import CONTEXT
-from v4cli.engine.budget import SHARE as USABLE
 from v4cli.errors import ResourceError, UsageError
-from v4cli.model import cost
-from v4cli.weights.library import COMPLETE
-from v4cli.weights.plan import Budget, Needs, Plan, make_plan, shortage
-from v4cli.weights.recipe import RECIPES
+from v4cli.plan import cost
+from v4cli.plan.budget import CONTEXT
+from v4cli.plan.budget import SHARE as USABLE
+from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
+from v4cli.store.library import COMPLETE
+from v4cli.store.recipe import RECIPES
 
 GPU_SPEED = 1e12  # bytes/s, assumed: reading VRAM is not measured
 SSD_SPEED = 3e9  # bytes/s, assumed where it cannot be measured

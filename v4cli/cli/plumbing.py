@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from v4cli import jsonfile, paths
+from v4cli import jsonfile
 from v4cli.cli import output
 from v4cli.cli.run_input import read_text
 from v4cli.errors import RequestError, UsageError
+from v4cli.store import library
 
 API_FIELDS = {"reasoning_effort", "response_format", "thinking", "tool_choice", "tools"}
 
@@ -17,7 +18,7 @@ def score_tokens(
     """Log-probability of every token after the first, their mean NLL and perplexity."""
     if (ids is None) == (file is None):
         raise UsageError("give exactly one of --ids and --file")
-    folder = paths.model_folder(model)
+    folder = library.model_folder(model)
     tokens = _ids(ids) if ids is not None else None
     if tokens is None:
         from v4cli.chat.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer
         prompt = encode_request(request, contract).prompt
     out: dict = {"prompt": prompt.text}
     if ids or tokenizer is not None:
-        path = tokenizer or paths.model_folder(model) / "tokenizer.json"
+        path = tokenizer or library.model_folder(model) / "tokenizer.json"
         out["ids"] = Tokenizer.from_file(path).encode_prompt(prompt)
     output.json_line(out)
 

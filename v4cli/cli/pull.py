@@ -8,11 +8,12 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v4cli import paths, streams
+from v4cli import streams
 from v4cli.clean import harmless, on_one_line
 from v4cli.cli import output
 from v4cli.errors import UsageError
-from v4cli.weights.known import MODELS
+from v4cli.model.known import MODELS
+from v4cli.store import library
 
 LINE_EVERY = 5.0  # seconds between plain lines
 WINDOW = 30.0  # seconds over which rates are measured
@@ -37,13 +38,13 @@ class PullRequest:
 def pull_model(request: PullRequest) -> None:
     """Pull, or with --dry-run tell what that would do."""
     from v4cli.chat.turn import READERS
-    from v4cli.weights.pull import plan_pull, pull
-    from v4cli.weights.pull_plan import open_manifest, plan_known
+    from v4cli.pull.pull import plan_pull, pull
+    from v4cli.pull.sizes import open_manifest, plan_known
 
     _check_quant(request.quant)
     target = _target(request)
     name = request.name or target.name
-    dest = paths.named_folder(name)
+    dest = library.named_folder(name)
     if dest is None:
         raise UsageError(f"{name!r} cannot be the name of a model", "give a plain --name, other than nano")
     options = {"jobs": request.jobs, "keep_source": request.keep_source, "only": request.part}
@@ -65,11 +66,11 @@ def pull_model(request: PullRequest) -> None:
 
 def _target(request: PullRequest):
     """What is to be pulled: of a name that `v4 ls` lists, what it was made from."""
-    from v4cli.weights.hub import Target, parse_target
-    from v4cli.weights.pull_plan import open_manifest
-    from v4cli.weights.store import is_store
+    from v4cli.pull.hub import Target, parse_target
+    from v4cli.pull.sizes import open_manifest
+    from v4cli.store.store import is_store
 
-    here = paths.named_folder(request.what)
+    here = library.named_folder(request.what)
     if here is None or request.name not in (None, request.what) or not is_store(here):
         if here is not None and here.is_dir() and request.what not in MODELS and not os.path.exists(request.what):
             raise UsageError(f"{here}: does not tell what it was made from", f"v4 rm {request.what}, then pull again")
@@ -85,8 +86,8 @@ def _target(request: PullRequest):
 def quantize_folder(source: Path, dest: Path, quant: str | None, part: str | None, as_json: bool) -> None:
     """Make a store, in any folder, of an official checkpoint that is on this disk."""
     from v4cli.chat.turn import READERS
-    from v4cli.weights.hub import FolderSource
-    from v4cli.weights.pull import pull
+    from v4cli.pull.hub import FolderSource
+    from v4cli.pull.pull import pull
 
     _check_quant(quant)
     with _Progress(dest.name) as reporter:
@@ -95,7 +96,7 @@ def quantize_folder(source: Path, dest: Path, quant: str | None, part: str | Non
 
 
 def _check_quant(quant: str | None) -> None:
-    from v4cli.weights.recipe import RECIPES
+    from v4cli.store.recipe import RECIPES
 
     if quant not in (None, *RECIPES):
         raise UsageError(f"unknown --quant {quant!r}", f"choose one of: {', '.join(RECIPES)}")

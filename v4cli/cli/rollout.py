@@ -16,6 +16,7 @@ from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
 from v4cli.errors import Interrupted, UsageError
 from v4cli.interrupts import interrupts
+from v4cli.store import library
 
 ENDS = {  # of rollouts that did not end with an answer of the model's own
     "length": "cut off at the limit of tokens", "rounds": "stopped at the limit of turns", "timeout": "out of time",
@@ -55,7 +56,7 @@ def run_rollouts(request: RolloutRequest) -> None:
         request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
         request.max_rounds, request.timeout,
     )  # fmt: skip
-    folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
+    folder, ram = library.model_folder(request.model), output.ram_budget(request.ram)
     stop = Event()
     with interrupts(stop), rollout.output_folder(out, conditions):
         before, todo = rollout.done_before(out, tasks, request.n)

@@ -17,6 +17,7 @@ from v4cli.cli.run_output import SilentWriter, StreamWriter, TextWriter, result,
 from v4cli.errors import Exit, Interrupted, RequestError, UsageError, V4Error
 from v4cli.files import argument
 from v4cli.interrupts import interrupts
+from v4cli.store import library
 
 FORMATS = ("text", "json", "stream-json")
 
@@ -117,7 +118,7 @@ def _options(request: RunRequest):
 def _opened(request: RunRequest):
     """The model, with a session as the options want it."""
     session = sessions.session_maker(request.kv_dir, not request.no_cache)
-    folder, ram = paths.model_folder(request.model), output.ram_budget(request.ram)
+    folder, ram = library.model_folder(request.model), output.ram_budget(request.ram)
     from v4cli.chat.turn import Chat
 
     return Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
-from v4cli.cache.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
 from v4cli.cli import output
 from v4cli.errors import SnapshotError, UsageError
+from v4cli.prefixes.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
+from v4cli.store import library
 
 DISK, WRITES = "V4_CACHE_DISK", "V4_CACHE_WRITES"
 DEFAULTS = {DISK: "20G", WRITES: "50G"}
@@ -148,7 +149,7 @@ def rm(wanted: list[str], everything: bool, yes: bool) -> None:
 
 def export(wanted: str, to: Path) -> None:
     """Write one context to a file that `v4 sessions import` takes anywhere."""
-    from v4cli.cache import archive
+    from v4cli.prefixes import archive
 
     listed = _find(wanted)
     n_bytes = archive.write(to, listed.prefixes, listed.snapshot)
@@ -157,10 +158,10 @@ def export(wanted: str, to: Path) -> None:
 
 def import_file(source: Path, model: str) -> None:
     """Store a context from a file for a model of the same shape."""
-    from v4cli.cache import archive
     from v4cli.engine.engine import unloaded
+    from v4cli.prefixes import archive
 
-    folder = paths.model_folder(model)
+    folder = library.model_folder(model)
     disk, writes = budgets()
     identity, config, state = unloaded(folder)
     prefixes = Prefixes(paths.prefixes_dir(), identity, disk, writes)

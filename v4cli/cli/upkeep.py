@@ -10,13 +10,14 @@ from v4cli import paths
 from v4cli.cli import output, progress
 from v4cli.errors import ModelError, UsageError
 from v4cli.files import sync_folder
-from v4cli.weights.library import CHECKPOINT, STRANGE, disk_bytes, inspect
-from v4cli.weights.store import MANIFEST, MANIFEST_COPY, is_store
+from v4cli.store import library
+from v4cli.store.library import CHECKPOINT, STRANGE, disk_bytes, inspect
+from v4cli.store.store import MANIFEST, MANIFEST_COPY, is_store
 
 
 def verify(model: str, as_json: bool) -> None:
     """Check a model; ModelError (exit 3) if anything is not as it was written."""
-    folder = paths.model_folder(model)
+    folder = library.model_folder(model)
     about = {"model": model, "path": str(folder)}
     about |= _verify_store(model, folder) if is_store(folder) else _verify_checkpoint(folder)
     damage = about["damage"]
@@ -34,7 +35,7 @@ def verify(model: str, as_json: bool) -> None:
 def _verify_store(model: str, folder: Path) -> dict:
     """Every byte against the manifest."""
     from v4cli.chat.turn import READERS
-    from v4cli.weights.verify import recorded_bytes, verify_store
+    from v4cli.store.verify import recorded_bytes, verify_store
 
     with progress.Bytes(f"verify {model}", recorded_bytes(folder)) as bar:
         report = verify_store(folder, bar.advance, READERS)
@@ -51,8 +52,8 @@ def _verify_store(model: str, folder: Path) -> dict:
 def _verify_checkpoint(folder: Path) -> dict:
     """An official checkpoint brings no checksums: names, types, shapes and file sizes are all there is to check."""
     from v4cli.chat.turn import READERS
-    from v4cli.weights.checkpoint import Checkpoint
-    from v4cli.weights.verify import unusable
+    from v4cli.store.checkpoint import Checkpoint
+    from v4cli.store.verify import unusable
 
     checkpoint = Checkpoint.open(folder)
     checked = f"{len(checkpoint.places):,} tensors, names, types, shapes and sizes only (no checksums in this format)"
@@ -66,7 +67,7 @@ def _verify_checkpoint(folder: Path) -> dict:
 
 def remove(model: str, yes: bool) -> None:
     """Delete a pulled model. UsageError unless asked for twice: --yes, or an answer in a terminal."""
-    folder = paths.named_folder(model)
+    folder = library.named_folder(model)
     if folder is None or not folder.is_dir():
         hint = f"v4 rm removes what `v4 ls` lists under {paths.models_dir()}, by its name"
         raise ModelError(f"{model!r} is not one of the pulled models", hint)

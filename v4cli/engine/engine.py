@@ -15,21 +15,21 @@ from v4kernels import backend as backend_of
 from v4kernels.api import Backend
 
 from v4cli import __version__
-from v4cli.cache.prefixes import Prefixes
-from v4cli.cache.state import State
-from v4cli.config import V4Config
 from v4cli.engine import loading
-from v4cli.engine.budget import Residence
 from v4cli.engine.fault import fault
 from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.scheduler import Scheduler
 from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import ModelError, UsageError
 from v4cli.experts.slots import ExpertStream
+from v4cli.model.config import V4Config
+from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import NoWeights, build
-from v4cli.weights.fingerprint import stamps
-from v4cli.weights.store import Store, open_model
+from v4cli.plan.budget import Residence
+from v4cli.prefixes.prefixes import Prefixes
+from v4cli.store.fingerprint import stamps
+from v4cli.store.store import Store, open_model
 
 
 class Engine:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from v4cli.cache.state import State
 from v4cli.errors import ModelError
-from v4cli.model.sources import Model
-from v4cli.weights.store import Store, open_model
+from v4cli.model.state import State
+from v4cli.store.sources import Model
+from v4cli.store.store import Store, open_model
 
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine

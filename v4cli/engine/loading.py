@@ -10,19 +10,19 @@ from v4kernels.api import Backend
 from v4kernels.cpu import CpuOps
 
 from v4cli import hardware
-from v4cli.cache import kvfile
-from v4cli.engine.budget import SHARE, Residence, residence
 from v4cli.errors import ResourceError, SnapshotError, UsageError
 from v4cli.experts.bank import Streamed
 from v4cli.experts.files import ExpertFiles, into_memory
 from v4cli.experts.slots import ExpertStream
 from v4cli.files import write_atomically
-from v4cli.model import cost
-from v4cli.model.sources import DenseSource, Model, PackedSource
+from v4cli.model.schema import expected_tensors
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
-from v4cli.weights.schema import expected_tensors
-from v4cli.weights.store import Store, layout
+from v4cli.plan import cost
+from v4cli.plan.budget import SHARE, Residence, residence
+from v4cli.prefixes import kvfile
+from v4cli.store.sources import DenseSource, Model, PackedSource
+from v4cli.store.store import Store, layout
 
 MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from v4cli.cache.state import Checkpoint, State
 from v4cli.experts.slots import Counts, ExpertStream
+from v4cli.model.state import Checkpoint, State
 from v4cli.model.v4 import V4
 
 CHUNK = 512  # rows of a prefill at a time

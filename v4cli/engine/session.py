@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from v4cli.cache.prefixes import Prefixes, Snapshot
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.scheduler import CHUNK
 from v4cli.engine.stats import Stats
 from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
 from v4cli.interrupts import wished
+from v4cli.prefixes.prefixes import Prefixes, Snapshot
 
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine

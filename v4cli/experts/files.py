@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from v4cli.errors import ModelError
-from v4cli.weights.store import EXPERT_ORDER, PAGE, Store
+from v4cli.store.store import EXPERT_ORDER, PAGE, Store
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 NAN = 0xFF  # as an E8M0 scale

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from v4cli.config import V4Config
+from v4cli.model.config import V4Config
 
 
 def frequencies(config: V4Config, ratio: int) -> np.ndarray:

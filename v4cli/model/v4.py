@@ -14,8 +14,8 @@ from typing import Generic
 from v4kernels.api import A, B, Bank, Ops, S, Span, X
 from v4kernels.tree import Kind
 
-from v4cli.cache.state import State
-from v4cli.config import V4Config
+from v4cli.model.config import V4Config
+from v4cli.model.state import State
 
 
 class V4(Generic[A, X, S, B]):

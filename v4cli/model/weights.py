@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from v4kernels.tree import Attention, Compressor, Expert, Hyper, Indexer, Kind, Layer, Mixture, Tree
 
-from v4cli.config import V4Config
+from v4cli.model.config import V4Config
 from v4cli.model.rope import frequencies
 
 M = TypeVar("M", covariant=True)

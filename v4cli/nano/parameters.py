@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from v4kernels.reference.equations import Weight
 
-from v4cli.model.sources import KINDS
-from v4cli.weights.formats import fake_fp4, fake_fp8
-from v4cli.weights.schema import expected_tensors
+from v4cli.model.schema import expected_tensors
+from v4cli.store.formats import fake_fp4, fake_fp8
+from v4cli.store.sources import KINDS
 
 FAKE = {"fp8": fake_fp8, "fp4": fake_fp4}
 

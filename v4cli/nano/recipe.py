@@ -1,7 +1,7 @@
 """What nano is: its configuration, the same architecture as Flash at a forty-thousandth of the size."""
 
-from v4cli.config import V4Config
-from v4cli.weights.known import COMMON
+from v4cli.model.config import V4Config
+from v4cli.model.known import COMMON
 
 VOCAB_SIZE = 1024
 

@@ -23,8 +23,8 @@ from v4cli.nano.muon import Muon
 from v4cli.nano.parameters import Parameters
 from v4cli.nano.stages import STAGES, Stage
 from v4cli.paths import NANO
-from v4cli.weights.checkpoint import Checkpoint
-from v4cli.weights.writer import write_checkpoint
+from v4cli.store.checkpoint import Checkpoint
+from v4cli.store.writer import write_checkpoint
 
 WEIGHT_DECAY = 0.05
 WARMUP_STEPS = 40

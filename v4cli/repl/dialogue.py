@@ -24,6 +24,7 @@ from v4cli.errors import Exit, UsageError, V4Error
 from v4cli.repl import commands, items
 from v4cli.repl.files import with_files
 from v4cli.repl.setup import Setup
+from v4cli.store import library
 
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
 KILL_AFTER = 1.0  # seconds that a command of the user's has to end
@@ -174,7 +175,7 @@ class Dialogue:
     def switch(self, model: str) -> None:
         """Another model for this conversation; the old one is closed first, since both might not fit."""
         agent, before = self.conversation.agent, self.model
-        paths.model_folder(model)
+        library.model_folder(model)
         agent.chat = None
         gc.collect()
         try:

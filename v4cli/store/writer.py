@@ -1,0 +1,51 @@
+"""Write a checkpoint in the official format: shards, index, config. Files appear whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from v4cli.files import write_atomically
+from v4cli.model.schema import TensorSpec, expected_tensors
+from v4cli.store.checkpoint import INDEX
+from v4cli.store.formats import encode_fp4, encode_fp8
+
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
+
+
+def write_checkpoint(path: Path, config, tensors: dict[str, Tensor], generation_config: dict, shards: int = 1) -> None:
+    """Quantize fp32 `tensors` (official names, no scales) to their official dtypes and write folder `path`.
+
+    Trunk only. `shards` spreads the tensors over that many files.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    stored: dict[str, Tensor] = {}
+    for name, spec in expected_tensors(config, with_mtp=False).items():
+        if not name.endswith(".scale"):
+            stored |= _encode(name, spec, tensors[name])
+    names = list(stored)
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: stored[name] for name in names[i::shards]}
+        save_file(part, path / (file + ".tmp"), metadata={"format": "pt"})
+        os.replace(path / (file + ".tmp"), path / file)
+        weight_map |= dict.fromkeys(part, file)
+    total = sum(tensor.nbytes for tensor in stored.values())
+    _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(path / "generation_config.json", generation_config)
+    _write_json(path / "config.json", config.to_dict())
+
+
+def _encode(name: str, spec: TensorSpec, value: Tensor) -> dict[str, Tensor]:
+    if spec.dtype not in ("F8_E4M3", "I8"):
+        return {name: value.to(DTYPES[spec.dtype]).contiguous()}
+    weight, scale = (encode_fp8 if spec.dtype == "F8_E4M3" else encode_fp4)(value)
+    return {name: weight.contiguous(), name.removesuffix("weight") + "scale": scale.contiguous()}
+
+
+def _write_json(path: Path, value: dict) -> None:
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
