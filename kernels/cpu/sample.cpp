@@ -1,8 +1,8 @@
 // From logits to a token. Weights of tokens are integers, so sums of them are exact in any order.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <limits>
+#include <memory>
+#include <new>
 
 #include "bits.h"
 #include "dispatch.h"
@@ -26,9 +26,10 @@ class Allowed {
   const float *block(int64_t b) {
     const int64_t first = b * BLOCK, count = std::min(BLOCK, n_ - first);
     if (!allowed_ && count == BLOCK) return logits_ + first;
-    for (int64_t i = 0; i < count; ++i)
-      room_[i] = !allowed_ || allowed_[first + i] ? logits_[first + i] : -INFINITY;
+    std::copy(logits_ + first, logits_ + first + count, room_);
     std::fill(room_ + count, room_ + BLOCK, -INFINITY);
+    if (allowed_)
+      for (int64_t i = 0; i < count; ++i) room_[i] = allowed_[first + i] ? room_[i] : -INFINITY;
     return room_;
   }
 
@@ -67,22 +68,39 @@ uint32_t key_of(float x) {
   return bits >> 31 ? ~bits : bits | 0x80000000;
 }
 
-// Tokens that may be drawn, in ascending order of id.
+// Tokens that may be drawn, in ascending order of id. Memory is kept for the next call: asking the system for it anew
+// takes as long as the call itself.
 class Kept {
  public:
-  explicit Kept(int64_t most) : keys_(most), ids_(most), weights_(most) {}
-  explicit operator bool() const { return keys_ && ids_ && weights_; }
-  int64_t size() const { return size_; }
+  // None, but room for n. False without memory.
+  bool reset(int64_t n) {
+    size_ = 0;
+    if (n > room_) {
+      room_ = n;
+      keys_.reset(new (std::nothrow) uint32_t[n]);
+      ids_.reset(new (std::nothrow) int32_t[n]);
+      weights_.reset(new (std::nothrow) int64_t[n]);
+    }
+    if (keys_ && ids_ && weights_) return true;
+    room_ = 0;
+    return false;
+  }
 
-  void add(float logit, int64_t id, int64_t weight) {
-    keys_.get()[size_] = key_of(logit);
-    ids_.get()[size_] = static_cast<int32_t>(id);
-    weights_.get()[size_++] = weight;
+  // Those of a block, from id `first` on, with a logit of `floor` and a weight of `least` or more. Which half of a block
+  // may be is no branch's guess.
+  void add(const float *x, const int64_t *weights, int64_t first, float floor, int64_t least) {
+    int32_t found[BLOCK];
+    int count = 0;
+    for (int i = 0; i < BLOCK; ++i) {
+      found[count] = i;
+      count += (weights[i] >= least) & (x[i] >= floor);
+    }
+    for (int j = 0; j < count; ++j) put(key_of(x[found[j]]), static_cast<int32_t>(first + found[j]), weights[found[j]]);
   }
 
   int64_t sum() const {
     int64_t sum = 0;
-    for (int64_t i = 0; i < size_; ++i) sum += weights_.get()[i];
+    for (int64_t i = 0; i < size_; ++i) sum += weights_[i];
     return sum;
   }
 
@@ -93,73 +111,100 @@ class Kept {
 
   // Keep the fewest, highest first, whose weights add up to `need`.
   void keep_mass(int64_t need) {
-    keep(need, [this](int64_t i) { return weights_.get()[i]; });
+    keep(std::min(need, sum()), [this](int64_t i) { return weights_[i]; });
   }
 
   // The first whose weight and those before it add up to more than `at`.
   int64_t find(int64_t at) const {
     int64_t i = 0;
-    while (at >= weights_.get()[i]) at -= weights_.get()[i++];
-    return ids_.get()[i];
+    while (at >= weights_[i]) at -= weights_[i++];
+    return ids_[i];
   }
 
  private:
-  // Highest first, of equals the lower id, as far as it takes for amounts to add up to `need`, which all of them do.
-  // The key where that happens is found by radix: 11, 11 and the last 10 bits.
-  template <class Amount>
-  void keep(int64_t need, Amount amount) {
-    const uint32_t *keys = keys_.get();
-    uint32_t last = 0, settled = 0;
-    int64_t before = 0;  // what those with higher keys add up to
-    for (int shift : {21, 10, 0}) {
-      int64_t sums[2048] = {0};
-      for (int64_t i = 0; i < size_; ++i)
-        if (((keys[i] ^ last) & settled) == 0) sums[keys[i] >> shift & 2047] += amount(i);
-      uint32_t digit = 2047;
-      while (before + sums[digit] < need) before += sums[digit--];
-      last |= digit << shift;
-      settled = ~uint32_t(0) << shift;
-    }
-    int64_t kept = 0;
-    for (int64_t i = 0; i < size_; ++i) {
-      const bool tied = keys[i] == last && before < need;
-      if (tied) before += amount(i);
-      if (keys[i] <= last && !tied) continue;
-      keys_.get()[kept] = keys[i];
-      ids_.get()[kept] = ids_.get()[i];
-      weights_.get()[kept++] = weights_.get()[i];
-    }
-    size_ = kept;
+  void put(uint32_t key, int32_t id, int64_t weight) {
+    keys_[size_] = key;
+    ids_[size_] = id;
+    weights_[size_++] = weight;
   }
 
-  Scratch<uint32_t> keys_;
-  Scratch<int32_t> ids_;
-  Scratch<int64_t> weights_;
-  int64_t size_ = 0;
+  // Highest first, of equals the lower id, as far as it takes for amounts to add up to `need`, which all of them do.
+  template <class Amount>
+  void keep(int64_t need, Amount amount) {
+    int64_t before;  // what those with higher keys add up to
+    const uint32_t last = reach(need, amount, &before);
+    const int64_t count = size_;
+    size_ = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool tied = keys_[i] == last && before < need;
+      const bool stays = (keys_[i] > last) | tied;
+      before += tied ? amount(i) : 0;
+      put(keys_[i], ids_[i], weights_[i]);
+      size_ -= !stays;
+    }
+  }
+
+  // The key where amounts, added up from the highest on, reach `need`: by radix, of the bits that are not all alike.
+  template <class Amount>
+  uint32_t reach(int64_t need, Amount amount, int64_t *before) const {
+    uint32_t last = keys_[0], unlike = 0;
+    for (int64_t i = 0; i < size_; ++i) unlike |= keys_[i] ^ last;
+    *before = 0;
+    int bits = 0;  // not settled
+    while (bits < 32 && unlike >> bits) ++bits;
+    while (bits > 0) {
+      const int shift = std::max(0, bits - 11);
+      const uint32_t settled = bits < 32 ? ~uint32_t(0) << bits : 0, digits = (uint32_t(1) << (bits - shift)) - 1;
+      int64_t sums[2048] = {0};
+      for (int64_t i = 0; i < size_; ++i)
+        if (((keys_[i] ^ last) & settled) == 0) sums[keys_[i] >> shift & digits] += amount(i);
+      uint32_t digit = digits;
+      while (*before + sums[digit] < need) *before += sums[digit--];
+      last = (last & settled) | digit << shift;
+      bits = shift;
+    }
+    return last;
+  }
+
+  std::unique_ptr<uint32_t[]> keys_;
+  std::unique_ptr<int32_t[]> ids_;
+  std::unique_ptr<int64_t[]> weights_;
+  int64_t size_ = 0, room_ = 0;
 };
 
-// A logit that at least k reach, as near to the k-th highest as peaks tell.
-float floor_of(const float *peaks, int64_t blocks, int64_t k, float *room) {
-  if (k < 1 || k > blocks) return -INFINITY;
-  std::copy(peaks, peaks + blocks, room);
-  std::nth_element(room, room + (k - 1), room + blocks, [](float a, float b) { return a > b; });
-  return room[k - 1];
-}
-
-// One call. The logits' blocks have peaks; top is the highest of them.
-class Draw {
+// The weights of logits whose blocks have peaks, the highest of which is top.
+class Weights {
  public:
-  Draw(Allowed &logits, const float *peaks, float top, double temperature)
+  Weights(Allowed &logits, const float *peaks, float top, double temperature)
       : logits_(logits), peaks_(peaks), top_(top), inverse_(std::min(1.0 / temperature, MOST_INVERSE)) {}
 
-  // The sum of the weights of each block -> sums; of all is returned.
-  int64_t sum(int64_t *sums) const {
-    int64_t sum = 0, weights[BLOCK];
+  // The sum of all, and of each block -> sums, which may be NULL: then of some. Tokens with a logit of `floor` and a
+  // weight of `least` or more -> kept, which may be NULL.
+  int64_t sum(int64_t *sums, Kept *kept, float floor, int64_t least) const {
+    Allowed peaks(peaks_, nullptr, logits_.blocks());
+    int64_t sum = 0, highest[BLOCK], weights[BLOCK];
     for (int64_t b = 0; b < logits_.blocks(); ++b) {
-      const bool any = (double(peaks_[b]) - top_) * inverse_ > -64.0;  // e^-64 rounds to 0
-      sums[b] = any ? weigh(logits_.block(b), weights) : 0;
-      sum += sums[b];
+      if (b % BLOCK == 0) weigh(peaks.block(b / BLOCK), highest);
+      // Weights are rounded: that of a lower logit may be one more.
+      const bool some = kept && peaks_[b] >= floor && highest[b % BLOCK] + 1 >= least;
+      const bool any = (double(peaks_[b]) - top_) * inverse_ > -32.0;  // else all are 0
+      int64_t here = 0;
+      if (any && (some || sums)) {
+        const float *x = logits_.block(b);
+        here = weigh(x, weights);
+        if (some) kept->add(x, weights, b * BLOCK, floor, least);
+      }
+      if (sums) sums[b] = here;
+      sum += here;
     }
+    return sum;
+  }
+
+  // The sum of the highest of each block.
+  int64_t sum_of_peaks() const {
+    Allowed peaks(peaks_, nullptr, logits_.blocks());
+    int64_t sum = 0, weights[BLOCK];
+    for (int64_t b = 0; b < peaks.blocks(); ++b) sum += weigh(peaks.block(b), weights);
     return sum;
   }
 
@@ -172,31 +217,22 @@ class Draw {
     return b * BLOCK + i;
   }
 
-  // The tokens with a logit of `floor` and a weight of `least` or more.
-  void collect(float floor, int64_t least, Kept &kept) const {
-    Allowed peaks(peaks_, nullptr, logits_.blocks());
-    int64_t highest[BLOCK], weights[BLOCK];
-    for (int64_t b = 0; b < logits_.blocks(); ++b) {
-      if (b % BLOCK == 0) weigh(peaks.block(b / BLOCK), highest);
-      // Weights are rounded: that of a lower logit may be one more.
-      if (peaks_[b] < floor || highest[b % BLOCK] + 1 < least) continue;
-      const float *x = logits_.block(b);
-      weigh(x, weights);
-      for (int64_t i = 0; i < BLOCK; ++i)
-        if (weights[i] >= least && x[i] >= floor) kept.add(x[i], b * BLOCK + i, weights[i]);
-    }
-  }
-
  private:
-  int64_t weigh(const float *x, int64_t *weights) const {
-    return tier().logit_weights(x, top_, inverse_, weights);
-  }
+  int64_t weigh(const float *x, int64_t *weights) const { return tier().logit_weights(x, top_, inverse_, weights); }
 
   Allowed &logits_;
   const float *peaks_;
   float top_;
   double inverse_;
 };
+
+// A logit that at least k reach, as near to the k-th highest as peaks tell.
+float floor_of(const float *peaks, int64_t blocks, int64_t k, float *room) {
+  if (k < 1 || k > blocks) return -INFINITY;
+  std::copy(peaks, peaks + blocks, room);
+  std::nth_element(room, room + (k - 1), room + blocks, [](float a, float b) { return a > b; });
+  return room[k - 1];
+}
 
 int64_t greedy(Allowed &logits, const float *peaks, float top) {
   int64_t b = 0, i = 0;
@@ -211,23 +247,24 @@ struct Filters {
   double min_p, top_p;
 };
 
-// A token of n -> token. `sum` of all weights and `sums` of blocks, or -1 and room for them. V4K_EMEMORY.
-int choose(const Draw &draw, int64_t n, const Filters &by, uint64_t random, int64_t sum, int64_t *sums, float floor,
-           int64_t *token) {
-  const bool few = by.top_k || by.min_p > 0;
-  if (!few && sum < 0) sum = draw.sum(sums);
-  if (!few && by.top_p == 1) {
-    *token = draw.find(sums, share(random, sum));
+// A token of n -> token. A logit of `floor` is reached by top_k. `sums`: room for those of blocks; where their sum is
+// asked for it goes to `all`. V4K_EMEMORY.
+int draw(const Weights &weights, int64_t n, const Filters &by, float floor, uint64_t random, int64_t *sums,
+         int64_t *all, int64_t *token) {
+  thread_local Kept kept;
+  const bool few = by.top_k || by.min_p > 0, every = !few && by.top_p == 1;
+  int64_t least = reaching(by.min_p, WHOLE);
+  // What is below this adds up to less than half of what top_p leaves out.
+  if (!few) least = 1 + static_cast<int64_t>((1 - by.top_p) * static_cast<double>(weights.sum_of_peaks()) / (2.0 * n));
+  if (!every && !kept.reset(n)) return V4K_EMEMORY;
+  const int64_t sum = weights.sum(few && !all ? nullptr : sums, every ? nullptr : &kept, floor, least);
+  if (all) *all = sum;
+  if (every) {
+    *token = weights.find(sums, share(random, sum));
     return V4K_OK;
   }
-  Kept kept(n);
-  if (!kept) return V4K_EMEMORY;
-  int64_t need = few ? 0 : reaching(by.top_p, sum);
-  // Without what is below this, `need` is reached all the same.
-  draw.collect(floor, few ? reaching(by.min_p, WHOLE) : (sum - need) / n + 1, kept);
   if (by.top_k) kept.keep_count(by.top_k);
-  if (few) need = reaching(by.top_p, kept.sum());
-  if (by.top_p < 1) kept.keep_mass(need);
+  if (by.top_p < 1) kept.keep_mass(reaching(by.top_p, few ? kept.sum() : sum));
   *token = kept.find(share(random, kept.sum()));
   return V4K_OK;
 }
@@ -248,15 +285,15 @@ extern "C" int v4k_sample(const float *logits, const uint8_t *allowed, int64_t n
   if (!peaks || !room || !sums) return V4K_EMEMORY;
   float top;
   if (int error = find_peaks(all, peaks.get(), &top)) return error;
-  *norm = Draw(all, peaks.get(), top, 1.0).sum(sums.get());
+  const bool once = temperature == 1 && !allowed;  // what is drawn from is the model's distribution
+  if (!once) *norm = Weights(all, peaks.get(), top, 1.0).sum(sums.get(), nullptr, 0, 0);
   if (allowed)
     if (int error = find_peaks(some, peaks.get(), &top)) return error;
   if (temperature == 0) {
     *token = greedy(some, peaks.get(), top);
     return V4K_OK;
   }
-  const Draw draw(some, peaks.get(), top, temperature);
-  const int64_t known = temperature == 1 && !allowed ? *norm : -1;
   const float floor = floor_of(peaks.get(), blocks, top_k, room.get());
-  return choose(draw, n, {top_k, min_p, top_p}, random, known, sums.get(), floor, token);
+  return draw(Weights(some, peaks.get(), top, temperature), n, {top_k, min_p, top_p}, floor, random, sums.get(),
+              once ? norm : nullptr, token);
 }

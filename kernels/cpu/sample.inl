@@ -28,7 +28,7 @@ static int64_t logit_weights(const float *x, double top, double inverse, int64_t
   double y[V4K_LOGITS];
   for (int i = 0; i < V4K_LOGITS; ++i) {
     y[i] = ((double)x[i] - top) * inverse;
-    y[i] = y[i] > -64.0 ? y[i] : -64.0;  // which rounds to 0
+    y[i] = y[i] > -32.0 ? y[i] : -32.0;  // whose weight is 0
   }
   int64_t sum = 0;
   for (int i = 0; i < V4K_LOGITS; ++i) {

@@ -72,7 +72,7 @@ def plain(
 
 def weights(logits: np.ndarray, inverse: float) -> np.ndarray:
     """(n,) fp32 -> (n,) int64: 2^44 e^((logit - highest) * inverse), rounded. With y = n ln 2 + r, Taylor to r^11."""
-    y = np.maximum((logits.astype(np.float64) - float(logits.max())) * inverse, -64.0)
+    y = np.maximum((logits.astype(np.float64) - float(logits.max())) * inverse, -32.0)
     n = np.rint(y * float.fromhex("0x1.71547652b82fep0"))
     r = (y - n * float.fromhex("0x1.62e42feep-1")) - n * float.fromhex("0x1.a39ef35793c76p-33")
     p = np.full_like(r, 1 / 39916800)
