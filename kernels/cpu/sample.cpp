@@ -89,13 +89,21 @@ class Kept {
   // Those of a block, from id `first` on, with a logit of `floor` and a weight of `least` or more. Which half of a block
   // may be is no branch's guess.
   void add(const float *x, const int64_t *weights, int64_t first, float floor, int64_t least) {
-    int32_t found[BLOCK];
-    int count = 0;
+    int found[BLOCK], count = 0;
     for (int i = 0; i < BLOCK; ++i) {
       found[count] = i;
       count += (weights[i] >= least) & (x[i] >= floor);
     }
-    for (int j = 0; j < count; ++j) put(key_of(x[found[j]]), static_cast<int32_t>(first + found[j]), weights[found[j]]);
+    uint32_t *keys = keys_.get() + size_;
+    int32_t *ids = ids_.get() + size_;
+    int64_t *kept = weights_.get() + size_;
+    for (int j = 0; j < count; ++j) {
+      const int i = found[j];
+      keys[j] = key_of(x[i]);
+      ids[j] = static_cast<int32_t>(first + i);
+      kept[j] = weights[i];
+    }
+    size_ += count;
   }
 
   int64_t sum() const {
@@ -122,26 +130,24 @@ class Kept {
   }
 
  private:
-  void put(uint32_t key, int32_t id, int64_t weight) {
-    keys_[size_] = key;
-    ids_[size_] = id;
-    weights_[size_++] = weight;
-  }
-
   // Highest first, of equals the lower id, as far as it takes for amounts to add up to `need`, which all of them do.
   template <class Amount>
   void keep(int64_t need, Amount amount) {
     int64_t before;  // what those with higher keys add up to
     const uint32_t last = reach(need, amount, &before);
-    const int64_t count = size_;
-    size_ = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const bool tied = keys_[i] == last && before < need;
-      const bool stays = (keys_[i] > last) | tied;
-      before += tied ? amount(i) : 0;
-      put(keys_[i], ids_[i], weights_[i]);
-      size_ -= !stays;
+    int64_t ties = 0, kept = 0;  // those with the key `last` stay if they come before `ties`
+    for (; before < need; ++ties) before += keys_[ties] == last ? amount(ties) : 0;
+    uint32_t *keys = keys_.get();
+    int32_t *ids = ids_.get();
+    int64_t *weights = weights_.get();
+    for (int64_t i = 0; i < size_; ++i) {
+      const bool stays = (keys[i] > last) | ((keys[i] == last) & (i < ties));
+      keys[kept] = keys[i];
+      ids[kept] = ids[i];
+      weights[kept] = weights[i];
+      kept += stays;
     }
+    size_ = kept;
   }
 
   // The key where amounts, added up from the highest on, reach `need`: by radix, of the bits that are not all alike.
