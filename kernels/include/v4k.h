@@ -258,8 +258,8 @@ V4K_API int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens
  * least min_p (0 <= min_p < 1) of the highest probability; of these the fewest, highest first, that make up top_p
  * (0 < top_p <= 1) of their mass. `random`, 64 of them, is where in the mass of these, by ascending id, the token lies.
  *
- * Probabilities are integers, 2^44 e^(logit - highest), exact to 1 unit: sums do not depend on their order, nor does
- * the token on the ISA tier. norm: their sum over all tokens at temperature 1, so that the token's log-probability is
+ * Probabilities are integers, 2^44 e^(logit - highest) to the nearest: sums do not depend on their order, nor does the
+ * token on the ISA tier. norm: their sum over all tokens at temperature 1, so that the token's log-probability is
  * logit - highest - ln(norm / 2^44), within 10^-8. V4K_EVALUE for a logit that is NaN or plus infinity, and where all that
  * may be chosen from are minus infinity. */
 V4K_API int v4k_sample(const float *logits, const uint8_t *allowed, int64_t n, double temperature, int64_t top_k,

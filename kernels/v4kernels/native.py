@@ -249,7 +249,7 @@ def sample(
     top_p: float,
     random: int,
 ) -> tuple[int, int]:
-    """v4k_sample: logits (vocab,) fp32, `allowed` (vocab,) bool -> token, and the sum of all weights at temperature 1."""
+    """v4k_sample: logits (vocab,) fp32, `allowed` (vocab,) bool -> token, and the sum of weights at temperature 1."""
     import numpy as np
 
     logits = np.ascontiguousarray(logits, np.float32)
@@ -260,9 +260,7 @@ def sample(
     token, norm = c_int64(), c_int64()
     allowed_at = None if allowed is None else allowed.ctypes.data
     options = temperature, min(top_k, len(logits)), min_p, top_p, random
-    checked(
-        library().v4k_sample(logits.ctypes.data, allowed_at, len(logits), *options, byref(token), byref(norm))
-    )
+    checked(library().v4k_sample(logits.ctypes.data, allowed_at, len(logits), *options, byref(token), byref(norm)))
     return token.value, norm.value
 
 

@@ -1,9 +1,9 @@
 """From logits to a token, by the kernel library or, where there is none, by the plain statement that it is tested with:
 the same token and the same bits. numpy only.
 
-Probabilities are integers, 2^44 for the highest logit and 2^44 e^(logit - highest) for others, rounded, exact to 1 unit:
-sums of them are exact in any order, so the token depends on no tier, block or thread. What is less likely than 2^-45 of
-the likeliest is never drawn; in any vocabulary that is less than 10^-8 of all.
+Probabilities are integers, 2^44 e^(logit - highest) to the nearest: their sums are exact in any order, so the token
+depends on no tier, block or thread. What is less likely than 2^-45 of the likeliest is never drawn; in any vocabulary
+that is less than 10^-8 of all.
 """
 
 from math import ceil, log
@@ -30,9 +30,9 @@ def sample(
 
     Temperature 0: the highest logit, the lowest id of equals. Else, of the logits divided by it, the top_k highest (0:
     all), of equals the lower ids; of these those of at least min_p of the highest probability; of these the fewest,
-    highest first, that make up top_p of their mass. `random`, 64 random bits, is where in the mass of these, by ascending
-    id, the token lies. FloatingPointError for a logit that is NaN or plus infinity, and where all that may be chosen
-    are minus infinity; ValueError for options out of range (v4k.h).
+    highest first, that make up top_p of their mass. `random`, 64 random bits, is where in the mass of these, by
+    ascending id, the token lies. FloatingPointError for a logit that is NaN or plus infinity, and where all that may be
+    chosen are minus infinity; ValueError for options out of range (v4k.h).
     """
     choose = native.sample if native.available() else plain
     token, norm = choose(logits, allowed, temperature, top_k, min_p, top_p, random)
@@ -72,7 +72,8 @@ def plain(
 
 def weights(logits: np.ndarray, inverse: float) -> np.ndarray:
     """(n,) fp32 -> (n,) int64: 2^44 e^((logit - highest) * inverse), rounded. With y = n ln 2 + r, Taylor to r^11."""
-    y = np.maximum((logits.astype(np.float64) - float(logits.max())) * inverse, -32.0)
+    with np.errstate(over="ignore"):  # at temperatures near 0: minus infinity is meant
+        y = np.maximum((logits.astype(np.float64) - float(logits.max())) * inverse, -32.0)
     n = np.rint(y * float.fromhex("0x1.71547652b82fep0"))
     r = (y - n * float.fromhex("0x1.62e42feep-1")) - n * float.fromhex("0x1.a39ef35793c76p-33")
     p = np.full_like(r, 1 / 39916800)
