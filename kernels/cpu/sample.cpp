@@ -65,7 +65,7 @@ int64_t reaching(double part, int64_t sum) {
 // Integers in the order of the floats.
 uint32_t key_of(float x) {
   const uint32_t bits = bits_of(x + 0.0f);  // -0 is 0
-  return bits >> 31 ? ~bits : bits | 0x80000000;
+  return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000);
 }
 
 // Tokens that may be drawn, in ascending order of id. Memory is kept for the next call: asking the system for it anew
@@ -135,19 +135,26 @@ class Kept {
   void keep(int64_t need, Amount amount) {
     int64_t before;  // what those with higher keys add up to
     const uint32_t last = reach(need, amount, &before);
-    int64_t ties = 0, kept = 0;  // those with the key `last` stay if they come before `ties`
+    int64_t ties = 0;  // those with the key `last` stay if they come before this
     for (; before < need; ++ties) before += keys_[ties] == last ? amount(ties) : 0;
+    int64_t kept = move(0, ties, last, 0);
+    kept = move(ties, size_, last + 1, kept);  // no key is the highest number
+    size_ = kept;
+  }
+
+  // Those of [first, end) with a key of `least` or more -> `to` and on; returns the end of them.
+  int64_t move(int64_t first, int64_t end, uint32_t least, int64_t to) {
     uint32_t *keys = keys_.get();
     int32_t *ids = ids_.get();
     int64_t *weights = weights_.get();
-    for (int64_t i = 0; i < size_; ++i) {
-      const bool stays = (keys[i] > last) | ((keys[i] == last) & (i < ties));
-      keys[kept] = keys[i];
-      ids[kept] = ids[i];
-      weights[kept] = weights[i];
-      kept += stays;
+    for (int64_t i = first; i < end; ++i) {
+      const uint32_t key = keys[i];
+      keys[to] = key;
+      ids[to] = ids[i];
+      weights[to] = weights[i];
+      to += key >= least;
     }
-    size_ = kept;
+    return to;
   }
 
   // The key where amounts, added up from the highest on, reach `need`: by radix, of the bits that are not all alike.
