@@ -136,6 +136,14 @@ def test_first_and_last_draw_are_the_first_and_last_token_kept(tier):
         assert native.sample(logits, None, *options, 2**64 - 1)[0] == last
 
 
+def test_a_filter_is_met_by_what_is_equal_to_it(tier):
+    logits = np.zeros(4, np.float32)
+    for sample in (native.sample, sampling.plain):
+        assert sample(logits, None, 1, 0, 0, 0.5, 2**64 - 1)[0] == 1
+        assert sample(logits, None, 1, 0, 0, 0.5 + 1e-15, 2**64 - 1)[0] == 2
+        assert sample(logits, None, 1, 0, 1 - 1e-16, 1, 2**64 - 1)[0] == 3
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
 @pytest.mark.parametrize("n, at", [(1, 0), (128, 0), (128, 127), (300, 299), (129_280, 70_000)])
 def test_logits_that_are_not_finite_are_refused(tier, bad, n, at):
