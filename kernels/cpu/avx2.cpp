@@ -149,10 +149,12 @@ static inline Keys from_dots(Dots d, int32_t offset) {
 static inline unsigned above(Keys a, Keys least) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, least.v, _CMP_GT_OQ)); }
 
 #include "index.inl"
+#include "sample.inl"
 
 }  // namespace v4k_avx2
 
 extern "C" const v4k_tier v4k_tier_avx2 = {
     "avx2",                 v4k_avx2::quantize,     v4k_avx2::rows,         v4k_avx2::swiglu,
     v4k_avx2::rows_fp32,    v4k_avx2::rms_norm,     v4k_avx2::unpack,       v4k_avx2::attend,
-    v4k_avx2::pool,         v4k_avx2::index_panel,  v4k_avx2::index_scores, v4k_avx2::read};
+    v4k_avx2::pool,         v4k_avx2::index_panel,  v4k_avx2::index_scores,
+    v4k_avx2::logit_peak,    v4k_avx2::logit_weights, v4k_avx2::read};

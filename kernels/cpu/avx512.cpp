@@ -139,10 +139,12 @@ static inline Keys from_dots(Dots d, int32_t offset) {
 }
 
 #include "index.inl"
+#include "sample.inl"
 
 }  // namespace v4k_avx512
 
 extern "C" const v4k_tier v4k_tier_avx512 = {
     "avx512",                 v4k_avx512::quantize,     v4k_avx512::rows,         v4k_avx512::swiglu,
     v4k_avx512::rows_fp32,    v4k_avx512::rms_norm,     v4k_avx512::unpack,       v4k_avx512::attend,
-    v4k_avx512::pool,         v4k_avx512::index_panel,  v4k_avx512::index_scores, v4k_avx512::read};
+    v4k_avx512::pool,         v4k_avx512::index_panel,  v4k_avx512::index_scores,
+    v4k_avx512::logit_peak,    v4k_avx512::logit_weights, v4k_avx512::read};

@@ -227,10 +227,12 @@ static inline unsigned above(Keys a, Keys least) {
 }
 
 #include "index.inl"
+#include "sample.inl"
 
 }  // namespace v4k_neon
 
 extern "C" const v4k_tier v4k_tier_neon = {
     "neon",                 v4k_neon::quantize,     v4k_neon::rows,         v4k_neon::swiglu,
     v4k_neon::rows_fp32,    v4k_neon::rms_norm,     v4k_neon::unpack,       v4k_neon::attend,
-    v4k_neon::pool,         v4k_neon::index_panel,  v4k_neon::index_scores, v4k_neon::read};
+    v4k_neon::pool,         v4k_neon::index_panel,  v4k_neon::index_scores,
+    v4k_neon::logit_peak,    v4k_neon::logit_weights, v4k_neon::read};

@@ -176,10 +176,12 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 }
 
 #include "index.inl"
+#include "sample.inl"
 
 }  // namespace v4k_scalar
 
 extern "C" const v4k_tier v4k_tier_scalar = {
     "scalar",                 v4k_scalar::quantize,     v4k_scalar::rows,         v4k_scalar::swiglu,
     v4k_scalar::rows_fp32,    v4k_scalar::rms_norm,     v4k_scalar::unpack,       v4k_scalar::attend,
-    v4k_scalar::pool,         v4k_scalar::index_panel,  v4k_scalar::index_scores, v4k_scalar::read};
+    v4k_scalar::pool,         v4k_scalar::index_panel,  v4k_scalar::index_scores,
+    v4k_scalar::logit_peak,    v4k_scalar::logit_weights, v4k_scalar::read};

@@ -8,6 +8,7 @@
 #define V4K_BLOCK 8         // groups handled together; activation rows are padded to whole blocks
 #define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
 #define V4K_PANEL_KEYS 64   // index keys unpacked together
+#define V4K_LOGITS 128      // logits weighed together
 
 // Quantized activations of some tokens, prepared for one weight format. `groups` counts the padded groups of a row.
 //
@@ -83,6 +84,12 @@ typedef struct {
   // out [64] = index scores (v4k_index_scores) of the panel's keys, or no less than that for those not above `least`.
   // Bit k of what is returned: key k is above `least`.
   uint64_t (*index_scores)(const uint8_t *panel, int64_t dims, const v4k_index_query *query, float least, float *out);
+
+  // The highest of V4K_LOGITS logits; NaN if one is NaN or plus infinity.
+  float (*logit_peak)(const float *x);
+
+  // Their weights w = 2^44 * e^((x - top) * inverse) as integers, for x <= top; returns the sum.
+  int64_t (*logit_weights)(const float *x, double top, double inverse, int64_t *w);
 
   // Read bytes (a multiple of 4,096) and fold them into a checksum.
   uint64_t (*read)(const void *data, int64_t bytes);

@@ -250,6 +250,21 @@ typedef struct {
 V4K_API int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens, int64_t n, int64_t *ids,
                       float *weights, float *scores);
 
+/* -- sampling --------------------------------------------------------------------------------------------------- */
+
+/* Draw a token: logits [n], 1 <= n <= 2^18, and allowed [n] bytes, those to choose from, or NULL. v4kernels/sampling.py
+ * is the same in a few lines. Temperature 0: the highest logit, the lowest id of equals; up to 10^6. Else logits are
+ * divided by it, and the tokens kept are the top_k highest (0: all), of equals the lower ids; of these the ones with at
+ * least min_p (0 <= min_p < 1) of the highest probability; of these the fewest, highest first, that make up top_p
+ * (0 < top_p <= 1) of their mass. `random`, 64 of them, is where in the mass of these, by ascending id, the token lies.
+ *
+ * Probabilities are integers, 2^44 e^(logit - highest) to the nearest: sums do not depend on their order, nor does the
+ * token on the ISA tier. norm: their sum over all tokens at temperature 1, so that the token's log-probability is
+ * logit - highest - ln(norm / 2^44), within 10^-8. V4K_EVALUE for a logit that is NaN or plus infinity, and where all that
+ * may be chosen from are minus infinity. */
+V4K_API int v4k_sample(const float *logits, const uint8_t *allowed, int64_t n, double temperature, int64_t top_k,
+                       double min_p, double top_p, uint64_t random, int64_t *token, int64_t *norm);
+
 /* Read `bytes` bytes (rounded down to 4,096) with all threads as fast as possible: the probe kernels are compared to.
  * Returns a checksum. */
 V4K_API uint64_t v4k_read_probe(const void *data, int64_t bytes);

@@ -8,7 +8,7 @@ tensors, so that asking what this machine can do needs no second.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
+from ctypes import byref, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -99,6 +99,7 @@ SIGNATURES = {
     "v4k_attention_scratch": (c_int64, (_P,)),
     "v4k_self_attention": (c_int, (_P, _P, _P, _P, _N, _P, _P)),
     "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P, _P)),
+    "v4k_sample": (c_int, (_P, _P, _N, c_double, _N, c_double, c_double, c_uint64, _P, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
 }
 
@@ -237,6 +238,30 @@ def experts(
             out.data_ptr(),
         )
     )
+
+
+def sample(
+    logits: np.ndarray,
+    allowed: np.ndarray | None,
+    temperature: float,
+    top_k: int,
+    min_p: float,
+    top_p: float,
+    random: int,
+) -> tuple[int, int]:
+    """v4k_sample: logits (vocab,) fp32, `allowed` (vocab,) bool -> token, and the sum of weights at temperature 1."""
+    import numpy as np
+
+    logits = np.ascontiguousarray(logits, np.float32)
+    if allowed is not None:
+        allowed = np.ascontiguousarray(allowed, np.bool_)
+        if allowed.shape != logits.shape:
+            raise ValueError(f"allowed {allowed.shape} does not fit logits {logits.shape}")
+    token, norm = c_int64(), c_int64()
+    allowed_at = None if allowed is None else allowed.ctypes.data
+    options = temperature, min(top_k, len(logits)), min_p, top_p, random
+    checked(library().v4k_sample(logits.ctypes.data, allowed_at, len(logits), *options, byref(token), byref(norm)))
+    return token.value, norm.value
 
 
 def read_probe(data: np.ndarray) -> int:

@@ -148,6 +148,7 @@ def test_bench_kernels_names_every_op():
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert {"int8 linear", "int4 linear", "fp4 experts", "torch bf16 linear"} <= {row["op"] for row in rows}
     assert any(row["op"].startswith("CSA layer, 1 token at 1048576") for row in rows)
+    assert {"greedy", "temperature 0.7, masked", "top-p 0.95", "top-k 50", "min-p 0.05"} <= {row["op"] for row in rows}
     assert all(float(row["ms"]) > 0 for row in rows)
 
 

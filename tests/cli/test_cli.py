@@ -91,8 +91,8 @@ def test_stream_json_is_one_event_per_line_and_adds_up():
 
 
 def test_no_stream_thinking_and_seed():
-    a = v4("run", "--think", "--no-stream", "--seed", "3", "--temp", "1.5", "hi", "-n", "40")
-    b = v4("run", "--think", "--hide-thinking", "--seed", "3", "--temp", "1.5", "hi", "-n", "40")
+    a = v4("run", "--think", "--no-stream", "--seed", "5", "--temp", "1.5", "hi", "-n", "40")
+    b = v4("run", "--think", "--hide-thinking", "--seed", "5", "--temp", "1.5", "hi", "-n", "40")
     assert a.returncode == b.returncode == 0
     assert a.stdout == b.stdout
     assert b.stderr == "v4: cut off at the limit of 40 tokens (--max-tokens)\n"

@@ -164,13 +164,13 @@ LOGITS = (np.random.default_rng(0).normal(size=1000) * 5).astype(np.float32)
 @pytest.mark.parametrize("top_p", [1e-300, 1e-9, 0.5, 1 - 1e-16, 1.0])
 @pytest.mark.parametrize("top_k, min_p", [(0, 0.0), (1, 0.999999), (10**9, 1e-300)])
 def test_extreme_options_draw_what_they_mean(temperature, top_p, top_k, min_p):
-    token, logprob = Sampler(Sampling(temperature, top_p, top_k, min_p, seed=3)).pick(LOGITS)
+    token, logprob = Sampler(Sampling(temperature, top_p, top_k, min_p, seed=3)).pick(LOGITS, 0)
     assert np.isfinite(logprob) and 0 <= token < 1000
     if temperature < 1e-8 or top_p < 1e-8 or top_k == 1:
         assert token == LOGITS.argmax()
     allowed = np.zeros(1000, bool)
     allowed[[3, 7]] = True
-    assert Sampler(Sampling(temperature, top_p, top_k, min_p, seed=3)).pick(LOGITS, allowed)[0] in (3, 7)
+    assert Sampler(Sampling(temperature, top_p, top_k, min_p, seed=3)).pick(LOGITS, 0, allowed)[0] in (3, 7)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 100.5])
@@ -182,7 +182,7 @@ def test_temperatures_that_are_none_are_refused(value):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_grammar_that_leaves_nothing_is_an_error(temperature):
     with pytest.raises(V4Error, match="leaves no token"):
-        Sampler(Sampling(temperature)).pick(LOGITS, np.zeros(1000, bool))
+        Sampler(Sampling(temperature)).pick(LOGITS, 0, np.zeros(1000, bool))
 
 
 @pytest.mark.parametrize(

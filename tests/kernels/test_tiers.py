@@ -83,7 +83,7 @@ def test_ops_under_address_sanitizer(tmp_path):
         subprocess.run(["g++", *flags, "-fno-sanitize-recover=all", "-c", source, "-o", objects[-1]], check=True)
     link = ["g++", "-shared", "-pthread", "-fsanitize=address,undefined", *objects, "-o", built]
     subprocess.run(link, check=True)
-    files = [str(HERE.parent / name) for name in ("test_layer_ops.py", "test_attention.py")]
+    files = [str(HERE.parent / name) for name in ("test_layer_ops.py", "test_attention.py", "test_sampling.py")]
     run = (
         "import sys, pytest; from v4kernels import native; "
         f"loaded = native.load(__import__('pathlib').Path({str(built)!r})); native._loaded = lambda: loaded; "

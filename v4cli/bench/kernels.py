@@ -2,7 +2,8 @@
 
 Matrix-vector products stream a working set that no cache holds and are compared to a probe that only reads as many
 bytes; matrix products to the faster of torch._int_mm and torch's fp32 product on 512x4096x2048 (without VNNI the former
-is a plain loop). Every round measures both, the fraction is the median of the rounds' ratios. GB and GMAC are 10^9.
+is a plain loop); drawing a token to numpy's softmax of its logits in fp32. Every round measures both, the fraction is
+the median of the rounds' ratios. GB and GMAC are 10^9.
 """
 
 import csv
@@ -18,6 +19,7 @@ from v4kernels.cpu import default_threads
 
 from v4cli.bench.attention_layer import AttentionLayer
 from v4cli.bench.speed import PROBE_BYTES, seconds
+from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.errors import UsageError
 
 HIDDEN, INTER, EXPERTS, TOP_K = 4096, 2048, 256, 6  # Flash
@@ -25,12 +27,13 @@ DENSE_SHAPES = ((32768, 1024), (1024, 4096), (4096, 8192), (2048, 4096))  # wq_b
 EXPERT_BYTES = 3 * HIDDEN * INTER * 17 // 32
 SCALES = {"int8": torch.bfloat16, "int4": torch.bfloat16, "fp4": torch.float8_e8m0fnu}
 PREFILL = 512
+VOCAB, TOKENS = 129_280, 20  # drawn in a round
 RANDOM = np.random.default_rng(0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report; rate in GB/s (matrix-vector) or GMAC/s."""
+    """One line of the report; rate in GB/s (matrix-vector), GMAC/s or, of drawing a token, 10^6 logits/s."""
 
     op: str
     tokens: int
@@ -182,6 +185,31 @@ def attention_layers(rounds: int):
                 )
 
 
+def sampling(rounds: int):
+    """A token of Flash's vocabulary, drawn by each filter, with and without a mask; the baseline is numpy's softmax.
+
+    Logits are normal with a standard deviation of 5."""
+    logits = (RANDOM.normal(size=VOCAB) * 5).astype(np.float32)
+    mask = RANDOM.random(VOCAB) < 0.5
+    ways = {"greedy": {"temperature": 0.0}, "temperature 1": {}, "temperature 0.7": {"temperature": 0.7}}
+    ways |= {"top-p 0.95": {"top_p": 0.95}, "top-k 50": {"top_k": 50}, "min-p 0.05": {"min_p": 0.05}}
+
+    def softmax():
+        e = np.exp(logits - logits.max())
+        return e / e.sum()
+
+    for name, options in ways.items():
+        sampler = Sampler(Sampling(seed=0, **options))
+        for suffix, allowed in (("", None), (", masked", mask)):
+            times, ratios, rates = [], [], []
+            for position in range(TOKENS * rounds):
+                rates.append(VOCAB / seconds(softmax) / 1e6)
+                times.append(seconds(lambda: sampler.pick(logits, position, allowed)))  # noqa: B023
+                ratios.append(VOCAB / times[-1] / 1e6 / rates[-1])
+            rate = VOCAB / median(times) / 1e6
+            yield Row(f"{name}{suffix}", 1, 1e3 * median(times), rate, "Mlogit/s", median(rates), median(ratios))
+
+
 def report(rounds: int, working_set: int, threads: int | None, isa: str | None) -> None:
     """Measure everything, a CSV line at a time."""
     if not native.available():
@@ -195,7 +223,7 @@ def report(rounds: int, working_set: int, threads: int | None, isa: str | None) 
     out = csv.writer(sys.stdout)
     out.writerow(("op", "isa", "threads", "tokens", "ms", "rate", "unit", "baseline", "fraction"))
     parts = matrix_vector(working_set, rounds), other_libraries(rounds), matrix_matrix(rounds), attention_layers(rounds)
-    for rows in parts:
+    for rows in (*parts, sampling(rounds)):
         for r in rows:
             numbers = f"{r.ms:.3f}", f"{r.rate:.2f}", r.unit, f"{r.baseline:.2f}", f"{r.fraction:.3f}"
             out.writerow((r.op, native.isa(), native.threads(), r.tokens, *numbers))

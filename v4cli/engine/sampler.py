@@ -1,8 +1,10 @@
-"""From logits to a token: temperature, top-k, top-p, min-p, seed. numpy only."""
+"""From logits to a token: temperature, top-k, top-p, min-p, seed. v4kernels/sampling.py does the work."""
 
+import secrets
 from dataclasses import dataclass
 
 import numpy as np
+from v4kernels.sampling import sample
 
 from v4cli.errors import UsageError, V4Error
 
@@ -33,50 +35,36 @@ class Sampling:
 
 
 class Sampler:
-    """Draws tokens; the same seed and logits give the same tokens."""
+    """Draws tokens. The draw for a position depends on the seed and the position alone, not on what was drawn before:
+    the same seed and logits give the same token there, after a rewind or in a continuation too, and a drafted token can
+    be accepted exactly where plain decoding would have drawn it. Without a seed every sampler has one of its own.
+    """
 
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
-        self._rng = np.random.default_rng(sampling.seed)
+        self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
 
-    def pick(self, logits: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+    def pick(self, logits: np.ndarray, position: int, allowed: np.ndarray | None = None) -> tuple[int, float]:
         """logits (vocab,) fp32 -> token id and its log-probability under the unfiltered, untempered model.
 
-        `allowed` (vocab,) bool: the only tokens to choose from. V4Error if there is none.
+        `position` of the token in its timeline; `allowed` (vocab,) bool: the only tokens to choose from. V4Error if
+        there is none. v4kernels/sampling.py says what the options mean; the log-probability is within 10^-8.
         """
         if allowed is not None and not allowed.any():
             raise V4Error("the grammar of the tools leaves no token to go on with", "drop --constrain")
-        logits = logits.astype(np.float64)
-        shifted = logits - logits.max()
-        log_norm = np.log(np.exp(shifted).sum())
-        left = shifted if allowed is None else np.where(allowed, shifted, -np.inf)
-        if self.sampling.temperature == 0.0:
-            token = int(left.argmax())
-        else:
-            with np.errstate(over="ignore"):  # at temperatures near 0: minus infinity is meant
-                scaled = (left - left.max()) / self.sampling.temperature
-            token = self._draw(scaled)
-        return token, float(shifted[token] - log_norm)
-
-    def _draw(self, scaled: np.ndarray) -> int:
-        """A token by its scaled logit, the largest of which is 0."""
-        probs = np.exp(scaled)
-        probs /= probs.sum()
-        kept = np.arange(len(probs))
-        if 0 < self.sampling.top_k < len(probs):
-            kept = np.argpartition(-probs, self.sampling.top_k - 1)[: self.sampling.top_k]
-        if self.sampling.min_p > 0.0:
-            kept = kept[probs[kept] >= self.sampling.min_p * probs.max()]
-        if self.sampling.top_p < 1.0:
-            kept = nucleus(probs, kept, self.sampling.top_p)
-        mass = probs[kept].cumsum()
-        return int(kept[np.searchsorted(mass, self._rng.random() * mass[-1], side="right").clip(max=len(kept) - 1)])
+        by = self.sampling
+        random = random_bits(self.seed, position)
+        return sample(logits, allowed, by.temperature, by.top_k, by.min_p, by.top_p, random)
 
 
-def nucleus(probs: np.ndarray, kept: np.ndarray, top_p: float) -> np.ndarray:
-    """The fewest of `kept` (ids) whose renormalised mass reaches top_p, most likely first."""
-    total = probs[kept].sum()
-    # Everything below the threshold adds up to less than 1 - top_p, so it can never be needed.
-    kept = kept[probs[kept] >= (1.0 - top_p) * total / len(kept)]
-    kept = kept[np.argsort(-probs[kept], kind="stable")]
-    return kept[: int(np.searchsorted(probs[kept].cumsum(), top_p * total)) + 1]
+def random_bits(seed: int, position: int) -> int:
+    """64 bits: number `position` of the stream that SplitMix64 makes from the mixed seed."""
+    return _mixed(_mixed(seed) + (position + 1) * 0x9E3779B97F4A7C15)
+
+
+def _mixed(x: int) -> int:
+    """SplitMix64's output function."""
+    x &= 2**64 - 1
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 2**64 - 1
+    return x ^ x >> 31

@@ -269,7 +269,8 @@ class Session:
                 if cancelled():
                     return
                 start = time.monotonic()
-                token, logprob = sampler.pick(self.logits, allowed(self.tokens[start_at:]) if allowed else None)
+                open_to = allowed(self.tokens[start_at:]) if allowed else None
+                token, logprob = sampler.pick(self.logits, len(self.tokens), open_to)
                 finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
                 self.stats.completion_tokens = count
                 self.stats.decode_s += time.monotonic() - start

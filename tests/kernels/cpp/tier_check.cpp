@@ -180,6 +180,21 @@ static void check_index(int64_t dims, int64_t heads, int64_t raising, int64_t n_
   }
 }
 
+// Logits of every kind: their peak, their weights.
+static void check_logits(float spread, double inverse, float odd) {
+  std::unique_ptr<float[]> x(new float[V4K_LOGITS]);
+  std::unique_ptr<int64_t[]> want(new int64_t[V4K_LOGITS]), got(new int64_t[V4K_LOGITS]);
+  for (int i = 0; i < V4K_LOGITS; ++i) x[i] = spread * draw_float();
+  x[draw() % V4K_LOGITS] = odd;
+  const float peak = v4k_tier_scalar.logit_peak(x.get()), same = TIER.logit_peak(x.get());
+  require(peak == same || (peak != peak && same != same), "logit_peak", 0, 1, V4K_LOGITS, 1);
+  require((peak != peak) == !(odd <= __FLT_MAX__), "what is not finite", 0, 1, V4K_LOGITS, 1);
+  if (peak != peak) return;
+  const int64_t sum = v4k_tier_scalar.logit_weights(x.get(), peak, inverse, want.get());
+  require(sum == TIER.logit_weights(x.get(), peak, inverse, got.get()), "a sum of weights", 0, 1, V4K_LOGITS, 1);
+  require(!std::memcmp(want.get(), got.get(), V4K_LOGITS * 8), "logit_weights", 0, 1, V4K_LOGITS, 1);
+}
+
 int main() {
   const int64_t formats[] = {V4K_FP4, V4K_INT8, V4K_INT4}, widths[] = {32, 96, 256, 288, 480, 768};
   for (int64_t format : formats)
@@ -200,5 +215,9 @@ int main() {
         check_index(dims, heads, 0, n_keys);
       }
   check_swiglu();
+  for (float spread : {0.0f, 1e-30f, 0.1f, 10.0f, 1e30f})
+    for (double inverse : {0.01, 1.0, 1.4, 1e300})
+      for (float odd : {0.0f, -0.0f, -__builtin_inff(), __builtin_inff(), __builtin_nanf(""), -__builtin_nanf("")})
+        for (int round = 0; round < 9; ++round) check_logits(spread, inverse, odd);
   std::printf("%s: equal\n", TIER.name);
 }
