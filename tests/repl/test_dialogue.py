@@ -12,6 +12,7 @@ from v4cli.agent.loop import CallEnd
 from v4cli.chat.parser import Text
 from v4cli.chat.turn import Chat
 from v4cli.errors import ModelError
+from v4cli.options import ChatOptions, made
 from v4cli.repl import commands, items
 from v4cli.repl.dialogue import Dialogue
 from v4cli.repl.setup import Setup
@@ -22,12 +23,12 @@ class Talk:
 
     def __init__(self, folder, answer=None, **about):
         self.told, self.asked, self.answer = [], [], answer or Answer(Choice.YES)
-        about = {
-            "model": "nano", "system": "", "thinking": True, "tools": None, "approve": "ask", "folder": folder,
-            "resume": None, "open": lambda name: Chat.open(paths.model_folder(name)), "keep": lambda session: [],
-            "stats_line": lambda stats: f"{stats.prompt_tokens} tokens",
-        } | about  # fmt: skip
-        self.dialogue = Dialogue(Setup(**about), self.told.append, self.ask)
+        setup = Setup(
+            told=made(ChatOptions, {"model": "nano"} | about), folder=folder, resume=None,
+            open=lambda name: Chat.open(paths.model_folder(name)), keep=lambda session: [],
+            stats_line=lambda stats: f"{stats.prompt_tokens} tokens",
+        )  # fmt: skip
+        self.dialogue = Dialogue(setup, self.told.append, self.ask)
         self.dialogue.line("/temp 0")
 
     def ask(self, request):

@@ -71,9 +71,10 @@ def _status() -> int:
 def _run() -> None:
     if _is_plain_chat():
         from v4cli import settings
-        from v4cli.cli.chat import ChatRequest, chat
+        from v4cli.cli.chat import chat
+        from v4cli.options import ChatOptions, made
 
-        chat(ChatRequest(**settings.defaults("chat", ChatRequest.__dataclass_fields__)))
+        chat(made(ChatOptions, settings.defaults("chat")))
     else:
         from v4cli.cli.app import app
 
