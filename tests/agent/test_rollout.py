@@ -213,6 +213,20 @@ def test_a_folder_is_of_one_run_and_one_set_of_settings(chat, tmp_path):
         play(chat, tmp_path, record)
 
 
+def test_a_folder_made_before_there_were_more_options_is_gone_on_with(chat, tmp_path):
+    play(chat, tmp_path, {"id": "a", "prompt": "hello"})
+    noted = tmp_path / "out" / rollout.OPTIONS
+    names = "model tools thinking temperature max_tokens seed max_rounds timeout_s".split()
+    before = json.loads(noted.read_text())
+    assert set(names) < before.keys() and before["thinking"] is False and before["timeout_s"] == 60.0
+    noted.write_text(json.dumps({name: before[name] for name in names}))
+    play(chat, tmp_path, {"id": "a", "prompt": "hello"})
+    with pytest.raises(UsageError, match="top_k 0, not 3"):
+        play(chat, tmp_path, {"id": "a", "prompt": "hello"}, settings=answering(top_k=3))
+    with pytest.raises(UsageError, match="stop"):
+        play(chat, tmp_path, {"id": "a", "prompt": "hello"}, settings=answering(stop=("x",)))
+
+
 GOOD = {"id": "a", "prompt": "x"}
 
 
