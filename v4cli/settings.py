@@ -5,14 +5,17 @@ tools, approval, MCP servers, models, folders and the system prompt come from th
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from v4cli import paths
-from v4cli.errors import UsageError
+from v4cli.entries import table
+from v4cli.errors import UsageError, V4Error
 from v4cli.files import argument, contents, decoded
-from v4cli.options import COMMANDS, table
+from v4cli.options import COMMANDS
 
 PROJECT_FILE = ".v4cli.toml"
 MAX_BYTES = 1 << 20
@@ -78,6 +81,17 @@ def said_by(key: str, value: object) -> str:
     if setting.value != value or setting.value is None:
         return KEYS[key].flag
     return setting.origin if setting.origin == variable(key) else f"{setting.origin}: {key}"
+
+
+@contextmanager
+def blamed(key: str, value: object) -> Iterator[None]:
+    """Within: errors about what an option names begin with the variable or the file that says so."""
+    try:
+        yield
+    except V4Error as error:
+        if (where := said_by(key, value)) != KEYS[key].flag:
+            error.args = (f"{where}: {error}",)
+        raise
 
 
 def load(folder: Path | None = None) -> Settings:

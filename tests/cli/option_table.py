@@ -4,7 +4,8 @@ import sys
 from dataclasses import MISSING
 from pathlib import Path
 
-from v4cli.options import COMMANDS, Option, table
+from v4cli.entries import Option, table
+from v4cli.options import COMMANDS
 
 HEAD = """\
 | option | of | value | setting | `/set` | meaning |

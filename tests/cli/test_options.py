@@ -14,8 +14,9 @@ from test_cli import v4
 from v4cli import settings
 from v4cli.cli.app import app
 from v4cli.engine.sampler import Sampling
+from v4cli.entries import entries, made, table
 from v4cli.errors import UsageError
-from v4cli.options import COMMANDS, ChatOptions, Display, Options, RunOptions, entries, made, table
+from v4cli.options import COMMANDS, ChatOptions, Display, Options, RunOptions
 from v4cli.repl import actions
 
 README = Path(__file__).parents[2] / "README.md"
@@ -152,12 +153,27 @@ def test_a_bad_variable_is_named_whatever_it_is(monkeypatch, told):
         assert str(error.value).startswith(f"V4_{key.upper()}: {key} must be ") and value in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("V4_RAM", "lots"), ("V4_KV_DIR", "/nonexistent/kv")])
-def test_what_a_variable_names_is_looked_for_under_its_name(name, value):
-    done = v4("run", "-m", "nano", "hi", env={name: value})
-    assert done.returncode == 2 and done.stderr.startswith(f"v4: {name} ") and done.stdout == ""
-    flag = "--" + name.removeprefix("V4_").lower().replace("_", "-")
-    assert v4("run", "-m", "nano", "hi", flag, value).stderr.startswith(f"v4: {flag} ")
+NAMED = {"ram": "lots", "kv_dir": "/nonexistent/kv", "model": "nowhere", "tools": "hammer"}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_what_a_variable_names_is_looked_for_under_its_name(key):
+    command = ("chat", "--plain") if key == "tools" else ("run", "hi")
+    name, flag = settings.variable(key), "--" + key.replace("_", "-")
+    done = v4(*command, env={name: NAMED[key]})
+    assert done.returncode in (2, 3) and done.stderr.startswith(f"v4: {name}") and done.stdout == ""
+    typed = v4(*command, flag, NAMED[key])
+    assert typed.returncode == done.returncode and name not in typed.stderr
+
+
+def test_what_a_file_names_is_looked_for_under_its_name(tmp_path):
+    (tmp_path / "config.toml").write_text('model = "nowhere"\nkv_dir = "/nonexistent/kv"')
+    done = v4("run", "hi", env={"V4_HOME": tmp_path})
+    assert done.returncode == 2 and done.stderr.startswith(
+        f"v4: {tmp_path}/config.toml: kv_dir /nonexistent/kv: no such"
+    )
+    done = v4("run", "hi", env={"V4_HOME": tmp_path, "V4_KV_DIR": str(tmp_path)})
+    assert done.returncode == 3 and done.stderr.startswith(f"v4: {tmp_path}/config.toml: model: model 'nowhere' not")
 
 
 def test_projects_may_only_say_how_to_answer_and_what_is_shown():

@@ -11,8 +11,9 @@ from v4cli.agent.approval import Answer, Choice
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import Text
 from v4cli.chat.turn import Chat
+from v4cli.entries import made
 from v4cli.errors import ModelError
-from v4cli.options import ChatOptions, made
+from v4cli.options import ChatOptions
 from v4cli.repl import actions, commands, items
 from v4cli.repl.dialogue import Dialogue
 from v4cli.repl.setup import Setup

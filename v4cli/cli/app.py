@@ -115,10 +115,9 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Bring a model here, made ready to run. Run it again to go on after any interruption."""
-    options = dict(locals())
     from v4cli.cli.pull import PullRequest, pull_model
 
-    pull_model(PullRequest(**options))
+    pull_model(PullRequest(what, quant, name, revision, dry_run, keep_source, part, jobs, as_json))
 
 
 @app.command()

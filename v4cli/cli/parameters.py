@@ -11,8 +11,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from v4cli import terminal
 from v4cli.clean import harmless, on_one_line
+from v4cli.entries import Option, Switch, made, table
 from v4cli.errors import UsageError
-from v4cli.options import Option, RunOptions, Switch, made, table
+from v4cli.options import RunOptions
 
 
 class _Once:

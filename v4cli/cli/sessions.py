@@ -39,7 +39,9 @@ def open_chat(model: str, loading: Loading):
     kv_dir = loading.kv_dir
     if kv_dir is not None and not kv_dir.is_dir():
         raise UsageError(f"{settings.said_by('kv_dir', kv_dir)} {kv_dir}: no such folder", f"mkdir -p {kv_dir}")
-    folder, ram = paths.model_folder(model), output.ram_budget(loading.ram)
+    with settings.blamed("model", model):
+        folder = paths.model_folder(model)
+    ram = output.ram_budget(loading.ram)
     from v4cli.chat.turn import Chat
 
     def session(engine):

@@ -72,7 +72,8 @@ def _run() -> None:
     if _is_plain_chat():
         from v4cli import settings
         from v4cli.cli.chat import chat
-        from v4cli.options import ChatOptions, made
+        from v4cli.entries import made
+        from v4cli.options import ChatOptions
 
         chat(made(ChatOptions, settings.defaults("chat")))
     else:

@@ -9,8 +9,9 @@ import time
 from dataclasses import replace
 
 from v4cli import paths
+from v4cli.entries import Option, entries
 from v4cli.errors import UsageError
-from v4cli.options import Mode, Option, Options, entries
+from v4cli.options import Mode, Options
 from v4cli.repl import items
 
 LISTED = 20  # conversations

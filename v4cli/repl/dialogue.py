@@ -69,7 +69,8 @@ class Dialogue:
     def _toolbox(self) -> Toolbox:
         """The tools the user wants of this model; servers that were connected for another are ended first."""
         self._tools.close()
-        return self._tools.enter_context(toolset(self.tools_spec, self.note, self.setup.told.tool_use.network))
+        with settings.blamed("tools", self.setup.told.tool_use.tools):
+            return self._tools.enter_context(toolset(self.tools_spec, self.note, self.setup.told.tool_use.network))
 
     def blank(self, system: str = "") -> Transcript:
         """A conversation without messages."""
