@@ -162,11 +162,13 @@ def made(command: type[Told], values: Mapping[str, Any], changes: Mapping[str, A
     """A command's options by their names; those that have no value, or None, are what they are by default. UsageError
     for what cannot be."""
     told: dict[str, Any] = {}
+    checks_itself = hasattr(command, "__post_init__")
     for entry in _own(command, changes or {}):
         value = values.get(entry.name)
         value = entry.default if value is None else _read(entry, value)
-        if not hasattr(command, "__post_init__") and (fault := entry.fault(value)):  # else it checks itself
-            raise UsageError(f"{entry.flag} {fault}", entry.help)
+        if not checks_itself and (fault := entry.fault(value)):
+            hint = f"{entry.flag} {entry.choices[0]}" if entry.choices else entry.help
+            raise UsageError(f"{entry.flag} {fault}", hint)
         told |= entry.values(value)
     for name, (concern, changed) in _parts(command).items():
         told[name] = made(concern, values, changed)

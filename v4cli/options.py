@@ -102,7 +102,7 @@ class Display:
     """What is shown beside the answer."""
 
     hide_thinking: bool = option("Do not print the thinking.", default=False, setting="project")
-    stats: bool = option("Print counts and speeds after an answer, to stderr.", default=False, setting="project")
+    stats: bool = option("Print counts and speeds after an answer.", default=False, setting="project")
 
 
 @dataclass(frozen=True)
