@@ -192,6 +192,13 @@ def test_limits_end_a_rollout_which_is_checked_all_the_same(chat, tmp_path):
     assert record["finish"] == "rounds" and record["reward"] == 1
 
 
+def test_what_one_conversation_notes_its_twins_note_too(chat, monkeypatch):
+    noted = []
+    monkeypatch.setattr(chat, "note", noted.append)
+    chat.twin().note("not constrained")
+    assert noted == ["not constrained"]
+
+
 def test_a_full_context_ends_the_rollout_only(tmp_path):
     chat = Chat.open(NANO)
     chat.engine.config = replace(chat.engine.config, max_position_embeddings=1000)

@@ -64,7 +64,9 @@ class Chat:
 
     def twin(self) -> "Chat":
         """Another conversation on the same engine; each may have its own thread."""
-        return Chat(self.engine, self.tokenizer, self.defaults, self.engine.session())
+        twin = Chat(self.engine, self.tokenizer, self.defaults, self.engine.session())
+        twin.note = self.note
+        return twin
 
     @property
     def stats(self):

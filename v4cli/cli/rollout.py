@@ -37,6 +37,7 @@ def run_rollouts(told: RolloutOptions) -> None:
         tally = Tally(len(before) + len(todo), before)
         if todo:
             chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
+            chat.note = output.note
             rollout.run_all(chat, todo, out, conditions, told.jobs, tally.add, stop.is_set)
             sessions.keep(chat.session)
     tally.end(out, told.as_json)
