@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraint
 # glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl recording clean
+.PHONY: help run test test-slow lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl options recording clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -63,6 +63,9 @@ bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings
 
 bench-repl: $(VENV)/installed  ## time to the prompt and from key to screen, as CSV (a minute)
 	$(PYTHON) tests/bench/repl_latency.py
+
+options: $(VENV)/installed-test  ## write the table of options into README.md
+	$(PYTHON) tests/cli/option_table.py README.md
 
 recording: $(VENV)/installed-test  ## draw README-chat.svg from a real session on nano
 	$(PYTHON) tests/repl/record.py README-chat.svg

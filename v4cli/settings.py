@@ -5,62 +5,23 @@ tools, approval, MCP servers, models, folders and the system prompt come from th
 """
 
 import os
-from collections.abc import Container
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from v4cli import paths
-from v4cli.errors import UsageError
+from v4cli.entries import table
+from v4cli.errors import UsageError, V4Error
 from v4cli.files import argument, contents, decoded
+from v4cli.options import COMMANDS
 
 PROJECT_FILE = ".v4cli.toml"
 MAX_BYTES = 1 << 20
 
 
-class Key(NamedTuple):
-    """A setting: its type, what it means, the only values it may have (any, if empty), whether a project may set it."""
-
-    kind: type
-    about: str
-    choices: tuple[str, ...] = ()
-    project: bool = False
-
-    @property
-    def expected(self) -> str:
-        """What a right value is."""
-        return "one of " + ", ".join(self.choices) if self.choices else WANTED[self.kind]
-
-
-WANTED = {
-    str: 'a text, like "..."',
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    Path: 'a folder, like "/data/kv"',
-}
-APPROVE = ("ask", "edits", "plan", "all")  # agent.approval.Mode, which takes longer to import
-KEYS = {
-    "model": Key(str, "Which model: a name from v4 ls, or a folder."),
-    "system": Key(str, "System prompt."),
-    "think": Key(str, "Think before answering: off, on, or max for the highest effort.", ("off", "on", "max"), True),
-    "temp": Key(float, "Temperature; 0 is greedy.", project=True),
-    "top_p": Key(float, "Nucleus sampling.", project=True),
-    "top_k": Key(int, "Keep the k likeliest tokens; 0 is off.", project=True),
-    "min_p": Key(float, "Drop tokens below this share of the likeliest; 0 is off.", project=True),
-    "max_tokens": Key(int, "Most tokens of an answer.", project=True),
-    "hide_thinking": Key(bool, "Do not print the thinking.", project=True),
-    "stats": Key(bool, "Print counts and speeds after an answer.", project=True),
-    "tools": Key(str, "Tools the model may call in v4 chat."),
-    "approve": Key(str, "Which calls run unasked in v4 chat.", APPROVE),
-    "network": Key(bool, "Let what the model runs in v4 chat use the network."),
-    "constrain": Key(bool, "Let a grammar keep tool calls well-formed.", project=True),
-    "backend": Key(str, "What computes.", ("cpu", "reference")),
-    "ram": Key(str, "Memory to use, like 12G."),
-    "kv_dir": Key(Path, "Keep the KV cache in a file in this folder."),
-    "no_cache": Key(bool, "Neither use nor store computed prefixes."),
-}
-CHAT_ONLY = ("tools", "approve", "network")  # a script says itself what may run
+KEYS = {entry.name: entry for name in ("run", "chat") for entry in table(COMMANDS[name]) if entry.setting}
 
 
 @dataclass(frozen=True)
@@ -98,17 +59,13 @@ class Settings(NamedTuple):
         return {key: setting.value for key, setting in self.keys.items() if setting.value is not None}
 
 
-def defaults(command: str, options: Container[str]) -> dict:
-    """What is settled for the options of `run` and `chat`, by the names of their parameters; the model is that of
-    default_model(), as a conversation that goes on may have another. UsageError."""
+def defaults(command: str) -> dict:
+    """What is settled for the options of `run` and `chat`, by name; the model is that of default_model(), as a
+    conversation that goes on may have another. UsageError."""
     if command not in ("run", "chat"):
         return {}
-    values = load().values
-    think = values.pop("think", None)
-    if think is not None:
-        values |= {"think": think == "on", "no_think": think == "off", "think_max": think == "max"}
-    others = ("model", *(CHAT_ONLY if command == "run" else ()))
-    return {key: value for key, value in values.items() if key in options and key not in others}
+    others = {"model", *(key for key, entry in KEYS.items() if entry.setting == "chat" and command != "chat")}
+    return {key: value for key, value in load().values.items() if key not in others}
 
 
 def default_model() -> str:
@@ -116,6 +73,25 @@ def default_model() -> str:
     from v4cli.store.library import only_model
 
     return load().value("model") or only_model(paths.models_dir()) or "nano"
+
+
+def said_by(key: str, value: object) -> str:
+    """Who says that an option has this value, for errors: its variable, the file of settings, or its flag."""
+    setting = load().keys[key]
+    if setting.value != value or setting.value is None:
+        return KEYS[key].flag
+    return setting.origin if setting.origin == variable(key) else f"{setting.origin}: {key}"
+
+
+@contextmanager
+def blamed(key: str, value: object) -> Iterator[None]:
+    """Within: errors about what an option names begin with the variable or the file that says so."""
+    try:
+        yield
+    except V4Error as error:
+        if (where := said_by(key, value)) != KEYS[key].flag:
+            error.args = (f"{where}: {error}",)
+        raise
 
 
 def load(folder: Path | None = None) -> Settings:
@@ -173,7 +149,7 @@ def _read(path: Path) -> dict:
 def _checked(key: str, value, where: str, in_project: bool = False):
     """A value of the right type, or a UsageError."""
     known = KEYS.get(key)
-    if in_project and (key == "mcp" or (known and not known.project)):
+    if in_project and (key == "mcp" or (known and known.setting != "project")):
         raise UsageError(
             f"{where}: {key} may not be set by a project, which could come from anyone",
             f"put it into {paths.config_file()}",
@@ -184,21 +160,18 @@ def _checked(key: str, value, where: str, in_project: bool = False):
         value = float(value)
     wanted = str if known.kind is Path else known.kind
     right = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
-    if not right or (known.choices and value not in known.choices):
-        raise UsageError(f"{where}: {key} must be {known.expected}, not {value!r}", known.about)
+    if fault := known.fault(value) if right else f"must be {known.expected}":
+        raise UsageError(f"{where}: {key} {fault}, not {value!r}", known.help)
     return paths.expanded(value) if known.kind is Path else value
 
 
 def _from_text(key: str, text: str):
     """The value of an environment variable."""
-    kind, value = KEYS[key].kind, argument(text, variable(key)) if KEYS[key].kind is str else text
-    if kind is bool:
-        value = {"1": True, "true": True, "0": False, "false": False}.get(text.lower(), text)
-    elif kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            pass
+    known = KEYS[key]
+    try:
+        value = known.parsed(argument(text, variable(key)) if known.kind is str else text)
+    except ValueError:
+        value = text
     return _checked(key, value, variable(key))
 
 

@@ -12,7 +12,7 @@ from v4cli.agent.approval import Answer, Approvals, Choice, Mode, matches, patte
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.tools import Context, Kind, Tool, Toolbox, ToolError, parameters
 from v4cli.errors import UsageError
-from v4cli.settings import APPROVE
+from v4cli.settings import KEYS
 
 BOX = toolbox("all,fetch_url")
 READ = ("read_file", {"path": "a"})
@@ -333,7 +333,7 @@ def test_tools_of_others(tmp_path):
     assert Approvals(Mode.EDITS, tmp_path, user).decide(asked, Context(tmp_path)).allowed
     assert user.asked[0].preview == '{\n  "city": "Köln"\n}' and user.asked[0].pattern == "weather: *"
     assert Approvals(Mode.ASK, tmp_path).decide(asked, Context(tmp_path)).allowed
-    assert approval.FLAG == "--approve" and APPROVE == tuple(Mode)
+    assert approval.FLAG == "--approve" and KEYS["approve"].choices == tuple(Mode)
 
 
 @pytest.mark.parametrize("name", ["write_file", "edit_file"])

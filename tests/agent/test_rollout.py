@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 
 from v4cli.agent import rollout, sandbox
-from v4cli.agent.rollout import Conditions
 from v4cli.agent.tasks import read_tasks
-from v4cli.chat.turn import Chat
+from v4cli.chat.turn import Chat, Options
 from v4cli.cli.rollout import Tally
 from v4cli.errors import RequestError, UsageError
+from v4cli.options import Conditions, ToolUse
 from v4cli.paths import NANO
 
-SETTINGS = Conditions("nano", "nano", False, 0.0, 100, 0, 6, 60.0)
+SETTINGS = Conditions(
+    model="nano", tool_use=ToolUse("nano", max_rounds=6), timeout_s=60.0,
+    answer=Options(False, temperature=0.0, max_tokens=100, seed=0),
+)  # fmt: skip
 V4 = [sys.executable, "-m", "v4cli", "rollout"]
 in_sandbox = pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
 
@@ -47,6 +50,11 @@ def play(chat, folder: Path, *records: dict, n: int = 1, jobs: int = 1, settings
     assert len(there) == n * len(tasks) and not missing and not (out / rollout.WORKSPACES).exists()
     files = [out / f"{task.id}.{sample}.json" for task in tasks for sample in range(1, n + 1)]
     return [json.loads(file.read_text()) for file in files]
+
+
+def answering(conditions: Conditions = SETTINGS, **changes) -> Conditions:
+    """The conditions with another way to answer."""
+    return replace(conditions, answer=replace(conditions.answer, **changes))
 
 
 def products(n: int) -> list[dict]:
@@ -134,7 +142,7 @@ def test_tokens_are_recorded_as_sampled(chat, tmp_path):
 
 
 def test_rollouts_are_the_same_whenever_and_beside_whichever_others_they_run(chat, tmp_path):
-    settings = replace(SETTINGS, temperature=1.2, thinking=True)
+    settings = answering(temperature=1.2, thinking=True)
     records = [{"id": f"t{i}", "prompt": f"what is {i}*23?", "tools": "calculator"} for i in range(2, 8)]
     (tmp_path / "alone").mkdir()
     (tmp_path / "beside").mkdir()
@@ -180,8 +188,15 @@ def test_limits_end_a_rollout_which_is_checked_all_the_same(chat, tmp_path):
     assert record["finish"] == "timeout" and record["reward"] == 0 and "longer than 1 s" in record["check"]["stopped"]
     (tmp_path / "b").mkdir()
     once = {"id": "once", "prompt": "what is 2*3?", "check": 'test -z "$V4_ANSWER"'}
-    (record,) = play(chat, tmp_path / "b", once, settings=replace(SETTINGS, max_rounds=1))
+    (record,) = play(chat, tmp_path / "b", once, settings=replace(SETTINGS, tool_use=ToolUse("nano", max_rounds=1)))
     assert record["finish"] == "rounds" and record["reward"] == 1
+
+
+def test_what_one_conversation_notes_its_twins_note_too(chat, monkeypatch):
+    noted = []
+    monkeypatch.setattr(chat, "note", noted.append)
+    chat.twin().note("not constrained")
+    assert noted == ["not constrained"]
 
 
 def test_a_full_context_ends_the_rollout_only(tmp_path):
@@ -198,11 +213,25 @@ def test_a_folder_is_of_one_run_and_one_set_of_settings(chat, tmp_path):
     record = {"id": "a", "prompt": "hello"}
     play(chat, tmp_path, record)
     with pytest.raises(UsageError, match=r"temperature 0\.0, not 0\.5"):
-        play(chat, tmp_path, record, settings=replace(SETTINGS, temperature=0.5))
+        play(chat, tmp_path, record, settings=answering(temperature=0.5))
     with pytest.raises(UsageError, match="another then"):
         play(chat, tmp_path, record | {"prompt": "hi"})
     with rollout.output_folder(tmp_path / "out", SETTINGS), pytest.raises(UsageError, match="at work"):
         play(chat, tmp_path, record)
+
+
+def test_a_folder_made_before_there_were_more_options_is_gone_on_with(chat, tmp_path):
+    play(chat, tmp_path, {"id": "a", "prompt": "hello"})
+    noted = tmp_path / "out" / rollout.OPTIONS
+    names = "model tools thinking temperature max_tokens seed max_rounds timeout_s".split()
+    before = json.loads(noted.read_text())
+    assert set(names) < before.keys() and before["thinking"] is False and before["timeout_s"] == 60.0
+    noted.write_text(json.dumps({name: before[name] for name in names}))
+    play(chat, tmp_path, {"id": "a", "prompt": "hello"})
+    with pytest.raises(UsageError, match="top_k 0, not 3"):
+        play(chat, tmp_path, {"id": "a", "prompt": "hello"}, settings=answering(top_k=3))
+    with pytest.raises(UsageError, match="stop"):
+        play(chat, tmp_path, {"id": "a", "prompt": "hello"}, settings=answering(stop=("x",)))
 
 
 GOOD = {"id": "a", "prompt": "x"}
@@ -254,13 +283,13 @@ def test_mistakes_are_exit_2_and_one_line(tmp_path):
 
 def test_what_is_not_whole_is_kept_and_counted(chat, tmp_path, capsys):
     """The model runs out of tokens in a call, is told so, and answers; then in an answer; then before one."""
-    short = replace(SETTINGS, tools="calculator", max_tokens=25)
+    short = answering(replace(SETTINGS, tool_use=ToolUse("calculator", max_rounds=6)), max_tokens=25)
     (record,) = play(chat, tmp_path, {"id": "a", "prompt": "what is 12*34?"}, settings=short)
     said = [message for message in record["messages"] if message["role"] == "assistant"]
     assert said[0]["tool_calls"][0]["fault"] == "it was cut off before it was complete"
     assert record["turns"][0]["finish"] == "length"
     records = [record]
-    for name, settings in (("b", replace(short, max_tokens=5)), ("c", replace(short, max_tokens=5, thinking=True))):
+    for name, settings in (("b", answering(short, max_tokens=5)), ("c", answering(short, max_tokens=5, thinking=True))):
         (tmp_path / name).mkdir()
         records += play(chat, tmp_path / name, {"id": name, "prompt": "hello, who are you?"}, settings=settings)
     assert [record["finish"] for record in records[1:]] == ["length", "length"]

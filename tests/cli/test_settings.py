@@ -63,41 +63,38 @@ def asked(monkeypatch):
     return request
 
 
+def thinking(told) -> str:
+    """How a command would think."""
+    return "off" if not told.answer.thinking else told.answer.effort or "on"
+
+
 def test_run_obeys_them_unless_a_flag_says_more(places, monkeypatch, asked):
     user, _ = places
     user("max_tokens = 3\nstats = true\ntemp = 0")
-    assert (asked().max_tokens, asked().stats, asked().temp) == (3, True, 0.0)
-    assert asked("-n", "4").max_tokens == 4
+    assert (asked().answer.max_tokens, asked().display.stats, asked().answer.temperature) == (3, True, 0.0)
+    assert asked("-n", "4").answer.max_tokens == 4
     done = json.loads(v4("run", "--json", "hello").stdout)
     assert done["usage"]["completion_tokens"] == 3
     monkeypatch.setenv("V4_MAX_TOKENS", "2")
-    assert asked().max_tokens == 2 and asked("-n", "4").max_tokens == 4
+    assert asked().answer.max_tokens == 2 and asked("-n", "4").answer.max_tokens == 4
 
 
 def test_what_may_run_is_settled_for_chat_only(places):
     user, _ = places
     user('tools = "all"\napprove = "all"\nmin_p = 0.1')
-    options = {"tools", "approve", "min_p"}
-    assert settings.defaults("chat", options) == {"tools": "all", "approve": "all", "min_p": 0.1}
-    assert settings.defaults("run", options) == {"min_p": 0.1}
+    assert settings.defaults("chat") == {"tools": "all", "approve": "all", "min_p": 0.1}
+    assert settings.defaults("run") == {"min_p": 0.1} and settings.defaults("rollout") == {}
     user('model = "flash"')
-    assert settings.default_model() == "flash" and settings.defaults("chat", {"model"}) == {}
-    assert settings.defaults("rollout", options) == settings.defaults("chat", set()) == {}
+    assert settings.default_model() == "flash" and settings.defaults("chat") == {}
 
 
 @pytest.mark.parametrize("settled", ["on", "max"])
 def test_thinking_of_the_settings_gives_way_to_any_flag(places, asked, settled):
     user, _ = places
 
-    def thinking(*flags) -> tuple:
-        request = asked(*flags)
-        return request.think, request.no_think, request.think_max
-
     user(f'think = "{settled}"')
-    assert thinking() == (settled == "on", False, settled == "max")
-    assert thinking("--think") == (True, False, False)
-    assert thinking("--no-think") == (False, True, False)
-    assert thinking("--think-max") == (False, False, True)
+    assert thinking(asked()) == settled
+    assert [thinking(asked(flag)) for flag in ("--think", "--no-think", "--think-max")] == ["on", "off", "max"]
     with pytest.raises(UsageError, match="exclude each other"):
         asked("--think", "--no-think")
 
@@ -107,16 +104,16 @@ def test_thinking_means_the_same_in_the_chat(places, monkeypatch, settled):
     setups = []
     monkeypatch.setattr("v4cli.repl.plain.run", setups.append)
 
-    def thinking(*flags) -> str:
+    def said(*flags) -> str:
         app(["chat", *flags], standalone_mode=False)
-        return "off" if not setups[-1].thinking else setups[-1].sampling["effort"] or "on"
+        return thinking(setups[-1].told)
 
     if settled:
         places[0](f'think = "{settled}"')
-    assert thinking() == (settled or "on")
-    assert [thinking(flag) for flag in ("--think", "--no-think", "--think-max")] == ["on", "off", "max"]
+    assert said() == (settled or "on")
+    assert [said(flag) for flag in ("--think", "--no-think", "--think-max")] == ["on", "off", "max"]
     with pytest.raises(UsageError, match="exclude each other"):
-        thinking("--no-think", "--think-max")
+        said("--no-think", "--think-max")
 
 
 @pytest.mark.parametrize("text", ['tools = "all"', 'approve = "all"', '[mcp.x]\ncommand = ["touch", "/tmp/x"]'])

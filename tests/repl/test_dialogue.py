@@ -8,11 +8,13 @@ import pytest
 
 from v4cli import paths
 from v4cli.agent.approval import Answer, Choice
-from v4cli.agent.loop import CallEnd
+from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import Text
 from v4cli.chat.turn import Chat
+from v4cli.entries import made
 from v4cli.errors import ModelError
-from v4cli.repl import commands, items
+from v4cli.options import ChatOptions
+from v4cli.repl import actions, commands, items
 from v4cli.repl.dialogue import Dialogue
 from v4cli.repl.setup import Setup
 from v4cli.store import library
@@ -23,12 +25,12 @@ class Talk:
 
     def __init__(self, folder, answer=None, **about):
         self.told, self.asked, self.answer = [], [], answer or Answer(Choice.YES)
-        about = {
-            "model": "nano", "system": "", "thinking": True, "tools": None, "approve": "ask", "folder": folder,
-            "resume": None, "open": lambda name: Chat.open(library.model_folder(name)), "keep": lambda session: [],
-            "stats_line": lambda stats: f"{stats.prompt_tokens} tokens",
-        } | about  # fmt: skip
-        self.dialogue = Dialogue(Setup(**about), self.told.append, self.ask)
+        setup = Setup(
+            told=made(ChatOptions, {"model": "nano"} | about), folder=folder, resume=None,
+            open=lambda name: Chat.open(library.model_folder(name)), keep=lambda session: [],
+            stats_line=lambda stats: f"{stats.prompt_tokens} tokens",
+        )  # fmt: skip
+        self.dialogue = Dialogue(setup, self.told.append, self.ask)
         self.dialogue.line("/temp 0")
 
     def ask(self, request):
@@ -178,6 +180,29 @@ def test_settings_are_checked(talk):
     assert talk.line("/system be brief") == "system prompt: be brief"
     assert talk.dialogue.conversation.messages[0] == {"role": "system", "content": "be brief"}
     assert talk.line("/system off") == "system prompt: none"
+
+
+def test_what_the_command_was_told_holds_from_the_first_answer_on(talk):
+    said = {"temp": 0.0, "stop": ("ano",), "stats": True, "hide_thinking": True, "max_rounds": 1, "seed": 3}
+    told = Talk(talk.dialogue.setup.folder, **said)
+    told.dialogue.begin()
+    assert items.Show(False) in told.told and told.dialogue.conversation.options.seed == 3
+    assert told.line("who are you?") == "I am n"
+    assert items.Note(f"{told.dialogue.chat.stats.prompt_tokens} tokens") in told.told
+    assert told.line("/set stop default") == "stop: none" and " tokens" in told.line("what is 17*23?")
+    assert next(item for item in told.told if isinstance(item, Done)).reason == "rounds"
+
+
+def test_set_tells_and_changes_every_way_to_answer(talk):
+    names = [line.partition(":")[0] for line in talk.line("/set").split("\n")]
+    assert names == list(actions.LIVE) and ", ".join(names) in talk.line("/help")
+    for name, value in (("temp", "0.5"), ("top_k", "3"), ("seed", "9"), ("stop", "the end"), ("max_tokens", "7")):
+        assert talk.line(f"/set {name} {value}") == f"{name}: {value}"
+    options = talk.dialogue.conversation.options
+    assert (options.temperature, options.stop, options.max_tokens) == (0.5, ("the end",), 7)
+    assert talk.line("/set constrain perhaps") == "constrain is true or false, not 'perhaps'"
+    assert "whole number" in talk.line("/set top_k 1.5") and "2^63" in talk.line("/set seed -1")
+    assert talk.dialogue.conversation.options == options
 
 
 def test_telling_commands(talk):

@@ -14,6 +14,7 @@ from v4cli.agent.tools import Call, Context, Decision, Kind
 from v4cli.clean import visible
 from v4cli.errors import UsageError
 from v4cli.files import write_atomically
+from v4cli.options import Mode
 
 FLAG = "--approve"  # what a user who cannot be asked starts with
 MEND = "correct the file, or remove it"
@@ -33,15 +34,6 @@ GIT_OPTIONS = frozenset(
 READERS: dict[tuple[str, ...], frozenset | None] = dict.fromkeys(
     [("cat",), ("cmp",), ("cut",), ("du",), ("grep",), ("head",), ("ls",), ("nl",), ("stat",), ("tail",), ("wc",)]
 ) | dict.fromkeys([("git", "diff"), ("git", "log"), ("git", "show"), ("git", "status")], GIT_OPTIONS)
-
-
-class Mode(StrEnum):
-    """What runs without a question."""
-
-    ASK = "ask"  # reading
-    EDITS = "edits"  # reading and editing
-    PLAN = "plan"  # reading; nothing else is even asked about
-    ALL = "all"  # everything
 
 
 FREE = {

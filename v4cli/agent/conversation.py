@@ -7,8 +7,8 @@ from v4cli.agent.loop import Agent, Event, Said
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.messages import calls_in, content_text, without_ids
 from v4cli.chat.parser import Event as ChatEvent
-from v4cli.chat.turn import Options
 from v4cli.errors import UsageError
+from v4cli.options import Options
 
 SUMMARY_REQUEST = (
     "Summarise our conversation so far, for yourself to go on from: what was asked, what was found out and decided, "

@@ -8,9 +8,9 @@ from v4cli.agent.tools import Call, Context, Decision, Toolbox, ToolError
 from v4cli.chat.messages import UNREADABLE, calls_in
 from v4cli.chat.parser import Event as ChatEvent
 from v4cli.chat.parser import ToolCallStart
-from v4cli.chat.turn import Chat, Options
+from v4cli.chat.turn import Chat
+from v4cli.options import MAX_ROUNDS, Options
 
-MAX_ROUNDS = 50  # turns of the model per question
 MAX_RESULT = 64 << 10  # characters of a result that the model gets; of longer ones, both ends
 NOT_RUN = "error: this call was not run: "
 RUNAWAY = "the block of calls was too long and has been stopped; make fewer or shorter calls"
@@ -73,10 +73,10 @@ class Agent:
         context: Context,
         decide: Callable[[Call, Context], Decision],
         output: Callable[[Call, str], None] = lambda call, text: None,
-        max_rounds: int = MAX_ROUNDS,
+        max_rounds: int | None = None,
     ):
         self.chat, self.toolbox, self.context = chat, toolbox, context
-        self.decide, self.output, self.max_rounds = decide, output, max_rounds
+        self.decide, self.output, self.max_rounds = decide, output, max_rounds or MAX_ROUNDS
 
     def run(
         self,

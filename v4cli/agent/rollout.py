@@ -14,41 +14,28 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from v4cli import jsonfile
 from v4cli.agent import sandbox
-from v4cli.agent.approval import Approvals, Mode
+from v4cli.agent.approval import Approvals
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.loop import Agent, Done, Said, is_empty, shortened
 from v4cli.agent.process import Limits
 from v4cli.agent.tasks import Task
 from v4cli.agent.tools import Context, Kind
 from v4cli.chat.messages import last_said, without_ids
-from v4cli.chat.turn import Chat, Options
+from v4cli.chat.turn import Chat
 from v4cli.errors import UsageError, V4Error
 from v4cli.files import write_atomically
+from v4cli.options import Conditions, Mode, Options
 
 MAX_ANSWER = 30_000  # characters of it that a check is given
 MAX_RECORD = 1 << 28  # bytes of a trajectory
 OPTIONS, WORKSPACES = "options.json", "workspaces"  # in the output folder
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What all trajectories of an output folder have in common."""
-
-    model: str
-    tools: str
-    thinking: bool
-    temperature: float | None
-    max_tokens: int | None
-    seed: int
-    max_rounds: int
-    timeout_s: float  # of a rollout, and again of its check
 
 
 @dataclass(frozen=True)
@@ -80,7 +67,7 @@ def output_folder(out: Path, conditions: Conditions):
         raise UsageError(f"{out} cannot be a folder: there is a file of that name", "choose another --out") from None
     try:
         with FileLock(out / ".lock", timeout=0, mode=0o600):
-            _same_conditions(out / OPTIONS, asdict(conditions))
+            _same_conditions(out / OPTIONS, _record(conditions))
             for left in out.glob("*.tmp"):
                 left.unlink()
             _remove(out / WORKSPACES)
@@ -94,11 +81,23 @@ def _same_conditions(path: Path, conditions: dict) -> None:
     if not path.exists():
         write_atomically(path, json.dumps(conditions, indent=2).encode() + b"\n", 0o600)
         return
-    before = jsonfile.read(path, UsageError)
+    before, usual = jsonfile.read(path, UsageError), _options(Options())
     for name, value in conditions.items():
-        if not isinstance(before, dict) or before.get(name) != value:
-            was = before.get(name) if isinstance(before, dict) else "unknown"
+        was = before.get(name, usual.get(name)) if isinstance(before, dict) else "unknown"
+        if was != value:
             raise UsageError(f"{path.parent} holds rollouts with {name} {was}, not {value}", "choose another --out")
+
+
+def _record(conditions: Conditions) -> dict:
+    """Conditions as they are noted, in the folder and with each trajectory."""
+    use = conditions.tool_use
+    told = {"model": conditions.model, "tools": use.tools, "max_rounds": use.max_rounds}
+    return told | {"timeout_s": conditions.timeout_s} | _options(conditions.answer)
+
+
+def _options(options: Options) -> dict:
+    """As they are in JSON."""
+    return asdict(options) | {"stop": list(options.stop)}
 
 
 def needs_sandbox(tasks: Iterable[Task], tools: str) -> bool:
@@ -167,9 +166,9 @@ def rollout(chat: Chat, task: Task, sample: int, workspace: Path, conditions: Co
     start, began = time.monotonic(), time.time()
     _prepare(workspace, task)
     try:
-        seed = seed_of(conditions.seed, task.id, sample)
+        seed = seed_of(conditions.answer.seed or 0, task.id, sample)
         record = {"task": task.id, "sample": sample, "seed": seed, "digest": task.digest, "began": began}
-        record |= {"options": asdict(conditions), **_work(chat, task, workspace, conditions, seed, cancelled)}
+        record |= {"options": _record(conditions), **_work(chat, task, workspace, conditions, seed, cancelled)}
         worked_s = time.monotonic() - start
         record |= _check(task, record["messages"], workspace, conditions.timeout_s, cancelled)
     finally:
@@ -183,11 +182,10 @@ def _work(chat: Chat, task: Task, workspace: Path, conditions: Conditions, seed:
     """The model's part: messages, turns token by token, and why it ended."""
     end = time.monotonic() + conditions.timeout_s
     decide = Approvals(Mode.ALL, workspace).decide
-    tools = toolbox(task.tools or conditions.tools, Limits(seconds=conditions.timeout_s))
-    agent = Agent(chat, tools, Context(workspace, disposable=True), decide, max_rounds=conditions.max_rounds)
-    options = Options(
-        conditions.thinking, temperature=conditions.temperature, seed=seed, max_tokens=conditions.max_tokens
-    )
+    tools = toolbox(task.tools or conditions.tool_use.tools, Limits(seconds=conditions.timeout_s))
+    max_rounds = conditions.tool_use.max_rounds
+    agent = Agent(chat, tools, Context(workspace, disposable=True), decide, max_rounds=max_rounds)
+    options = replace(conditions.answer, seed=seed)
     messages, turns, finish, error = list(task.messages), [], "", ""
     try:
         for event in agent.run(messages, options, None, lambda: cancelled() or time.monotonic() > end):

@@ -1,8 +1,7 @@
 """One conversation on an engine: messages in, events out. Joins prompt encoding, the session and the parser."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -19,36 +18,11 @@ from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
 from v4cli.model.config import V4Config
+from v4cli.options import Options
 from v4cli.store import kinds
 from v4cli.store.store import is_store
 
 MAX_BLOCK = 1 << 18  # characters of one block of tool calls
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to answer. None means: what the release and its generation_config say."""
-
-    thinking: bool = True
-    effort: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    constrain: bool = False  # a grammar keeps tool calls well-formed; needs llguidance
-
-    def __post_init__(self):
-        """UsageError for what cannot be, before a model is loaded for it."""
-        temperature, top_p = self.temperature, self.top_p
-        Sampling(1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p, self.top_k, self.min_p,
-                 self.seed)  # fmt: skip
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise UsageError("max_tokens must be at least 1")
-        if self.constrain:
-            from v4cli.chat import grammar  # noqa: F401
 
 
 class Chat:
@@ -90,7 +64,9 @@ class Chat:
 
     def twin(self) -> "Chat":
         """Another conversation on the same engine; each may have its own thread."""
-        return Chat(self.engine, self.tokenizer, self.defaults, self.engine.session())
+        twin = Chat(self.engine, self.tokenizer, self.defaults, self.engine.session())
+        twin.note = self.note
+        return twin
 
     @property
     def stats(self):

@@ -13,37 +13,21 @@ from v4cli import __version__
 from v4cli.cli import output
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
-from v4cli.cli.app_rollout import rollout
 from v4cli.cli.app_sessions import sessions
-from v4cli.cli.options import (
+from v4cli.cli.parameters import (
     DEFAULT_MODEL,
     MODEL_OR_RELEASE,
     Backend,
-    ChatModel,
-    Constrain,
     Json,
-    KvDir,
-    MaxTokens,
-    MinP,
     Model,
     ModelName,
-    Network,
-    NoCache,
-    NoThink,
     Numerics,
-    Ram,
-    Temp,
-    Think,
-    ThinkMax,
-    TopK,
-    TopP,
     Typer,
+    default_model,
+    defaults_of,
+    takes,
 )
-
-TOOLS = (
-    "Tools the model may use here: nano, read, edit, all, mcp, or names. A file has schemas: calls are only printed."
-)
-APPROVE = "What runs without a question: ask (reading; default), edits, plan (reading, no more), all."
+from v4cli.options import COMMANDS, ChatOptions, RolloutOptions, RunOptions
 
 app = Typer(
     name="v4",
@@ -73,101 +57,42 @@ def default(
             app(["chat"])
         else:
             app(["run"])
-    else:
+    elif command := COMMANDS.get(ctx.invoked_subcommand):
         from v4cli import settings
 
-        options = {option.name for option in ctx.command.commands[ctx.invoked_subcommand].params}
-        ctx.default_map = {ctx.invoked_subcommand: settings.defaults(ctx.invoked_subcommand, options)}
+        ctx.default_map = {ctx.invoked_subcommand: defaults_of(command, settings.defaults(ctx.invoked_subcommand))}
 
 
 @app.command()
-def run(
-    model: Model,
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; text on stdin is put before it.")] = None,
-    files: Annotated[
-        list[Path] | None,
-        typer.Option("--file", "-f", help="Read the prompt from a file, or stdin (-). Repeatable."),
-    ] = None,
-    system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
-    output_format: Annotated[str | None, typer.Option(help="text, json or stream-json.")] = None,
-    as_json: Json = False,
-    think: Think = False,
-    no_think: NoThink = False,
-    think_max: ThinkMax = False,
-    hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not print the thinking.")] = False,
-    max_tokens: MaxTokens = None,
-    temp: Temp = None,
-    top_p: TopP = None,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer at this text; may be repeated.")] = None,
-    tools: Annotated[str | None, typer.Option(metavar="NAMES|FILE.json", help=TOOLS)] = None,
-    approve: Annotated[str | None, typer.Option(help=APPROVE)] = None,
-    network: Network = False,
-    constrain: Constrain = False,
-    max_rounds: Annotated[int | None, typer.Option(min=1, help="Most turns of the model; exit 6 there.")] = None,
-    no_stream: Annotated[bool, typer.Option("--no-stream", help="Print the answer when it is complete.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Print counts and speeds to stderr.")] = False,
-    backend: Backend = None,
-    numerics: Numerics = None,
-    ram: Ram = None,
-    kv_dir: KvDir = None,
-    no_cache: NoCache = False,
-) -> None:
+@takes(RunOptions, model=default_model)
+def run(told: RunOptions) -> None:
     """Answer one prompt. Only the answer goes to stdout.
 
     With --tools the model works in the current folder until it is done. --output-format stream-json prints one object
     a line; its type is init, thinking, message, tool_use, tool_result, end (of a turn), error or result.
     """
-    options = dict(locals()) | {"files": files or []}
-    from v4cli.cli.run import RunRequest, run_once
+    from v4cli.cli.run import run_once
 
-    run_once(RunRequest(**options))
+    run_once(told)
 
 
 @app.command()
-def chat(
-    model: ChatModel = None,
-    system: Annotated[str, typer.Option("--system", "-s", help="System prompt.")] = "",
-    think: Think = False,
-    no_think: NoThink = False,
-    think_max: ThinkMax = False,
-    go_on: Annotated[bool, typer.Option("--continue", "-c", help="Go on with the conversation used last.")] = False,
-    resume: Annotated[str | None, typer.Option("--resume", "-r", metavar="ID", help="Go on with this one.")] = None,
-    list_all: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
-    as_json: Json = False,
-    tools: Annotated[
-        str | None,
-        typer.Option(
-            help="Tools the model may call: names, or read, edit, all, nano, mcp, none. Default: all,mcp; nano's own."
-        ),
-    ] = None,
-    approve: Annotated[
-        str, typer.Option(help="Calls that run unasked: ask (reading), edits, plan (reading only), all.")
-    ] = "ask",
-    network: Network = False,
-    constrain: Constrain = False,
-    max_tokens: MaxTokens = None,
-    temp: Temp = None,
-    top_p: TopP = None,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    plain: Annotated[bool, typer.Option("--plain", help="Line by line: for screen readers, and in pipes.")] = False,
-    backend: Backend = None,
-    numerics: Numerics = None,
-    ram: Ram = None,
-    kv_dir: KvDir = None,
-    no_cache: NoCache = False,
-) -> None:
+@takes(ChatOptions)
+def chat(told: ChatOptions) -> None:
     """Talk in the terminal. Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest."""
-    options = dict(locals())
-    from v4cli.cli.chat import ChatRequest, chat
+    from v4cli.cli.chat import chat
 
-    chat(ChatRequest(**options))
+    chat(told)
 
 
-app.command()(rollout)
+@app.command()
+@takes(RolloutOptions, model=default_model)
+def rollout(told: RolloutOptions) -> None:
+    """Let the model work on many tasks, each in a fresh sandbox, and reward what it did. Run it again to go on after
+    any interruption."""
+    from v4cli.cli.rollout import run_rollouts
+
+    run_rollouts(told)
 
 
 @app.command("download", hidden=True)
@@ -190,10 +115,9 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Bring a model here, made ready to run. Run it again to go on after any interruption."""
-    options = dict(locals())
     from v4cli.cli.pull import PullRequest, pull_model
 
-    pull_model(PullRequest(**options))
+    pull_model(PullRequest(what, quant, name, revision, dry_run, keep_source, part, jobs, as_json))
 
 
 @app.command()

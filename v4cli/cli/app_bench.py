@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli.cli.options import Json, Model, Typer
+from v4cli.cli.parameters import Json, Model, Typer
 from v4cli.errors import UsageError
 
 bench = Typer(help="Measure speed.", no_args_is_help=False)

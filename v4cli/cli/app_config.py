@@ -3,7 +3,7 @@
 import os
 
 from v4cli import terminal
-from v4cli.cli.options import Json, Typer
+from v4cli.cli.parameters import Json, Typer
 
 config = Typer(
     help="Settings: what is used where a command is not told otherwise.",

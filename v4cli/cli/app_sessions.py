@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from v4cli.cli.options import Json, Model, Typer
+from v4cli.cli.parameters import Json, Model, Typer
 
 sessions = Typer(
     help="Contexts that are stored: what begins like one of them goes on from there.",

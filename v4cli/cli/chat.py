@@ -2,60 +2,26 @@
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from v4cli import paths
 from v4cli.cli import output
-from v4cli.cli.run_input import one_way_of_thinking
 from v4cli.errors import UsageError
-from v4cli.files import argument
+from v4cli.options import ChatOptions
 from v4cli.repl.setup import Setup
-from v4cli.settings import APPROVE
 from v4cli.store import library
 from v4cli.streams import is_screen
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """The options of `v4 chat`, as typed; the defaults are those of the command line."""
-
-    model: str | None = None
-    system: str = ""
-    think: bool = False
-    no_think: bool = False
-    think_max: bool = False
-    go_on: bool = False
-    resume: str | None = None
-    list_all: bool = False
-    as_json: bool = False
-    tools: str | None = None
-    approve: str = "ask"
-    network: bool = False
-    constrain: bool = False
-    max_tokens: int | None = None
-    temp: float | None = None
-    top_p: float | None = None
-    top_k: int = 0
-    min_p: float = 0.0
-    plain: bool = False
-    backend: str | None = None
-    numerics: str | None = None
-    ram: str | None = None
-    kv_dir: Path | None = None
-    no_cache: bool = False
-
-
-def chat(request: ChatRequest) -> None:
+def chat(told: ChatOptions) -> None:
     """Talk until the user leaves. Contradicting options fail before anything is loaded."""
-    if request.list_all:
-        _list(request.as_json)
+    if told.list_all:
+        _list(told.as_json)
         return
-    if request.as_json:
+    if told.as_json:
         raise UsageError("--json is for --list", "v4 chat --list --json")
-    one_way_of_thinking(request)
-    setup = _setup(request)
-    if request.plain or not _is_terminal():
+    setup = _setup(told)
+    if told.plain or not _is_terminal():
         from v4cli.repl.plain import run
     else:
         from v4cli.repl.app import run
@@ -66,41 +32,28 @@ def _is_terminal() -> bool:
     return all(map(is_screen, (sys.stdin, sys.stdout, sys.stderr)))
 
 
-def _setup(request: ChatRequest) -> Setup:
-    if request.approve not in APPROVE:
-        raise UsageError(f"--approve must be one of {', '.join(APPROVE)}", "v4 chat --approve ask")
-    if request.go_on and request.resume is not None:
+def _setup(told: ChatOptions) -> Setup:
+    if told.go_on and told.resume is not None:
         raise UsageError("--continue and --resume exclude each other", "drop --continue")
-    if request.model is not None:
-        library.model_folder(request.model)
-    ram = output.ram_budget(request.ram)
+    if told.model is not None:
+        library.model_folder(told.model)
+    output.ram_budget(told.loading.ram)
 
     def open_model(name: str):
-        from v4cli.chat.turn import Chat
         from v4cli.cli import sessions
 
-        folder, session = library.model_folder(name), sessions.session_maker(request.kv_dir, not request.no_cache)
-        return Chat.open(folder, request.backend, request.numerics, session, ram, paths.use_dir())
+        return sessions.open_chat(name, told.loading)
 
-    sampling = {
-        "temperature": request.temp, "top_p": request.top_p, "top_k": request.top_k, "min_p": request.min_p,
-        "max_tokens": request.max_tokens, "constrain": request.constrain,
-        "effort": "max" if request.think_max else None,
-    }  # fmt: skip
-    return Setup(
-        model=request.model, system=argument(request.system, "--system"), thinking=not request.no_think,
-        tools=request.tools, approve=request.approve, folder=paths.here(), resume=_resumed(request), open=open_model,
-        keep=_keep, stats_line=_stats_line, sampling=sampling, network=request.network,
-    )  # fmt: skip
+    return Setup(told, paths.here(), _resumed(told), open_model, _keep, _stats_line)
 
 
-def _resumed(request: ChatRequest) -> Path | None:
+def _resumed(told: ChatOptions) -> Path | None:
     """The file of the conversation to go on with."""
-    if not request.go_on and request.resume is None:
+    if not told.go_on and told.resume is None:
         return None
     from v4cli.agent.transcript import find
 
-    return find(paths.chats_dir(), request.resume or "").path
+    return find(paths.chats_dir(), told.resume or "").path
 
 
 def _list(as_json: bool) -> None:

@@ -14,7 +14,7 @@ def show(as_json: bool) -> None:
     rows = [("setting", "value", "from", "")]
     for key, setting in found.keys.items():
         shown = "-" if setting.value is None else str(_plain(setting.value))
-        rows.append((key, shown, setting.origin, settings.KEYS[key].about))
+        rows.append((key, shown, setting.origin, settings.KEYS[key].help))
     for name, server in found.mcp.items():
         rows.append((f"mcp.{name}", _shown(server.url) or " ".join(server.command), str(paths.config_file()), ""))
     output.table(rows)

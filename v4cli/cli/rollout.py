@@ -3,19 +3,19 @@
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 from v4cli import paths, streams
 from v4cli.agent import rollout, sandbox
-from v4cli.agent.rollout import Conditions, Result
+from v4cli.agent.rollout import Result
 from v4cli.agent.tasks import read_tasks
-from v4cli.chat.turn import Chat, Options
+from v4cli.chat.turn import Chat
 from v4cli.cli import output, sessions
 from v4cli.cli.progress import LINE_EVERY
 from v4cli.errors import Interrupted, UsageError
 from v4cli.interrupts import interrupts
+from v4cli.options import RolloutOptions
 from v4cli.store import library
 
 ENDS = {  # of rollouts that did not end with an answer of the model's own
@@ -24,48 +24,24 @@ ENDS = {  # of rollouts that did not end with an answer of the model's own
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RolloutRequest:
-    """The options of `v4 rollout`, as typed."""
-
-    tasks: Path
-    out: Path
-    model: str
-    n: int
-    jobs: int
-    tools: str
-    think: bool
-    temp: float | None
-    max_tokens: int | None
-    seed: int
-    max_rounds: int
-    timeout: float
-    ram: str | None
-    as_json: bool
-
-
-def run_rollouts(request: RolloutRequest) -> None:
+def run_rollouts(told: RolloutOptions) -> None:
     """Do what is missing, and say how it went. Interrupted: what is finished stays."""
-    Options(temperature=request.temp, seed=request.seed)  # UsageError for what cannot be
-    tasks, out = read_tasks(request.tasks), request.out
-    trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, request.tools) else ""
+    tasks, out, conditions = read_tasks(told.tasks), told.out, told.conditions
+    trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, conditions.tool_use.tools) else ""
     if trouble:
         hint = "apt install bubblewrap" if sandbox.missing() else "choose another --out"
         raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
-    conditions = Conditions(
-        request.model, request.tools, request.think, request.temp, request.max_tokens, request.seed,
-        request.max_rounds, request.timeout,
-    )  # fmt: skip
-    folder, ram = library.model_folder(request.model), output.ram_budget(request.ram)
+    folder, ram = library.model_folder(conditions.model), output.ram_budget(told.loading.ram)
     stop = Event()
     with interrupts(stop), rollout.output_folder(out, conditions):
-        before, todo = rollout.done_before(out, tasks, request.n)
+        before, todo = rollout.done_before(out, tasks, told.n)
         tally = Tally(len(before) + len(todo), before)
         if todo:
             chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
-            rollout.run_all(chat, todo, out, conditions, request.jobs, tally.add, stop.is_set)
+            chat.note = output.note
+            rollout.run_all(chat, todo, out, conditions, told.jobs, tally.add, stop.is_set)
             sessions.keep(chat.session)
-    tally.end(out, request.as_json)
+    tally.end(out, told.as_json)
 
 
 class Tally:

@@ -12,14 +12,6 @@ MAX_TEXT_BYTES = 64 << 20
 STDIN = Path("-")
 
 
-def one_way_of_thinking(request) -> None:
-    """UsageError for flags of a RunRequest or ChatRequest that exclude each other."""
-    chosen = [name for name in ("think", "no_think", "think_max") if getattr(request, name)]
-    if len(chosen) > 1:
-        flags = " and ".join("--" + name.replace("_", "-") for name in chosen)
-        raise UsageError(f"{flags} exclude each other", f"drop --{chosen[-1].replace('_', '-')}")
-
-
 def prompt_of(prompt: str | None, files: Sequence[Path], stdin: bool = True) -> str:
     """stdin (when piped), then the files in order, then the prompt, with a blank line between. Where one of the files
     is -, stdin stands there; without `stdin` it is not read."""

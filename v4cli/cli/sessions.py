@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, settings
 from v4cli.cli import output
 from v4cli.errors import SnapshotError, UsageError
+from v4cli.options import Loading
 from v4cli.prefixes.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
 from v4cli.store import library
 
@@ -34,11 +35,20 @@ def prefixes_of(engine, wanted: bool) -> Prefixes | None:
     return engine.prefixes(paths.prefixes_dir(), disk, writes) if wanted and disk else None
 
 
-def session_maker(kv_dir: Path | None, cache: bool):
-    """What makes the session of a command: its cache in `kv_dir` if given, stored prefixes used if `cache`."""
+def open_chat(model: str, loading: Loading):
+    """A conversation with a model: its cache in a file if that is wanted, stored prefixes used unless they are not."""
+    kv_dir = loading.kv_dir
     if kv_dir is not None and not kv_dir.is_dir():
-        raise UsageError(f"--kv-dir {kv_dir}: no such folder", f"mkdir -p {kv_dir}")
-    return lambda engine: engine.session(kv_dir, prefixes_of(engine, cache))
+        raise UsageError(f"{settings.said_by('kv_dir', kv_dir)} {kv_dir}: no such folder", f"mkdir -p {kv_dir}")
+    with settings.blamed("model", model):
+        folder = library.model_folder(model)
+    ram = output.ram_budget(loading.ram)
+    from v4cli.chat.turn import Chat
+
+    def session(engine):
+        return engine.session(kv_dir, prefixes_of(engine, not loading.no_cache))
+
+    return Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir())
 
 
 def keep(session) -> None:

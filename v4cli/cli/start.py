@@ -71,9 +71,11 @@ def _status() -> int:
 def _run() -> None:
     if _is_plain_chat():
         from v4cli import settings
-        from v4cli.cli.chat import ChatRequest, chat
+        from v4cli.cli.chat import chat
+        from v4cli.entries import made
+        from v4cli.options import ChatOptions
 
-        chat(ChatRequest(**settings.defaults("chat", ChatRequest.__dataclass_fields__)))
+        chat(made(ChatOptions, settings.defaults("chat")))
     else:
         from v4cli.cli.app import app
 

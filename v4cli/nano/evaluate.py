@@ -9,8 +9,9 @@ import json
 import random
 from collections import defaultdict
 
-from v4cli.chat.turn import Chat, Options
+from v4cli.chat.turn import Chat
 from v4cli.nano.dialogues import generate
+from v4cli.options import Options
 from v4cli.paths import NANO
 
 

@@ -1,4 +1,7 @@
-"""What each slash command does, under its name: action(dialogue, argument). They raise V4Error for the user to see."""
+"""What the slash commands do: action(dialogue, argument). They raise V4Error for the user to see.
+
+The prompt waits for this module: what only some actions need is imported by them.
+"""
 
 import json
 import os
@@ -6,18 +9,14 @@ import time
 from dataclasses import replace
 
 from v4cli import paths
-from v4cli.agent import conversation as conversations
-from v4cli.agent.transcript import find, transcripts
+from v4cli.entries import Option, entries
 from v4cli.errors import UsageError
-from v4cli.repl import commands, items
-from v4cli.settings import APPROVE
+from v4cli.options import Mode, Options
+from v4cli.repl import items
 
-SETTINGS = {"top_p": float, "top_k": int, "min_p": float, "seed": int, "max_tokens": int}
 LISTED = 20  # conversations
-
-
-def help(dialogue, argument: str) -> None:
-    dialogue.note(commands.help_text())
+THINK = next(entry for entry in entries(Options) if entry.name == "think")
+LIVE = {entry.name: entry for entry in entries(Options) if entry.live}
 
 
 def new(dialogue, argument: str) -> None:
@@ -33,6 +32,8 @@ def sessions(dialogue, argument: str) -> None:
 
 
 def resume(dialogue, argument: str) -> None:
+    from v4cli.agent.transcript import find, transcripts
+
     here = dialogue.conversation.transcript.id
     if not argument:
         others = (transcript.id for transcript in transcripts(paths.chats_dir()) if transcript.id != here)
@@ -81,9 +82,8 @@ def think(dialogue, argument: str) -> None:
     talk = dialogue.conversation
     if argument in ("show", "fold"):
         dialogue.emit(items.Show(argument == "show"))
-    elif argument in ("on", "off", "max"):
-        effort = "max" if argument == "max" else None
-        talk.options = replace(talk.options, thinking=argument != "off", effort=effort)
+    elif argument in THINK.choices:
+        talk.options = replace(talk.options, **THINK.values(argument))
     elif argument:
         raise UsageError(f"/think takes off, on, max, show or fold, not {argument!r}")
     state = "off" if not talk.options.thinking else talk.options.effort or "on"
@@ -92,20 +92,20 @@ def think(dialogue, argument: str) -> None:
 
 def temp(dialogue, argument: str) -> None:
     if argument:
-        _set(dialogue, "temperature", argument, float)
+        _change(dialogue, LIVE["temp"], argument)
     value = dialogue.conversation.options.temperature
     dialogue.note(f"temperature: {'of the model' if value is None else value}")
 
 
-def set(dialogue, argument: str) -> None:
-    name, _, value = argument.partition(" ")
-    if name and name not in SETTINGS:
-        raise UsageError(f"/set knows no {name!r}", f"/set takes {', '.join(SETTINGS)}")
-    if value:
-        _set(dialogue, name, value.strip(), SETTINGS[name])
+def set_option(dialogue, argument: str) -> None:
+    name, _, text = argument.partition(" ")
+    if name and name not in LIVE:
+        raise UsageError(f"/set knows no {name!r}", f"/set takes {', '.join(LIVE)}")
+    if text:
+        _change(dialogue, LIVE[name], text.strip())
     options = dialogue.conversation.options
-    shown = [name] if name else SETTINGS
-    dialogue.note("\n".join(f"{one}: {_said(getattr(options, one))}" for one in shown))
+    shown = [LIVE[name]] if name else LIVE.values()
+    dialogue.note("\n".join(f"{entry.name}: {_said(getattr(options, entry.field))}" for entry in shown))
 
 
 def model(dialogue, argument: str) -> None:
@@ -122,8 +122,8 @@ def tools(dialogue, argument: str) -> None:
 
 
 def approve(dialogue, argument: str) -> None:
-    if argument and argument not in APPROVE:
-        raise UsageError(f"/approve takes {', '.join(APPROVE)}, not {argument!r}")
+    if argument and argument not in tuple(Mode):
+        raise UsageError(f"/approve takes {', '.join(Mode)}, not {argument!r}")
     if argument:
         dialogue.approvals.mode = argument
     dialogue.note(f"approval: {dialogue.approvals.mode}")
@@ -166,8 +166,10 @@ def tokens(dialogue, argument: str) -> None:
 
 
 def export(dialogue, argument: str) -> None:
+    from v4cli.agent.conversation import to_json, to_markdown
+
     kind, _, name = argument.partition(" ")
-    write = {"md": conversations.to_markdown, "json": conversations.to_json}.get(kind)
+    write = {"md": to_markdown, "json": to_json}.get(kind)
     if write is None:
         raise UsageError("/export needs a format", "/export md, or /export json FILE")
     transcript = dialogue.conversation.transcript
@@ -193,6 +195,8 @@ def copy(dialogue, argument: str) -> None:
 
 def listing() -> str:
     """The conversations used last, a line each."""
+    from v4cli.agent.transcript import transcripts
+
     rows = []
     for transcript, _ in zip(transcripts(paths.chats_dir()), range(LISTED)):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(transcript.path.stat().st_mtime))
@@ -200,17 +204,19 @@ def listing() -> str:
     return "\n".join(rows)
 
 
-def _set(dialogue, name: str, value: str, kind: type) -> None:
-    """Change an option if the value is one; `default` goes back to the model's."""
+def _change(dialogue, entry: Option, text: str) -> None:
+    """Change an option of the next answers if the text is a value of it; `default` goes back to the model's."""
     talk = dialogue.conversation
     try:
-        number = getattr(type(talk.options)(), name) if value == "default" else kind(value)
+        value = entry.default if text == "default" else entry.parsed(text)
     except ValueError:
-        raise UsageError(f"{name} is a number, not {value!r}") from None
-    talk.options = replace(talk.options, **{name: number})
+        raise UsageError(f"{entry.name} is {entry.expected}, not {text!r}") from None
+    talk.options = replace(talk.options, **entry.values(value))
 
 
 def _said(value) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value) or "none"
     return "of the model" if value is None else str(value)
 
 

@@ -55,7 +55,7 @@ class Repl:
         self.screen = Screen.open()
         self.keyboard = create_input()
         self.keyboard.stdin_reader = PasteReader(self.keyboard.stdin_reader)
-        self.status = Status(setup.model or "the model")
+        self.status = Status(setup.told.model or "the model")
         self.mailbox = Mailbox(self.deliver)
         self.worker = Worker(setup, self.mailbox.put)
         self._view = (None, "")

@@ -1,46 +1,60 @@
 """The slash commands: one table, which /help and completion are made from. What they do is in actions.py."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from v4cli.errors import UsageError
+from v4cli.options import Mode
+from v4cli.repl import actions
 
 
 @dataclass(frozen=True)
 class Command:
-    """`at_once`: it does not wait for the answer that is being written."""
+    """`do(dialogue, argument)` carries it out. `at_once`: it does not wait for the answer that is being written."""
 
     name: str
     arguments: str
     help: str
+    do: Callable
     at_once: bool = False
     aliases: tuple[str, ...] = ()
 
 
+def _help(dialogue, argument: str) -> None:
+    dialogue.note(help_text())
+
+
+def _exit(dialogue, argument: str) -> None:
+    """Whoever shows the dialogue ends it."""
+
+
 TABLE = (
-    Command("help", "", "this list, and the keys", at_once=True),
-    Command("exit", "", "leave", at_once=True, aliases=("quit", "bye")),
-    Command("new", "", "begin a new conversation; this one is kept", aliases=("clear",)),
-    Command("sessions", "", "the conversations that are kept"),
-    Command("resume", "[ID]", "go on with another conversation; by default the last one before this"),
-    Command("fork", "", "go on in a copy of this conversation"),
-    Command("undo", "", "take back your last message and what followed"),
-    Command("retry", "", "answer your last message once more"),
-    Command("edit", "[TEXT]", "change your last message (to TEXT) and ask again"),
-    Command("compact", "", "go on from a summary of this conversation"),
-    Command("system", "[TEXT|off]", "show or set the system prompt"),
-    Command("think", "[off|on|max|show|fold]", "reasoning; show or fold it from now on", at_once=True),
-    Command("temp", "[T]", "show or set the temperature; 0 is greedy", at_once=True),
-    Command("set", "[NAME VALUE]", "show or set top_p, top_k, min_p, seed, max_tokens", at_once=True),
-    Command("model", "[NAME]", "show the model, or go on with another one"),
-    Command("tools", "", "the tools the model has", at_once=True),
-    Command("approve", "[ask|edits|plan|all]", "which tool calls run without asking", at_once=True),
-    Command("stats", "", "counts and speeds of the last answer", at_once=True),
-    Command("experts", "[on|off]", "what experts on demand cost, as it goes", at_once=True),
-    Command("context", "", "what takes up the context"),
-    Command("tokens", "TEXT", "how many tokens a text has"),
-    Command("export", "md|json [FILE]", "write the conversation to a file"),
-    Command("copy", "", "copy the last answer to the clipboard", at_once=True),
+    Command("help", "", "this list, and the keys", _help, at_once=True),
+    Command("exit", "", "leave", _exit, at_once=True, aliases=("quit", "bye")),
+    Command("new", "", "begin a new conversation; this one is kept", actions.new, aliases=("clear",)),
+    Command("sessions", "", "the conversations that are kept", actions.sessions),
+    Command(
+        "resume", "[ID]", "go on with another conversation; by default the last one before this", actions.resume
+    ),
+    Command("fork", "", "go on in a copy of this conversation", actions.fork),
+    Command("undo", "", "take back your last message and what followed", actions.undo),
+    Command("retry", "", "answer your last message once more", actions.retry),
+    Command("edit", "[TEXT]", "change your last message (to TEXT) and ask again", actions.edit),
+    Command("compact", "", "go on from a summary of this conversation", actions.compact),
+    Command("system", "[TEXT|off]", "show or set the system prompt", actions.system),
+    Command("think", "[off|on|max|show|fold]", "reasoning; show or fold it from now on", actions.think, at_once=True),
+    Command("temp", "[T]", "show or set the temperature; 0 is greedy", actions.temp, at_once=True),
+    Command("set", "[NAME VALUE]", f"show or set {', '.join(actions.LIVE)}", actions.set_option, at_once=True),
+    Command("model", "[NAME]", "show the model, or go on with another one", actions.model),
+    Command("tools", "", "the tools the model has", actions.tools, at_once=True),
+    Command("approve", f"[{'|'.join(Mode)}]", "which tool calls run without asking", actions.approve, at_once=True),
+    Command("stats", "", "counts and speeds of the last answer", actions.stats, at_once=True),
+    Command("experts", "[on|off]", "what experts on demand cost, as it goes", actions.experts, at_once=True),
+    Command("context", "", "what takes up the context", actions.context),
+    Command("tokens", "TEXT", "how many tokens a text has", actions.tokens),
+    Command("export", "md|json [FILE]", "write the conversation to a file", actions.export),
+    Command("copy", "", "copy the last answer to the clipboard", actions.copy, at_once=True),
 )  # fmt: skip
 BY_NAME = {name: command for command in TABLE for name in (command.name, *command.aliases)}
 
@@ -82,9 +96,7 @@ def named(line: str) -> Command | None:
 def run(dialogue, line: str) -> None:
     """Do what a command line says. UsageError."""
     command, argument = parse(line)
-    from v4cli.repl import actions
-
-    getattr(actions, command.name)(dialogue, argument)
+    command.do(dialogue, argument)
 
 
 def help_text() -> str:

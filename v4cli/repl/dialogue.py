@@ -19,8 +19,8 @@ from v4cli.agent.tools import Context, Toolbox
 from v4cli.agent.toolset import toolset
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.parser import Thinking
-from v4cli.chat.turn import Options
 from v4cli.errors import Exit, UsageError, V4Error
+from v4cli.options import Mode
 from v4cli.repl import commands, items
 from v4cli.repl.files import with_files
 from v4cli.repl.setup import Setup
@@ -44,12 +44,13 @@ class Dialogue:
         self.status = Exit.OK  # of the last message that was not answered
         self._told = ""  # why the conversation is not kept
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
-        self.model = setup.model or transcript.about.get("model") or settings.default_model()
-        options, approvals = Options(setup.thinking, **setup.sampling), Approvals(setup.approve, setup.folder, ask)
-        self.approvals, tools = approvals, self._toolbox()
-        agent = Agent(self._open(self.model), tools, Context(setup.folder), approvals.decide, self._output)
-        self.conversation = Conversation(transcript, agent, options)
-        transcript.set(model=self.model, **({"system": setup.system} if setup.system else {}))
+        told, use = setup.told, setup.told.tool_use
+        self.model = told.model or transcript.about.get("model") or settings.default_model()
+        self.approvals, tools = Approvals(use.approve or Mode.ASK, setup.folder, ask), self._toolbox()
+        chat, context, decide = self._open(self.model), Context(setup.folder), self.approvals.decide
+        agent = Agent(chat, tools, context, decide, self._output, use.max_rounds)
+        self.conversation = Conversation(transcript, agent, told.answer)
+        transcript.set(model=self.model, **({"system": told.system} if told.system else {}))
 
     @property
     def chat(self):
@@ -57,8 +58,8 @@ class Dialogue:
 
     @property
     def tools_spec(self) -> str:
-        if self.setup.tools is not None:
-            return self.setup.tools
+        if self.setup.told.tool_use.tools is not None:
+            return self.setup.told.tool_use.tools
         return "nano" if self.model == "nano" else "all,mcp"
 
     def _open(self, model: str):
@@ -69,7 +70,8 @@ class Dialogue:
     def _toolbox(self) -> Toolbox:
         """The tools the user wants of this model; servers that were connected for another are ended first."""
         self._tools.close()
-        return self._tools.enter_context(toolset(self.tools_spec, self.note, self.setup.network))
+        with settings.blamed("tools", self.setup.told.tool_use.tools):
+            return self._tools.enter_context(toolset(self.tools_spec, self.note, self.setup.told.tool_use.network))
 
     def blank(self, system: str = "") -> Transcript:
         """A conversation without messages."""
@@ -79,6 +81,8 @@ class Dialogue:
     def begin(self) -> None:
         """Say that the model is here; show what was said before."""
         self.emit(items.Ready(self.model))
+        if self.setup.told.display.hide_thinking:
+            self.emit(items.Show(False))
         self._tell_about_rules()
         self.show_earlier()
         before = self.conversation.transcript.about.get("folder")
@@ -163,6 +167,8 @@ class Dialogue:
         finally:
             for note in self.setup.keep(self.chat.session):
                 self.note(note)
+        if self.setup.told.display.stats:
+            self.note(self.setup.stats_line(self.chat.stats))
 
     def retry(self) -> None:
         """Answer the last message once more."""
