@@ -31,9 +31,6 @@ static inline Lanes times_power(Lanes a, Lanes shifted) { return a * from_bits((
 // e^x for x clamped to [-87, 88].
 static inline float exp_clamped(float x) { return elementary::exp_lanes(x); }
 
-// sqrt(log(1 + e^x)), above zero for every x.
-static inline float sqrt_softplus(float x) { return elementary::sqrt_softplus_lanes(x); }
-
 // log x of any x; -inf for 0, NaN below. Within 1 ulp.
 static inline float log_of(float x) {
   if (!(x > 0.0f)) return x == 0.0f ? -INFINITY : NAN;
@@ -48,19 +45,21 @@ static inline float log_of(float x) {
 // cos and sin of x, |x| < 2^31, by fp64 polynomials after taking off multiples of pi / 2: the nearest fp32 but for
 // cases within 2^-20 of an ulp of the middle between two.
 static inline void turn_of(float x, float *cosine, float *sine) {
-  const double n = __builtin_rint(x * 0.63661977236758134308);
-  double r = __builtin_fma(n, -1.57079632679489655800, x);  // both parts of pi / 2
-  r = __builtin_fma(n, -6.12323399573676603587e-17, r);
+  const double shift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
+  const double n = (x * 0.63661977236758134308 + shift) - shift;
+  // pi / 2 in three parts, of 22 bits each, so that the first two products are exact, and the rest
+  double r = (x - n * 0x1.921fb00000000p+0) - n * 0x1.5110b00000000p-22;
+  r -= n * 0x1.18469898cc517p-44;
   const double z = r * r;
   double s = 1.0 / 6227020800, c = 1.0 / 479001600;  // Taylor to r^13 and r^12: |r| <= pi / 4, below 2^-41
   const double sines[5] = {-1.0 / 39916800, 1.0 / 362880, -1.0 / 5040, 1.0 / 120, -1.0 / 6};
   const double cosines[5] = {-1.0 / 3628800, 1.0 / 40320, -1.0 / 720, 1.0 / 24, -0.5};
   for (int k = 0; k < 5; ++k) {
-    s = __builtin_fma(s, z, sines[k]);
-    c = __builtin_fma(c, z, cosines[k]);
+    s = s * z + sines[k];
+    c = c * z + cosines[k];
   }
-  s = __builtin_fma(r * z, s, r);
-  c = __builtin_fma(z, c, 1.0);
+  s = r * z * s + r;
+  c = z * c + 1.0;
   const int64_t quarter = static_cast<int64_t>(n) & 3;
   const double turned_c = quarter & 1 ? s : c, turned_s = quarter & 1 ? c : s;
   *cosine = static_cast<float>(quarter == 1 || quarter == 2 ? -turned_c : turned_c);
