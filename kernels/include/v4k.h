@@ -50,7 +50,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 6
+#define V4K_ABI_VERSION 6 /* of these functions, and of the bits of their results */
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 

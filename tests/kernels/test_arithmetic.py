@@ -167,7 +167,7 @@ def test_index_scores_are_two_trees_over_heads(tier, heads):
         exact = doubled[:, 32 * g : 32 * g + 32] @ keys[:, 32 * g : 32 * g + 32].T
         scale = np.exp2(scales[:, g].astype(F) - F(127)) * (F(0.25) * q_scale[:, g : g + 1])
         s = fma(exact.astype(F), scale, s)
-    described, owners = indexer(heads, dims)
+    described, _owners = indexer(heads, dims)
     for weights in (values(heads, heads), np.abs(values(1, heads)), -np.abs(values(2, heads)), np.zeros(heads, F)):
         terms, up = weights[:, None] * np.maximum(s, F(0)), weights > 0
         want, got = tree(terms[up]) + tree(terms[~up]), np.empty(n, F)
