@@ -147,7 +147,7 @@ def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
 def _identity(checkpoint: Model, backend: Backend) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
     kind = {"backend": backend.name, "numerics": backend.numerics, "config": config, "version": __version__}
-    kind |= {"kernels": native.ABI_VERSION, "arithmetic": _arithmetic(backend)}
+    kind |= {"kernels": str(native.ABI_VERSION), "arithmetic": _arithmetic(backend)}
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
 
 
