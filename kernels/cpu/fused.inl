@@ -18,11 +18,11 @@ static inline Wide load_bf16_wide(const uint8_t *p) { return load_bf16(p); }
 #endif
 static const int STEP = 64, PARTS = STEP / WIDE;
 
-// The sum of 64 lanes: halves are added to halves.
-static inline float total64(const float *lanes) {
+// 64 lanes to 8: halves are added to halves, as total() goes on to do.
+static inline Lanes folded(const float *lanes) {
   Lanes a[8];
   for (int c = 0; c < 8; ++c) a[c] = load(lanes + 8 * c);
-  return total(add(add(add(a[0], a[4]), add(a[2], a[6])), add(add(a[1], a[5]), add(a[3], a[7]))));
+  return add(add(add(a[0], a[4]), add(a[2], a[6])), add(add(a[1], a[5]), add(a[3], a[7])));
 }
 
 template <int F>
@@ -48,7 +48,8 @@ static inline void fp32_tile(const Products &of, int64_t row, int64_t token) {
     Wide acc[R][T][P];
     for (int r = 0; r < R; ++r)
       for (int t = 0; t < T; ++t)
-        for (int p = 0; p < P; ++p) acc[r][t][p] = load_wide(lanes + (r * of.tokens + t) * STEP + c + p * WIDE);
+        for (int p = 0; p < P; ++p)
+          acc[r][t][p] = of.at ? load_wide(lanes + (r * of.tokens + t) * STEP + c + p * WIDE) : splat_wide(0);
     for (int64_t i = of.at + c; i < of.stop; i += STEP)
       for (int p = 0; p < P; ++p) {
         if (p * WIDE == V4K_GROUP && i + V4K_GROUP >= of.stop) break;
@@ -76,7 +77,6 @@ static inline void fp32_tiles(const Products &of, int64_t row) {
 // Few rows and tokens. Of several tokens block of columns after block: a row's weights stay in L1 for all tokens.
 template <int F>
 static void fp32_rows(Products of, int64_t n_rows, int64_t cols, float *y, int64_t stride) {
-  __builtin_memset(of.lanes, 0, n_rows * of.tokens * STEP * sizeof(float));
   const int64_t block = of.tokens > 1 ? COLS : cols;
   for (of.at = 0; of.at < cols; of.at = of.stop) {
     of.stop = of.at + block < cols ? of.at + block : cols;
@@ -86,14 +86,23 @@ static void fp32_rows(Products of, int64_t n_rows, int64_t cols, float *y, int64
     for (; r + PAIR_ROWS <= n_rows; r += PAIR_ROWS) fp32_tiles<F, PAIR_ROWS>(of, r);
     for (; r < n_rows; ++r) fp32_tiles<F, 1>(of, r);
   }
-  for (int64_t r = 0; r < n_rows; ++r)
-    for (int64_t t = 0; t < of.tokens; ++t) y[t * stride + r] = total64(of.lanes + (r * of.tokens + t) * STEP);
+  for (int64_t t = 0; t < of.tokens; ++t) {
+    const float *lanes = of.lanes + t * STEP;
+    const int64_t row = of.tokens * STEP;
+    int64_t r = 0;
+    for (; r + 8 <= n_rows; r += 8) {
+      Lanes each[8];
+      for (int k = 0; k < 8; ++k) each[k] = folded(lanes + (r + k) * row);
+      store(y + t * stride + r, totals(each));
+    }
+    for (; r < n_rows; ++r) y[t * stride + r] = total(folded(lanes + r * row));
+  }
 }
 
 template <int F>
 static void rows_fp32_of(const v4k_matrix *w, int64_t row0, int64_t n_rows, const float *x, int64_t x_stride,
                          int64_t n_tokens, float *y, int64_t stride) {
-  const int64_t most = 64, most_tokens = 16;  // rows by tokens, and tokens, of 256 bytes of lanes each
+  const int64_t most = 128, most_tokens = 16;  // rows by tokens, and tokens, of 256 bytes of lanes each
   alignas(64) float lanes[most * STEP];
   const int64_t row_bytes = w->cols * (F == V4K_BF16 ? 2 : 4);
   const uint8_t *codes = (const uint8_t *)w->codes + row0 * row_bytes;
@@ -127,7 +136,7 @@ static float sum_squares(const float *x, int64_t n) {
     const Lanes v = load(x + i);
     store(lanes + i - whole, fma(v, v, load(lanes + i - whole)));
   }
-  return total64(lanes);
+  return total(folded(lanes));
 }
 
 static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *y) {
