@@ -97,25 +97,36 @@ struct Attention {
 
   // to += from.
   void merge(int64_t rows, v4k_part from, v4k_part to) const {
+    float peaks[UNIT_ROWS], factors[2 * UNIT_ROWS];  // of both
+    for (int64_t r = 0; r < rows; ++r) {
+      peaks[r] = from.peak[r] > to.peak[r] || from.peak[r] != from.peak[r] ? from.peak[r] : to.peak[r];
+      factors[r] = from.peak[r] - peaks[r];
+      factors[rows + r] = to.peak[r] - peaks[r];
+    }
+    tier().exponentials(factors, 2 * rows);
     for (int64_t r = 0; r < rows; ++r) {
       if (from.total[r] == 0.0f) continue;  // this token had no keys there
-      const float peak = from.peak[r] > to.peak[r] || from.peak[r] != from.peak[r] ? from.peak[r] : to.peak[r];
-      const float f = std::exp(from.peak[r] - peak), t = std::exp(to.peak[r] - peak);
+      const float f = factors[r], t = factors[rows + r];
       const float *add = from.out + r * a->head_dim;
       float *out = to.out + r * a->head_dim;
       for (int64_t c = 0; c < a->head_dim; ++c) out[c] = out[c] * t + add[c] * f;
       to.total[r] = to.total[r] * t + from.total[r] * f;
-      to.peak[r] = peak;
+      to.peak[r] = peaks[r];
     }
   }
 
   // Sink, division, turning back: part -> heads.
   void finish(int64_t row, int64_t rows, v4k_part part) const {
     const int64_t d = a->head_dim, rope = a->rope_dims;
+    float factors[2 * UNIT_ROWS];  // of the sum, of the sink
     for (int64_t r = 0; r < rows; ++r) {
       const float sink = a->sink[(row + r) % a->heads], peak = part.peak[r] > sink ? part.peak[r] : sink;
-      const float f = part.peak[r] == part.peak[r] ? std::exp(part.peak[r] - peak) : NAN;
-      const float factor = f / (part.total[r] * f + std::exp(sink - peak));
+      factors[r] = part.peak[r] - peak;
+      factors[rows + r] = sink - peak;
+    }
+    tier().exponentials(factors, 2 * rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float f = factors[r], factor = f / (part.total[r] * f + factors[rows + r]);
       float *to = heads + (row + r) * d;
       for (int64_t c = 0; c < d; ++c) to[c] = part.out[r * d + c] * factor;
       rotate(to + d - rope, rope, turns + (row + r) / a->heads * rope, true);

@@ -64,6 +64,10 @@ static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8
 }
 
 #include "rows.inl"
+
+static const int ROWS_ONCE = 1, PAIR_ROWS = 4, PAIR_PARTS = 1;
+
+#include "elementary.inl"
 #include "fused.inl"
 
 static inline __m256i load_dword(const void *p) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)p)); }
@@ -122,8 +126,7 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 
 // -- index scores: codes + 12 <= 24 and |q| <= 12, so an int16 holds the sum of 16 products -------------------------
 
-typedef Lanes Keys;
-static const int KEYS = 8, INDEX_HEADS = 3;
+static const int INDEX_HEADS = 4;
 
 typedef __m256i Quads;
 typedef __m256i Dots;
@@ -141,12 +144,12 @@ static inline Dots add_dots(Dots d, Quads codes, Quads q) {
   return d;
 }
 
-static inline Keys from_dots(Dots d, int32_t offset) {
+static inline Wide from_dots(Dots d, int32_t offset) {
   const __m256i sums = _mm256_madd_epi16(d, _mm256_set1_epi16(1));
-  return Keys{_mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(offset)))};
+  return Wide{_mm256_cvtepi32_ps(_mm256_add_epi32(sums, _mm256_set1_epi32(offset)))};
 }
 
-static inline unsigned above(Keys a, Keys least) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, least.v, _CMP_GT_OQ)); }
+static inline unsigned above(Wide a, Wide least) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, least.v, _CMP_GT_OQ)); }
 
 #include "index.inl"
 #include "sample.inl"
@@ -154,7 +157,9 @@ static inline unsigned above(Keys a, Keys least) { return _mm256_movemask_ps(_mm
 }  // namespace v4k_avx2
 
 extern "C" const v4k_tier v4k_tier_avx2 = {
-    "avx2",                 v4k_avx2::quantize,     v4k_avx2::rows,         v4k_avx2::swiglu,
-    v4k_avx2::rows_fp32,    v4k_avx2::rms_norm,     v4k_avx2::unpack,       v4k_avx2::attend,
-    v4k_avx2::pool,         v4k_avx2::index_panel,  v4k_avx2::index_scores,
-    v4k_avx2::logit_peak,    v4k_avx2::logit_weights, v4k_avx2::read};
+    "avx2",                  v4k_avx2::quantize,      v4k_avx2::rows,
+    v4k_avx2::swiglu,        v4k_avx2::rows_fp32,     v4k_avx2::sum_squares,
+    v4k_avx2::rms_norm,      v4k_avx2::exponentials,  v4k_avx2::sqrt_softplus,
+    v4k_avx2::unpack,        v4k_avx2::attend,        v4k_avx2::pool,
+    v4k_avx2::index_panel,   v4k_avx2::index_scores,  v4k_avx2::logit_peak,
+    v4k_avx2::logit_weights,  v4k_avx2::read};

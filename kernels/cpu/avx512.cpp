@@ -68,6 +68,30 @@ static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8
 }
 
 #include "rows.inl"
+
+// Wide of fused.inl: 16 numbers.
+#define V4K_OWN_WIDE
+struct Wide {
+  __m512 v;
+};
+static const int WIDE = 16;
+
+static inline Wide splat_wide(float x) { return Wide{_mm512_set1_ps(x)}; }
+static inline Wide load_wide(const float *p) { return Wide{_mm512_loadu_ps(p)}; }
+static inline void store_wide(float *p, Wide a) { _mm512_storeu_ps(p, a.v); }
+static inline Wide add(Wide a, Wide b) { return Wide{_mm512_add_ps(a.v, b.v)}; }
+static inline Wide mul(Wide a, Wide b) { return Wide{_mm512_mul_ps(a.v, b.v)}; }
+static inline Wide fma(Wide a, Wide b, Wide c) { return Wide{_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Wide max(Wide a, Wide b) { return Wide{_mm512_max_ps(a.v, b.v)}; }
+
+static inline Wide load_bf16_wide(const uint8_t *p) {
+  const __m512i halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+  return Wide{_mm512_castsi512_ps(_mm512_slli_epi32(halves, 16))};
+}
+
+static const int ROWS_ONCE = 4, PAIR_ROWS = 4, PAIR_PARTS = 2;
+
+#include "elementary.inl"
 #include "fused.inl"
 
 template <int F, int T>
@@ -106,22 +130,12 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 
 // -- index scores -------------------------------------------------------------------------------------------------
 
-struct Keys {
-  __m512 v;
-};
 typedef __m512i Quads;
 typedef __m512i Dots;
 
-static const int KEYS = 16, INDEX_HEADS = 4;
-#define V4K_OWN_KEYS
+static const int INDEX_HEADS = 4;
 
-static inline Keys load_keys(const float *p) { return Keys{_mm512_load_ps(p)}; }
-static inline void store_keys(float *p, Keys a) { _mm512_store_ps(p, a.v); }
-static inline Keys splat_keys(float x) { return Keys{_mm512_set1_ps(x)}; }
-static inline Keys mul(Keys a, Keys b) { return Keys{_mm512_mul_ps(a.v, b.v)}; }
-static inline Keys fma(Keys a, Keys b, Keys c) { return Keys{_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-static inline Keys max(Keys a, Keys b) { return Keys{_mm512_max_ps(a.v, b.v)}; }
-static inline unsigned above(Keys a, Keys least) { return _mm512_cmp_ps_mask(a.v, least.v, _CMP_GT_OQ); }
+static inline unsigned above(Wide a, Wide least) { return _mm512_cmp_ps_mask(a.v, least.v, _CMP_GT_OQ); }
 
 static inline Quads load_quads(const uint8_t *p) { return _mm512_load_si512(p); }
 
@@ -134,8 +148,8 @@ static inline Quads splat_quads(const int8_t *q) {
 static inline Dots no_dots() { return _mm512_setzero_si512(); }
 static inline Dots add_dots(Dots d, Quads codes, Quads q) { return _mm512_dpbusd_epi32(d, codes, q); }
 
-static inline Keys from_dots(Dots d, int32_t offset) {
-  return Keys{_mm512_cvtepi32_ps(_mm512_add_epi32(d, _mm512_set1_epi32(offset)))};
+static inline Wide from_dots(Dots d, int32_t offset) {
+  return Wide{_mm512_cvtepi32_ps(_mm512_add_epi32(d, _mm512_set1_epi32(offset)))};
 }
 
 #include "index.inl"
@@ -144,7 +158,9 @@ static inline Keys from_dots(Dots d, int32_t offset) {
 }  // namespace v4k_avx512
 
 extern "C" const v4k_tier v4k_tier_avx512 = {
-    "avx512",                 v4k_avx512::quantize,     v4k_avx512::rows,         v4k_avx512::swiglu,
-    v4k_avx512::rows_fp32,    v4k_avx512::rms_norm,     v4k_avx512::unpack,       v4k_avx512::attend,
-    v4k_avx512::pool,         v4k_avx512::index_panel,  v4k_avx512::index_scores,
-    v4k_avx512::logit_peak,    v4k_avx512::logit_weights, v4k_avx512::read};
+    "avx512",                  v4k_avx512::quantize,      v4k_avx512::rows,
+    v4k_avx512::swiglu,        v4k_avx512::rows_fp32,     v4k_avx512::sum_squares,
+    v4k_avx512::rms_norm,      v4k_avx512::exponentials,  v4k_avx512::sqrt_softplus,
+    v4k_avx512::unpack,        v4k_avx512::attend,        v4k_avx512::pool,
+    v4k_avx512::index_panel,   v4k_avx512::index_scores,  v4k_avx512::logit_peak,
+    v4k_avx512::logit_weights,  v4k_avx512::read};

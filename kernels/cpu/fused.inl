@@ -1,55 +1,118 @@
-// fp32 kernels on eight lanes, the same in every tier. Included inside the tier's namespace, after Lanes with load,
-// load_bf16, load_fp8 (e4m3 * 2^-120), splat, store, add, sub, mul, fma (a * b + c), max, exp_lanes, zero, total, and
-// totals of eight Lanes.
+// fp32 kernels, the same in every tier. Included inside the tier's namespace, after Lanes with load, load_bf16, load_fp8
+// (e4m3 * 2^-120), store, zero, total, totals of eight Lanes, what elementary.inl needs and defines, and
+//
+//   ROWS_ONCE               rows whose 64 lanes fit the registers, for one token
+//   PAIR_ROWS, PAIR_PARTS   rows times two tokens, and Wide of their lanes, that do
 
 static const int ATTEND_KEYS = 64;  // of one call of attend
+static const int64_t COLS = 1024;   // of a tile's rows at a time, in L1
+
+// The widest vectors of fp32 numbers, for sums in 64 lanes: Lanes unless the tier has V4K_OWN_WIDE.
+#ifndef V4K_OWN_WIDE
+typedef Lanes Wide;
+static const int WIDE = 8;
+static inline Wide splat_wide(float x) { return splat(x); }
+static inline Wide load_wide(const float *p) { return load(p); }
+static inline void store_wide(float *p, const Wide &a) { store(p, a); }
+static inline Wide load_bf16_wide(const uint8_t *p) { return load_bf16(p); }
+#endif
+static const int STEP = 64, PARTS = STEP / WIDE;
+
+// 64 lanes to 8: halves are added to halves, as total() goes on to do.
+static inline Lanes folded(const float *lanes) {
+  Lanes a[8];
+  for (int c = 0; c < 8; ++c) a[c] = load(lanes + 8 * c);
+  return add(add(add(a[0], a[4]), add(a[2], a[6])), add(add(a[1], a[5]), add(a[3], a[7])));
+}
 
 template <int F>
-static inline Lanes weights8(const uint8_t *row, int64_t i) {
-  return F == V4K_BF16 ? load_bf16(row + 2 * i) : load((const float *)row + i);
+static inline Wide weights_wide(const uint8_t *row, int64_t i) {
+  return F == V4K_BF16 ? load_bf16_wide(row + 2 * i) : load_wide((const float *)row + i);
 }
 
-// R rows times T tokens.
-template <int F, int R, int T>
-static inline void fp32_tile(const uint8_t *codes, int64_t row_bytes, int64_t cols, const float *x, int64_t x_stride,
-                             float *y, int64_t stride) {
-  Lanes acc[R][T];
-  for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) acc[r][t] = zero();
-  for (int64_t i = 0; i < cols; i += 8) {
-    Lanes in[T];
-    for (int t = 0; t < T; ++t) in[t] = load(x + t * x_stride + i);
-    for (int r = 0; r < R; ++r) {
-      const Lanes w = weights8<F>(codes + r * row_bytes, i);
-      for (int t = 0; t < T; ++t) acc[r][t] = fma(w, in[t], acc[r][t]);
-    }
+// Products in fp32 of some rows times some tokens, `lanes` [rows, tokens, STEP], over the columns [at, stop) of a block.
+struct Products {
+  const uint8_t *codes;
+  const float *x;
+  float *lanes;
+  int64_t row_bytes, x_stride, tokens, at, stop;
+};
+
+// R rows times T tokens, P parts of the lanes at a time, so that R * T * P sums stay in registers.
+template <int F, int R, int T, int P>
+static inline void fp32_tile(const Products &of, int64_t row, int64_t token) {
+  const uint8_t *codes = of.codes + row * of.row_bytes;
+  const float *x = of.x + token * of.x_stride;
+  float *lanes = of.lanes + (row * of.tokens + token) * STEP;
+  for (int c = 0; c < STEP; c += P * WIDE) {
+    Wide acc[R][T][P];
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < T; ++t)
+        for (int p = 0; p < P; ++p)
+          acc[r][t][p] = of.at ? load_wide(lanes + (r * of.tokens + t) * STEP + c + p * WIDE) : splat_wide(0);
+    for (int64_t i = of.at + c; i < of.stop; i += STEP)
+      for (int p = 0; p < P; ++p) {
+        if (p * WIDE == V4K_GROUP && i + V4K_GROUP >= of.stop) break;
+        Wide in[T];
+        for (int t = 0; t < T; ++t) in[t] = load_wide(x + t * of.x_stride + i + p * WIDE);
+        for (int r = 0; r < R; ++r) {
+          const Wide w = weights_wide<F>(codes + r * of.row_bytes, i + p * WIDE);
+          for (int t = 0; t < T; ++t) acc[r][t][p] = fma(w, in[t], acc[r][t][p]);
+        }
+      }
+    for (int r = 0; r < R; ++r)
+      for (int t = 0; t < T; ++t)
+        for (int p = 0; p < P; ++p) store_wide(lanes + (r * of.tokens + t) * STEP + c + p * WIDE, acc[r][t][p]);
   }
-  for (int r = 0; r < R; ++r)
-    for (int t = 0; t < T; ++t) y[t * stride + r] = total(acc[r][t]);
 }
 
-template <int F, int T>
-static void fp32_rows(const uint8_t *codes, int64_t row_bytes, int64_t cols, int64_t n_rows, const float *x,
-                      int64_t x_stride, float *y, int64_t stride) {
-  int64_t r = 0;
-  for (; T == 1 && r + 8 <= n_rows; r += 8)  // sums enough to hide the latency of adding to one
-    fp32_tile<F, 8, T>(codes + r * row_bytes, row_bytes, cols, x, x_stride, y + r, stride);
-  for (; r + 4 <= n_rows; r += 4)
-    fp32_tile<F, 4, T>(codes + r * row_bytes, row_bytes, cols, x, x_stride, y + r, stride);
-  for (; r < n_rows; ++r)
-    fp32_tile<F, 1, T>(codes + r * row_bytes, row_bytes, cols, x, x_stride, y + r, stride);
+// R rows times all tokens.
+template <int F, int R>
+static inline void fp32_tiles(const Products &of, int64_t row) {
+  int64_t t = 0;
+  for (; t + 2 <= of.tokens; t += 2) fp32_tile<F, R, 2, PAIR_PARTS>(of, row, t);
+  if (t < of.tokens) fp32_tile<F, R, 1, 2 * PAIR_PARTS>(of, row, t);
+}
+
+// Few rows and tokens. Of several tokens block of columns after block: a row's weights stay in L1 for all tokens.
+template <int F>
+static void fp32_rows(Products of, int64_t n_rows, int64_t cols, float *y, int64_t stride) {
+  const int64_t block = of.tokens > 1 ? COLS : cols;
+  for (of.at = 0; of.at < cols; of.at = of.stop) {
+    of.stop = of.at + block < cols ? of.at + block : cols;
+    int64_t r = 0;
+    if (of.tokens == 1)
+      for (; r + ROWS_ONCE <= n_rows; r += ROWS_ONCE) fp32_tile<F, ROWS_ONCE, 1, PARTS>(of, r, 0);
+    for (; r + PAIR_ROWS <= n_rows; r += PAIR_ROWS) fp32_tiles<F, PAIR_ROWS>(of, r);
+    for (; r < n_rows; ++r) fp32_tiles<F, 1>(of, r);
+  }
+  for (int64_t t = 0; t < of.tokens; ++t) {
+    const float *lanes = of.lanes + t * STEP;
+    const int64_t row = of.tokens * STEP;
+    int64_t r = 0;
+    for (; r + 8 <= n_rows; r += 8) {
+      Lanes each[8];
+      for (int k = 0; k < 8; ++k) each[k] = folded(lanes + (r + k) * row);
+      store(y + t * stride + r, totals(each));
+    }
+    for (; r < n_rows; ++r) y[t * stride + r] = total(folded(lanes + r * row));
+  }
 }
 
 template <int F>
 static void rows_fp32_of(const v4k_matrix *w, int64_t row0, int64_t n_rows, const float *x, int64_t x_stride,
                          int64_t n_tokens, float *y, int64_t stride) {
+  const int64_t most = 128, most_tokens = 16;  // rows by tokens, and tokens, of 256 bytes of lanes each
+  alignas(64) float lanes[most * STEP];
   const int64_t row_bytes = w->cols * (F == V4K_BF16 ? 2 : 4);
   const uint8_t *codes = (const uint8_t *)w->codes + row0 * row_bytes;
-  int64_t t = 0;
-  for (; t + 2 <= n_tokens; t += 2)
-    fp32_rows<F, 2>(codes, row_bytes, w->cols, n_rows, x + t * x_stride, x_stride, y + t * stride, stride);
-  if (t < n_tokens)
-    fp32_rows<F, 1>(codes, row_bytes, w->cols, n_rows, x + t * x_stride, x_stride, y + t * stride, stride);
+  for (int64_t t = 0; t < n_tokens; t += most_tokens) {
+    const int64_t tokens = n_tokens - t < most_tokens ? n_tokens - t : most_tokens;
+    for (int64_t r = 0, rows = most / tokens / 4 * 4; r < n_rows; r += rows) {
+      const Products of = {codes + r * row_bytes, x + t * x_stride, lanes, row_bytes, x_stride, tokens, 0, 0};
+      fp32_rows<F>(of, n_rows - r < rows ? n_rows - r : rows, w->cols, y + t * stride + r, stride);
+    }
+  }
 }
 
 static void rows_fp32(const v4k_matrix *w, int64_t row0, int64_t n_rows, const float *x, int64_t x_stride,
@@ -58,16 +121,58 @@ static void rows_fp32(const v4k_matrix *w, int64_t row0, int64_t n_rows, const f
   rows_fp32_of<V4K_F32>(w, row0, n_rows, x, x_stride, n_tokens, y, stride);
 }
 
-static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *y) {
-  Lanes sum = zero();
-  for (int64_t i = 0; i < n; i += 8) {
+static float sum_squares(const float *x, int64_t n) {
+  Wide acc[PARTS];
+  for (int c = 0; c < PARTS; ++c) acc[c] = splat_wide(0);
+  const int64_t whole = n / STEP * STEP;
+  for (int64_t i = 0; i < whole; i += STEP)
+    for (int c = 0; c < PARTS; ++c) {
+      const Wide v = load_wide(x + i + c * WIDE);
+      acc[c] = fma(v, v, acc[c]);
+    }
+  float lanes[STEP];
+  for (int c = 0; c < PARTS; ++c) store_wide(lanes + c * WIDE, acc[c]);
+  for (int64_t i = whole; i < n; i += 8) {
     const Lanes v = load(x + i);
-    sum = fma(v, v, sum);
+    store(lanes + i - whole, fma(v, v, load(lanes + i - whole)));
   }
-  const Lanes factor = splat(1.0f / __builtin_sqrtf(total(sum) / (float)n + eps));
+  return total(folded(lanes));
+}
+
+static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *y) {
+  const Lanes factor = splat(1.0f / __builtin_sqrtf(sum_squares(x, n) / (float)n + eps));
   for (int64_t i = 0; i < n; i += 8) {
     const Lanes v = mul(load(x + i), factor);
     store(y + i, weight ? mul(v, load(weight + i)) : v);
+  }
+}
+
+// x = op(x) for n values.
+template <class Op>
+static inline void map(float *x, int64_t n, Op op) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) store(x + i, op(load(x + i)));
+  if (i == n) return;
+  float rest[8] = {0};
+  __builtin_memcpy(rest, x + i, (n - i) * sizeof(float));
+  store(rest, op(load(rest)));
+  __builtin_memcpy(x + i, rest, (n - i) * sizeof(float));
+}
+
+static void exponentials(float *x, int64_t n) {
+  map(x, n, [](const Lanes &v) { return exp_lanes(v); });
+}
+
+static void sqrt_softplus(float *x, int64_t n) {
+  map(x, n, [](const Lanes &v) { return sqrt_softplus_lanes(v); });
+}
+
+static void swiglu(const float *gate, const float *up, int64_t n, float weight, float limit, float *z) {
+  const Lanes high = splat(limit), low = splat(-limit), one = splat(1.0f), factor = splat(weight);
+  for (int64_t i = 0; i < n; i += 8) {
+    const Lanes g = min(high, load(gate + i)), u = max(low, min(high, load(up + i)));
+    const Lanes silu = div(g, add(one, exp_lanes(sub(zero(), g))));
+    store(z + i, mul(mul(silu, u), factor));
   }
 }
 

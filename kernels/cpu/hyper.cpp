@@ -14,7 +14,20 @@ namespace {
 
 const int64_t MOST_STREAMS = 64;
 
-float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+// In place: 1 / (1 + e^-x) of n values, given -x.
+void sigmoids(float *negated, int64_t n) {
+  tier().exponentials(negated, n);
+  for (int64_t i = 0; i < n; ++i) negated[i] = 1.0f / (1.0f + negated[i]);
+}
+
+// Sum of n values as a balanced tree of neighbours; one without a neighbour goes up as it is.
+float pairwise(const float *x, int64_t n, int64_t stride) {
+  if (n == 4) return (x[0] + x[stride]) + (x[2 * stride] + x[3 * stride]);
+  if (n == 1) return x[0];
+  int64_t half = 1;
+  while (2 * half < n) half *= 2;
+  return pairwise(x, half, stride) + pairwise(x + half * stride, n - half, stride);
+}
 
 bool is_hyper(const v4k_hyper *h, int64_t mixes_per_stream) {
   return h && h->base && h->scale && h->norm && h->streams > 0 && h->streams <= MOST_STREAMS && h->iters > 0 &&
@@ -22,31 +35,28 @@ bool is_hyper(const v4k_hyper *h, int64_t mixes_per_stream) {
 }
 
 float inverse_rms(const float *x, int64_t n, float eps) {
-  float sum[8] = {0};
-  for (int64_t i = 0; i < n; i += 8)
-    for (int k = 0; k < 8; ++k) sum[k] += x[i + k] * x[i + k];
-  const float total = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
-  return 1.0f / std::sqrt(total / static_cast<float>(n) + eps);
+  return 1.0f / std::sqrt(tier().sum_squares(x, n) / static_cast<float>(n) + eps);
 }
 
 // c [s, s]: softmax over k, then columns and rows in turn, columns last.
 void sinkhorn(float *c, int64_t s, int64_t iters, float eps) {
   for (int64_t j = 0; j < s; ++j) {
-    float *row = c + j * s, top = row[0], sum = 0;
+    float *row = c + j * s, top = row[0];
     for (int64_t k = 1; k < s; ++k) top = row[k] > top ? row[k] : top;
-    for (int64_t k = 0; k < s; ++k) sum += row[k] = std::exp(row[k] - top);
-    for (int64_t k = 0; k < s; ++k) row[k] = row[k] / sum + eps;
+    for (int64_t k = 0; k < s; ++k) row[k] -= top;
+  }
+  tier().exponentials(c, s * s);
+  for (int64_t j = 0; j < s; ++j) {
+    const float sum = pairwise(c + j * s, s, 1);
+    for (int64_t k = 0; k < s; ++k) c[j * s + k] = c[j * s + k] / sum + eps;
   }
   for (int64_t i = 0; i < iters; ++i) {
     for (int64_t j = 0; i && j < s; ++j) {
-      float sum = eps;
-      for (int64_t k = 0; k < s; ++k) sum += c[j * s + k];
+      const float sum = pairwise(c + j * s, s, 1) + eps;
       for (int64_t k = 0; k < s; ++k) c[j * s + k] /= sum;
     }
     float sums[MOST_STREAMS];
-    for (int64_t k = 0; k < s; ++k) sums[k] = eps;
-    for (int64_t j = 0; j < s; ++j)
-      for (int64_t k = 0; k < s; ++k) sums[k] += c[j * s + k];
+    for (int64_t k = 0; k < s; ++k) sums[k] = pairwise(c + k, s, s) + eps;
     for (int64_t j = 0; j < s; ++j)
       for (int64_t k = 0; k < s; ++k) c[j * s + k] /= sums[k];
   }
@@ -64,21 +74,25 @@ void collapse(const v4k_hyper *h, const float *streams, const float *weights, in
 void pre_token(const v4k_hyper *h, const float *streams, const float *m, int64_t d, float *x, float *mix) {
   const int64_t s = h->streams;
   const float rho = inverse_rms(streams, s * d, h->norm_eps);
-  float weights[MOST_STREAMS];
+  float gates[2 * MOST_STREAMS];
+  for (int64_t j = 0; j < 2 * s; ++j) gates[j] = -(m[j] * rho * h->scale[j / s] + h->base[j]);
+  sigmoids(gates, 2 * s);
   for (int64_t j = 0; j < s; ++j) {
-    weights[j] = sigmoid(m[j] * rho * h->scale[0] + h->base[j]) + h->eps;
-    mix[j] = 2.0f * sigmoid(m[s + j] * rho * h->scale[1] + h->base[s + j]);
+    gates[j] += h->eps;
+    mix[j] = 2.0f * gates[s + j];
   }
   for (int64_t j = 0; j < s * s; ++j) mix[s + j] = m[2 * s + j] * rho * h->scale[2] + h->base[2 * s + j];
   sinkhorn(mix + s, s, h->iters, h->eps);
-  collapse(h, streams, weights, d, x);
+  collapse(h, streams, gates, d, x);
 }
 
 void head_token(const v4k_hyper *h, const float *streams, const float *m, int64_t d, float *x) {
   const float rho = inverse_rms(streams, h->streams * d, h->norm_eps);
-  float weights[MOST_STREAMS];
-  for (int64_t j = 0; j < h->streams; ++j) weights[j] = sigmoid(m[j] * rho * h->scale[0] + h->base[j]) + h->eps;
-  collapse(h, streams, weights, d, x);
+  float gates[MOST_STREAMS];
+  for (int64_t j = 0; j < h->streams; ++j) gates[j] = -(m[j] * rho * h->scale[0] + h->base[j]);
+  sigmoids(gates, h->streams);
+  for (int64_t j = 0; j < h->streams; ++j) gates[j] += h->eps;
+  collapse(h, streams, gates, d, x);
 }
 
 // streams [s, d] of one token, in blocks that stay in registers and L1.

@@ -23,7 +23,7 @@ const int64_t LEAST_RANGE = 4096;  // keys that are worth a unit of their own
 const int64_t MAC_COST = 4;        // products of codes in the time of an fp32 multiply-add
 
 bool is_indexer(const v4k_indexer *ix) {
-  return ix && ix->heads > 0 && ix->top_k > 0 && is_key(ix->dims, ix->rope_dims) && is_matrix(ix->wq_b) &&
+  return ix && ix->heads > 0 && ix->heads < 1 << V4K_HEAD_LEVELS && ix->top_k > 0 && is_key(ix->dims, ix->rope_dims) && is_matrix(ix->wq_b) &&
          ix->wq_b.rows == ix->heads * ix->dims && is_matrix(ix->weights_proj) && ix->weights_proj.rows == ix->heads;
 }
 

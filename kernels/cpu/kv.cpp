@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bits.h"
+#include "elementary.h"
 
 namespace v4k {
 namespace {
@@ -54,9 +55,7 @@ void rotate(float *x, int64_t rope, const float *turns, bool inverse) {
 
 void rotation(const float *freqs, int64_t half, int64_t position, float *turns) {
   for (int64_t i = 0; i < half; ++i) {
-    const float angle = static_cast<float>(position) * freqs[i];
-    turns[2 * i] = std::cos(angle);
-    turns[2 * i + 1] = std::sin(angle);
+    turn_of(static_cast<float>(position) * freqs[i], turns + 2 * i, turns + 2 * i + 1);
   }
 }
 

@@ -43,6 +43,25 @@ static inline Lanes max(Lanes a, Lanes b) {  // of NaN and a number b, as x86 ha
   return Lanes{vbslq_f32(vcgtq_f32(a.low, b.low), a.low, b.low), vbslq_f32(vcgtq_f32(a.high, b.high), a.high, b.high)};
 }
 
+static inline Lanes min(Lanes a, Lanes b) {
+  return Lanes{vbslq_f32(vcltq_f32(a.low, b.low), a.low, b.low), vbslq_f32(vcltq_f32(a.high, b.high), a.high, b.high)};
+}
+
+static inline Lanes root(Lanes a) { return Lanes{vsqrtq_f32(a.low), vsqrtq_f32(a.high)}; }
+
+static inline Lanes choose(Lanes a, Lanes b, Lanes x, Lanes y) {
+  return Lanes{vbslq_f32(vcltq_f32(a.low, b.low), x.low, y.low), vbslq_f32(vcltq_f32(a.high, b.high), x.high, y.high)};
+}
+
+static inline float32x4_t power(float32x4_t shifted) {
+  const uint32x4_t bits = vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23);
+  return vreinterpretq_f32_u32(vaddq_u32(bits, vdupq_n_u32(0x3f800000)));
+}
+
+static inline Lanes times_power(Lanes a, Lanes shifted) {
+  return Lanes{vmulq_f32(a.low, power(shifted.low)), vmulq_f32(a.high, power(shifted.high))};
+}
+
 static inline Lanes load_bf16(const uint8_t *p) {
   const uint16x8_t v = vreinterpretq_u16_u8(vld1q_u8(p));
   return Lanes{vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
@@ -154,13 +173,9 @@ static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_
 #include "plain.inl"
 #include "rows.inl"
 
-static inline Lanes exp_lanes(Lanes a) {
-  float x[8];
-  store(x, a);
-  for (int i = 0; i < 8; ++i) x[i] = exp_clamped(x[i]);
-  return load(x);
-}
+static const int ROWS_ONCE = 1, PAIR_ROWS = 4, PAIR_PARTS = 1;
 
+#include "elementary.inl"
 #include "fused.inl"
 
 template <int F, int T>
@@ -192,8 +207,7 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 
 // -- index scores -------------------------------------------------------------------------------------------------
 
-typedef Lanes Keys;
-static const int KEYS = 8, INDEX_HEADS = 4;
+static const int INDEX_HEADS = 4;
 
 struct Quads {
   int8x16_t low, high;
@@ -217,9 +231,9 @@ static inline Dots no_dots() { return Dots{vdupq_n_s32(0), vdupq_n_s32(0)}; }
 static inline Dots add_dots(Dots d, Quads codes, Quads q) {
   return Dots{vdotq_s32(d.low, codes.low, q.low), vdotq_s32(d.high, codes.high, q.high)};
 }
-static inline Keys from_dots(Dots d, int32_t) { return Keys{vcvtq_f32_s32(d.low), vcvtq_f32_s32(d.high)}; }
+static inline Wide from_dots(Dots d, int32_t) { return Wide{vcvtq_f32_s32(d.low), vcvtq_f32_s32(d.high)}; }
 
-static inline unsigned above(Keys a, Keys least) {
+static inline unsigned above(Wide a, Wide least) {
   const uint32_t bits[4] = {1, 2, 4, 8};
   const uint32x4_t at = vld1q_u32(bits);
   return vaddvq_u32(vandq_u32(vcgtq_f32(a.low, least.low), at)) |
@@ -232,7 +246,9 @@ static inline unsigned above(Keys a, Keys least) {
 }  // namespace v4k_neon
 
 extern "C" const v4k_tier v4k_tier_neon = {
-    "neon",                 v4k_neon::quantize,     v4k_neon::rows,         v4k_neon::swiglu,
-    v4k_neon::rows_fp32,    v4k_neon::rms_norm,     v4k_neon::unpack,       v4k_neon::attend,
-    v4k_neon::pool,         v4k_neon::index_panel,  v4k_neon::index_scores,
-    v4k_neon::logit_peak,    v4k_neon::logit_weights, v4k_neon::read};
+    "neon",                  v4k_neon::quantize,      v4k_neon::rows,
+    v4k_neon::swiglu,        v4k_neon::rows_fp32,     v4k_neon::sum_squares,
+    v4k_neon::rms_norm,      v4k_neon::exponentials,  v4k_neon::sqrt_softplus,
+    v4k_neon::unpack,        v4k_neon::attend,        v4k_neon::pool,
+    v4k_neon::index_panel,   v4k_neon::index_scores,  v4k_neon::logit_peak,
+    v4k_neon::logit_weights,  v4k_neon::read};

@@ -1,4 +1,4 @@
-// Quantization, SwiGLU and sums in plain C++, for tiers without a hand-written form. Included inside the tier's namespace.
+// Quantization and sums in plain C++, for tiers without a hand-written form. Included inside the tier's namespace.
 // Every fp32 operation is the one the vector forms do, so the bits agree.
 
 static inline void quantize_group(const float *x, float *scale, int8_t *q) {
@@ -50,36 +50,6 @@ static inline Lanes totals(const Lanes a[8]) {
   float t[8];
   for (int i = 0; i < 8; ++i) t[i] = total(a[i]);
   return load(t);
-}
-
-// e^x for x clamped to [-87, 88]: x = n ln 2 + r, Taylor to r^7 (|r| <= 0.35: below 2^-27), exponent bits.
-static inline float exp_clamped(float x) {
-  x = x > -87.0f ? x : -87.0f;
-  x = x < 88.0f ? x : 88.0f;
-  const float n = __builtin_rintf(x * 1.44269504f);
-  float r = __builtin_fmaf(n, -0.693359375f, x);
-  r = __builtin_fmaf(n, 2.12194440e-4f, r);
-  float p = 1.0f / 5040;
-  p = __builtin_fmaf(p, r, 1.0f / 720);
-  p = __builtin_fmaf(p, r, 1.0f / 120);
-  p = __builtin_fmaf(p, r, 1.0f / 24);
-  p = __builtin_fmaf(p, r, 1.0f / 6);
-  p = __builtin_fmaf(p, r, 0.5f);
-  p = __builtin_fmaf(p, r, 1.0f);
-  p = __builtin_fmaf(p, r, 1.0f);
-  const int32_t bits = ((int32_t)n + 127) << 23;
-  float power;
-  __builtin_memcpy(&power, &bits, 4);
-  return p * power;
-}
-
-static void swiglu(const float *gate, const float *up, int64_t n, float weight, float limit, float *z) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = limit < gate[i] ? limit : gate[i];  // NaN stays NaN
-    float u = limit < up[i] ? limit : up[i];
-    u = -limit > u ? -limit : u;
-    z[i] = g / (1.0f + exp_clamped(-g)) * u * weight;
-  }
 }
 
 static uint64_t read(const void *data, int64_t bytes) {

@@ -1,18 +1,11 @@
 // Router: sqrt(softplus) scores, the best experts, their weights (spec 3.10).
-#include <cmath>
-
 #include "check.h"
+#include "dispatch.h"
 #include "linear.h"
 #include "pool.h"
 
 namespace v4k {
 namespace {
-
-// sqrt(log(1 + e^x)); e^(x/2) far below zero, where e^x would leave 0/0.
-float sqrt_softplus(float x) {
-  const double v = x;
-  return static_cast<float>(v < -30 ? std::exp(v / 2) : v > 40 ? std::sqrt(v) : std::sqrt(std::log1p(std::exp(v))));
-}
 
 // Highest score + bias first, the lower id on a tie.
 void choose(const float *scores, const float *bias, int64_t n, int64_t top_k, int64_t *ids) {
@@ -40,7 +33,7 @@ extern "C" int v4k_route(const v4k_router *r, const float *x, const int64_t *tok
   if (int error = linear(r->gate, 1, x, n, scores)) return error;
   auto token = [&](int64_t i) {
     float *s = scores + i * experts, sum = 0;
-    for (int64_t e = 0; e < experts; ++e) s[e] = sqrt_softplus(s[e]);
+    tier().sqrt_softplus(s, experts);
     int64_t *chosen = ids + i * k;
     if (r->tid2eid)
       for (int64_t j = 0; j < k; ++j) chosen[j] = r->tid2eid[tokens[i] * k + j];

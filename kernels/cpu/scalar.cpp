@@ -66,8 +66,24 @@ static inline Lanes div(const Lanes &a, const Lanes &b) {
 static inline Lanes max(const Lanes &a, const Lanes &b) {
   return each([&](int i) { return a.l[i] > b.l[i] ? a.l[i] : b.l[i]; });
 }
+static inline Lanes min(const Lanes &a, const Lanes &b) {
+  return each([&](int i) { return a.l[i] < b.l[i] ? a.l[i] : b.l[i]; });
+}
 static inline Lanes fma(const Lanes &a, const Lanes &b, const Lanes &c) {
   return each([&](int i) { return __builtin_fmaf(a.l[i], b.l[i], c.l[i]); });
+}
+static inline Lanes root(const Lanes &a) {
+  return each([&](int i) { return __builtin_sqrtf(a.l[i]); });
+}
+static inline Lanes choose(const Lanes &a, const Lanes &b, const Lanes &x, const Lanes &y) {
+  return each([&](int i) { return a.l[i] < b.l[i] ? x.l[i] : y.l[i]; });
+}
+
+static inline Lanes times_power(const Lanes &a, const Lanes &shifted) {
+  uint32_t bits[8];
+  __builtin_memcpy(bits, shifted.l, sizeof bits);
+  for (int i = 0; i < 8; ++i) bits[i] = (bits[i] << 23) + 0x3f800000;
+  return mul(a, from_bits(bits));
 }
 
 static const int8_t FP4_DOUBLED[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -117,16 +133,14 @@ static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8
 #include "plain.inl"
 #include "rows.inl"
 
-static inline Lanes exp_lanes(const Lanes &a) {
-  return each([&](int i) { return exp_clamped(a.l[i]); });
-}
+static const int ROWS_ONCE = 1, PAIR_ROWS = 1, PAIR_PARTS = 1;
 
+#include "elementary.inl"
 #include "fused.inl"
 
 // -- index scores -------------------------------------------------------------------------------------------------
 
-typedef Lanes Keys;
-static const int TILE_ROWS = 8, KEYS = 8, INDEX_HEADS = 1;
+static const int TILE_ROWS = 8, INDEX_HEADS = 1;
 
 struct Quads {
   int8_t b[32];
@@ -154,11 +168,11 @@ static inline Dots add_dots(Dots d, const Quads &codes, const Quads &q) {
   return d;
 }
 
-static inline Keys from_dots(const Dots &d, int32_t) {
+static inline Wide from_dots(const Dots &d, int32_t) {
   return each([&](int i) { return (float)d.d[i]; });
 }
 
-static inline unsigned above(const Keys &a, const Keys &least) {
+static inline unsigned above(const Wide &a, const Wide &least) {
   unsigned bits = 0;
   for (int i = 0; i < 8; ++i) bits |= (unsigned)(a.l[i] > least.l[i]) << i;
   return bits;
@@ -181,7 +195,9 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 }  // namespace v4k_scalar
 
 extern "C" const v4k_tier v4k_tier_scalar = {
-    "scalar",                 v4k_scalar::quantize,     v4k_scalar::rows,         v4k_scalar::swiglu,
-    v4k_scalar::rows_fp32,    v4k_scalar::rms_norm,     v4k_scalar::unpack,       v4k_scalar::attend,
-    v4k_scalar::pool,         v4k_scalar::index_panel,  v4k_scalar::index_scores,
-    v4k_scalar::logit_peak,    v4k_scalar::logit_weights, v4k_scalar::read};
+    "scalar",                  v4k_scalar::quantize,      v4k_scalar::rows,
+    v4k_scalar::swiglu,        v4k_scalar::rows_fp32,     v4k_scalar::sum_squares,
+    v4k_scalar::rms_norm,      v4k_scalar::exponentials,  v4k_scalar::sqrt_softplus,
+    v4k_scalar::unpack,        v4k_scalar::attend,        v4k_scalar::pool,
+    v4k_scalar::index_panel,   v4k_scalar::index_scores,  v4k_scalar::logit_peak,
+    v4k_scalar::logit_weights,  v4k_scalar::read};

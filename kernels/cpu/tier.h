@@ -9,6 +9,7 @@
 #define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
 #define V4K_PANEL_KEYS 64   // index keys unpacked together
 #define V4K_LOGITS 128      // logits weighed together
+#define V4K_HEAD_LEVELS 16  // of the tree of sums over index heads, of which there are fewer than 2^16
 
 // Quantized activations of some tokens, prepared for one weight format. `groups` counts the padded groups of a row.
 //
@@ -65,8 +66,15 @@ typedef struct {
   void (*rows_fp32)(const v4k_matrix *w, int64_t row0, int64_t n_rows, const float *x, int64_t x_stride,
                     int64_t n_tokens, float *y, int64_t stride);
 
+  // Sum of x^2 over n values, a multiple of 8.
+  float (*sum_squares)(const float *x, int64_t n);
+
   // y = x / rms(x) * weight (NULL: 1) for n values, a multiple of 8; y may be x.
   void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *y);
+
+  // In place: e^x, and sqrt(log(1 + e^x)), of n values (elementary.inl).
+  void (*exponentials)(float *x, int64_t n);
+  void (*sqrt_softplus)(float *x, int64_t n);
 
   // n KV entries (v4k.h) of `plain` e4m3 and `rope` bf16 values -> out [n, plain + rope].
   void (*unpack)(const uint8_t *const *entries, int64_t n, int64_t plain, int64_t rope, float *out);

@@ -15,7 +15,18 @@ static inline Lanes sub(Lanes a, Lanes b) { return Lanes{_mm256_sub_ps(a.v, b.v)
 static inline Lanes mul(Lanes a, Lanes b) { return Lanes{_mm256_mul_ps(a.v, b.v)}; }
 static inline Lanes div(Lanes a, Lanes b) { return Lanes{_mm256_div_ps(a.v, b.v)}; }
 static inline Lanes max(Lanes a, Lanes b) { return Lanes{_mm256_max_ps(a.v, b.v)}; }
+static inline Lanes min(Lanes a, Lanes b) { return Lanes{_mm256_min_ps(a.v, b.v)}; }
 static inline Lanes fma(Lanes a, Lanes b, Lanes c) { return Lanes{_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline Lanes root(Lanes a) { return Lanes{_mm256_sqrt_ps(a.v)}; }
+
+static inline Lanes choose(Lanes a, Lanes b, Lanes x, Lanes y) {
+  return Lanes{_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+
+static inline Lanes times_power(Lanes a, Lanes shifted) {
+  const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
+  return Lanes{_mm256_mul_ps(a.v, _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(0x3f800000))))};
+}
 
 static inline Lanes load_bf16(const uint8_t *p) {
   return Lanes{_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16))};
@@ -183,32 +194,6 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
     s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
     row.offset[g] = _mm_cvtsi128_si32(_mm_mullo_epi16(s, _mm_set1_epi16(format == V4K_FP4 ? -12 : -8)));
     if (format == V4K_FP4) row.scale[g] *= 0.5f;
-  }
-}
-
-// e^x for x clamped to [-87, 88]; plain.inl has the reasons.
-static inline __m256 exp_clamped(__m256 x) {
-  x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-87.0f)), _mm256_set1_ps(88.0f));
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | 8);
-  __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0.693359375f), x);
-  r = _mm256_fmadd_ps(n, _mm256_set1_ps(2.12194440e-4f), r);
-  __m256 p = _mm256_set1_ps(1.0f / 5040);
-  const float taylor[7] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  for (int k = 0; k < 7; ++k) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(taylor[k]));
-  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_mul_ps(p, _mm256_castsi256_ps(bits));
-}
-
-static inline Lanes exp_lanes(Lanes a) { return Lanes{exp_clamped(a.v)}; }
-
-static void swiglu(const float *gate, const float *up, int64_t n, float weight, float limit, float *z) {
-  const __m256 high = _mm256_set1_ps(limit), low = _mm256_set1_ps(-limit), one = _mm256_set1_ps(1.0f);
-  for (int64_t i = 0; i < n; i += 8) {
-    const __m256 g = _mm256_min_ps(high, _mm256_loadu_ps(gate + i));  // NaN in the second operand stays NaN
-    const __m256 u = _mm256_max_ps(low, _mm256_min_ps(high, _mm256_loadu_ps(up + i)));
-    const __m256 e = exp_clamped(_mm256_sub_ps(_mm256_setzero_ps(), g));
-    const __m256 silu = _mm256_div_ps(g, _mm256_add_ps(one, e));
-    _mm256_storeu_ps(z + i, _mm256_mul_ps(_mm256_mul_ps(silu, u), _mm256_set1_ps(weight)));
   }
 }
 

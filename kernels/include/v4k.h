@@ -1,10 +1,41 @@
 /* v4k: the C ABI of the CPU kernels. Plain pointers and sizes; no Python, no torch, no exceptions.
  *
- * Numbers. Activations are quantized to int8 with one fp32 scale per 32 consecutive inputs. Of every group of 32 the
- * dot product of codes is an exact integer d[g]; the output is the sum over groups of d[g] * (wscale[g] * xscale[g])
- * in fp32, in this order: group g is added by fused multiply-add to lane g mod 8, lanes in ascending g; then
- * ((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7)). The order does not depend on ISA tier, thread count or number of tokens, so
- * neither do the bits of the result. Inputs that are not finite give NaN outputs.
+ * Numbers. Every result is a fixed sequence of fp32 operations that IEEE 754 rounds one way: +, -, *, /, square root,
+ * fused multiply-add (only where "fma" is said), and of integers. It does not depend on ISA tier, thread count, number
+ * of tokens or the machine's libm, so neither do the bits, and another processor can repeat them; subnormal numbers are
+ * numbers. Inputs that are not finite give NaN outputs. Sums are taken in one of these ways:
+ *
+ *   lanes(L)   term i = 0, 1, ... goes to lane i mod L by fma onto what is there, 0 at first; then the upper half of the
+ *              lanes is added to the lower one, l[i] + l[i + L/2], and so on until one is left.
+ *   tree       neighbours 2i and 2i + 1 are added, then neighbours among these sums, until one is left; what has no
+ *              neighbour goes up as it is. Of four: (a + b) + (c + d).
+ *   in order   one term after the other.
+ *
+ *   quantized products  activations are int8 with one fp32 scale per 32 consecutive inputs (v4k_quantize). Of every
+ *              group of 32 the product of codes is an exact integer d: lanes(8) of d times (weight scale * its scale).
+ *   BF16 and F32 products, norms  lanes(64) of w times x, of x times x. x * (1 / sqrt(sum / n + eps)), then * weight.
+ *   swiglu     g / (1 + exp(-g)) * u * weight, g and u cut off at the limit.
+ *   experts    onto what is there: shared, then by ascending id.
+ *   hyper      rho = 1 / sqrt(lanes(64) of squares / n + eps); gates 1 / (1 + exp(-(m * rho * scale + base))), pre + eps,
+ *              post * 2. comb: exp(c - the row's highest) / tree of the row + eps; by columns c / (tree + eps), then
+ *              iters - 1 times by rows and by columns. Sums over streams in order, each product rounded, post * out
+ *              first.
+ *   rotation   a * cos - b * sin, a * sin + b * cos, each product rounded; cos and sin of the fp32 angle, to the nearest
+ *              but for one in millions: host's work.
+ *   attention  scores lanes(8) of q times key. A block of 64 keys: weights exp(score - peak), peak the highest so far,
+ *              f = exp(last peak - peak), 0 at first; total * f + sum, this in lanes(8) of weights times 1; out * f, then
+ *              the values in order by fma. Runs of 256 keys, in order: out * t + from * f, total likewise, with t and f =
+ *              exp(own peak - the higher). Last out * (f / (total * f + exp(sink - peak))), f = exp(own peak - peak).
+ *   pooling    weights exp(gate - the highest): in order; values by fma onto 0; their quotient.
+ *   router     sqrt(softplus) of gate products; the weights of a token in order; weight / sum * scale.
+ *   index      two trees, see v4k_index_scores.
+ *
+ *   exp(x)     x cut to [-87, 88]; n = x * 1.44269504f to the nearest integer, ties to even; r = fma(n, -0.693359375f, x),
+ *              then r = fma(n, 2.12194440e-4f, r); p = 1/5040, then p = fma(p, r, c) for c = 1/720, 1/120, 1/24, 1/6,
+ *              1/2, 1, 1, all fp32; p * 2^n. Within 0.94 ulp.
+ *   log1p(t)   of 0 <= t <= 1: s = t / (2 + t), z = s * s; p = 0.2429026f, then p = fma(p, z, c) for c = 0.21430278f,
+ *              0.28616676f, 0.39998883f, 0.66666675f; fma(-s, t - z * p, t). Within 1.06 ulp.
+ *   sqrt(softplus)  sqrt(max(x, 0) + log1p(exp(-|x|))); below -20 exp(x / 2). Within 1.51 ulp above -174.
  *
  * Memory. The caller owns every buffer; the library keeps no pointer after a call. Weights need no alignment. All
  * arrays are C-contiguous. Calls may come from any thread; calls that share the pool wait for each other.
@@ -19,12 +50,12 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 5
+#define V4K_ABI_VERSION 6 /* of these functions, and of the bits of their results */
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
 /* Weight formats. Packed nibbles: the low one is the even input. Those above INT4 are not quantized, nor are their
- * inputs: products are fp32, input i is fused-multiply-added to lane i mod 8, and lanes are summed as above. */
+ * inputs. */
 enum {
   V4K_FP4 = 1,  /* codes [rows, cols/2] e2m1 pairs; scale [rows, cols/32] bytes b = 2^(b-127) */
   V4K_INT8 = 2, /* codes [rows, cols] int8; scale [rows, cols/32] bf16 */
@@ -197,11 +228,12 @@ typedef struct {
 V4K_API int v4k_select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t start,
                        int64_t n, const uint8_t *keys, const uint8_t *scales, int32_t *selected);
 
-/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads]. A head's product
- * s is the sum over groups of 32, ascending, of exact integer products times both scales, by fused multiply-add; the
- * score is the sum of weight * max(s, 0), by fused multiply-add: over heads with weights above zero, ascending, then over
- * the others. These can only lower it, so v4k_select leaves them out where a key is already too low to be chosen. For
- * tests and benchmarks. */
+/* Scores alone, of the first n_keys entries: q [heads, dims] as v4k_select rotates it, weights [heads], fewer than
+ * 65,536. A head's product s is, over groups of 32 in order, the sum by fma onto 0 of an exact integer product times
+ * (key scale * query scale); its term is weight * max(s, 0). The score is the tree over the terms of heads with weights
+ * above zero, numbered by themselves in ascending order, plus the tree over those of the others, numbered likewise; that
+ * of none is 0. As rounding is monotonic, each of the others can only lower it: v4k_select leaves them out where a key is
+ * already too low to be chosen. For tests and benchmarks. */
 V4K_API int v4k_index_scores(const v4k_indexer *ix, const float *q, const float *weights, const uint8_t *keys,
                              const uint8_t *scales, int64_t n_keys, float *out);
 
@@ -264,6 +296,10 @@ V4K_API int v4k_route(const v4k_router *r, const float *x, const int64_t *tokens
  * may be chosen from are minus infinity. */
 V4K_API int v4k_sample(const float *logits, const uint8_t *allowed, int64_t n, double temperature, int64_t top_k,
                        double min_p, double top_p, uint64_t random, int64_t *token, int64_t *norm);
+
+/* y = a function of x [n], as results are made of it; y may be x. For tests. */
+enum { V4K_EXP = 1, V4K_SQRT_SOFTPLUS = 2, V4K_LOG = 3 };
+V4K_API int v4k_elementary(int64_t function, const float *x, int64_t n, float *y);
 
 /* Read `bytes` bytes (rounded down to 4,096) with all threads as fast as possible: the probe kernels are compared to.
  * Returns a checksum. */

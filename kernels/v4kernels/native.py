@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 5
+ABI_VERSION = 6  # of the functions, and of the bits of their results
 GROUP = 32
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
@@ -100,6 +100,7 @@ SIGNATURES = {
     "v4k_self_attention": (c_int, (_P, _P, _P, _P, _N, _P, _P)),
     "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P, _P)),
     "v4k_sample": (c_int, (_P, _P, _N, c_double, _N, c_double, c_double, c_uint64, _P, _P)),
+    "v4k_elementary": (c_int, (_N, _P, _N, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
 }
 

@@ -55,7 +55,7 @@ class Node:
         return getattr(self.attn, name)
 
 
-def node(ratio=0, top_k=8) -> Node:
+def node(ratio=0, top_k=8, index_heads=5) -> Node:
     """Random weights of one layer's attention."""
 
     def compressor(seed, dims, is_index):
@@ -69,8 +69,8 @@ def node(ratio=0, top_k=8) -> Node:
     indexer = None
     if ratio == 4:
         indexer = Indexer(
-            wq_b=matrix(20, 5 * 128, RANK), weights_proj=matrix(21, 5, D), compressor=compressor(30, 128, True),
-            heads=5, head_dim=128, rope_dims=ROPE, top_k=top_k,
+            wq_b=matrix(20, index_heads * 128, RANK), weights_proj=matrix(21, index_heads, D),
+            compressor=compressor(30, 128, True), heads=index_heads, head_dim=128, rope_dims=ROPE, top_k=top_k,
         )  # fmt: skip
     attn = Attention(
         sink=values(1, HEADS), wq_a=matrix(2, RANK, D), q_norm=1 + values(3, RANK, spread=0.1),

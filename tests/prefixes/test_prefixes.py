@@ -379,6 +379,20 @@ def test_other_weights_at_the_same_path_are_not_taken_for_the_old_ones(model, tm
     assert content[0] != content[1], "even if no time told"
 
 
+def test_numbers_of_other_arithmetic_are_not_taken_up_and_an_archive_of_them_is_told_apart(
+    engine, model, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(native, "ABI_VERSION", native.ABI_VERSION - 1)
+        old = open_engine(model)
+    kept = old.prefixes(tmp_path / "cache", 1 << 30, 1 << 30)
+    archive.write(tmp_path / "x.v4kv", kept, stored_at(old, kept, IDS[:1100]).stored[-1])
+    back = stored_at(engine, engine.prefixes(tmp_path / "cache", 1 << 30, 1 << 30), IDS[:1100])
+    assert back.stats.restored_tokens == 0
+    _, same = imported_by(engine, tmp_path / "x.v4kv", engine.prefixes(tmp_path / "elsewhere", 1 << 30, 1 << 30))
+    assert not same
+
+
 def test_an_edit_that_no_sample_meets_changes_the_identity_too(model, tmp_path):
     folder = shutil.copytree(model, tmp_path / "m")
     before, path = open_engine(folder).identity, folder / "model-00001-of-00001.safetensors"

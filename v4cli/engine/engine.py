@@ -12,6 +12,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from v4kernels import backend as backend_of
+from v4kernels import native
 from v4kernels.api import Backend
 
 from v4cli import __version__
@@ -146,7 +147,7 @@ def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
 def _identity(checkpoint: Model, backend: Backend) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
     kind = {"backend": backend.name, "numerics": backend.numerics, "config": config, "version": __version__}
-    kind["arithmetic"] = _arithmetic(backend)
+    kind |= {"kernels": str(native.ABI_VERSION), "arithmetic": _arithmetic(backend)}
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
 
 

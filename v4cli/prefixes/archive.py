@@ -126,7 +126,8 @@ def _same(identity: dict, other: dict) -> bool:
     """Whether numbers computed there and here are the same: of weights the content counts, not where they lie."""
     weights = [one.get("weights") for one in (identity, other)]
     contents = [some.get("content") if isinstance(some, dict) else None for some in weights]
-    return contents[0] is not None and contents[0] == contents[1] and identity.get("version") == other.get("version")
+    versions = [(one.get("version"), one.get("kernels")) for one in (identity, other)]
+    return contents[0] is not None and contents[0] == contents[1] and versions[0] == versions[1]
 
 
 def _tokens(about: dict, config: V4Config) -> list[int]:

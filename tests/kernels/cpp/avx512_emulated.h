@@ -76,6 +76,14 @@ inline Int set(T... v) {
   const int32_t d[] = {v...};
   return load(d);
 }
+inline Int shift_left32(Int a, int n) {
+  return each(16, [&](Int &r, int i) { r.d[i] = (int32_t)((uint32_t)a.d[i] << n); });
+}
+inline Int widen16(__m256i v) {
+  uint16_t w[16];
+  memcpy(w, &v, 32);
+  return each(16, [&](Int &r, int i) { r.d[i] = w[i]; });
+}
 inline __m256i low256(Int a) { return _mm256_loadu_si256((const __m256i *)a.b); }
 inline Float load_ps(const float *p) {
   Float r;
@@ -92,6 +100,11 @@ inline Float to_float(Int a) {
   Float r;
   for (int i = 0; i < 16; ++i) r.f[i] = (float)a.d[i];
   return r;
+}
+inline Float bits_of(Int a) { return load_ps((const float *)a.d); }
+inline Float add(Float a, Float b) {
+  for (int i = 0; i < 16; ++i) a.f[i] += b.f[i];
+  return a;
 }
 inline Float mul(Float a, Float b) {
   for (int i = 0; i < 16; ++i) a.f[i] *= b.f[i];
@@ -140,10 +153,16 @@ inline unsigned greater(Float a, Float b) {
 #define _mm512_permutexvar_epi32 emulated::permute32
 #define _mm512_setr_epi32 emulated::set
 #define _mm512_castsi512_si256 emulated::low256
+#define _mm512_slli_epi32 emulated::shift_left32
+#define _mm512_cvtepu16_epi32 emulated::widen16
+#define _mm512_castsi512_ps emulated::bits_of
 #define _mm512_load_ps emulated::load_ps
+#define _mm512_loadu_ps emulated::load_ps
 #define _mm512_store_ps emulated::store_ps
+#define _mm512_storeu_ps emulated::store_ps
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_cvtepi32_ps emulated::to_float
+#define _mm512_add_ps emulated::add
 #define _mm512_mul_ps emulated::mul
 #define _mm512_fmadd_ps emulated::fma
 #define _mm512_max_ps emulated::max

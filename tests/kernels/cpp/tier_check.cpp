@@ -116,6 +116,18 @@ static void check_norm_and_pool() {
   v4k_tier_scalar.pool(k, g, slots, n, want.get() + n);
   TIER.pool(k, g, slots, n, got.get() + n);
   require(!std::memcmp(want.get(), got.get(), 2 * n * 4), "rms_norm or pool", 0, 1, n, 1);
+  require(v4k_tier_scalar.sum_squares(x.get(), n) == TIER.sum_squares(x.get(), n), "sum_squares", 0, 1, n, 1);
+}
+
+static void check_functions() {
+  const int64_t n = 4099;
+  const auto want = floats(n), got = floats(n);
+  for (int64_t i = 0; i < n; ++i) want[i] = got[i] = i % 1000 ? draw_float() * 30.0f : __builtin_nanf("");
+  for (const auto function : {&v4k_tier::exponentials, &v4k_tier::sqrt_softplus}) {
+    (v4k_tier_scalar.*function)(want.get(), n);
+    (TIER.*function)(got.get(), n);
+    require(!std::memcmp(want.get(), got.get(), n * 4), "exp or sqrt_softplus", 0, 1, n, 1);
+  }
 }
 
 static void check_attention(int64_t heads, int64_t n_keys) {
@@ -203,17 +215,20 @@ int main() {
         for (int64_t rows : {1, 8, 19, 70}) check_rows(format, rows, k, n);
   for (int64_t format : {V4K_BF16, V4K_F32})
     for (int64_t n : {1, 2, 3, 5})
-      for (int64_t rows : {1, 4, 7}) check_fp32(format, rows, 96, n);
+      for (int64_t rows : {1, 4, 7})
+        for (int64_t k : {32, 96, 1120}) check_fp32(format, rows, k, n);
+  check_fp32(V4K_BF16, 70, 64, 19);
   check_norm_and_pool();
   for (int64_t heads : {1, 4, 6})
     for (int64_t n_keys : {1, 2, 63, 64}) check_attention(heads, n_keys);
   for (int64_t dims : {32, 64, 128, 1024})
-    for (int64_t heads : {1, 2, 5, 64})
+    for (int64_t heads : {1, 2, 5, 23, 64})
       for (int64_t n_keys : {1, 17, 63, 64}) {
         check_index(dims, heads, heads, n_keys);
         check_index(dims, heads, heads / 2, n_keys);
         check_index(dims, heads, 0, n_keys);
       }
+  check_functions();
   check_swiglu();
   for (float spread : {0.0f, 1e-30f, 0.1f, 10.0f, 1e30f})
     for (double inverse : {0.01, 1.0, 1.4, 1e300})
