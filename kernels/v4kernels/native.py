@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 GROUP = 32
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
