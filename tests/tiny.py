@@ -14,7 +14,7 @@ from v4cli.model.schema import expected_tensors
 from v4cli.nano import recipe
 from v4cli.pull.convert import convert_part
 from v4cli.store.checkpoint import Checkpoint
-from v4cli.store.store import NEEDED, Manifest, layout
+from v4cli.store.store import NEEDED, Manifest
 from v4cli.store.writer import write_checkpoint
 
 SMALL = recipe.CONFIG | {
@@ -87,7 +87,8 @@ def make_store(source: Path, out: Path, quant: str = "native") -> Path:
     out.mkdir(parents=True)
     checkpoint = Checkpoint.open(source)
     manifest = Manifest(quant, False, {"repo": "test/model", "revision": "abc", "files": {}})
-    for part in layout(checkpoint.config, quant, False).values():
+    manifest.choose(checkpoint.config)
+    for part in manifest.parts(checkpoint.config, out).values():
         manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
     for name in NEEDED:
         text = (source / name).read_bytes()
