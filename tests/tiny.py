@@ -102,7 +102,7 @@ def make_store(source: Path, out: Path, quant: str = "native", recipe: Recipe | 
     checkpoint = Checkpoint.open(source)
     manifest = Manifest(quant, False, {"repo": "test/model", "revision": "abc", "files": {}})
     official = expected_tensors(checkpoint.config, with_mtp=False)
-    manifest.formats = recorded(formats_by(recipe or RECIPES[quant], official))
+    manifest.formats = recorded(formats_by(RECIPES[quant] if recipe is None else recipe, official))
     for part in manifest.parts(checkpoint.config, out).values():
         manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
     for name in NEEDED:
