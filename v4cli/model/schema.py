@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
-from v4kernels.formats import DTYPES, FORMATS, OFFICIAL
+from v4kernels.formats import DTYPES, FORMATS, OFFICIAL, Format
 
 from v4cli.model.config import V4Config
 
@@ -26,6 +27,12 @@ class TensorSpec:
         return 0 if self.dtype == "F8_E8M0" else OFFICIAL[self.dtype].cols(count) if self.dtype in OFFICIAL else count
 
 
+@lru_cache(maxsize=1000)  # of tens of thousands of experts all are alike
+def stored_as(form: Format, rows: int, cols: int) -> tuple[tuple[str, TensorSpec], ...]:
+    """What a matrix is in a format: `weight`, and `scale` if it is quantized."""
+    return tuple((half, TensorSpec(dtype, shape)) for half, (dtype, shape) in form.tensors(rows, cols).items())
+
+
 class _Builder:
     """Collects specs under a name prefix."""
 
@@ -43,8 +50,8 @@ class _Builder:
         self.quantized(name, "fp4", rows, cols)
 
     def quantized(self, name: str, form: str, rows: int, cols: int) -> None:
-        for half, (dtype, shape) in FORMATS[form].tensors(rows, cols).items():
-            self.add(f"{name}.{half}", dtype, *shape)
+        for half, spec in stored_as(FORMATS[form], rows, cols):
+            self.out[f"{name}.{half}"] = spec
 
     def hyper(self, at: str, n_mixes: int, n_scales: int) -> None:
         self.add(at + "_fn", "F32", n_mixes, self.c.hc_mult * self.c.hidden_size)

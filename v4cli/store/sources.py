@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
-from v4kernels.formats import FORMATS, GROUP, OFFICIAL
+from v4kernels.formats import GROUP, OFFICIAL
 
 from v4cli.errors import ModelError
 from v4cli.store.checkpoint import Checkpoint
@@ -77,7 +77,7 @@ class PackedSource:
     def _wanted(self, name: str) -> Format:
         """Format the kernels get: that of a store as it is if they read it, else what recipe `native` would make."""
         stored, spec = self.checkpoint.form(name), self.checkpoint.spec(name)
-        if stored.id and (isinstance(self.checkpoint, Store) or stored is FORMATS["fp4"]):
+        if stored.packed or (stored.id and isinstance(self.checkpoint, Store)):
             return stored
         wanted = format_of(RECIPES["native"], name, spec)
         if not wanted.id:

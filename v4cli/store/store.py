@@ -51,11 +51,11 @@ from v4cli import files, jsonfile, paths
 from v4cli.errors import ModelError
 from v4cli.files import write_atomically
 from v4cli.model.config import V4Config
-from v4cli.model.schema import TensorSpec, expected_tensors
+from v4cli.model.schema import TensorSpec, expected_tensors, stored_as
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.header import TensorPlace
 from v4cli.store.mapped import MappedTensors
-from v4cli.store.recipe import EXPERTS, RECIPES, formats_by, from_record, recorded
+from v4cli.store.recipe import EXPERTS, KEEP, RECIPES, formats_by, from_record, recorded
 
 FORMAT = "v4cli store"
 LAYOUT = 2
@@ -138,15 +138,18 @@ def lay_out(official: dict[str, TensorSpec], formats: dict[str, Format]) -> dict
     for name, spec in official.items():
         matrix = name.removesuffix("scale") + "weight" if name.endswith(".scale") else name
         if matrix not in formats:
-            tensors[name] = spec, "keep", name
+            tensors[name] = spec, KEEP, name
         elif name == matrix:
             form = formats[name]
-            for half, (dtype, shape) in form.tensors(spec.shape[0], OFFICIAL[spec.dtype].cols(spec.shape[1])).items():
+            for half, half_spec in stored_as(form, spec.shape[0], OFFICIAL[spec.dtype].cols(spec.shape[1])):
                 stored = name.removesuffix("weight") + half
-                tensors[stored] = TensorSpec(dtype, shape), form.name, stored if stored in official else name
+                tensors[stored] = half_spec, form.name, stored if stored in official else name
     parts: dict[str, Part] = {}
     for name in sorted(tensors, key=_rank):
-        parts.setdefault(_part_of(name), Part(_part_of(name))).add(name, *tensors[name], _alignment(name))
+        part = _part_of(name)
+        if part not in parts:
+            parts[part] = Part(part)
+        parts[part].add(name, *tensors[name], _alignment(name))
     return parts
 
 
