@@ -14,7 +14,8 @@ from v4cli.model.schema import expected_tensors
 from v4cli.nano import recipe
 from v4cli.pull.convert import convert_part
 from v4cli.store.checkpoint import Checkpoint
-from v4cli.store.store import NEEDED, Manifest, layout
+from v4cli.store.recipe import RECIPES, Recipe, Rule, formats_by, recorded
+from v4cli.store.store import NEEDED, Manifest
 from v4cli.store.writer import write_checkpoint
 
 SMALL = recipe.CONFIG | {
@@ -45,6 +46,19 @@ STORE_LIKE = FLASH_LIKE | {
     "num_hidden_layers": 4,
     "compress_ratios": [0, 4, 128, 4],
 }
+
+# A format for every way in which tensors may differ.
+MIXED: Recipe = (
+    Rule("experts", "int8", layers=(0, 1), matrices=("w2",)),
+    Rule("experts", "int4", experts=(1, 3)),
+    Rule("experts", "int8", layers=(3, 3), matrices=("w1", "w3")),
+    Rule("experts", "keep"),
+    Rule("linear", "fp4", matrices=("wq_b",)),
+    Rule("linear", "int4", layers=(2, 3), matrices=("w1", "w2", "w3")),
+    Rule("linear", "int8"),
+    Rule("embed", "int4"),
+    Rule("head", "fp4"),
+)
 
 # The least that opens: printable ASCII and the special tokens.
 TOKENIZER = {
@@ -82,12 +96,14 @@ def random_checkpoint(path: Path, values: dict, seed: int = 0, shards: int = 2) 
     return path
 
 
-def make_store(source: Path, out: Path, quant: str = "native") -> Path:
-    """Convert a whole checkpoint, as pull does part by part."""
+def make_store(source: Path, out: Path, quant: str = "native", recipe: Recipe | None = None) -> Path:
+    """Convert a whole checkpoint, as pull does part by part; by `recipe` if there is no name for it."""
     out.mkdir(parents=True)
     checkpoint = Checkpoint.open(source)
     manifest = Manifest(quant, False, {"repo": "test/model", "revision": "abc", "files": {}})
-    for part in layout(checkpoint.config, quant, False).values():
+    official = expected_tensors(checkpoint.config, with_mtp=False)
+    manifest.formats = recorded(formats_by(RECIPES[quant] if recipe is None else recipe, official))
+    for part in manifest.parts(checkpoint.config, out).values():
         manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
     for name in NEEDED:
         text = (source / name).read_bytes()

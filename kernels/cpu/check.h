@@ -2,22 +2,20 @@
 #ifndef V4K_CHECK_H
 #define V4K_CHECK_H
 
-#include "v4k.h"
+#include "formats.h"
 
 namespace v4k {
 
-// A matrix of stored codes.
-inline bool is_packed(const v4k_matrix &w) {
-  return w.codes && w.scale && w.rows > 0 && w.cols > 0 && w.cols % V4K_GROUP == 0 && w.format >= V4K_FP4 &&
-         w.format <= V4K_INT4;
+// A matrix of any known format.
+inline bool is_matrix(const v4k_matrix &w) {
+  return w.format >= 1 && w.format < V4K_N_FORMATS && w.codes && w.rows > 0 && w.cols > 0 && w.cols % V4K_GROUP == 0 &&
+         (w.scale || !V4K_FORMATS[w.format].info.scale_bytes);
 }
 
-inline bool is_fp32(const v4k_matrix &w) {
-  return w.codes && w.rows > 0 && w.cols > 0 && w.cols % V4K_GROUP == 0 &&
-         (w.format == V4K_BF16 || w.format == V4K_F32);
-}
+// One of codes with scales.
+inline bool is_packed(const v4k_matrix &w) { return is_matrix(w) && V4K_FORMATS[w.format].info.scale_bytes; }
 
-inline bool is_matrix(const v4k_matrix &w) { return is_packed(w) || is_fp32(w); }
+inline bool is_fp32(const v4k_matrix &w) { return is_matrix(w) && !V4K_FORMATS[w.format].info.scale_bytes; }
 
 inline bool has_shape(const v4k_matrix &w, int64_t rows, int64_t cols) {
   return is_matrix(w) && w.rows == rows && w.cols == cols;

@@ -28,20 +28,6 @@ static inline Lanes times_power(Lanes a, Lanes shifted) { return a * from_bits((
 
 }  // namespace elementary
 
-// e^x for x clamped to [-87, 88].
-static inline float exp_clamped(float x) { return elementary::exp_lanes(x); }
-
-// log x of any x; -inf for 0, NaN below. Within 1 ulp.
-static inline float log_of(float x) {
-  if (!(x > 0.0f)) return x == 0.0f ? -INFINITY : NAN;
-  if (x == INFINITY) return x;
-  const bool small = x < 0x1p-126f;
-  const uint32_t bits = bits_of(small ? x * 0x1p24f : x) - 0x3f3504f3;  // of sqrt(1/2)
-  const float f = from_bits((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;     // x = 2^n (1 + f), f in [-0.3, 0.42]
-  const float n = static_cast<float>((static_cast<int32_t>(bits) >> 23) - (small ? 24 : 0));
-  return __builtin_fmaf(n, 0.693359375f, __builtin_fmaf(n, -2.12194440e-4f, elementary::log1p_lanes(f)));
-}
-
 // cos and sin of x, |x| < 2^31, by fp64 polynomials after taking off multiples of pi / 2: the nearest fp32 but for
 // cases within 2^-20 of an ulp of the middle between two.
 static inline void turn_of(float x, float *cosine, float *sine) {

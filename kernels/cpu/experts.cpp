@@ -1,5 +1,6 @@
 // One layer's expert MLPs. Slots are (token, expert) pairs sorted by expert, so that an expert's weights are read once
 // for all its tokens: first gate and up to quantized z [slots, I], then down, added to out expert by expert.
+#include <initializer_list>
 #include <memory>
 #include <new>
 
@@ -17,14 +18,13 @@ const int64_t SCRATCH_SLOTS = 8192;
 // An expert with work to do and its slots [first, first + count).
 struct Job {
   const v4k_expert *expert;
-  const Acts *x;  // inputs in its format
   const Acts *z;  // inputs of w2, by slot
   int64_t first, count;
 };
 
 bool is_expert(const v4k_expert &e, int64_t d) {
   return is_packed(e.w1) && is_packed(e.w3) && is_packed(e.w2) && e.w1.cols == d && e.w3.cols == d && e.w2.rows == d &&
-         e.w1.rows == e.w3.rows && e.w1.rows == e.w2.cols && e.w1.format == e.w3.format && e.w1.format == e.w2.format;
+         e.w1.rows == e.w3.rows && e.w1.rows == e.w2.cols;
 }
 
 class Layer {
@@ -39,6 +39,7 @@ class Layer {
     if (!slots) return V4K_OK;
     if (!allocate(n, slots, routed)) return V4K_EMEMORY;
     if (int error = plan(n, ids, weights, top_k)) return error;
+    if (!reserve_inputs(n)) return V4K_EMEMORY;
     quantize(x, n);
     gate_up();
     down(out);
@@ -47,18 +48,26 @@ class Layer {
 
  private:
   bool allocate(int64_t n, int64_t slots, int64_t routed) {
-    const int64_t formats = (shared_ ? 1 : 0) + n_experts_;
+    const int64_t most = (shared_ ? 1 : 0) + n_experts_;
     tokens_.reset(new (std::nothrow) int32_t[slots]);
     weights_.reset(new (std::nothrow) float[slots]);
-    jobs_.reset(new (std::nothrow) Job[formats]);
+    jobs_.reset(new (std::nothrow) Job[most]);
     starts_.reset(new (std::nothrow) int64_t[n_experts_ + 1]());
     if (!tokens_ || !weights_ || !jobs_ || !starts_) return false;
-    if (routed && !(x_.reserve(n, d_) && z_.reserve(slots, experts_->w2.cols))) return false;
-    if (shared_ && !(shared_x_.reserve(n, d_) && shared_z_.reserve(n, shared_->w2.cols))) return false;
+    if (routed && !z_.reserve(slots, experts_->w2.cols)) return false;
+    if (shared_ && !shared_z_.reserve(n, shared_->w2.cols)) return false;
     if (routed)
       for (int64_t i = 0; i < slots; ++i) z_.pad(i);
     if (shared_)
       for (int64_t i = 0; i < n; ++i) shared_z_.pad(i);
+    return true;
+  }
+
+  // Room for the inputs in every format that a job reads them in.
+  bool reserve_inputs(int64_t n) {
+    for (int64_t j = 0; j < n_jobs_; ++j)
+      for (int64_t format : {jobs_[j].expert->w1.format, jobs_[j].expert->w3.format})
+        if (!x_[format].view.q && !x_[format].reserve(n, d_)) return false;
     return true;
   }
 
@@ -69,7 +78,7 @@ class Layer {
       tokens_[i] = static_cast<int32_t>(i);
       weights_[i] = 1.0f;
     }
-    if (shared_) jobs_[n_jobs_++] = {shared_, &shared_x_, &shared_z_, 0, n};
+    if (shared_) jobs_[n_jobs_++] = {shared_, &shared_z_, 0, n};
     for (int64_t i = 0; i < n * top_k; ++i) {
       if (ids[i] < 0 || ids[i] >= n_experts_) return V4K_EARGUMENT;
       ++starts_[ids[i] + 1];
@@ -78,10 +87,8 @@ class Layer {
       const int64_t count = starts_[e + 1];
       starts_[e + 1] += starts_[e];
       if (!count) continue;
-      if (!is_expert(experts_[e], d_) || experts_[e].w2.cols != experts_->w2.cols ||
-          experts_[e].w1.format != experts_->w1.format)
-        return V4K_EARGUMENT;
-      jobs_[n_jobs_++] = {experts_ + e, &x_, &z_, base + starts_[e], count};
+      if (!is_expert(experts_[e], d_) || experts_[e].w2.cols != experts_->w2.cols) return V4K_EARGUMENT;
+      jobs_[n_jobs_++] = {experts_ + e, &z_, base + starts_[e], count};
     }
     for (int64_t i = 0; i < n * top_k; ++i) {
       const int64_t slot = base + starts_[ids[i]]++;
@@ -93,8 +100,8 @@ class Layer {
 
   void quantize(const float *x, int64_t n) {
     auto unit = [&](int64_t i) {
-      if (shared_) shared_x_.fill(i, x + i * d_, shared_->w1.format);
-      if (x_.view.q) x_.fill(i, x + i * d_, experts_->w1.format);
+      for (int64_t format = 0; format < V4K_N_FORMATS; ++format)
+        if (x_[format].view.q) x_[format].fill(i, x + i * d_, format);
     };
     for_each(n, n * d_ * QUANTIZE_COST, unit);
   }
@@ -131,8 +138,8 @@ class Layer {
     for (int64_t i = 0; i < job.count; i += V4K_TOKEN_BLOCK) {
       const int64_t n = job.count - i < V4K_TOKEN_BLOCK ? job.count - i : V4K_TOKEN_BLOCK;
       const int32_t *tokens = tokens_.get() + job.first + i;
-      tier().rows(&e.w1, row, rows, &job.x->view, tokens, n, gate, rows);
-      tier().rows(&e.w3, row, rows, &job.x->view, tokens, n, up, rows);
+      tier().rows(&e.w1, row, rows, &x_[e.w1.format].view, tokens, n, gate, rows);
+      tier().rows(&e.w3, row, rows, &x_[e.w3.format].view, tokens, n, up, rows);
       for (int64_t k = 0; k < n; ++k) {
         const int64_t slot = job.first + i + k;
         tier().swiglu(gate + k * rows, up + k * rows, rows, weights_[slot], limit_, gate + k * rows);
@@ -169,7 +176,8 @@ class Layer {
   const v4k_expert *shared_;
   float limit_;
   int64_t d_ = 0, n_jobs_ = 0, cost_ = 0;
-  Acts x_, z_, shared_x_, shared_z_;
+  Acts x_[V4K_N_FORMATS];  // inputs by the format of what they are multiplied with
+  Acts z_, shared_z_;
   std::unique_ptr<int32_t[]> tokens_;  // by slot
   std::unique_ptr<float[]> weights_;   // by slot
   std::unique_ptr<Job[]> jobs_;

@@ -2,8 +2,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "bits.h"
 #include "check.h"
+#include "decode.h"
 #include "dispatch.h"
 #include "linear.h"
 #include "pool.h"
@@ -113,24 +113,6 @@ void post_token(const float *out, const float *mix, int64_t s, int64_t d, float 
   }
 }
 
-bool embed_row(const v4k_matrix &w, int64_t row, float *out) {
-  const int64_t n = w.cols;
-  if (w.format == V4K_F32) {
-    std::memcpy(out, static_cast<const float *>(w.codes) + row * n, n * sizeof(float));
-    return true;
-  }
-  if (w.format == V4K_BF16) {
-    const uint16_t *from = static_cast<const uint16_t *>(w.codes) + row * n;
-    for (int64_t i = 0; i < n; ++i) out[i] = from_bf16(from[i]);
-    return true;
-  }
-  if (w.format != V4K_INT8) return false;
-  const int8_t *codes = static_cast<const int8_t *>(w.codes) + row * n;
-  const uint16_t *scales = static_cast<const uint16_t *>(w.scale) + row * (n / V4K_GROUP);
-  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(codes[i]) * from_bf16(scales[i / V4K_GROUP]);
-  return true;
-}
-
 }  // namespace
 }  // namespace v4k
 
@@ -138,7 +120,7 @@ extern "C" int v4k_embed(const v4k_matrix *table, const int64_t *ids, int64_t n,
   if (!table || !ids || !out || n < 0 || streams < 1 || !v4k::is_matrix(*table)) return V4K_EARGUMENT;
   const int64_t d = table->cols;
   for (int64_t i = 0; i < n; ++i, out += streams * d) {
-    if (ids[i] < 0 || ids[i] >= table->rows || !v4k::embed_row(*table, ids[i], out)) return V4K_EARGUMENT;
+    if (ids[i] < 0 || ids[i] >= table->rows || !v4k::decode_row(*table, ids[i], out)) return V4K_EARGUMENT;
     for (int64_t j = 1; j < streams; ++j) std::memcpy(out + j * d, out, d * sizeof(float));
   }
   return V4K_OK;

@@ -20,8 +20,8 @@ const int64_t SCRATCH_TOKENS = 4096;   // tokens quantized together: bounds the 
 
 // Rows of a unit: whole tiles.
 int64_t unit_rows(const v4k_matrix &w) {
-  const int64_t bits = w.format == V4K_F32 ? 32 : w.format == V4K_BF16 ? 16 : w.format == V4K_INT8 ? 8 : 4;
-  const int64_t most = UNIT_BYTES * 8 / (w.cols * bits), share = w.rows / (UNITS_PER_THREAD * pool_threads());
+  const int64_t row_bytes = w.cols / V4K_GROUP * V4K_FORMATS[w.format].info.code_bytes;
+  const int64_t most = UNIT_BYTES / row_bytes, share = w.rows / (UNITS_PER_THREAD * pool_threads());
   const int64_t tile = is_fp32(w) ? 8 : 32, least = is_fp32(w) ? 4 : 32;
   const int64_t rows = (most < share ? most : share) / tile * tile;
   return rows < least ? least : rows;

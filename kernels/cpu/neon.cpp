@@ -79,7 +79,7 @@ static inline Lanes load_fp8(const uint8_t *p) {
 // 4 consecutive weight scales in fp32, from group g on.
 template <int F>
 static inline float32x4_t scales4(const uint8_t *scale, int g) {
-  if (F == V4K_FP4) {
+  if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
     const uint32_t b[4] = {scale[g], scale[g + 1], scale[g + 2], scale[g + 3]};
     return vreinterpretq_f32_u32(vmaxq_u32(vshlq_n_u32(vld1q_u32(b), 23), vdupq_n_u32(0x400000)));
   }
@@ -88,6 +88,7 @@ static inline float32x4_t scales4(const uint8_t *scale, int g) {
 
 template <int F>
 static inline int8x16_t signed_codes(uint8x16_t nibbles) {
+  static_assert(F == V4K_FP4 || F == V4K_INT4 || F == V4K_INT8, "no decoding");  // INT8 comes here in dead code only
   if (F == V4K_INT4) return vsubq_s8(vreinterpretq_s8_u8(nibbles), vdupq_n_s8(8));
   const int8_t doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
   return vqtbl1q_s8(vld1q_s8(doubled), nibbles);
@@ -164,7 +165,7 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 template <int F>
 static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
                  float *scales) {
-  const int code_bytes = F == V4K_INT8 ? 32 : 16;
+  const int code_bytes = V4K_FORMATS[F].info.code_bytes;
   const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
   pack_codes<F>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
   pack_scales<F>(w, row0, rows, g0, n_groups, scales);

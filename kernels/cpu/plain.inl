@@ -22,13 +22,14 @@ static inline void quantize_group(const float *x, float *scale, int8_t *q) {
 }
 
 static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v4k_acts row) {
+  const v4k_format_entry &f = V4K_FORMATS[format];
   for (int64_t g = first; g < first + n; ++g, x += V4K_GROUP) {
     int8_t q[V4K_GROUP];
     quantize_group(x, row.scale + g, q);
-    if (format == V4K_INT8) {
+    if (!f.nibbles) {
       int sum = 0;
       for (int i = 0; i < V4K_GROUP; ++i) sum += q[i];
-      row.offset[g] = -128 * sum;
+      row.offset[g] = -f.zero * sum;
       __builtin_memcpy(row.q + g * V4K_GROUP, q, V4K_GROUP);
       continue;
     }
@@ -39,10 +40,9 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
       even[64 + i] = q[2 * i + 1];
       sums[i / 2 % 2] += q[2 * i] + q[2 * i + 1];
     }
-    const int zero_code = format == V4K_FP4 ? 12 : 8;
-    const uint32_t low = (uint32_t)(-zero_code * sums[0]) & 0xffff, high = (uint32_t)(-zero_code * sums[1]);
+    const uint32_t low = (uint32_t)(-f.zero * sums[0]) & 0xffff, high = (uint32_t)(-f.zero * sums[1]);
     row.offset[g] = (int32_t)(high << 16 | low);
-    if (format == V4K_FP4) row.scale[g] *= 0.5f;
+    if (f.doubled) row.scale[g] *= 0.5f;
   }
 }
 

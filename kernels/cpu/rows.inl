@@ -10,18 +10,8 @@
 static const int FETCH_AHEAD = 2048;  // bytes of codes: the machine's own prefetchers stop at the end of a page
 
 template <int F>
-struct Format;
-template <>
-struct Format<V4K_FP4> {
-  static const int code_bytes = 16, scale_bytes = 1;  // per group
-};
-template <>
-struct Format<V4K_INT8> {
-  static const int code_bytes = 32, scale_bytes = 2;
-};
-template <>
-struct Format<V4K_INT4> {
-  static const int code_bytes = 16, scale_bytes = 2;
+struct Format {
+  static const int code_bytes = V4K_FORMATS[F].info.code_bytes, scale_bytes = V4K_FORMATS[F].info.scale_bytes;
 };
 
 // The last, partial block of a row: inputs and their scales are padded with zeros, so it may run on into the rows behind,
@@ -89,7 +79,7 @@ struct Tokens {
 // Bytes from a block's start in q to the j-th dword (of 8) of its group g.
 template <int F>
 static inline int quad_at(int g, int j) {
-  if (F == V4K_INT8) return g * V4K_GROUP + 4 * j;
+  if (!V4K_FORMATS[F].nibbles) return g * V4K_GROUP + 4 * j;
   return (g >> 2) * 128 + (g & 3) * 16 + (j & 3) * 4 + (j >> 2) * 64;
 }
 
@@ -156,7 +146,7 @@ static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int6
     for (int r = 0; r < TILE_ROWS; ++r) {
       const int64_t at = (row0 + (r < rows ? r : rows - 1)) * groups + g0;
       uint32_t bits;
-      if (F == V4K_FP4) {
+      if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
         bits = (uint32_t)((const uint8_t *)w->scale)[at + g] << 23;
         if (bits == 0) bits = 0x400000;  // 2^-127
       } else {
@@ -184,8 +174,10 @@ static void rows_of(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k
 static void rows(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
                  int64_t n_tokens, float *y, int64_t stride) {
   switch (w->format) {
-    case V4K_FP4: rows_of<V4K_FP4>(w, row0, n_rows, x, tokens, n_tokens, y, stride); break;
-    case V4K_INT8: rows_of<V4K_INT8>(w, row0, n_rows, x, tokens, n_tokens, y, stride); break;
-    default: rows_of<V4K_INT4>(w, row0, n_rows, x, tokens, n_tokens, y, stride);
+#define V4K_ROWS_OF(F) \
+  case F: return rows_of<F>(w, row0, n_rows, x, tokens, n_tokens, y, stride);
+    V4K_QUANTIZED(V4K_ROWS_OF)
+#undef V4K_ROWS_OF
   }
+  __builtin_trap();  // the callers have checked it (check.h)
 }

@@ -91,7 +91,7 @@ static const int8_t FP4_DOUBLED[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -
 template <int F>
 static inline float scale_of(const uint8_t *scale, int g) {
   uint32_t bits;
-  if (F == V4K_FP4) {
+  if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
     bits = scale[g] ? (uint32_t)scale[g] << 23 : 0x400000;
   } else {
     uint16_t half;
@@ -105,6 +105,7 @@ static inline float scale_of(const uint8_t *scale, int g) {
 
 template <int F>
 static inline int group_dot(const uint8_t *codes, const int8_t *q, int g) {
+  static_assert(F == V4K_FP4 || F == V4K_INT8 || F == V4K_INT4, "no decoding");
   int sum = 0;
   if (F == V4K_INT8) {
     const int8_t *w = (const int8_t *)codes + g * 32;

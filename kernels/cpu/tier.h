@@ -3,7 +3,7 @@
 #ifndef V4K_TIER_H
 #define V4K_TIER_H
 
-#include "v4k.h"
+#include "formats.h"
 
 #define V4K_BLOCK 8         // groups handled together; activation rows are padded to whole blocks
 #define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
@@ -13,7 +13,7 @@
 
 // Quantized activations of some tokens, prepared for one weight format. `groups` counts the padded groups of a row.
 //
-// q      [tokens, groups * 32] int8. For INT8 weights in natural order. For packed nibbles, of every 4 groups first the
+// q      [tokens, groups * 32] int8. For weights of one byte in natural order. For packed nibbles, of every 4 groups first the
 //        16 even inputs of each, then the 16 odd ones: group g's even inputs at (g/4)*128 + (g%4)*16, odd 64 further.
 // scale  [tokens, groups] fp32; of FP4 half of it, because FP4 codes are doubled to be integers.
 // offset [tokens, groups] what to add to a dot product of unsigned codes (code + Z) to get that of signed ones.

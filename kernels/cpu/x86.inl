@@ -61,7 +61,7 @@ static inline Lanes totals(const Lanes a[8]) {
 // 8 consecutive weight scales in fp32.
 template <int F>
 static inline __m256 scales8(const uint8_t *scale) {
-  if (F == V4K_FP4) {
+  if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
     const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)scale)), 23);
     return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x400000)));  // byte 0 is 2^-127
   }
@@ -74,6 +74,7 @@ static inline __m256 scales8(const uint8_t *scale) {
 // Unsigned codes (code + Z) of 16 bytes per half, low or high nibbles already isolated.
 template <int F>
 static inline __m256i unsigned_codes(__m256i nibbles) {
+  static_assert(F == V4K_FP4 || F == V4K_INT4 || F == V4K_INT8, "no decoding");  // INT8 comes here in dead code only
   if (F == V4K_INT4) return nibbles;
   const __m256i table = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16,
                                          18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
@@ -129,7 +130,7 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
     const uint8_t *row[8];
     for (int k = 0; k < 8; ++k) row[k] = codes + (r0 + k < rows ? r0 + k : rows - 1) * row_bytes;
     for (int g = 0; g < n_groups; ++g)
-      pack_group<F>(row, g * (F == V4K_INT8 ? 32 : 16), panel + (g * 8 * TILE_ROWS + r0) * 4);
+      pack_group<F>(row, g * V4K_FORMATS[F].info.code_bytes, panel + (g * 8 * TILE_ROWS + r0) * 4);
   }
 }
 
@@ -137,7 +138,7 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 template <int F>
 static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
                  float *scales) {
-  const int code_bytes = F == V4K_INT8 ? 32 : 16;
+  const int code_bytes = V4K_FORMATS[F].info.code_bytes;
   const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
   pack_codes<F>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
   pack_scales<F>(w, row0, rows, g0, n_groups, scales);
@@ -177,10 +178,11 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
   const __m256i ones = _mm256_set1_epi8(1);
   const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12,
                                          14, 1, 3, 5, 7, 9, 11, 13, 15);
+  const v4k_format_entry &f = V4K_FORMATS[format];
   for (int64_t g = first; g < first + n; ++g, x += V4K_GROUP) {
     __m256i q = quantize_group(x, row.scale + g);
-    if (format == V4K_INT8) {
-      row.offset[g] = -128 * sum8(_mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1)));
+    if (!f.nibbles) {
+      row.offset[g] = -f.zero * sum8(_mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1)));
       _mm256_storeu_si256((__m256i *)(row.q + g * V4K_GROUP), q);
       continue;
     }
@@ -192,8 +194,8 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
     __m128i s = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
     s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
-    row.offset[g] = _mm_cvtsi128_si32(_mm_mullo_epi16(s, _mm_set1_epi16(format == V4K_FP4 ? -12 : -8)));
-    if (format == V4K_FP4) row.scale[g] *= 0.5f;
+    row.offset[g] = _mm_cvtsi128_si32(_mm_mullo_epi16(s, _mm_set1_epi16(static_cast<short>(-f.zero))));
+    if (f.doubled) row.scale[g] *= 0.5f;
   }
 }
 

@@ -71,6 +71,12 @@ enum {
   V4K_EVALUE = -3,    /* a value that is not finite */
 };
 
+/* What the library knows of a format: bytes of the codes and of the scales of 32 inputs; scale_bytes 0: not quantized. */
+typedef struct {
+  const char *name;
+  int64_t code_bytes, scale_bytes;
+} v4k_format_info;
+
 typedef struct {
   const void *codes;
   const void *scale;
@@ -79,13 +85,16 @@ typedef struct {
   int64_t format; /* one of the above */
 } v4k_matrix;
 
-/* w1 (gate) and w3 (up) [I, D], w2 (down) [D, I]; D and I multiples of 32; FP4, INT8 or INT4. */
+/* w1 (gate) and w3 (up) [I, D], w2 (down) [D, I]; D and I multiples of 32; each FP4, INT8 or INT4. */
 typedef struct {
   v4k_matrix w1, w3, w2;
 } v4k_expert;
 
 /* V4K_ABI_VERSION the library was built with. */
 V4K_API int v4k_abi_version(void);
+
+/* The format with this id; V4K_EARGUMENT if there is none. Ids are 1, 2, ... without holes. */
+V4K_API int v4k_format(int64_t id, v4k_format_info *out);
 
 /* Name of the ISA tier in use: scalar, avx2, avx512 or neon. Chosen at first use: the best this machine can run, or
  * the one named by the environment variable V4_ISA if that is lower. */
@@ -122,9 +131,9 @@ V4K_API int v4k_linear(const v4k_matrix *w, int64_t groups, const float *x, int6
  *   out[t] += shared(x[t]) + sum over j of experts[ids[t, j]](x[t]) * weights[t, j]   (inside, before w2)
  * with expert(x) = w2(silu(min(w1 x, limit)) * clamp(w3 x, -limit, limit) * weight), the input of w2 quantized too.
  * experts [n_experts]; shared may be NULL; x [n, D] fp32; ids [n, top_k]; weights [n, top_k] fp32; out [n, D] fp32.
- * Added to out in this order: shared, then the token's experts by ascending id. top_k may be 0. All experts have one
- * format and one I; the shared one may have others. Scratch, whatever n: that of 8,192 (token, expert) pairs, about
- * 1.25 * (I + D) bytes each. */
+ * Added to out in this order: shared, then the token's experts by ascending id. top_k may be 0. Every matrix has a format
+ * of its own; experts have one I, the shared one may have another. Scratch, whatever n: that of 8,192 (token, expert)
+ * pairs, about 1.25 * (I + D) bytes each, D once for every format of w1 and w3 in use. */
 V4K_API int v4k_experts(const v4k_expert *experts, int64_t n_experts, const v4k_expert *shared, const float *x,
                         int64_t n, const int64_t *ids, const float *weights, int64_t top_k, float limit, float *out);
 
@@ -133,7 +142,7 @@ V4K_API int v4k_experts(const v4k_expert *experts, int64_t n_experts, const v4k_
  * R rope dims (the last of each head), E experts. x, streams and all other activations are fp32. Results for a token
  * do not depend on n, so decoding and any chunking of a prefill give the same bits. */
 
-/* out [n, S, D] = rows ids[n] of table [V, D] (INT8, BF16 or F32), copied to S streams. */
+/* out [n, S, D] = rows ids[n] of table [V, D], any format, copied to S streams. */
 V4K_API int v4k_embed(const v4k_matrix *table, const int64_t *ids, int64_t n, int64_t streams, float *out);
 
 /* One hyper-connection (spec 3.2) and the norm behind it. */
@@ -298,7 +307,7 @@ V4K_API int v4k_sample(const float *logits, const uint8_t *allowed, int64_t n, d
                        double min_p, double top_p, uint64_t random, int64_t *token, int64_t *norm);
 
 /* y = a function of x [n], as results are made of it; y may be x. For tests. */
-enum { V4K_EXP = 1, V4K_SQRT_SOFTPLUS = 2, V4K_LOG = 3 };
+enum { V4K_EXP = 1, V4K_SQRT_SOFTPLUS = 2 };
 V4K_API int v4k_elementary(int64_t function, const float *x, int64_t n, float *y);
 
 /* Read `bytes` bytes (rounded down to 4,096) with all threads as fast as possible: the probe kernels are compared to.

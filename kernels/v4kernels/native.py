@@ -14,14 +14,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from v4kernels.formats import FORMATS, GROUP
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 ABI_VERSION = 6  # of the functions, and of the bits of their results
-GROUP = 32
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
-FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
 LIBRARY = "libv4k.so"
 
 
@@ -35,6 +35,12 @@ class Matrix(ctypes.Structure):
         ("cols", c_int64),
         ("format", c_int64),
     )
+
+
+class FormatInfo(ctypes.Structure):
+    """v4k_format_info."""
+
+    _fields_ = (("name", c_char_p), ("code_bytes", c_int64), ("scale_bytes", c_int64))
 
 
 class Expert(ctypes.Structure):
@@ -75,6 +81,7 @@ def key_bytes(dims: int) -> tuple[int, int]:
 
 _P, _N = c_void_p, c_int64
 SIGNATURES = {
+    "v4k_format": (c_int, (_N, _P)),
     "v4k_isa": (c_char_p, ()),
     "v4k_isa_tiers": (c_char_p, ()),
     "v4k_set_isa": (c_int, (c_char_p,)),
@@ -172,20 +179,20 @@ def set_threads(n: int) -> None:
 
 
 def matrix(codes: Tensor, scale: Tensor, form: str) -> Matrix:
-    """Describe a weight (out, in) of format `form`, laid out as v4k.h says. The result keeps the tensors; a copy of it
-    inside another structure does not.
-
-    fp4, int4: codes (out, in/2) of one byte; int8: codes (out, in). scale (out, in/32), float8_e8m0fnu or bfloat16.
+    """Describe a weight (out, in) of a format with scales (formats.py). The result keeps the tensors; a copy of it
+    inside another structure does not. Codes may be of any dtype of one byte.
     """
     import torch
 
-    rows, cols = codes.shape[0], codes.shape[1] * (1 if form == "int8" else 2)
-    want = torch.float8_e8m0fnu if form == "fp4" else torch.bfloat16
-    if codes.element_size() != 1 or scale.dtype != want or scale.shape != (rows, cols // GROUP) or cols % GROUP:
+    about = FORMATS[form]
+    rows, cols = codes.shape[0], about.cols(codes.shape[1])
+    want = {"F8_E8M0": torch.float8_e8m0fnu, "BF16": torch.bfloat16}[about.scale]
+    shape = about.tensors(rows, cols)["scale"][1]
+    if codes.element_size() != 1 or scale.dtype != want or scale.shape != shape or not about.fits(cols):
         raise ValueError(f"not a {form} weight: codes {tuple(codes.shape)}, scale {tuple(scale.shape)} {scale.dtype}")
     if not (codes.is_contiguous() and scale.is_contiguous()):
         raise ValueError("weights must be contiguous")
-    described = Matrix(codes.data_ptr(), scale.data_ptr(), rows, cols, FORMATS[form])
+    described = Matrix(codes.data_ptr(), scale.data_ptr(), rows, cols, about.id)
     described.tensors = codes, scale
     return described
 

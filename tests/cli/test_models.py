@@ -92,7 +92,7 @@ def test_ls_tells_every_state(home):
         "gone": "damaged: head.safetensors is missing",
         "half": "incomplete, 9 of 10 parts",
         "hurt": rows["hurt"]["state"],
-        "newer": "layout 7, this version reads 1",
+        "newer": "layout 7, this version reads 2",
         "short": "damaged: embed.safetensors has the wrong size",
         "left": "leftover of an interrupted pull",
         "other": "not a model that v4 made",

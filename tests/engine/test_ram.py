@@ -14,7 +14,7 @@ from v4cli.errors import ModelError, ResourceError, UsageError
 from v4cli.plan import cost
 from v4cli.plan.budget import CONTEXT, SHARE, residence
 from v4cli.plan.placement import Budget, shortage
-from v4cli.store.store import Store, layout
+from v4cli.store.store import Store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the kernel library")
 PROMPT = np.random.default_rng(0).integers(0, tiny.STORE_LIKE["vocab_size"], 200).tolist()
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def budget(folder, n_experts: int) -> int:
     """Bytes of RAM that hold the least and so many experts."""
     store = Store.open(folder)
-    needs = cost.needs(store.config, cost.stored_tensors(layout(store.config, "native", False)))
+    needs = cost.needs(store.config, cost.stored_tensors(store.trunk))
     needs = cost.at_context(needs, store.config, CONTEXT)
     return shortage(needs, Budget(0, 0, 1, 1, 1)) + n_experts * needs.expert
 

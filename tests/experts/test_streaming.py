@@ -33,7 +33,7 @@ def contents(store, expert: int) -> bytes:
 
 def bytes_of(stream, expert: int) -> bytes:
     at = stream.slots([expert])[0] * stream.reader.files.room
-    return bytes(stream.reader._view[at : at + stream.reader.files.n_bytes])
+    return bytes(stream.reader._view[at : at + stream.reader.files.sizes[0]])
 
 
 def step(stream, store, asked: list[np.ndarray], n_tokens: int = 1) -> None:
@@ -71,17 +71,17 @@ def test_right_bytes_with_any_number_of_slots(store, n_slots, spare):
     random_steps(stream, store, 10)
     counts = stream.counts
     assert counts.hits + counts.misses == 40 * 2 * N_LAYERS + PER_LAYER * N_LAYERS
-    assert counts.bytes_used == (counts.hits + counts.misses) * stream.reader.files.n_bytes
+    assert counts.bytes_used == (counts.hits + counts.misses) * stream.reader.files.sizes[0]
     assert stream.policy.n_resident <= n_slots - spare
     stream.close()
-    assert stream.counts.bytes_read == counts.misses * stream.reader.files.n_bytes + stream.counts.bytes_wasted
+    assert stream.counts.bytes_read == counts.misses * stream.reader.files.sizes[0] + stream.counts.bytes_wasted
 
 
 def test_what_is_in_memory_is_read_once(store):
     stream = ExpertStream(ExpertFiles(store), N_LAYERS * PER_LAYER + 2, 2)
     for _ in range(3):
         step(stream, store, [np.arange(PER_LAYER)] * N_LAYERS, n_tokens=64)
-    assert stream.counts.bytes_read == N_LAYERS * PER_LAYER * stream.reader.files.n_bytes
+    assert stream.counts.bytes_read == N_LAYERS * PER_LAYER * stream.reader.files.sizes[0]
     assert stream.counts.misses == N_LAYERS * PER_LAYER
     stream.close()
 
@@ -90,11 +90,11 @@ def test_expected_experts_are_read_before_they_are_asked_for(store):
     stream = ExpertStream(ExpertFiles(store), 8, 4)
     stream.expect([0, 1, 2])
     deadline = time.monotonic() + 10
-    while stream.counts.bytes_read < 3 * stream.reader.files.n_bytes and time.monotonic() < deadline:
+    while stream.counts.bytes_read < 3 * stream.reader.files.sizes[0] and time.monotonic() < deadline:
         time.sleep(0.001)
     step(stream, store, [np.array([0, 1])])
     counts = stream.counts
-    assert (counts.misses, counts.expected, counts.bytes_wasted) == (2, 2, stream.reader.files.n_bytes)
+    assert (counts.misses, counts.expected, counts.bytes_wasted) == (2, 2, stream.reader.files.sizes[0])
     stream.close()
 
 
@@ -105,7 +105,7 @@ def one_thread(store, monkeypatch):
     monkeypatch.setattr(reader, "PIECE", PAGE)
     monkeypatch.setattr(Faulty, "slow", 5e-3)
     stream = ExpertStream(ExpertFiles(store, Faulty), 12, 8)
-    assert stream.reader.files.n_bytes > 10 * PAGE
+    assert stream.reader.files.sizes[0] > 10 * PAGE
     yield stream
     stream.close()
 
@@ -118,7 +118,7 @@ def test_what_is_needed_now_overtakes_a_guess(one_thread):
 
 
 def test_a_guess_is_given_up_in_the_middle(one_thread, store):
-    whole = one_thread.reader.files.n_bytes
+    whole = one_thread.reader.files.sizes[0]
     one_thread.guess(1, [PER_LAYER, PER_LAYER + 1])
     time.sleep(0.02)
     one_thread.guess(1, [PER_LAYER + 1])

@@ -157,9 +157,13 @@ def test_grouped_rows_see_their_own_inputs(tier, form):
 # -- experts ---------------------------------------------------------------------------------------------------------
 
 
-def expert(form, d, inter, seed):
-    parts = [packed(form, torch.randn(s, generator=g(seed + i)) * s[1] ** -0.5 * 2) for i, s in enumerate(
-        ((inter, d), (inter, d), (d, inter)))]  # fmt: skip
+def expert(forms, d, inter, seed):
+    """`forms`: of w1, w3 and w2, or one of all."""
+    shapes, forms = ((inter, d), (inter, d), (d, inter)), (forms,) * 3 if isinstance(forms, str) else forms
+    parts = [
+        packed(form, torch.randn(shape, generator=g(seed + i)) * shape[1] ** -0.5 * 2)
+        for i, (form, shape) in enumerate(zip(forms, shapes))
+    ]
     return native.Expert(*(p[0] for p in parts)), [p[1] for p in parts], parts
 
 
@@ -169,12 +173,18 @@ def expert64(x, dense, weight, limit):
 
 
 @needs_library
-@pytest.mark.parametrize("d,inter,count,top_k,shared_form", [
-    (256, 128, 6, 2, "int8"), (96, 32, 4, 3, "int4"), (512, 288, 3, 1, None), (64, 64, 5, 2, "fp4"),
+@pytest.mark.parametrize("d,inter,count,top_k,shared_form,forms", [
+    (256, 128, 6, 2, "int8", ["fp4"]), (96, 32, 4, 3, "int4", ["fp4"]), (512, 288, 3, 1, None, ["fp4"]),
+    (64, 64, 5, 2, "fp4", ["fp4"]), (256, 96, 4, 2, None, ["int8"]), (96, 64, 4, 2, "int8", ["int4"]),
+    (96, 32, 6, 3, ("int8", "int4", "fp4"),
+     [("fp4", "fp4", "int8"), "int4", ("int4", "int8", "fp4"), ("int8", "int8", "int4"), "fp4"]),
 ])  # fmt: skip
-def test_experts_are_within_rounding_of_float64_and_the_same_everywhere(tier, d, inter, count, top_k, shared_form):
+def test_experts_are_within_rounding_of_float64_and_the_same_everywhere(
+    tier, d, inter, count, top_k, shared_form, forms
+):
+    """`forms` of the experts, in turn: they may differ between matrices and between experts."""
     limit = 2.0
-    made = [expert("fp4", d, inter, 10 * e) for e in range(count)]
+    made = [expert(forms[e % len(forms)], d, inter, 10 * e) for e in range(count)]
     table = (native.Expert * count)(*(e[0] for e in made))
     shared = expert(shared_form, d, 2 * inter, 999) if shared_form else None
 

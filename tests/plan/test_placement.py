@@ -1,6 +1,7 @@
 """Plans: every byte in one place, figures of the published models to the byte, and what fits exactly."""
 
 import pytest
+from v4kernels.formats import GROUP
 
 from v4cli import hardware
 from v4cli.cli.output import parse_size
@@ -11,7 +12,7 @@ from v4cli.model.schema import expected_tensors
 from v4cli.plan import cost
 from v4cli.plan.placement import RUNTIME, VRAM_RUNTIME, Budget, make_plan, shortage
 from v4cli.store.library import n_parts
-from v4cli.store.recipe import GROUP, RECIPES
+from v4cli.store.recipe import RECIPES
 from v4cli.store.store import layout
 
 GIB = 1 << 30

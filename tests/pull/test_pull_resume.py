@@ -213,10 +213,10 @@ def test_a_plain_pull_mends_what_is_missing_small_files_and_either_manifest(offi
 def test_another_layout_is_repacked_from_what_is_here(client, official, reference, tmp_path, monkeypatch):
     """Interrupted after every single part; no source is asked for anything."""
     dest = shutil.copytree(reference, tmp_path / "m")
-    monkeypatch.setattr(store_module, "LAYOUT", 2)
+    monkeypatch.setattr(store_module, "LAYOUT", 3)
     monkeypatch.setattr(store_module, "ALIGN", 256)
     monkeypatch.setattr(store_module, "EXPERT_ORDER", store_module.EXPERT_ORDER[::-1])
-    with pytest.raises(ModelError, match="has layout 1"):
+    with pytest.raises(ModelError, match="has layout 2"):
         plan_pull(FolderSource(official), dest, reporter=Listener())
     interruptions = 0
 

@@ -62,7 +62,7 @@ def test_dense_weights_are_what_the_formats_make_of_the_source(source, made):
         assert torch.equal(opened.dense(name), want), name
     assert opened.formats["head.weight"] == ("int4" if four_bits else "int8")
     assert opened.formats["layers.1.attn.wq_b.weight"] == ("int4" if four_bits else "int8")
-    assert opened.formats["layers.1.ffn.gate.weight"] == "keep"
+    assert opened.formats["layers.1.ffn.gate.weight"] == "bf16" and opened.formats["norm.weight"] == "keep"
 
 
 @pytest.mark.parametrize("numerics", ["exact", "official"])

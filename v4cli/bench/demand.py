@@ -24,7 +24,7 @@ from v4cli.errors import UsageError
 from v4cli.experts.files import ExpertFiles
 from v4cli.experts.reader import Rank, Reader
 from v4cli.plan import cost
-from v4cli.store.store import Store, layout
+from v4cli.store.store import Store
 
 PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured
 PROBE_EXPERT_BYTES = 1 << 30  # read from the SSD, or every expert once
@@ -85,10 +85,9 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     bandwidths.append((ssd_bandwidth(folder), read_bandwidth(n_bytes=PROBE_BYTES)))
     ssd = max(counts.bytes_read / 1e9 / max(counts.busy_s, 1e-9), *(probe[0] for probe in bandwidths))
     memory = float(np.mean([probe[1] for probe in bandwidths]))
-    parts = layout(engine.config, Store.open(folder).manifest.quant, with_mtp=False)
-    weights = cost.read_bytes_per_token(engine.config, cost.stored_tensors(parts))
+    weights = cost.read_bytes_per_token(engine.config, cost.stored_tensors(Store.open(folder).trunk))
     read = sum(weights.values()) + cost.kv_read_bytes(engine.config, prompt + tokens // 2)
-    prefill, expert = session.stats.prefill_experts, engine.stream.reader.files.n_bytes
+    prefill, expert = session.stats.prefill_experts, max(engine.stream.reader.files.sizes)
     ssd_s, memory_s = counts.misses * expert / tokens / ssd / 1e9, read / memory / 1e9
     bound = 1 / max(ssd_s, memory_s)
     head_s = weights["head"] / memory / 1e9
@@ -133,9 +132,10 @@ def ssd_bandwidth(folder: Path) -> float:
     if not (folder / "manifest.json").exists():
         raise UsageError(f"{folder} is not a store: there is nothing to read on demand", "v4 quantize makes one")
     files = ExpertFiles(Store.open(folder))
-    count = min(len(files), max(1, PROBE_EXPERT_BYTES // files.n_bytes))
+    count = min(len(files), max(1, PROBE_EXPERT_BYTES // max(files.sizes)))
     reader = Reader(files, 4)
     chosen = np.random.default_rng(time.time_ns()).permutation(len(files))[:count].tolist()
+    n_bytes = sum(files.sizes[expert] for expert in chosen)
 
     def work() -> None:
         free = list(range(reader.n_slots))
@@ -143,9 +143,9 @@ def ssd_bandwidth(folder: Path) -> float:
             if not free:
                 free += reader.take(wait=True)
             reader.ask(expert, free.pop(), Rank.NOW)
-        while reader.bytes_read < count * files.n_bytes:
+        while reader.bytes_read < n_bytes:
             reader.take(wait=True)
 
     taken = seconds(work)
     reader.close()
-    return count * files.n_bytes / 1e9 / taken
+    return n_bytes / 1e9 / taken

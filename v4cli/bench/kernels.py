@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from v4kernels import native
 from v4kernels.cpu import default_threads
+from v4kernels.formats import FORMATS
 
 from v4cli.bench.attention_layer import AttentionLayer
 from v4cli.bench.speed import PROBE_BYTES, seconds
@@ -24,8 +25,8 @@ from v4cli.errors import UsageError
 
 HIDDEN, INTER, EXPERTS, TOP_K = 4096, 2048, 256, 6  # Flash
 DENSE_SHAPES = ((32768, 1024), (1024, 4096), (4096, 8192), (2048, 4096))  # wq_b, wq_a, wo_b, shared w1
-EXPERT_BYTES = 3 * HIDDEN * INTER * 17 // 32
-SCALES = {"int8": torch.bfloat16, "int4": torch.bfloat16, "fp4": torch.float8_e8m0fnu}
+EXPERT_BYTES = round(3 * HIDDEN * INTER * FORMATS["fp4"].bits / 8)
+SCALES = {"BF16": torch.bfloat16, "F8_E8M0": torch.float8_e8m0fnu}  # by dtype of the scales
 PREFILL = 512
 VOCAB, TOKENS = 129_280, 20  # drawn in a round
 RANDOM = np.random.default_rng(0)
@@ -46,8 +47,9 @@ class Row:
 
 def random_matrix(rows: int, cols: int, form: str) -> native.Matrix:
     """Random codes, in numpy's memory as the probe's, which has large pages; scales that keep products O(1)."""
-    codes = torch.from_numpy(RANDOM.integers(0, 256, (rows, cols if form == "int8" else cols // 2), np.uint8))
-    scale = torch.full((rows, cols // native.GROUP), 2.0**-6).to(SCALES[form])
+    stored = FORMATS[form].tensors(rows, cols)
+    codes = torch.from_numpy(RANDOM.integers(0, 256, stored["weight"][1], np.uint8))
+    scale = torch.full(stored["scale"][1], 2.0**-6).to(SCALES[stored["scale"][0]])
     return native.matrix(codes, scale, form)
 
 

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import torch
 from v4kernels.cpu import PackedWeight
+from v4kernels.formats import OFFICIAL
 
 from v4cli.bench.synthetic import Pool, values
 from v4cli.model.schema import expected_tensors
-from v4cli.store.recipe import format_of
+from v4cli.store.recipe import RECIPES, format_of
 
 POOL_BYTES = 1 << 24
 SPREAD = {"fp4": 1.5, "int8": 73.0, "int4": 4.6}  # rms of uniformly random codes
@@ -18,7 +19,7 @@ class RandomSource:
     """A source for model.weights.build. Every matrix has memory of its own, filled from one pool of random bytes."""
 
     def __init__(self, config, quant: str, seed: int = 0):
-        self.config, self.quant = config, quant
+        self.config, self.recipe = config, RECIPES[quant]
         self.specs = expected_tensors(config, with_mtp=False)
         self.pool = Pool(seed)
         self.bytes = np.random.default_rng(seed).integers(0, 256, POOL_BYTES, np.uint8)
@@ -26,18 +27,19 @@ class RandomSource:
 
     def weight(self, name: str) -> PackedWeight:
         spec = self.specs[name]
-        rows, cols = spec.shape[0], spec.shape[1] * (2 if spec.dtype == "I8" else 1)
-        form = "fp4" if spec.dtype == "I8" else format_of(self.quant, name, spec.dtype, cols)
-        if form == "keep":
+        form, rows, cols = format_of(self.recipe, name, spec), spec.shape[0], OFFICIAL[spec.dtype].cols(spec.shape[1])
+        if not form.packed:
             bits = self._values(name).bfloat16().contiguous().view(torch.int16)
             return PackedWeight.of("bf16", bits.numpy())
-        codes = self._filled(rows, cols if form == "int8" else cols // 2)
-        scale = (1.0 if name == "embed.weight" else cols**-0.5) / SPREAD[form]
-        if form == "fp4":
-            scales = np.full((rows, cols // 32), 127 + round(math.log2(scale)), np.uint8)
+        stored = form.tensors(rows, cols)
+        codes = self._filled(*stored["weight"][1])
+        scale = (1.0 if name == "embed.weight" else cols**-0.5) / SPREAD[form.name]
+        dtype, shape = stored["scale"]
+        if dtype == "F8_E8M0":
+            scales = np.full(shape, 127 + round(math.log2(scale)), np.uint8)
         else:
-            scales = np.full((rows, cols // 32), np.float32(scale).view(np.uint32) >> 16, np.uint16)
-        return PackedWeight.of(form, codes, scales)
+            scales = np.full(shape, np.float32(scale).view(np.uint32) >> 16, np.uint16)
+        return PackedWeight.of(form.name, codes, scales)
 
     def vector(self, name: str) -> np.ndarray:
         whole = self._values(name)

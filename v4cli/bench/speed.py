@@ -14,6 +14,7 @@ from statistics import median
 
 import numpy as np
 from v4kernels import native
+from v4kernels.formats import GROUP
 
 from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
@@ -204,7 +205,7 @@ def products() -> dict[str, Callable]:
     a = torch.randint(-127, 128, (tokens, inputs), dtype=torch.int8)
     b = torch.randint(-127, 128, (inputs, outputs), dtype=torch.int8)
     x, w, out = a.float(), b.float(), torch.empty(tokens, outputs)
-    matrix = native.matrix(b.T.contiguous(), torch.full((outputs, inputs // native.GROUP), 0.01).bfloat16(), "int8")
+    matrix = native.matrix(b.T.contiguous(), torch.full((outputs, inputs // GROUP), 0.01).bfloat16(), "int8")
     return {
         "torch._int_mm": lambda: torch._int_mm(a, b),
         "torch fp32": lambda: torch.mm(x, w, out=out),

@@ -63,7 +63,8 @@ class Subject:
         if quant == OFFICIAL:
             tensors = expected_tensors(self.config, self.with_mtp)
             return tensors, cost.payload_bytes(tensors).total
-        parts = layout(self.config, quant, self.with_mtp)
+        ours = self.manifest is not None and self.folder is not None and quant == self.manifest.quant
+        parts = self.manifest.parts(self.config, self.folder) if ours else layout(self.config, quant, self.with_mtp)
         return cost.stored_tensors(parts), sum(part.n_bytes for part in parts.values())
 
     @property
@@ -125,7 +126,7 @@ def describe(model: str) -> dict:
         "state": subject.state,
         "release": config.release,
         "quant": subject.quant,
-        "quantization": FORMAT_NAMES[subject.quant],
+        "quantization": FORMAT_NAMES.get(subject.quant, subject.quant),
         "parameters": counts.total,
         "active_parameters": counts.active,
         "layers": config.num_hidden_layers,

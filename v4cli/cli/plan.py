@@ -85,7 +85,7 @@ def _request(model: str, n_tokens: int | None, quant: str | None) -> Request:
     config = subject.config
     if quant is None:
         quant = subject.quant if subject.folder else next(iter(RECIPES))
-    if quant not in (OFFICIAL, *RECIPES):
+    if quant not in (OFFICIAL, *RECIPES, subject.quant):
         raise UsageError(f"--quant {quant!r} is not known", f"choose from {', '.join((OFFICIAL, *RECIPES))}")
     longest = config.max_position_embeddings
     n_tokens = min(CONTEXT, longest) if n_tokens is None else n_tokens
@@ -145,7 +145,7 @@ def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> di
         "model": subject.name,
         "state": subject.state,
         "quant": request.quant,
-        "quantization": FORMAT_NAMES[request.quant],
+        "quantization": FORMAT_NAMES.get(request.quant, request.quant),
         "context_tokens": request.n_tokens,
         "folder": str(folder),
         "disk_free": hardware.disk_free(folder),

@@ -22,7 +22,7 @@ from v4cli.plan import cost
 from v4cli.plan.budget import SHARE, Residence, residence
 from v4cli.prefixes import kvfile
 from v4cli.store.sources import DenseSource, Model, PackedSource
-from v4cli.store.store import Store, layout
+from v4cli.store.store import Store
 
 MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 
@@ -57,8 +57,7 @@ def residence_in(checkpoint: Model, ram: int | None) -> Residence | None:
         return None
     if ram is None and checkpoint.nbytes < allowed:
         return None
-    parts = layout(checkpoint.config, checkpoint.manifest.quant, with_mtp=False)
-    place = residence(checkpoint.config, cost.stored_tensors(parts), allowed)
+    place = residence(checkpoint.config, cost.stored_tensors(checkpoint.trunk), allowed)
     return place if place.slots else None
 
 

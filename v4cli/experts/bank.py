@@ -24,7 +24,8 @@ class Streamed:
         self.ops, self.stream = ops, stream
         self._hashed = [layer.ffn.tid2eid for layer in ops.tree.layers]
         self._n_experts = stream.reader.files.per_layer
-        self._table = ExpertTable([_in_slot(stream, slot) for slot in range(stream.reader.n_slots)])
+        self._table = ExpertTable([_in_slot(stream, slot, 0) for slot in range(stream.reader.n_slots)])
+        self._shapes = [0] * stream.reader.n_slots  # what the table says, by slot
         self._in_step = False
         self._pairs, self._inputs = Buffer(), Buffer()
 
@@ -61,6 +62,15 @@ class Streamed:
             self._guess(layer + 1, streams, 1.0)
         where = dict(zip((asked + first).tolist(), zip(starts.tolist(), uses.tolist())))
         return Arriving(self, layer, x, routing, pairs, where, served)
+
+    def slots(self, experts: list[int]) -> list[int]:
+        """Where experts that were just handed out lie, the table saying what lies there."""
+        slots, shape_of = self.stream.slots(experts), self.stream.reader.files.shape_of
+        for expert, slot in zip(experts, slots):
+            if self._shapes[slot] != shape_of[expert]:
+                self._shapes[slot] = shape_of[expert]
+                self._table.put(slot, _in_slot(self.stream, slot, shape_of[expert]))
+        return slots
 
     def compute(self, layer: int, x: Buffer, rows: np.ndarray, slots: np.ndarray, weights: np.ndarray, at: int) -> None:
         """Pairs of rows of x and experts in slots: results (pairs, D) added to memory at `at`."""
@@ -112,7 +122,7 @@ class Arriving:
         for experts in self.served:
             places = [self.where[expert] for expert in experts]
             mine = np.concatenate([self.pairs[start : start + count] for start, count in places])
-            slots = np.repeat(np.array(bank.stream.slots(experts), np.int64), [count for _, count in places])
+            slots = np.repeat(np.array(bank.slots(experts), np.int64), [count for _, count in places])
             bank.compute(self.layer, x, mine // k, slots, weights[mine], y.at + done * x.width * 4)
             row[mine] = np.arange(done, done + len(mine))
             done += len(mine)
@@ -121,13 +131,14 @@ class Arriving:
         return out
 
 
-def _in_slot(stream: ExpertStream, slot: int) -> Expert[PackedWeight]:
-    """An expert as it lies in a slot once it is read."""
-    files, at = stream.reader.files, stream.reader.address(slot)
+def _in_slot(stream: ExpertStream, slot: int, shape: int) -> Expert[PackedWeight]:
+    """An expert of one of the shapes of its files, as it lies in a slot once it is read."""
+    about, at = stream.reader.files.shapes[shape], stream.reader.address(slot)
 
     def matrix(name: str) -> PackedWeight:
-        rows, width = files.shapes[name]
-        codes, scale = at + files.parts[name + ".weight"], at + files.parts[name + ".scale"]
-        return PackedWeight(codes, scale, rows, 2 * width, "fp4")
+        codes, form = about.halves[name + ".weight"], about.formats[name]
+        rows, width = codes.spec.shape
+        scale = at + about.halves[name + ".scale"].at
+        return PackedWeight(at + codes.at, scale, rows, form.cols(width), form.name)
 
     return Expert(w1=matrix("w1"), w3=matrix("w3"), w2=matrix("w2"))

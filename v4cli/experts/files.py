@@ -9,15 +9,18 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from v4kernels.formats import Format, finite
 
 from v4cli.errors import ModelError
+from v4cli.model.schema import TensorSpec
 from v4cli.store.store import EXPERT_ORDER, PAGE, Store
 
 DIRECT = getattr(os, "O_DIRECT", 0)
-NAN = 0xFF  # as an E8M0 scale
+MATRICES = ("w1", "w3", "w2")
 
 
 class File:
@@ -90,46 +93,68 @@ class File:
         os.close(self._handle)
 
 
+@dataclass(frozen=True)
+class Half:
+    """Codes or scales of one matrix: dtype and shape as stored, and where they begin in the bytes of their expert."""
+
+    spec: TensorSpec
+    at: int
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """What the bytes of an expert are: the format of each matrix (w1, w3, w2), and its halves, as w1.weight."""
+
+    formats: dict[str, Format]
+    halves: dict[str, Half]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(half.spec.nbytes for half in self.halves.values())
+
+    def finite(self, codes: np.ndarray) -> bool:
+        """Whether every scale is, in the bytes of such an expert."""
+        scales = (half for name, half in self.halves.items() if name.endswith(".scale"))
+        return all(finite(half.spec.dtype, codes[half.at : half.at + half.spec.nbytes]) for half in scales)
+
+
 class ExpertFiles:
-    """The routed experts of a store's trunk, numbered layer by layer."""
+    """The routed experts of a store's trunk, numbered layer by layer. They may differ in formats, so in size."""
 
     def __init__(self, store: Store, open_file: Callable[[Path], File] = File):
         """`open_file`: what opens a path; tests pass one that fails."""
         config = store.config
         self.n_layers, self.per_layer = config.num_hidden_layers, config.n_routed_experts
         self._files = []
-        self._offsets: list[list[int]] = []
+        self._offsets: list[int] = []  # by expert
+        self.shapes: list[ExpertShape] = []  # every one that occurs
+        self.shape_of: list[int] = []  # index of an expert's
+        found: dict[tuple[str, ...], int] = {}
         for layer in range(self.n_layers):
-            names = [f"layers.{layer}.ffn.experts.{e}.{EXPERT_ORDER[0]}" for e in range(self.per_layer)]
-            self._files.append(open_file(store.places[names[0]].path))
-            self._offsets.append([store.places[name].offset for name in names])
-        first = [store.places[f"layers.0.ffn.experts.0.{name}"] for name in EXPERT_ORDER]
-        self.parts = {name: place.offset - first[0].offset for name, place in zip(EXPERT_ORDER, first)}
-        self.shapes = {
-            name.removesuffix(".weight"): place.spec.shape
-            for name, place in zip(EXPERT_ORDER, first)
-            if name.endswith(".weight")
-        }
-        self._scales = [
-            slice(self.parts[name], self.parts[name] + place.spec.nbytes)
-            for name, place in zip(EXPERT_ORDER, first)
-            if name.endswith(".scale")
-        ]
-        self.n_bytes = sum(place.spec.nbytes for place in first)
-        self.room = -(-self.n_bytes // PAGE) * PAGE
+            names = [f"layers.{layer}.ffn.experts.{e}." for e in range(self.per_layer)]
+            self._files.append(open_file(store.places[names[0] + EXPERT_ORDER[0]].path))
+            for name in names:
+                kind = tuple(store.formats[f"{name}{w}.weight"] for w in MATRICES)
+                if kind not in found:
+                    found[kind] = len(self.shapes)
+                    self.shapes.append(_shape(store, name))
+                self.shape_of.append(found[kind])
+                self._offsets.append(store.places[name + EXPERT_ORDER[0]].offset)
+        sizes = [shape.n_bytes for shape in self.shapes]
+        self.sizes = [sizes[shape] for shape in self.shape_of]  # bytes, by expert
+        self.room = -(-max(sizes) // PAGE) * PAGE  # for any of them
 
     def __len__(self) -> int:
         return self.n_layers * self.per_layer
 
     def read_into(self, expert: int, target: memoryview, start: int, end: int) -> None:
-        """Bytes start .. end - 1 of one expert, its tensors at the offsets `parts`, to their place in page-aligned
-        `target` of `room` bytes; `start` is a multiple of PAGE, `end` too or n_bytes. ModelError."""
+        """Bytes start .. end - 1 of one expert to their place in page-aligned `target` of `room` bytes; `start` is a
+        multiple of PAGE, `end` too or the expert's size. ModelError."""
         layer, number = divmod(expert, self.per_layer)
-        self._files[layer].read_into(target[start:], self._offsets[layer][number] + start, end - start)
-        if end < self.n_bytes:
+        self._files[layer].read_into(target[start:], self._offsets[expert] + start, end - start)
+        if end < self.sizes[expert]:
             return
-        codes = np.frombuffer(target, np.uint8)
-        if any((codes[scale] == NAN).any() for scale in self._scales):
+        if not self.shapes[self.shape_of[expert]].finite(np.frombuffer(target, np.uint8)):
             raise ModelError(
                 f"{self._files[layer].path}: expert {number} of layer {layer} holds scales that are not finite",
                 "v4 verify tells what is damaged",
@@ -138,6 +163,14 @@ class ExpertFiles:
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+def _shape(store: Store, at: str) -> ExpertShape:
+    """Of the expert whose tensors begin with `at`."""
+    places = {name: store.places[at + name] for name in EXPERT_ORDER if at + name in store.places}
+    begin = places[EXPERT_ORDER[0]].offset
+    halves = {name: Half(place.spec, place.offset - begin) for name, place in places.items()}
+    return ExpertShape({w: store.form(f"{at}{w}.weight") for w in MATRICES}, halves)
 
 
 def into_memory(path: Path, n_bytes: int) -> mmap.mmap:

@@ -89,12 +89,12 @@ class Reader:
                 self._changed.notify_all()
             request.rank = Rank.NOW
 
-    def cancel(self, slot: int) -> bool:
-        """Stop reading into this slot. True if that is done; else `take` will tell when it is."""
+    def cancel(self, expert: int, slot: int) -> bool:
+        """Stop reading an expert into this slot. True if that is done; else `take` will tell when it is."""
         with self._changed:
             request = self._requests.get(slot)
             if request is None:
-                self.bytes_wasted += self.files.n_bytes
+                self.bytes_wasted += self.files.sizes[expert]
                 return False
             request.wanted = False
             if not request.reading:
@@ -153,7 +153,7 @@ class Reader:
                 error = problem
             with self._changed:
                 self._pause(request, request.end - before)
-                if error is None and request.wanted and request.end < self.files.n_bytes:
+                if error is None and request.wanted and request.end < self.files.sizes[request.expert]:
                     self._waiting[request.rank].appendleft(request)
                     continue
                 self._done(request)
@@ -162,7 +162,8 @@ class Reader:
 
     def _read(self, request: Request) -> None:
         """All the rest if it is needed now, else a piece: what is more urgent may come, or nobody want it any more."""
-        end = self.files.n_bytes if request.rank == Rank.NOW else min(request.end + PIECE, self.files.n_bytes)
+        size = self.files.sizes[request.expert]
+        end = size if request.rank == Rank.NOW else min(request.end + PIECE, size)
         at = request.slot * self.files.room
         self.files.read_into(request.expert, self._view[at : at + self.files.room], request.end, end)
         request.end = end

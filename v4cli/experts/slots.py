@@ -106,7 +106,7 @@ class ExpertStream:
         self.policy.hold(experts)
         asked = experts.tolist()
         missing = [expert for expert in asked if not self._there[expert] or not self.policy.resident[expert]]
-        self._count(len(asked), missing)
+        self._count(asked, missing)
         for expert in missing:
             if expert in self._slot:
                 self.reader.hurry(self._slot[expert])
@@ -152,12 +152,12 @@ class ExpertStream:
 
     # -- slots ----------------------------------------------------------------------------------------------------
 
-    def _count(self, n_experts: int, missing: list[int]) -> None:
-        c = self._counts
-        c.hits += n_experts - len(missing)
+    def _count(self, asked: list[int], missing: list[int]) -> None:
+        c, sizes = self._counts, self.reader.files.sizes
+        c.hits += len(asked) - len(missing)
         c.misses += len(missing)
         c.expected += len(self._expected.intersection(missing))
-        c.bytes_used += n_experts * self.reader.files.n_bytes
+        c.bytes_used += sum(sizes[expert] for expert in asked)
         self._expected.difference_update(missing)
 
     def _pump(self, waiting: Set[int] = frozenset()) -> None:
@@ -219,7 +219,7 @@ class ExpertStream:
         self.policy.drop(expert)
         slot = self._slot.pop(expert)
         self._expert[slot] = -1
-        if self._there[expert] or arrived or self.reader.cancel(slot):
+        if self._there[expert] or arrived or self.reader.cancel(expert, slot):
             self._free.append(slot)
         self._there[expert] = False
 
@@ -228,7 +228,7 @@ class ExpertStream:
         for expert in list(experts):
             self._expected.discard(expert)
             if expert in self._slot:
-                self._counts.bytes_wasted += self.reader.files.n_bytes if self._there[expert] else 0
+                self._counts.bytes_wasted += self.reader.files.sizes[expert] if self._there[expert] else 0
                 self._drop(expert)
         self._pump()
 

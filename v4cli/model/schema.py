@@ -2,27 +2,35 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+
+from v4kernels.formats import DTYPES, FORMATS, OFFICIAL, Format
 
 from v4cli.model.config import V4Config
-
-BYTES = {"F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BF16": 2, "F32": 4, "I64": 8}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """safetensors dtype and shape of one tensor; an I8 matrix holds two FP4 codes per byte."""
+    """safetensors dtype and shape of one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        return BYTES[self.dtype] * math.prod(self.shape)
+        return DTYPES[self.dtype].n_bytes * math.prod(self.shape)
 
     @property
     def n_values(self) -> int:
-        """Model values held: packed FP4 counts twice, scales count nothing."""
-        return 0 if self.dtype == "F8_E8M0" else math.prod(self.shape) * (2 if self.dtype == "I8" else 1)
+        """Model values held by a tensor of an official checkpoint; scales count nothing."""
+        count = math.prod(self.shape)
+        return 0 if self.dtype == "F8_E8M0" else OFFICIAL[self.dtype].cols(count) if self.dtype in OFFICIAL else count
+
+
+@lru_cache(maxsize=1000)  # of tens of thousands of experts all are alike
+def stored_as(form: Format, rows: int, cols: int) -> tuple[tuple[str, TensorSpec], ...]:
+    """What a matrix is in a format: `weight`, and `scale` if it is quantized."""
+    return tuple((half, TensorSpec(dtype, shape)) for half, (dtype, shape) in form.tensors(rows, cols).items())
 
 
 class _Builder:
@@ -36,12 +44,14 @@ class _Builder:
         self.out[name] = TensorSpec(dtype, shape)
 
     def fp8(self, name: str, rows: int, cols: int) -> None:
-        self.add(name + ".weight", "F8_E4M3", rows, cols)
-        self.add(name + ".scale", "F8_E8M0", -(-rows // 128), -(-cols // 128))
+        self.quantized(name, "fp8", rows, cols)
 
     def fp4(self, name: str, rows: int, cols: int) -> None:
-        self.add(name + ".weight", "I8", rows, cols // 2)
-        self.add(name + ".scale", "F8_E8M0", rows, cols // 32)
+        self.quantized(name, "fp4", rows, cols)
+
+    def quantized(self, name: str, form: str, rows: int, cols: int) -> None:
+        for half, spec in stored_as(FORMATS[form], rows, cols):
+            self.out[f"{name}.{half}"] = spec
 
     def hyper(self, at: str, n_mixes: int, n_scales: int) -> None:
         self.add(at + "_fn", "F32", n_mixes, self.c.hc_mult * self.c.hidden_size)

@@ -3,11 +3,11 @@ values the shipped checkpoint will hold (straight-through gradients)."""
 
 import torch
 from torch import Tensor, nn
+from v4kernels.formats import OFFICIAL
 from v4kernels.reference.equations import Weight
 
 from v4cli.model.schema import expected_tensors
 from v4cli.store.formats import fake_fp4, fake_fp8
-from v4cli.store.sources import KINDS
 
 FAKE = {"fp8": fake_fp8, "fp4": fake_fp4}
 
@@ -42,12 +42,14 @@ class Parameters:
         for name, spec in expected_tensors(config, with_mtp=False).items():
             if name.endswith(".scale"):
                 continue
-            shape = (spec.shape[0], spec.shape[1] * 2) if spec.dtype == "I8" else spec.shape
+            shape = spec.shape
+            if len(shape) == 2 and spec.dtype in OFFICIAL:
+                shape = shape[0], OFFICIAL[spec.dtype].cols(shape[1])
             value = initial(config, name, shape, generator)
             trainable = value.is_floating_point() and not name.endswith("gate.bias")
             self.tensors[name] = nn.Parameter(value) if trainable else value
             if trainable and len(shape) == 2 and name.endswith(".weight"):
-                self.weights[name] = TrainableWeight(KINDS[spec.dtype], self.tensors[name])
+                self.weights[name] = TrainableWeight(OFFICIAL[spec.dtype].name, self.tensors[name])
 
     def weight(self, name: str) -> Weight:
         return self.weights[name]

@@ -110,6 +110,16 @@ def payload_bytes(tensors: Mapping[str, TensorSpec]) -> PayloadBytes:
     return PayloadBytes(**totals, n_tensors=len(tensors))
 
 
+def largest_expert(tensors: Mapping[str, TensorSpec]) -> int:
+    """Bytes of the trunk's largest routed expert: they may differ in formats, and a place in memory holds any."""
+    sizes: dict[str, int] = {}
+    for name, spec in tensors.items():
+        if _component(name) == "experts":
+            expert = name.rsplit(".", 2)[0]
+            sizes[expert] = sizes.get(expert, 0) + spec.nbytes
+    return max(sizes.values())
+
+
 def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
     """What running from these tensors takes, at a context of 0 tokens."""
     payload = payload_bytes(tensors)
@@ -126,7 +136,7 @@ def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
         head=payload.head,
         embed=Use(payload.embed, payload.embed // config.vocab_size),
         draft=payload.mtp,
-        expert=payload.experts // n_experts,
+        expert=largest_expert(tensors),
         n_experts=n_experts,
         experts_per_token=config.num_hidden_layers * config.num_experts_per_tok,
         experts_at_once=config.num_experts_per_tok,

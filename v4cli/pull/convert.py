@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from v4kernels.formats import FORMATS, OFFICIAL, finite
+
 from v4cli.errors import ModelError
 from v4cli.files import sync_folder
 from v4cli.store.header import TensorPlace
@@ -109,10 +111,10 @@ def _chunks(part: Part, places: Mapping[str, TensorPlace], errors: dict) -> Iter
             yield scales.pop(name)
         elif name in places and places[name].spec == stored.spec:
             for data in _read(places[name]):
-                if not _finite(stored.spec.dtype, data):
+                if not _finite(stored, data):
                     raise ModelError(f"{places[name].path}: tensor {name} holds values that are not finite")
                 yield data
-        elif stored.format == "keep":
+        elif stored.source not in places or stored.format not in FORMATS or not FORMATS[stored.format].packed:
             raise ModelError(f"{part.name}: the source has no tensor {name} of the right kind")
         else:
             collected: list[bytes] = []
@@ -135,17 +137,11 @@ def _read(place: TensorPlace, piece: int = COPY_BYTES) -> Iterator[bytes]:
             yield data
 
 
-def _finite(dtype: str, data: bytes) -> bool:
-    """Whether values kept as they are, and scales, are finite; FP4 codes always are."""
+def _finite(stored: Stored, data: bytes) -> bool:
+    """Whether values kept as they are, and scales, are finite."""
     import numpy as np
 
-    if dtype == "F8_E8M0":
-        return b"\xff" not in data
-    if dtype == "F8_E4M3":
-        return b"\x7f" not in data and b"\xff" not in data
-    if dtype == "BF16":
-        return bool(((np.frombuffer(data, np.uint16) & 0x7F80) != 0x7F80).all())
-    return dtype != "F32" or bool(np.isfinite(np.frombuffer(data, np.float32)).all())
+    return finite(stored.spec.dtype, np.frombuffer(data, np.uint8))
 
 
 def _quantized(stored: Stored, places: Mapping[str, TensorPlace], errors: dict) -> Iterator[tuple[bytes, bytes]]:
@@ -154,35 +150,38 @@ def _quantized(stored: Stored, places: Mapping[str, TensorPlace], errors: dict) 
 
     from v4cli.store import formats
 
-    encode = {"int8": formats.encode_int8, "int4": formats.encode_int4}[stored.format]
-    decode = {"int8": formats.decode_int8, "int4": formats.decode_int4}[stored.format]
+    encode, decode = formats.ENCODE[stored.format], formats.DECODE[stored.format]
     place = places[stored.source]
     totals = errors.setdefault(tensor_class(stored.source, place.spec.dtype), [0.0, 0.0])
     for values in _dense_blocks(stored.source, places):
         codes, scale = encode(values)
-        if not scale.isfinite().all():  # as it is if any value of its group is not
+        if not scale.float().isfinite().all():  # as it is if any value of its group is not
             raise ModelError(f"{place.path}: tensor {stored.source} holds values that are not finite")
         totals[0] += float(decode(codes, scale).sub_(values).square_().sum(dtype=torch.float64))
         totals[1] += float(values.square().sum(dtype=torch.float64))
-        yield codes.numpy().tobytes(), scale.view(torch.int16).numpy().tobytes()
+        yield codes.numpy().tobytes(), scale.view(torch.uint8).numpy().tobytes()
 
 
 def _dense_blocks(name: str, places: Mapping[str, TensorPlace]) -> Iterator:
-    """An official FP8 or BF16 matrix in fp32, block of rows by block of rows."""
+    """An official matrix in fp32, block of rows by block of rows."""
     import torch
 
     from v4cli.store import formats
 
     place = places[name]
-    rows, cols = place.spec.shape
-    step = min(formats.BLOCK, 1 << max(1, BLOCK_VALUES // cols).bit_length() - 1)  # rows that share their FP8 scales
-    dtype = {"F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16}[place.spec.dtype]
-    if dtype == torch.float8_e4m3fn:
+    form, (rows, width) = OFFICIAL[place.spec.dtype], place.spec.shape
+    step = 1 << max(1, BLOCK_VALUES // form.cols(width)).bit_length() - 1
+    if form.block_rows > 1:
+        step = min(form.block_rows, step)  # rows that share their scales
+    scales = None
+    if form.scale:
         where = places[name.removesuffix("weight") + "scale"]
         scales = torch.frombuffer(bytearray().join(_read(where)), dtype=torch.float8_e8m0fnu).view(where.spec.shape)
+    dtype = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8, "BF16": torch.bfloat16, "F32": torch.float32}[form.codes]
     for row, data in zip(range(0, rows, step), _read(place, step * (place.spec.nbytes // rows))):
-        values = torch.frombuffer(bytearray(data), dtype=dtype).view(-1, cols)
-        if dtype == torch.bfloat16:
+        values = torch.frombuffer(bytearray(data), dtype=dtype).view(-1, width)
+        if scales is None:
             yield values.float()
         else:
-            yield formats.decode_fp8(values, scales[row // formats.BLOCK, None])
+            first, last = row // form.block_rows, (row + len(values) - 1) // form.block_rows
+            yield formats.DECODE[form.name](values, scales[first : last + 1])

@@ -24,7 +24,7 @@ from v4cli.pull.repack import repack
 from v4cli.pull.sizes import Plan, Work, intact, open_manifest, unfinished
 from v4cli.pull.transfer import AGAIN
 from v4cli.store import store
-from v4cli.store.store import MANIFEST, MANIFEST_COPY, NEEDED, SMALL, Manifest, is_store, layout
+from v4cli.store.store import MANIFEST, MANIFEST_COPY, NEEDED, SMALL, Manifest, is_store
 from v4cli.store.verify import NO_READERS, Readers
 
 STAGING = ".source"  # folder in the store while it is made; with keep_source it stays, an official checkpoint
@@ -198,9 +198,12 @@ class _Pull:
         """What is to be made, after a look at the source."""
         needed = (self.only,) if self.only in SMALL else ()
         self.official = official = Official(self.source, staging, self.readers, needed)
-        self.manifest.with_mtp = official.with_mtp
-        self.manifest.source["files"] = official.record
-        parts = layout(official.config, self.manifest.quant, official.with_mtp)
+        manifest = self.manifest
+        if not manifest.formats or manifest.with_mtp != official.with_mtp:
+            manifest.with_mtp = official.with_mtp
+            manifest.choose(official.config)
+        manifest.source["files"] = official.record
+        parts = manifest.parts(official.config, self.dest)
         work = Work(unfinished(parts, self.dest, self.manifest, self.only), official.shard_of, self.jobs)
         official.look_ahead(work.order, self.staging, self.jobs)
         return work

@@ -1,7 +1,7 @@
 """A store of another layout becomes one of today's from its own files: no network, no second quantization.
 
-The old parts move to OLD, the manifest last, and go from there as the new parts replace them. Interrupted anywhere,
-the next call goes on.
+The old parts move to OLD, the manifest last. Those that today's layout has just so move back, with their records; the
+others go as new parts made of them replace them. Interrupted anywhere, the next call goes on.
 """
 
 import os
@@ -17,7 +17,7 @@ from v4cli.pull.sizes import Work, open_manifest, unfinished
 from v4cli.pull.transfer import Cancelled, OnBytes, Partial, RemoteFile
 from v4cli.store import store
 from v4cli.store.header import read_header
-from v4cli.store.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest, layout
+from v4cli.store.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest, Part
 
 OLD = ".old"
 
@@ -63,12 +63,16 @@ def repack(dest: Path, reporter: Reporter, jobs: int) -> None:
     new = open_manifest(dest)
     if new is None:
         small = {name: record for name, record in old.files.items() if name in SMALL}
-        new = Manifest(old.quant, old.with_mtp, old.source, store.LAYOUT, files=small)
+        new = Manifest(old.quant, old.with_mtp, old.source, store.LAYOUT, formats=old.formats, files=small)
+        if not new.formats:
+            new.choose(V4Config.load(dest))
         new.save(dest)
     reporter.say(f"{dest.name} has layout {old.layout}; repacking it to {store.LAYOUT} from what is here")
+    parts = new.parts(V4Config.load(dest), dest)
+    _take_over(dest, old, new, parts)
     source = OldParts(dest / OLD, old)
     home = {tensor: name for name in source.files for tensor in read_header(dest / OLD / name)}
-    work = Work(unfinished(layout(V4Config.load(dest), new.quant, new.with_mtp), dest, new), home, jobs)
+    work = Work(unfinished(parts, dest, new), home, jobs)
     sizes = {name: file.n_bytes for name, file in source.files.items()}
     nothing = dict.fromkeys(sizes, 0)
     plan = work.plan((new.source["repo"], new.source["revision"], new.quant), sizes, nothing, sizes, False, dest)
@@ -96,3 +100,24 @@ def _set_aside(dest: Path, manifest: Manifest) -> None:
             os.replace(dest / name, dest / OLD / name)
     sync_folder(dest / OLD)
     sync_folder(dest)
+
+
+def _take_over(dest: Path, old: Manifest, new: Manifest, parts: dict[str, Part]) -> None:
+    """Move parts that are as today's layout has them back from OLD, after their records are in the manifest: a record
+    whose part is not there yet means nothing."""
+    same = [
+        part.file
+        for part in parts.values()
+        if (dest / OLD / part.file).is_file() and _begins_with(dest / OLD / part.file, part)
+    ]
+    new.files.update({name: old.files[name] for name in same})
+    new.save(dest)
+    for name in same:
+        os.replace(dest / OLD / name, dest / name)
+    sync_folder(dest)
+
+
+def _begins_with(path: Path, part: Part) -> bool:
+    """Whether a file has a part's size and header, so its tensors in the same places."""
+    with path.open("rb") as file:
+        return path.stat().st_size == part.n_bytes and file.read(len(part.header)) == part.header

@@ -146,7 +146,7 @@ def plan_known(
     tensors = expected_tensors(config)
     manifest = open_manifest(dest)
     quant = quant or (manifest.quant if manifest else "native")
-    parts = layout(config, quant, True)
+    parts = manifest.parts(config, dest) if manifest and quant == manifest.quant else layout(config, quant, True)
     shard_of = {n: part.name.removesuffix("-experts") for part in parts.values() for n in part.sources}
     sizes = dict.fromkeys(shard_of.values(), 0)
     for tensor, shard in shard_of.items():

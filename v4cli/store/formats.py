@@ -1,15 +1,14 @@
-"""The number formats of weights, both ways. Official (spec 2.2): FP8 e4m3 with a power-of-two scale per 128x128 block,
-and packed FP4 e2m1 with one per 32 inputs; scales are ue8m0 bytes, 2^(byte - 127). The store's own: symmetric int8
-and int4 with one BF16 scale per 32 inputs (store/store.py has the bytes)."""
+"""The number formats of weights (v4kernels/formats.py), both ways: ENCODE and DECODE by name of the format. Official
+(spec 2.2): FP8 e4m3 with a power-of-two scale per 128x128 block, and packed FP4 e2m1 with one per 32 inputs; scales are
+ue8m0 bytes, 2^(byte - 127). The store's own: symmetric int8 and int4 with one BF16 scale per 32 inputs."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from v4kernels.formats import FORMATS, GROUP
 from v4kernels.reference.quant import FP4_MAX, FP8_MAX, pow2_ceil, round_e2m1
 
-from v4cli.store.recipe import GROUP
-
-BLOCK = 128
+BLOCK = FORMATS["fp8"].group
 FP8_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 FP4_VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 SMALLEST = 2.0**-100  # scale floor: an all-zero block still needs a finite scale
@@ -140,3 +139,7 @@ def decode_int4(packed: Tensor, scale: Tensor) -> Tensor:
 def _bf16_up(x: Tensor) -> Tensor:
     """Smallest bf16 number >= x, for positive fp32 x."""
     return ((x.view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)
+
+
+ENCODE = {"fp8": encode_fp8, "fp4": encode_fp4, "int8": encode_int8, "int4": encode_int4}
+DECODE = {"fp8": decode_fp8, "fp4": decode_fp4, "int8": decode_int8, "int4": decode_int4}

@@ -6,9 +6,11 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from v4kernels.formats import DTYPES
+
 from v4cli import files, jsonfile
 from v4cli.errors import ModelError
-from v4cli.model.schema import BYTES, TensorSpec
+from v4cli.model.schema import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ def _place(path: Path, name: str, entry, base: int) -> TensorPlace:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ModelError(f"{where}: bad header entry")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"{where}: dtype {jsonfile.shown(dtype)} does not occur in V4 checkpoints")
     if not _naturals(shape) or len(shape) > 4 or not _naturals(offsets) or len(offsets) != 2:
         raise ModelError(f"{where}: bad shape or data_offsets")
     begin, end = offsets
-    if end - begin != BYTES[dtype] * math.prod(shape):
+    if end - begin != DTYPES[dtype].n_bytes * math.prod(shape):
         raise ModelError(f"{where}: {end - begin} bytes do not match {dtype} {list(shape)}")
     return TensorPlace(path, base + begin, TensorSpec(dtype, tuple(shape)))
 

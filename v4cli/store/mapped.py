@@ -3,6 +3,8 @@
 from functools import cached_property
 from pathlib import Path
 
+from v4kernels.formats import OFFICIAL, Format, finite
+
 from v4cli.errors import ModelError
 from v4cli.model.config import V4Config
 from v4cli.model.schema import TensorSpec
@@ -27,6 +29,10 @@ class MappedTensors:
     def official_dtype(self, name: str) -> str:
         """dtype of the tensor in the official checkpoint: decides how its input is treated."""
         return self.spec(name).dtype
+
+    def form(self, name: str) -> Format:
+        """Format that a matrix is stored in."""
+        return OFFICIAL[self.spec(name).dtype]
 
     @cached_property
     def nbytes(self) -> int:
@@ -79,28 +85,18 @@ class MappedTensors:
         return torch.from_numpy(self.raw(name)).view(dtypes[place.spec.dtype]).view(place.spec.shape)
 
     def dense(self, name: str):
-        """An official tensor's values in fp32, dequantized with its `.scale`. ModelError if any is not finite."""
-        from v4cli.store.formats import decode_fp4, decode_fp8
+        """A tensor's values in fp32, decoded from its format. ModelError if any is not finite."""
+        from v4cli.store.formats import DECODE
 
-        tensor = self.tensor(name)
-        if self.spec(name).dtype in ("F8_E4M3", "I8"):
-            decode = decode_fp8 if self.spec(name).dtype == "F8_E4M3" else decode_fp4
-            tensor = decode(tensor, self.tensor(name.removesuffix("weight") + "scale"))
+        tensor, form = self.tensor(name), self.form(name)
+        if form.scale:
+            tensor = DECODE[form.name](tensor, self.tensor(name.removesuffix("weight") + "scale"))
         return self.finite(name, tensor.float())
 
     def all_finite(self, name: str) -> bool:
         """Whether every stored value is finite, scales each for itself; integers are. Reads the tensor in pieces."""
-        import numpy as np
-
         dtype, raw = self.spec(name).dtype, self.raw(name)
-        tests = {
-            "F8_E8M0": lambda codes: codes != 0xFF,
-            "F8_E4M3": lambda codes: codes & 0x7F != 0x7F,
-            "BF16": lambda codes: codes.view(np.uint16) & 0x7F80 != 0x7F80,
-            "F32": lambda codes: np.isfinite(codes.view(np.float32)),
-        }
-        pieces = (raw[first : first + PIECE] for first in range(0, len(raw), PIECE)) if dtype in tests else ()
-        return all(tests[dtype](codes).all() for codes in pieces)
+        return all(finite(dtype, raw[first : first + PIECE]) for first in range(0, len(raw), PIECE))
 
     def ids(self, name: str):
         """The experts that a hash layer names, int64 as stored. ModelError if one is not there."""

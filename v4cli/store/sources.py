@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
+from v4kernels.formats import GROUP, OFFICIAL
 
 from v4cli.errors import ModelError
 from v4cli.store.checkpoint import Checkpoint
-from v4cli.store.recipe import GROUP, format_of
+from v4cli.store.recipe import EXPERTS, RECIPES, format_of
 from v4cli.store.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from v4kernels.formats import Format
     from v4kernels.reference.equations import Weight
 
 Model = Store | Checkpoint
-KINDS = {"F8_E4M3": "fp8", "I8": "fp4", "BF16": "bf16", "F32": "f32"}
-PLAIN = {"BF16": "bf16", "F32": "f32"}
 
 
 class DenseSource:
@@ -38,7 +38,7 @@ class DenseSource:
     def weight(self, name: str) -> Weight:
         from v4kernels.reference import LazyWeight, Weight
 
-        kind = KINDS[self.checkpoint.official_dtype(name)]
+        kind = OFFICIAL[self.checkpoint.official_dtype(name)].name
         if self.lazy:
             return LazyWeight(kind, lambda: self.checkpoint.dense(name))
         return Weight(kind, self.checkpoint.dense(name))
@@ -60,42 +60,37 @@ class PackedSource:
         self.check = check
 
     def weight(self, name: str) -> PackedWeight:
-        form = self._form(name)
-        if form is None:
+        stored = self.checkpoint.form(name)
+        if self._wanted(name) is not stored:
             return self._quantized(name)
         codes = self.checkpoint.raw(name)
         rows, width = self.checkpoint.spec(name).shape
-        if form in PLAIN.values():
+        if not stored.scale:
             self._check(name)
-            return PackedWeight(codes.ctypes.data, None, rows, width, form, (codes,))
+            return PackedWeight(codes.ctypes.data, None, rows, width, stored.name, (codes,))
         scale_name = name.removesuffix("weight") + "scale"
         scale = self.checkpoint.raw(scale_name)
         self._check(scale_name)
-        cols = width * (1 if form == "int8" else 2)
-        return PackedWeight(codes.ctypes.data, scale.ctypes.data, rows, cols, form, (codes, scale))
+        owners = codes, scale
+        return PackedWeight(codes.ctypes.data, scale.ctypes.data, rows, stored.cols(width), stored.name, owners)
 
-    def _form(self, name: str) -> str | None:
-        """Format of native.FORMATS the matrix is stored in; None if the kernels do not read it, or not as the recipe
-        means it."""
-        stored = getattr(self.checkpoint, "formats", {}).get(name)
-        if stored in native.FORMATS:
+    def _wanted(self, name: str) -> Format:
+        """Format the kernels get: that of a store as it is if they read it, else what recipe `native` would make."""
+        stored, spec = self.checkpoint.form(name), self.checkpoint.spec(name)
+        if stored.packed or (stored.id and isinstance(self.checkpoint, Store)):
             return stored
-        dtype = self.checkpoint.official_dtype(name)
-        if dtype == "I8":
-            return "fp4"
-        wanted = format_of("native", name, dtype, self.checkpoint.spec(name).shape[1])
-        if wanted == "keep" and dtype not in PLAIN:
+        wanted = format_of(RECIPES["native"], name, spec)
+        if not wanted.id:
             raise ModelError(
-                f"{name}: rows of {self.checkpoint.spec(name).shape[1]} values suit no kernel",
-                "--backend reference computes it",
+                f"{name}: rows of {spec.shape[1]} values suit no kernel", "--backend reference computes it"
             )
-        return PLAIN[dtype] if wanted == "keep" else None
+        return wanted
 
     def _quantized(self, name: str) -> PackedWeight:
         """An official FP8 or BF16 matrix in INT8."""
         spec, block_scale = self.checkpoint.spec(name), None
         values, (rows, cols) = self.checkpoint.raw(name), spec.shape
-        if spec.dtype == "F8_E4M3":
+        if self.checkpoint.form(name).scale:
             block_scale = self.checkpoint.raw(name.removesuffix("weight") + "scale")
         codes, scale = np.empty((rows, cols), np.int8), np.empty((rows, cols // GROUP), np.uint16)
         scale_at = None if block_scale is None else block_scale.ctypes.data
@@ -118,7 +113,7 @@ class PackedSource:
 
     def _check(self, name: str) -> None:
         """ModelError for values that are not finite. What a token reads little of is read only if there is room."""
-        if not self.check and (".ffn.experts." in name or name.startswith("embed.")):
+        if not self.check and (EXPERTS in name or name.startswith("embed.")):
             return
         if not self.checkpoint.all_finite(name):
             raise self._not_finite(name)

@@ -1,4 +1,4 @@
-"""The store: one model's weights in files made for running. This file is the specification of its layout, version 1.
+"""The store: one model's weights in files made for running. This file is the specification of its layout, version 2.
 
 A store is a folder with `manifest.json`, the source's small files (config.json, tokenizer.json, ...) and parts. The
 manifest records size and sha256 of every other file, and in `digest` that of its own text without this key: no byte
@@ -19,10 +19,21 @@ part is a safetensors file; byte by byte:
 | `head`                | norm.weight, hc_head_*, head.weight                     | each tensor 64         |
 | `mtp-M`, `...-experts`| the draft blocks, like layers                           |                        |
 
-Names are the official ones. A kept tensor has its official dtype, shape and bytes. Of a quantized matrix [out, in]:
-int8 is `X.weight` I8 [out, in] and `X.scale` BF16 [out, in/32]; int4 is `X.weight` U8 [out, in/2], even input in
-the low nibble, value = nibble - 8, with the same scales; weight = value * scale. An expert is thus one aligned,
-contiguous read (13,369,344 bytes in Flash, 35,094,528 in Pro, no padding).
+Names are the official ones. Every matrix has a number format, which `formats` in the manifest names
+(store/recipe.py): for each matrix, by its name without `.weight`, and for a layer's experts together, as
+`layers.L.ffn.experts.*.w1`, one name, or a list in the order of their numbers where they differ. One that has its
+official format is kept, as is every tensor that is no matrix: official dtype, shape and bytes. Of the others [out, in]:
+
+| format | `X.weight`                                                                  | `X.scale`                |
+|--------|-----------------------------------------------------------------------------|--------------------------|
+| int8   | I8 [out, in]                                                                | BF16 [out, in/32]        |
+| int4   | U8 [out, in/2], even input in the low nibble, value = nibble - 8            | BF16 [out, in/32]        |
+| fp4    | I8 [out, in/2], even input in the low nibble, e2m1 (official for experts)   | F8_E8M0 [out, in/32]     |
+
+weight = value * scale. An expert is one aligned, contiguous read, whatever its formats (as in the official checkpoint
+13,369,344 bytes in Flash, 35,094,528 in Pro, no padding).
+
+Layout 1 had no `formats`: its `quant`, native or q4, said them. Its parts are the same to the byte.
 """
 
 import hashlib
@@ -34,18 +45,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from v4kernels.formats import FORMATS, OFFICIAL, Format
+
 from v4cli import files, jsonfile, paths
 from v4cli.errors import ModelError
 from v4cli.files import write_atomically
 from v4cli.model.config import V4Config
-from v4cli.model.schema import TensorSpec, expected_tensors
+from v4cli.model.schema import TensorSpec, expected_tensors, stored_as
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.header import TensorPlace
 from v4cli.store.mapped import MappedTensors
-from v4cli.store.recipe import GROUP, RECIPES, format_of
+from v4cli.store.recipe import EXPERTS, KEEP, RECIPES, formats_by, from_record, recorded
 
 FORMAT = "v4cli store"
-LAYOUT = 1
+LAYOUT = 2
 MANIFEST = "manifest.json"
 MANIFEST_COPY = "manifest.copy.json"
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")  # copied from the source
@@ -57,12 +70,12 @@ EXPERT_ORDER = ("w1.weight", "w1.scale", "w3.weight", "w3.scale", "w2.weight", "
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a part: its spec in the file, its byte offset there, and the official matrix it encodes."""
+    """One tensor of a part: its spec in the file, its byte offset there, and the official tensor it comes from."""
 
     spec: TensorSpec
     offset: int
-    format: str  # keep, int8, int4; pad
-    source: str  # official tensor it comes from ("" for a pad); of int8 and int4, both halves name X.weight
+    format: str  # of the matrix whose codes or scales it is; else keep; pad
+    source: str  # official tensor; "" of a pad. Of scales the official ones, or X.weight if there are none
 
 
 @dataclass
@@ -100,12 +113,7 @@ class Part:
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """Official tensors needed to make it."""
-        names = dict.fromkeys(t.source for t in self.tensors.values() if t.source)
-        scaled = [t.source for t in self.tensors.values() if t.format in ("int8", "int4")]
-        for name in scaled:
-            if name not in ("embed.weight", "head.weight"):  # BF16 in the source: no scales there
-                names.setdefault(name.removesuffix("weight") + "scale")
-        return tuple(names)
+        return tuple(dict.fromkeys(t.source for t in self.tensors.values() if t.source))
 
     def add(self, name: str, spec: TensorSpec, form: str, source: str, align: int) -> None:
         """Append a tensor at the next multiple of `align`."""
@@ -119,34 +127,36 @@ class Part:
 
 
 def layout(config, quant: str, with_mtp: bool) -> dict[str, Part]:
-    """Every part of a store by name, in file order."""
-    parts: dict[str, Part] = {}
+    """Every part of a store that a recipe would make, by name, in file order."""
     official = expected_tensors(config, with_mtp)
-    order = sorted(official, key=_rank)
-    for name in order:
-        part = parts.setdefault(_part_of(name), Part(_part_of(name)))
-        spec = official[name]
-        if ".ffn.experts." in name:
-            starts_expert = name.endswith(EXPERT_ORDER[0])
-            part.add(name, spec, "keep", name, PAGE if starts_expert else 1)
-            continue
-        if name.endswith(".scale") and _format(quant, official, name.removesuffix("scale") + "weight") != "keep":
-            continue  # replaced by the scales of the new format
-        form = _format(quant, official, name)
-        if form == "keep":
-            part.add(name, spec, "keep", name, ALIGN)
-            continue
-        rows, cols = spec.shape
-        weight = TensorSpec("I8", (rows, cols)) if form == "int8" else TensorSpec("U8", (rows, cols // 2))
-        part.add(name, weight, form, name, ALIGN)
-        scale = name.removesuffix("weight") + "scale"
-        part.add(scale, TensorSpec("BF16", (rows, cols // GROUP)), form, name, ALIGN)
+    return lay_out(official, formats_by(RECIPES[quant], official))
+
+
+def lay_out(official: dict[str, TensorSpec], formats: dict[str, Format]) -> dict[str, Part]:
+    """The same for a format of every matrix."""
+    tensors: dict[str, tuple[TensorSpec, str, str]] = {}  # as stored: spec, format, source
+    for name, spec in official.items():
+        matrix = name.removesuffix("scale") + "weight" if name.endswith(".scale") else name
+        if matrix not in formats:
+            tensors[name] = spec, KEEP, name
+        elif name == matrix:
+            form = formats[name]
+            for half, half_spec in stored_as(form, spec.shape[0], OFFICIAL[spec.dtype].cols(spec.shape[1])):
+                stored = name.removesuffix("weight") + half
+                tensors[stored] = half_spec, form.name, stored if stored in official else name
+    parts: dict[str, Part] = {}
+    for name in sorted(tensors, key=_rank):
+        part = _part_of(name)
+        if part not in parts:
+            parts[part] = Part(part)
+        parts[part].add(name, *tensors[name], _alignment(name))
     return parts
 
 
-def _format(quant: str, official: dict[str, TensorSpec], name: str) -> str:
-    spec = official[name]
-    return format_of(quant, name, spec.dtype, spec.shape[-1]) if len(spec.shape) == 2 else "keep"
+def _alignment(name: str) -> int:
+    if EXPERTS not in name:
+        return ALIGN
+    return PAGE if name.endswith(EXPERT_ORDER[0]) else 1
 
 
 def _part_of(name: str) -> str:
@@ -178,6 +188,7 @@ class Manifest:
     source: dict  # repo, revision, and files: name -> {bytes, sha256} of the official files used
     layout: int = LAYOUT
     complete: bool = False
+    formats: dict[str, str | list[str]] = field(default_factory=dict)  # of all matrices; empty until they are known
     files: dict[str, dict] = field(default_factory=dict)  # file -> {bytes, sha256}, of parts also errors
 
     @classmethod
@@ -190,10 +201,11 @@ class Manifest:
             raise ModelError(f"{path}: not a manifest of a v4cli store")
         checks = (
             ("layout", isinstance(data.get("layout"), int)),
-            ("quant", isinstance(data.get("quant"), str) and data["quant"] in RECIPES),
+            ("quant", _is_name(data.get("quant")) and (data.get("layout") != 1 or data["quant"] in RECIPES)),
             ("with_mtp", isinstance(data.get("with_mtp"), bool)),
             ("complete", isinstance(data.get("complete"), bool)),
             ("source", isinstance(data.get("source"), dict) and _is_source(data["source"])),
+            ("formats", isinstance(data.get("formats"), dict) or ("formats" not in data and data.get("layout") == 1)),
             ("files", isinstance(data.get("files"), dict) and all(map(_is_record, data["files"].items()))),
         )
         for key, ok in checks:
@@ -205,7 +217,26 @@ class Manifest:
             intact = False
         if not intact:
             raise ModelError(f"{path}: its digest does not match")
-        return cls(**{key: data[key] for key, _ in checks})
+        return cls(**{key: data[key] for key, _ in checks if key in data})
+
+    def parts(self, config: V4Config, where: Path) -> dict[str, Part]:
+        """Every part by name, in file order. ModelError, about folder `where`, if the formats are not those of such a
+        model. Of layout 1, and as long as the formats are not known, what the recipe would make."""
+        official = expected_tensors(config, self.with_mtp)
+        if self.formats:
+            try:
+                return lay_out(official, from_record(self.formats, official))
+            except ModelError as problem:
+                raise ModelError(f"{where / MANIFEST}: {problem}") from None
+        if self.quant not in RECIPES:
+            raise ModelError(f"{where / MANIFEST}: formats is missing, and {self.quant!r} is no known recipe")
+        return lay_out(official, formats_by(RECIPES[self.quant], official))
+
+    def choose(self, config: V4Config) -> None:
+        """Write down the formats of the recipe. ModelError if it is not known."""
+        if self.quant not in RECIPES:
+            raise ModelError(f"{self.quant!r} is no known recipe")
+        self.formats = recorded(formats_by(RECIPES[self.quant], expected_tensors(config, self.with_mtp)))
 
     def save(self, folder: Path) -> None:
         """Write whole or not at all, and through to the disk; the copy after the first is safe."""
@@ -221,6 +252,10 @@ def _manifest_bytes(data: dict) -> bytes:
 
     rest = {key: value for key, value in data.items() if key != "digest"}
     return text({**rest, "digest": hashlib.sha256(text(rest)).hexdigest()})
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable()
 
 
 def _is_source(source: dict) -> bool:
@@ -291,6 +326,11 @@ class Store(MappedTensors):
         self.formats = {name: t.format for part in parts.values() for name, t in part.tensors.items()}
         self._official = expected_tensors(config, manifest.with_mtp)
 
+    @property
+    def trunk(self) -> dict[str, Part]:
+        """The parts that are not draft blocks."""
+        return {name: part for name, part in self.parts.items() if not name.startswith("mtp-")}
+
     @classmethod
     def open(cls, path: Path) -> "Store":
         """Read manifest, config and headers. ModelError names the file and what to do; no weight is read."""
@@ -303,7 +343,7 @@ class Store(MappedTensors):
         if not manifest.complete and not manifest.files:
             raise ModelError(f"{path}: incomplete, just begun", f"{again} goes on")
         config = V4Config.load(path)
-        parts = layout(config, manifest.quant, manifest.with_mtp)
+        parts = manifest.parts(config, path)
         if not manifest.complete:
             done = sum(part.file in manifest.files for part in parts.values())
             raise ModelError(f"{path}: incomplete, {done} of {len(parts)} parts are there", f"{again} goes on")
@@ -324,15 +364,9 @@ class Store(MappedTensors):
     def official_dtype(self, name: str) -> str:
         return self._official[name].dtype
 
-    def dense(self, name: str):
-        """A matrix in fp32, decoded from whatever format the recipe gave it. ModelError if a value is not finite."""
-        from v4cli.store import formats
-
-        form = self.formats[name]
-        if form == "keep":
-            return super().dense(name)
-        decode = formats.decode_int8 if form == "int8" else formats.decode_int4
-        return self.finite(name, decode(self.tensor(name), self.tensor(name.removesuffix("weight") + "scale")))
+    def form(self, name: str) -> Format:
+        stored = self.formats[name]
+        return FORMATS[stored] if stored in FORMATS else super().form(name)
 
 
 def _check_small(path: Path, record: dict, hint: str) -> None:

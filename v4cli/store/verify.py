@@ -20,7 +20,6 @@ from v4cli.store.store import (
     NEEDED,
     Manifest,
     Store,
-    layout,
     layout_hint,
     repair_command,
 )
@@ -147,9 +146,9 @@ def _unrecorded(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         if name not in manifest.files
     ]
     try:
-        parts = layout(V4Config.load(folder), manifest.quant, manifest.with_mtp).values()
+        parts = manifest.parts(V4Config.load(folder), folder).values()
     except ModelError:
-        parts = ()  # found by the checksum of config.json
+        parts = ()  # found by the checksum of config.json, or when the store is opened
     return missing + [(part.file, "is not recorded") for part in parts if part.file not in manifest.files]
 
 

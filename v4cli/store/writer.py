@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from v4kernels.formats import OFFICIAL
 
 from v4cli.files import write_atomically
 from v4cli.model.schema import TensorSpec, expected_tensors
 from v4cli.store.checkpoint import INDEX
-from v4cli.store.formats import encode_fp4, encode_fp8
+from v4cli.store.formats import ENCODE
 
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
 
@@ -41,9 +42,9 @@ def write_checkpoint(path: Path, config, tensors: dict[str, Tensor], generation_
 
 
 def _encode(name: str, spec: TensorSpec, value: Tensor) -> dict[str, Tensor]:
-    if spec.dtype not in ("F8_E4M3", "I8"):
+    if spec.dtype in DTYPES:
         return {name: value.to(DTYPES[spec.dtype]).contiguous()}
-    weight, scale = (encode_fp8 if spec.dtype == "F8_E4M3" else encode_fp4)(value)
+    weight, scale = ENCODE[OFFICIAL[spec.dtype].name](value)
     return {name: weight.contiguous(), name.removesuffix("weight") + "scale": scale.contiguous()}
 
 

@@ -9,27 +9,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from v4kernels import native
+from v4kernels.formats import FORMATS
 from v4kernels.tree import Attention, Compressor, Expert, Hyper, Layer, Mixture, Tree
 
 MOST_DIMS = 1024  # of a head, as v4k.h says
 
 
 class PackedWeight:
-    """A matrix (out, in) as stored: where its codes and scales lie, in a format of native.FORMATS."""
+    """A matrix (out, in) as stored: where its codes and scales lie, in a format that the kernels read."""
 
     __slots__ = ("form", "matrix", "owners")
 
     def __init__(self, codes: int, scale: int | None, rows: int, cols: int, form: str, owners: tuple = ()):
         """`codes`, `scale`: addresses, valid as long as `owners` live."""
         self.form = form
-        self.matrix = native.Matrix(codes, scale, rows, cols, native.FORMATS[form])
+        self.matrix = native.Matrix(codes, scale, rows, cols, FORMATS[form].id)
         self.owners = owners
 
     @classmethod
     def of(cls, form: str, codes: np.ndarray, scale: np.ndarray | None = None) -> "PackedWeight":
         """From arrays: codes (out, in) or packed (out, in/2)."""
-        cols = codes.shape[1] * (2 if form in ("fp4", "int4") else 1)
-        at = None if scale is None else scale.ctypes.data
+        cols, at = FORMATS[form].cols(codes.shape[1]), None if scale is None else scale.ctypes.data
         return cls(codes.ctypes.data, at, codes.shape[0], cols, form, (codes, scale))
 
 
@@ -48,7 +48,7 @@ class BoundHyper:
 
     def __init__(self, h: Hyper[np.ndarray]):
         rows, cols = h.fn.shape
-        fn = native.Matrix(pointer(h.fn), None, rows, cols, native.FORMATS["f32"])
+        fn = native.Matrix(pointer(h.fn), None, rows, cols, FORMATS["f32"].id)
         floats = h.norm_eps, h.eps
         self.native = native.Hyper(fn, pointer(h.base), pointer(h.scale), pointer(h.norm), h.streams, h.iters, *floats)
         self.at = ctypes.addressof(self.native)
@@ -112,10 +112,16 @@ class ExpertTable:
     """Experts one behind the other, as v4k_experts takes them: `n` of them at `at`."""
 
     def __init__(self, experts: Sequence[Expert[PackedWeight]]):
-        self._table = (native.Expert * len(experts))(
-            *(native.Expert(e.w1.matrix, e.w3.matrix, e.w2.matrix) for e in experts)
-        )
+        self._table = (native.Expert * len(experts))(*map(self._described, experts))
         self.at, self.n = ctypes.addressof(self._table), len(experts)
+
+    def put(self, place: int, expert: Expert[PackedWeight]) -> None:
+        """Another expert in one of the places."""
+        self._table[place] = self._described(expert)
+
+    @staticmethod
+    def _described(e: Expert[PackedWeight]) -> native.Expert:
+        return native.Expert(e.w1.matrix, e.w3.matrix, e.w2.matrix)
 
 
 class BoundLayer:

@@ -46,12 +46,12 @@ static void require(bool ok, const char *what, int64_t format, int64_t rows, int
 }
 
 static void check_rows(int64_t format, int64_t rows, int64_t k, int64_t n) {
-  const int64_t groups = k / 32, code_bytes = format == V4K_INT8 ? k : k / 2;
-  const int64_t scale_bytes = groups * (format == V4K_FP4 ? 1 : 2);
+  const int64_t groups = k / V4K_GROUP, code_bytes = groups * V4K_FORMATS[format].info.code_bytes;
+  const int64_t scale_bytes = groups * V4K_FORMATS[format].info.scale_bytes;
   std::unique_ptr<uint8_t[]> codes(new uint8_t[rows * code_bytes]), scale(new uint8_t[rows * scale_bytes]);
   for (int64_t i = 0; i < rows * code_bytes; ++i) codes[i] = static_cast<uint8_t>(draw());
   for (int64_t i = 0; i < rows * scale_bytes; ++i) {
-    if (format == V4K_FP4)
+    if (V4K_FORMATS[format].scale == V4K_SCALE_E8M0)
       scale[i] = static_cast<uint8_t>(draw() % 50 ? 100 + draw() % 40 : 0);
     else  // bf16: exponents near 1, either sign
       scale[i] = i % 2 ? static_cast<uint8_t>(0x3c + draw() % 4 + 128 * (draw() % 2)) : static_cast<uint8_t>(draw());
@@ -208,8 +208,9 @@ static void check_logits(float spread, double inverse, float odd) {
 }
 
 int main() {
-  const int64_t formats[] = {V4K_FP4, V4K_INT8, V4K_INT4}, widths[] = {32, 96, 256, 288, 480, 768};
-  for (int64_t format : formats)
+  const int64_t widths[] = {32, 96, 256, 288, 480, 768};
+#define EACH(F) F,
+  for (int64_t format : {V4K_QUANTIZED(EACH)})
     for (int64_t k : widths)
       for (int64_t n : {1, 2, 3, 4, 5, 7, 35})
         for (int64_t rows : {1, 8, 19, 70}) check_rows(format, rows, k, n);
