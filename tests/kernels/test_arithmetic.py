@@ -137,7 +137,7 @@ def test_router_scores_and_weights_are_what_is_written(ops):
 def indexer(heads, dims):
     """An indexer of zeros: only its sizes matter for v4k_index_scores."""
     owners = np.zeros((heads * dims, 32), F), np.zeros((heads, 32), F)
-    of = [native.Matrix(a.ctypes.data, None, *a.shape, native.FORMATS["f32"]) for a in owners]
+    of = [native.Matrix(a.ctypes.data, None, *a.shape, native.FORMATS["f32"].id) for a in owners]
     return native.Indexer(*of, heads, dims, 32, 8), owners
 
 
