@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 5
+#define V4K_ABI_VERSION 6
 #define V4K_API __attribute__((visibility("default")))
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
@@ -55,6 +55,9 @@ typedef struct {
 
 /* V4K_ABI_VERSION the library was built with. */
 V4K_API int v4k_abi_version(void);
+
+/* Most bytes of scratch memory that calls have held at a time since the library was loaded. Each frees its own. */
+V4K_API int64_t v4k_scratch_peak(void);
 
 /* Name of the ISA tier in use: scalar, avx2, avx512 or neon. Chosen at first use: the best this machine can run, or
  * the one named by the environment variable V4_ISA if that is lower. */

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 GROUP = 32
+KV_GROUP, KEY_GROUP = 64, 32  # values per scale of a KV entry, of an index key
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
 LIBRARY = "libv4k.so"
@@ -65,16 +66,17 @@ Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
 def entry_bytes(dims: int, rope_dims: int) -> int:
     """Bytes of one KV entry (v4k.h)."""
     plain = dims - rope_dims
-    return plain + 2 * rope_dims + -(-plain // 64 // 8) * 8
+    return plain + 2 * rope_dims + -(-plain // KV_GROUP // 8) * 8
 
 
 def key_bytes(dims: int) -> tuple[int, int]:
     """Bytes of one index key: codes and scales."""
-    return dims // 2, dims // 32
+    return dims // 2, dims // KEY_GROUP
 
 
 _P, _N = c_void_p, c_int64
 SIGNATURES = {
+    "v4k_scratch_peak": (c_int64, ()),
     "v4k_isa": (c_char_p, ()),
     "v4k_isa_tiers": (c_char_p, ()),
     "v4k_set_isa": (c_int, (c_char_p,)),

@@ -5,14 +5,11 @@ import shutil
 
 import pytest
 import tiny
+from engine.test_ram import budget
 from test_cli import v4
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.plan import cost
-from v4cli.plan.budget import CONTEXT
-from v4cli.plan.placement import Budget, shortage
-from v4cli.store.store import Store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 QUESTION = "Hello, who are you?"
@@ -24,9 +21,7 @@ def store(tmp_path_factory):
     folder = tiny.make_store(paths.NANO, tmp_path_factory.mktemp("nano") / "store")
     for file in ("tokenizer.json", "generation_config.json"):
         shutil.copyfile(paths.NANO / file, folder / file)
-    opened = Store.open(folder)
-    needs = cost.at_context(cost.needs(opened.config, cost.stored_tensors(opened.parts)), opened.config, CONTEXT)
-    return folder, str(shortage(needs, Budget(0, 0, 1, 1, 1)) + 10 * needs.expert)
+    return folder, str(budget(folder, 10))
 
 
 def test_run_within_a_budget_says_the_same_and_what_it_cost(store, tmp_path):

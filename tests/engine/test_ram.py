@@ -1,19 +1,19 @@
 """Models larger than their memory budget: the same tokens whatever fits, errors that leave the session usable."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tiny
 from v4kernels import native
 
 from v4cli import hardware
+from v4cli.bench.fill import fill
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError, UsageError
 from v4cli.plan import cost
 from v4cli.plan.budget import CONTEXT, SHARE, residence
-from v4cli.plan.placement import Budget, shortage
+from v4cli.plan.memory import POINTS
+from v4cli.plan.placement import LEAST_POINTS, Budget, shortage
 from v4cli.store.store import Store, layout
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the kernel library")
@@ -27,11 +27,16 @@ def folder(tmp_path_factory):
 
 
 def budget(folder, n_experts: int) -> int:
-    """Bytes of RAM that hold the least and so many experts."""
+    """Bytes of RAM that hold the least, all rewind points of a session and so many experts."""
+    needs = needs_of(folder)
+    more = (POINTS + 1 - LEAST_POINTS) * needs.point + n_experts * needs.slot
+    return shortage(needs, Budget(0, 0, 1, 1, 1)) + more
+
+
+def needs_of(folder):
     store = Store.open(folder)
     needs = cost.needs(store.config, cost.stored_tensors(layout(store.config, "native", False)))
-    needs = cost.at_context(needs, store.config, CONTEXT)
-    return shortage(needs, Budget(0, 0, 1, 1, 1)) + n_experts * needs.expert
+    return cost.at_context(needs, store.config, CONTEXT)
 
 
 def answer(engine) -> tuple:
@@ -49,7 +54,7 @@ def expected(folder):
 @pytest.mark.parametrize("n_experts", [0, 1, 3, 10, 20])
 def test_same_bits_under_every_budget(folder, expected, n_experts):
     engine = Engine.open(folder, "cpu", ram=budget(folder, n_experts))
-    assert engine.place.slots == n_experts + engine.place.spare
+    assert engine.place.ledger.slots == n_experts + engine.place.ledger.spare
     assert answer(engine) == expected
     assert answer(engine) == expected, "with whatever the first answer left in memory"
     assert engine.stream.counts.misses > 0
@@ -71,29 +76,33 @@ def test_a_prompt_reads_what_it_needs_once(folder):
     assert read["hits"] == 0 and read["bytes_read"] <= 1.05 * read["bytes_used"]
 
 
-@dataclass(eq=False)
-class Held:
-    """What a session takes of the memory."""
-
-    nbytes: int
-
-
-def test_experts_give_way_to_a_long_context(folder, expected):
+def test_a_context_that_grows_takes_from_experts_then_from_rewind_points_then_is_refused(folder, expected):
     engine = Engine.open(folder, "cpu", ram=budget(folder, 10))
-    answer(engine)
-    stream, planned = engine.stream, engine.place.plan.ram.holds["KV"]
-    assert stream.policy.n_resident == 10
-
-    sessions = [Held(n) for n in (planned - 7, 3 * stream.reader.files.room + 2)]
-    engine.sessions.clear()
-    engine.sessions.update(sessions)  # together 5 bytes less than three experts too much
-    engine.scheduler.before_step()
-    assert (stream.policy.places, stream.n_slots) == (7, engine.place.slots - 3)
-    sessions.clear()
-    assert answer(engine) == expected and stream.policy.n_resident == 7
-    sessions.append(Held(1 << 40))
-    engine.sessions.update(sessions)
-    assert answer(engine) == expected and stream.n_slots == engine.place.spare
+    session, ledger, seen = engine.session(), engine.place.ledger, []
+    for n_tokens in range(600, 1200, 100):  # points of a prefill
+        session.sync((PROMPT * 6)[:n_tokens])
+    with pytest.raises(ResourceError, match=r"no memory for [0-9,]+ tokens of context within") as caught:
+        for n_tokens in range(CONTEXT, 1 << 20, 1 << 10):
+            fill(session, n_tokens)
+            session.feed([1])
+            held = engine.held
+            assert held.held <= held.budget and held.slots == engine.stream.n_slots
+            seen.append((held.slots, len(session.points)))
+    assert len(session.tokens) == n_tokens - (1 << 10) + 1 == session.state.n_tokens, "it is as it was"
+    slots, points = zip(*seen)
+    assert slots[0] == ledger.slots and slots[-1] == ledger.spare and len(set(slots)) > 5
+    least = ledger.spare + -(-needs_of(folder).point // ledger.slot)  # what a point gives may be more than is asked for
+    assert all(n == points[0] for n, left in zip(points, slots) if left > least)
+    assert points[0] > 3 and points[-1] == 1 and len(set(points)) == points[0], "one after the other, the start stays"
+    assert "--jobs" in caught.value.hint
+    session.feed([2])
+    session.rewind(1000)  # all is computed again
+    fresh = Engine.open(folder, "cpu").session()
+    fresh.sync((PROMPT * 6)[:1000])
+    assert session.tokens == fresh.tokens and session.logits.tobytes() == fresh.logits.tobytes()
+    assert answer(engine) == expected and engine.stream.n_slots == ledger.spare
+    enough = int(caught.value.hint.split("M,")[0].removeprefix("--ram ")) << 20
+    Engine.open(folder, "cpu", ram=enough).session().make_room(n_tokens)
 
 
 def test_all_fits(folder, expected):
