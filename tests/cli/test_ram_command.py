@@ -36,6 +36,10 @@ def test_run_within_a_budget_says_the_same_and_what_it_cost(store, tmp_path):
     assert len(list((tmp_path / "cache" / "experts").iterdir())) == 1, "what was learned is kept"
     told = v4("run", "--model", folder, "--ram", ram, "--stats", "--no-cache", QUESTION, env=env)
     assert told.stdout.strip() == whole["text"].strip() and "per token from the SSD" in told.stderr
+    assert "memory held of what was planned: runtime 256.00 MiB of 256.00 MiB, dense " in told.stderr
+    memory = part["stats"]["memory"]
+    assert {"dense", "scratch", "staging", "experts", "KV", "rewind points"} < set(memory)
+    assert sum(held for _, held in memory.values()) <= int(ram)
 
 
 def test_too_small_a_budget_is_exit_4_with_what_would_do(store):

@@ -1,5 +1,8 @@
 """Models larger than their memory budget: the same tokens whatever fits, errors that leave the session usable."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import tiny
@@ -103,6 +106,54 @@ def test_a_context_that_grows_takes_from_experts_then_from_rewind_points_then_is
     assert answer(engine) == expected and engine.stream.n_slots == ledger.spare
     enough = int(caught.value.hint.split("M,")[0].removeprefix("--ram ")) << 20
     Engine.open(folder, "cpu", ram=enough).session().make_room(n_tokens)
+
+
+def test_near_the_minimum_sessions_keep_one_rewind_point_and_compute_more(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 0) - (POINTS - 1) * needs_of(folder).point)
+    assert (engine.place.plan.points, engine.place.ledger.slots) == (1, engine.place.ledger.spare)
+    assert answer(engine) == expected
+    session = engine.session()
+    for n_tokens in (100, 200, 300):
+        session.sync((PROMPT * 2)[:n_tokens])
+    assert [point.n_tokens for point in session.points] == [0, 300]
+    session.sync(PROMPT)  # nothing to go back to: from the start
+    assert session.stats.cached_tokens == 0 and session.logits.tobytes() == fresh_logits(folder)
+
+
+def fresh_logits(folder) -> bytes:
+    session = Engine.open(folder, "cpu").session()
+    session.sync(PROMPT)
+    return session.logits.tobytes()
+
+
+def test_sessions_together_share_the_least_and_who_asks_for_too_much_is_refused_alone(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 3))
+    refused, planned = threading.Event(), memory.timeline_bytes(engine.config, CONTEXT)
+
+    def greedy():
+        session = engine.session()
+        session.sync(PROMPT)
+        with pytest.raises(ResourceError, match="no memory for 100,000 tokens"):
+            session.make_room(100_000)
+        refused.set()
+        return session.tokens == PROMPT
+
+    with ThreadPoolExecutor(4) as pool:
+        one = pool.submit(greedy)
+        others = [pool.submit(answer, engine) for _ in range(3)]
+        assert one.result() and [other.result() for other in others] == [expected] * 3
+    assert refused.is_set() and memory.timeline_bytes(engine.config, 100_000) > 2 * planned
+    assert engine.held.held <= engine.held.budget
+
+
+def test_where_not_even_an_empty_session_fits_there_is_none(folder):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 0))
+    sessions = []
+    with pytest.raises(ResourceError, match=r"no memory for another session beside [0-9]+ other sessions"):
+        while len(sessions) < 1000:
+            sessions.append(engine.session())
+    assert len(sessions) > 3 and len(engine.account.sessions) == len(sessions)
+    sessions[0].sync(PROMPT[:1])
 
 
 def test_all_fits(folder, expected):

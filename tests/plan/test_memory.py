@@ -16,7 +16,8 @@ from v4cli.model.weights import NoWeights, build
 from v4cli.nano import recipe
 from v4cli.plan import cost, memory
 from v4cli.plan.budget import ledger_of, residence
-from v4cli.plan.placement import Budget, make_plan
+from v4cli.plan.placement import LEAST_POINTS, Budget, make_plan, shortage
+from v4cli.store.store import Store, layout
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 CONFIGS = {
@@ -68,10 +69,13 @@ def test_rewind_points_of_flash_are_no_longer_in_no_plan():
 
 
 SIZES = {  # of Flash's attention, its experts small
-    "flash": replace(shape("flash", 4, n_experts=8), vocab_size=1024, moe_intermediate_size=256),
+    "flash": replace(
+        shape("flash", 2, n_experts=8), vocab_size=1024, moe_intermediate_size=256, compress_ratios=(4, 128)
+    ),
     "nano": recipe.config(),
     "tiny": tiny.config(tiny.STORE_LIKE),
 }
+DEEP = 50_000  # tokens
 SCRATCH = """
 import json, sys
 import numpy as np
@@ -81,7 +85,7 @@ from v4cli.bench.fill import fill
 from v4cli.bench.speed import random_engine
 engine = random_engine(SIZES[sys.argv[1]], "native", "random")
 session, deep = engine.session(), engine.session()
-fill(deep, engine.config.max_position_embeddings - 600)
+fill(deep, int(sys.argv[2]) - 600)
 ids = np.arange(512) % engine.config.vocab_size
 session.feed(ids)
 deep.feed(ids)
@@ -93,14 +97,12 @@ print(json.dumps([engine.model.ops.nbytes, native.library().v4k_scratch_peak()])
 
 @pytest.mark.parametrize("name", SIZES)
 def test_scratch_of_a_step_is_within_what_is_planned_and_not_far_from_it(name, in_new_process):
-    config = SIZES[name]
-    kept, peak = in_new_process(SCRATCH, name)
-    threads, longest = default_threads(), config.max_position_embeddings
+    config, threads = SIZES[name], default_threads()
+    kept, peak = in_new_process(SCRATCH, name, DEEP)
     assert kept <= memory.CHUNK * memory._row_bytes(config)
-    assert (
-        peak <= memory._kernel_bytes(config, memory.CHUNK, longest, threads) + memory.SLACK <= 1.5 * peak + memory.SLACK
-    )
-    whole = memory.scratch_bytes(config, memory.CHUNK, longest, threads)
+    kernels = memory._kernel_bytes(config, memory.CHUNK, DEEP, threads) + memory.SLACK
+    assert peak <= kernels <= 1.5 * peak + memory.SLACK
+    whole = memory.scratch_bytes(config, memory.CHUNK, DEEP, threads)
     pairs = memory.CHUNK * config.num_experts_per_tok * config.hidden_size * 8  # of experts on demand
     assert kept + peak + pairs <= whole <= 1.25 * (kept + peak + pairs) + memory.SLACK
 
@@ -116,9 +118,6 @@ def test_more_sessions_take_more_of_everything_but_weights():
 @pytest.mark.parametrize("n_sessions", [1, 3])
 @pytest.mark.parametrize("more", [0, 1, 5, 100, 10_000])
 def test_plan_and_ledger_say_the_same(n_sessions, more):
-    from v4cli.plan.placement import LEAST_POINTS, shortage
-    from v4cli.store.store import layout
-
     config = shape("flash", 4)
     needs = cost.needs(config, cost.stored_tensors(layout(config, "native", False)))
     needs = cost.at_context(needs, config, 32_768, n_sessions)
@@ -133,21 +132,14 @@ def test_plan_and_ledger_say_the_same(n_sessions, more):
     assert 0 <= ledger.free < max(needs.slot, needs.embed.held) or plan.resident == 1
 
 
-def test_experts_give_way_no_further_than_they_can(tmp_path):
-    folder = tiny.make_store(tiny.random_checkpoint(tmp_path / "source", tiny.STORE_LIKE), tmp_path / "store")
-    engine = Engine.open(folder, "cpu", ram=1 << 40)
+def test_experts_give_way_no_further_than_they_can(made):
+    engine = Engine.open(made, "cpu", ram=1 << 40)
     assert engine.stream is None and engine.place.ledger.least == engine.place.ledger.slots
-    tensors = cost.stored_tensors(engine_parts(folder))
+    tensors = cost.stored_tensors(Store.open(made).parts)
     ledger = residence(engine.config, tensors, engine.place.ledger.held + (10 << 20)).ledger
     for excess in (-5, 0, 1, ledger.slot, ledger.slot + 1, 1 << 30):
         left = ledger.with_sessions(ledger.kv + ledger.free + excess, ledger.points, ledger.scratch)
         assert left.slots == max(ledger.least, ledger.slots - max(0, -(-excess // ledger.slot)))
-
-
-def engine_parts(folder):
-    from v4cli.store.store import Store
-
-    return Store.open(folder).parts
 
 
 def test_the_session_of_a_real_engine_is_counted_by_its_owners():

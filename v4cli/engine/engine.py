@@ -86,6 +86,8 @@ class Engine:
             place = residence_in(checkpoint, ram)
         elif ram is not None:
             raise UsageError("--ram needs the cpu backend", "drop --ram or --backend")
+        if place:
+            loading.give_back_what_is_freed()
         if place and place.ledger.spare and isinstance(checkpoint, Store):
             stream, weights = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
         model = loading.model_of(checkpoint, chosen, stream)
@@ -95,6 +97,14 @@ class Engine:
     def held(self) -> Ledger | None:
         """What the process holds of its budget; None without one."""
         return self.account.held(self)
+
+    def memory(self) -> dict[str, tuple[int, int]] | None:
+        """Bytes planned and held, by item of the ledger; None without a budget."""
+        held = self.held
+        if held is None or self.place is None:
+            return None
+        planned = self.place.ledger.items
+        return {name: (planned.get(name, 0), n_bytes) for name, n_bytes in held.items.items()}
 
     def _fault(self, tokens: Sequence[int], state: State) -> ModelError:
         return fault(self, tokens, state)

@@ -1,7 +1,9 @@
 """How a model is loaded: mapped files, dense tensors, or, within a memory budget, experts on demand."""
 
 import contextlib
+import ctypes
 import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from v4cli.prefixes import kvfile
 from v4cli.store.sources import DenseSource, Model, PackedSource
 from v4cli.store.store import Store, layout
 
+ALLOCATOR = {-8: 1, -3: 1 << 17, -1: 1 << 20}  # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (malloc.h)
 MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 
 
@@ -87,6 +90,15 @@ def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[Expe
         with contextlib.suppress(SnapshotError, ValueError):
             stream.learn(kvfile.read(learned)[1])
     return stream, held
+
+
+def give_back_what_is_freed() -> None:
+    """Have the allocator keep little of what is freed: by default it keeps as much for every thread that computed as
+    that needed at most, which no ledger knows. Elsewhere than on glibc it is as it is."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ALLOCATOR.items():
+            mallopt(option, value)
 
 
 def _rows_of(path: Path) -> np.ndarray:

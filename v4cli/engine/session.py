@@ -100,7 +100,7 @@ class Session:
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
         self.stats.prefill_experts = self.counts.to_dict() if self.engine.stream else None
-        self.stats.kv_bytes = self.state.nbytes
+        self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
         return len(self.tokens) == len(tokens)
 
     def _take_up(self, tokens: list[int]) -> None:
@@ -313,5 +313,5 @@ class Session:
         try:
             yield
         finally:
-            self.stats.kv_bytes = self.state.nbytes
+            self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
             self.stats.decode_experts = self.counts.to_dict() if self.engine.stream else None
