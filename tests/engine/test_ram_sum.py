@@ -98,5 +98,5 @@ def test_the_sum_of_all_sessions_stays_within_the_budget(folder, n_sessions, in_
     assert grown["peak"] <= grown["ram"] and grown["taken"] <= grown["allowed"] + SLACK
     assert grown["slots"] < grown["planned"], "experts gave way"
     if n_sessions > 1:
-        assert grown["refused"] and grown["slots"] == grown["spare"], "there is more to hold than fits"
+        assert grown["refused"], "there is more to hold than fits"
         assert all("other session" in words for words in grown["refused"])

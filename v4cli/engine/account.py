@@ -50,32 +50,32 @@ class Account:
 
     def pledge(self, session: "Session", n_tokens: int) -> None:
         """The session is about to hold n_tokens. Experts are to give way, then rewind points go, those first that cost
-        least to do without. ResourceError if that is not enough: the session is as it was."""
+        least to do without. ResourceError if that would not be enough: all sessions are as they were."""
         if self.place is None:
             return
         with self.lock:
-            before = session.pledged
+            before = session.pledged, self._most, self._longest
             session.pledged = memory.timeline_bytes(self.config, n_tokens, session.kv_dir is not None)
             session.pledged += memory.logits_bytes(self.config)
             self._most = max(self._most, len(self.sessions))
             self._longest = max(self._longest, n_tokens)
-            while (free := self._planned(self.place).free) < 0:
-                if not self._thin():
-                    session.pledged = before
-                    raise self._full(-free, n_tokens)
+            missing = -self._planned(self.place, 0).free
+            if missing > 0:
+                session.pledged, self._most, self._longest = before
+                raise self._full(missing, n_tokens)
+            while self._planned(self.place, self._kept()).free < 0:
+                max(self.sessions, key=lambda session: len(session.points)).drop_point()
 
-    def _planned(self, place: Residence) -> Ledger:
-        """With everything that is pledged."""
+    def _kept(self) -> int:
+        """Bytes of all rewind points."""
+        return sum(point.nbytes for session in self.sessions for point in session.points)
+
+    def _planned(self, place: Residence, kept: int) -> Ledger:
+        """With everything that is pledged, and so many bytes of rewind points beside one in hand for every session."""
         kv = sum(session.pledged for session in self.sessions)
-        kept = sum(point.nbytes for session in self.sessions for point in session.points)
         scratch = cost.scratch_bytes(self.config, self._longest, self._most)
         points = kept + len(self.sessions) * self._point
         return place.ledger.with_sessions(kv, points, max(place.ledger.scratch, scratch))
-
-    def _thin(self) -> bool:
-        """Drop a point of the session that has most; whether there was one."""
-        richest = max(self.sessions, key=lambda session: len(session.points))
-        return richest.drop_point()
 
     def _full(self, missing: int, n_tokens: int) -> ResourceError:
         assert self.place is not None
@@ -92,7 +92,7 @@ class Account:
         if self.place is None or self.stream is None:
             return
         with self.lock:
-            slots = self._planned(self.place).slots
+            slots = self._planned(self.place, self._kept()).slots
         self.stream.shrink(slots)
 
     def held(self, engine: "Engine") -> Ledger | None:
@@ -102,7 +102,7 @@ class Account:
         planned = self.place.ledger
         with self.lock:
             kv = sum(session.kv_nbytes for session in self.sessions)
-            points = sum(point.nbytes for session in self.sessions for point in session.points)
+            points = self._kept()
         model = engine.model
         working = sum(getattr(part, "nbytes", 0) for part in (model.ops, model.bank))
         return Ledger(

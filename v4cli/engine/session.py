@@ -248,15 +248,14 @@ class Session:
             while len(self.points) - 1 > self.engine.account.points:
                 self.drop_point()
 
-    def drop_point(self) -> bool:
-        """Do without the rewind point that costs least, the last one at last; whether there was one. What is lost is
-        time: going back there computes again what lies behind the point before it. Under `engine.account.lock`."""
+    def drop_point(self) -> None:
+        """Do without the rewind point that costs least, the last one at last, never the start. What is lost is time:
+        going back there computes again what lies behind the point before it. Under `engine.account.lock`."""
         n = [point.n_tokens for point in self.points]
         # Spacing may grow with the distance from the end: far rewinds are rare.
         cost = [(n[i + 1] - n[i - 1]) / (n[-1] - n[i - 1]) for i in range(1, len(n) - 1)]
         if len(n) > 1:
             del self.points[1 + cost.index(min(cost)) if cost else 1]
-        return len(n) > 1
 
     def checked(self, tokens: Sequence[int]) -> list[int]:
         """Tokens as ints; UsageError if none or outside the vocabulary, ResourceError if beyond the context."""
