@@ -166,3 +166,12 @@ def test_probes_measure_something_and_leave_nothing_behind(tmp_path):
     assert hardware.disk_free(tmp_path / "not" / "there") > 0
     free = hardware.ram()
     assert 0 < free[1] <= free[0]
+
+
+def test_plan_shows_what_sessions_hold(capsys):
+    from v4cli.cli.plan import plan_model
+
+    plan_model("nano", "1G", "0", "1k", 3, None, False)
+    told = capsys.readouterr().out
+    assert "3 sessions of 1," in told and "rewind points of at most" in told
+    assert all(f"{item} " in told for item in ("scratch", "staging", "KV", "rewind points", "experts"))
