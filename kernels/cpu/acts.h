@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "dispatch.h"
+#include "scratch.h"
 
 namespace v4k {
 
@@ -18,16 +19,18 @@ class Acts {
   Acts() = default;
   Acts(const Acts &) = delete;
   Acts &operator=(const Acts &) = delete;
-  ~Acts() { std::free(memory_); }
+  ~Acts() { release(); }
 
   // Room for `rows` rows of `cols` inputs; false without memory.
   bool reserve(int64_t rows, int64_t cols) {
     const int64_t groups = padded_groups(cols);
     const size_t codes = static_cast<size_t>(rows * groups * V4K_GROUP), each = static_cast<size_t>(rows * groups * 4);
     const size_t bytes = (codes + 2 * each + 63) / 64 * 64;
-    std::free(memory_);
+    release();
     memory_ = static_cast<char *>(std::aligned_alloc(64, bytes ? bytes : 64));
     if (!memory_) return false;
+    bytes_ = static_cast<int64_t>(bytes);
+    count_scratch(bytes_);
     cols_ = cols;
     view.q = reinterpret_cast<int8_t *>(memory_);
     view.scale = reinterpret_cast<float *>(memory_ + codes);
@@ -61,8 +64,14 @@ class Acts {
   v4k_acts view{};
 
  private:
+  void release() {
+    if (memory_) count_scratch(-bytes_);
+    std::free(memory_);
+    memory_ = nullptr;
+  }
+
   char *memory_ = nullptr;
-  int64_t cols_ = 0;
+  int64_t cols_ = 0, bytes_ = 0;
 };
 
 }  // namespace v4k

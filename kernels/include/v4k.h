@@ -96,6 +96,9 @@ V4K_API int v4k_abi_version(void);
 /* The format with this id; V4K_EARGUMENT if there is none. Ids are 1, 2, ... without holes. */
 V4K_API int v4k_format(int64_t id, v4k_format_info *out);
 
+/* Most bytes of scratch memory that calls have held at a time since the library was loaded. Each frees its own. */
+V4K_API int64_t v4k_scratch_peak(void);
+
 /* Name of the ISA tier in use: scalar, avx2, avx512 or neon. Chosen at first use: the best this machine can run, or
  * the one named by the environment variable V4_ISA if that is lower. */
 V4K_API const char *v4k_isa(void);

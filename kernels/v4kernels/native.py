@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ABI_VERSION = 6  # of the functions, and of the bits of their results
+KV_GROUP, KEY_GROUP = 64, 32  # values per scale of a KV entry, of an index key
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 LIBRARY = "libv4k.so"
 
@@ -71,17 +72,18 @@ Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
 def entry_bytes(dims: int, rope_dims: int) -> int:
     """Bytes of one KV entry (v4k.h)."""
     plain = dims - rope_dims
-    return plain + 2 * rope_dims + -(-plain // 64 // 8) * 8
+    return plain + 2 * rope_dims + -(-plain // KV_GROUP // 8) * 8
 
 
 def key_bytes(dims: int) -> tuple[int, int]:
     """Bytes of one index key: codes and scales."""
-    return dims // 2, dims // 32
+    return dims // 2, dims // KEY_GROUP
 
 
 _P, _N = c_void_p, c_int64
 SIGNATURES = {
     "v4k_format": (c_int, (_N, _P)),
+    "v4k_scratch_peak": (c_int64, ()),
     "v4k_isa": (c_char_p, ()),
     "v4k_isa_tiers": (c_char_p, ()),
     "v4k_set_isa": (c_int, (c_char_p,)),

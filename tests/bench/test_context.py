@@ -9,7 +9,7 @@ import torch
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.bench import speed
+from v4cli.bench import flops, speed
 from v4cli.bench.context import Plan, measure
 from v4cli.bench.fill import ENTRIES, fill
 from v4cli.bench.resident import resident
@@ -166,11 +166,11 @@ def test_kv_and_work_of_a_million_tokens_are_the_published_ones():
     assert parts["csa_entries"] == 21 * 512 * 584 and parts["hca_entries"] == 20 * 8192 * 584
     assert cost.kv_read_parts(pro, 4_096)["index_keys"] == 0  # all 1,024 entries are chosen: none is scored
     for config, percent in ((flash, 10.2), (pro, 27.0)):
-        ratio = cost.flops(config, 10**6).fp8_equivalent / cost.v32_flops(10**6).fp8_equivalent
+        ratio = flops.flops(config, 10**6).fp8_equivalent / flops.v32_flops(10**6).fp8_equivalent
         assert round(100 * ratio, 1) == percent
-    f = cost.flops(flash, 10**6)
+    f = flops.flops(flash, 10**6)
     everything = f.linear + f.compressor + f.indexer_projection + f.indexer_scores + f.attention + f.ffn
-    assert cost.token_macs(flash, 10**6) == pytest.approx(everything / 2)
+    assert flops.token_macs(flash, 10**6) == pytest.approx(everything / 2)
 
 
 @pytest.mark.parametrize(

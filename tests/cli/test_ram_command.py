@@ -5,14 +5,11 @@ import shutil
 
 import pytest
 import tiny
+from engine.test_ram import budget
 from test_cli import v4
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.plan import cost
-from v4cli.plan.budget import CONTEXT
-from v4cli.plan.placement import Budget, shortage
-from v4cli.store.store import Store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 QUESTION = "Hello, who are you?"
@@ -24,9 +21,7 @@ def store(tmp_path_factory):
     folder = tiny.make_store(paths.NANO, tmp_path_factory.mktemp("nano") / "store")
     for file in ("tokenizer.json", "generation_config.json"):
         shutil.copyfile(paths.NANO / file, folder / file)
-    opened = Store.open(folder)
-    needs = cost.at_context(cost.needs(opened.config, cost.stored_tensors(opened.parts)), opened.config, CONTEXT)
-    return folder, str(shortage(needs, Budget(0, 0, 1, 1, 1)) + 10 * needs.expert)
+    return folder, str(budget(folder, 10))
 
 
 def test_run_within_a_budget_says_the_same_and_what_it_cost(store, tmp_path):
@@ -41,6 +36,10 @@ def test_run_within_a_budget_says_the_same_and_what_it_cost(store, tmp_path):
     assert len(list((tmp_path / "cache" / "experts").iterdir())) == 1, "what was learned is kept"
     told = v4("run", "--model", folder, "--ram", ram, "--stats", "--no-cache", QUESTION, env=env)
     assert told.stdout.strip() == whole["text"].strip() and "per token from the SSD" in told.stderr
+    assert "memory held of what was planned: runtime 256.00 MiB of 256.00 MiB, dense " in told.stderr
+    memory = part["stats"]["memory"]
+    assert {"dense", "scratch", "staging", "experts", "KV", "rewind points"} < set(memory)
+    assert sum(held for _, held in memory.values()) <= int(ram)
 
 
 def test_too_small_a_budget_is_exit_4_with_what_would_do(store):

@@ -1,6 +1,6 @@
 """Models larger than their memory budget: the same tokens whatever fits, errors that leave the session usable."""
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,12 +8,14 @@ import tiny
 from v4kernels import native
 
 from v4cli import hardware
+from v4cli.bench.fill import fill
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError, UsageError
 from v4cli.plan import cost
 from v4cli.plan.budget import CONTEXT, SHARE, residence
-from v4cli.plan.placement import Budget, shortage
+from v4cli.plan.memory import POINTS
+from v4cli.plan.placement import LEAST_POINTS, Budget, shortage
 from v4cli.store.store import Store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the kernel library")
@@ -27,11 +29,16 @@ def folder(tmp_path_factory):
 
 
 def budget(folder, n_experts: int) -> int:
-    """Bytes of RAM that hold the least and so many experts."""
+    """Bytes of RAM that hold the least, all rewind points of a session and so many experts."""
+    needs = needs_of(folder)
+    more = (POINTS + 1 - LEAST_POINTS) * needs.point + n_experts * needs.slot
+    return shortage(needs, Budget(0, 0, 1, 1, 1)) + more
+
+
+def needs_of(folder):
     store = Store.open(folder)
     needs = cost.needs(store.config, cost.stored_tensors(store.trunk))
-    needs = cost.at_context(needs, store.config, CONTEXT)
-    return shortage(needs, Budget(0, 0, 1, 1, 1)) + n_experts * needs.expert
+    return cost.at_context(needs, store.config, CONTEXT)
 
 
 def answer(engine) -> tuple:
@@ -49,7 +56,7 @@ def expected(folder):
 @pytest.mark.parametrize("n_experts", [0, 1, 3, 10, 20])
 def test_same_bits_under_every_budget(folder, expected, n_experts):
     engine = Engine.open(folder, "cpu", ram=budget(folder, n_experts))
-    assert engine.place.slots == n_experts + engine.place.spare
+    assert engine.place.ledger.slots == n_experts + engine.place.ledger.spare
     assert answer(engine) == expected
     assert answer(engine) == expected, "with whatever the first answer left in memory"
     assert engine.stream.counts.misses > 0
@@ -71,29 +78,80 @@ def test_a_prompt_reads_what_it_needs_once(folder):
     assert read["hits"] == 0 and read["bytes_read"] <= 1.05 * read["bytes_used"]
 
 
-@dataclass(eq=False)
-class Held:
-    """What a session takes of the memory."""
-
-    nbytes: int
-
-
-def test_experts_give_way_to_a_long_context(folder, expected):
+def test_a_context_that_grows_takes_from_experts_then_from_rewind_points_then_is_refused(folder, expected):
     engine = Engine.open(folder, "cpu", ram=budget(folder, 10))
-    answer(engine)
-    stream, planned = engine.stream, engine.place.plan.ram.holds["KV"]
-    assert stream.policy.n_resident == 10
+    session, ledger, seen = engine.session(), engine.place.ledger, []
+    for n_tokens in range(600, 1200, 100):  # points of a prefill
+        session.sync((PROMPT * 6)[:n_tokens])
+    with pytest.raises(ResourceError, match=r"no memory for [0-9,]+ tokens of context within") as caught:
+        for n_tokens in range(CONTEXT, 1 << 20, 1 << 10):
+            fill(session, n_tokens)
+            session.feed([1])
+            held = engine.held
+            assert held.held <= held.budget and held.slots == engine.stream.n_slots
+            seen.append((held.slots, len(session.points)))
+    assert len(session.tokens) == n_tokens - (1 << 10) + 1 == session.state.n_tokens, "it is as it was"
+    slots, points = zip(*seen)
+    assert slots[0] == ledger.slots and slots[-1] == ledger.spare and len(set(slots)) > 5
+    least = ledger.spare + -(-needs_of(folder).point // ledger.slot)  # what a point gives may be more than is asked for
+    assert all(n == points[0] for n, left in zip(points, slots) if left > least)
+    assert points[0] > 3 and points[-1] == 1 and len(set(points)) == points[0], "one after the other, the start stays"
+    assert "--jobs" in caught.value.hint
+    session.feed([2])
+    session.rewind(1000)  # all is computed again
+    fresh = Engine.open(folder, "cpu").session()
+    fresh.sync((PROMPT * 6)[:1000])
+    assert session.tokens == fresh.tokens and session.logits.tobytes() == fresh.logits.tobytes()
+    assert answer(engine) == expected and engine.stream.n_slots == ledger.spare
+    enough = int(caught.value.hint.split("M,")[0].removeprefix("--ram ")) << 20
+    Engine.open(folder, "cpu", ram=enough).session().make_room(n_tokens)
 
-    sessions = [Held(n) for n in (planned - 7, 3 * stream.reader.files.room + 2)]
-    engine.sessions.clear()
-    engine.sessions.update(sessions)  # together 5 bytes less than three experts too much
-    engine.scheduler.before_step()
-    assert (stream.policy.places, stream.n_slots) == (7, engine.place.slots - 3)
-    sessions.clear()
-    assert answer(engine) == expected and stream.policy.n_resident == 7
-    sessions.append(Held(1 << 40))
-    engine.sessions.update(sessions)
-    assert answer(engine) == expected and stream.n_slots == engine.place.spare
+
+def test_near_the_minimum_sessions_keep_one_rewind_point_and_compute_more(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 0) - (POINTS - 1) * needs_of(folder).point)
+    assert (engine.place.plan.points, engine.place.ledger.slots) == (1, engine.place.ledger.spare)
+    assert answer(engine) == expected
+    session = engine.session()
+    for n_tokens in (100, 200, 300):
+        session.sync((PROMPT * 2)[:n_tokens])
+    assert [point.n_tokens for point in session.points] == [0, 300]
+    session.sync(PROMPT)  # nothing to go back to: from the start
+    assert session.stats.cached_tokens == 0 and session.logits.tobytes() == fresh_logits(folder)
+
+
+def fresh_logits(folder) -> bytes:
+    session = Engine.open(folder, "cpu").session()
+    session.sync(PROMPT)
+    return session.logits.tobytes()
+
+
+def test_sessions_together_share_the_least_and_who_asks_for_too_much_is_refused_alone(folder, expected):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 3))
+
+    def greedy():
+        session = engine.session()
+        session.sync(PROMPT)
+        points = list(session.points)
+        with pytest.raises(ResourceError, match="no memory for 900,000 tokens"):
+            session.make_room(900_000)
+        assert session.points == points, "what would not help is not given up"
+        return session.tokens == PROMPT
+
+    with ThreadPoolExecutor(4) as pool:
+        one = pool.submit(greedy)
+        others = [pool.submit(answer, engine) for _ in range(3)]
+        assert one.result() and [other.result() for other in others] == [expected] * 3
+    assert engine.held.held <= engine.held.budget
+
+
+def test_where_not_even_an_empty_session_fits_there_is_none(folder):
+    engine = Engine.open(folder, "cpu", ram=budget(folder, 0))
+    sessions = []
+    with pytest.raises(ResourceError, match=r"no memory for another session beside [0-9]+ other sessions"):
+        while len(sessions) < 1000:
+            sessions.append(engine.session())
+    assert len(sessions) > 3 and len(engine.account.sessions) == len(sessions)
+    sessions[0].sync(PROMPT[:1])
 
 
 def test_all_fits(folder, expected):

@@ -48,10 +48,11 @@ def test_the_library_says_the_same_of_every_format():
 
 
 def test_the_header_numbers_them_so():
-    ids = dict(re.findall(r"V4K_([A-Z0-9]+) = ([1-9]),", HEADER.read_text()))
+    enum = re.search(r"enum \{\s+V4K_FP4.*?\}", HEADER.read_text(), re.DOTALL)[0]
+    ids = dict(re.findall(r"V4K_([A-Z0-9]+) = ([1-9]),", enum))
     assert {name.upper(): str(FORMATS[name].id) for name in READ} == ids
     assert f"#define V4K_GROUP {GROUP} " in HEADER.read_text()
-    assert f"#define V4K_ABI_VERSION {native.ABI_VERSION}\n" in HEADER.read_text()
+    assert f"#define V4K_ABI_VERSION {native.ABI_VERSION} " in HEADER.read_text()
 
 
 def test_every_format_with_scales_has_both_functions():

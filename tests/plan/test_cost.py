@@ -58,30 +58,6 @@ def test_kv_bytes_at_a_million_tokens(golden):
     assert round(cost.kv_bytes_per_token(load(golden, "v4_flash")), 1) == 3514.2
 
 
-def test_share_of_v32(golden):
-    pro, flash = load(golden, "v4_pro"), load(golden, "v4_flash")
-    v32 = cost.v32_flops(10**6)
-    assert round(v32.fp8_equivalent / 1e9, 1) == 1145.8
-    for config, gigaflops, percent, kv_percent in ((pro, 309.7, 27.0, 10.47), (flash, 116.4, 10.2, 7.31)):
-        ours = cost.flops(config, 10**6).fp8_equivalent
-        assert round(ours / 1e9, 1) == gigaflops
-        assert round(100 * ours / v32.fp8_equivalent, 1) == percent
-        assert round(100 * cost.kv_bytes_per_token(config) / cost.V32_KV_BYTES_PER_TOKEN, 2) == kv_percent
-
-
-def test_flops_by_component(golden):
-    flash = cost.flops(load(golden, "v4_flash"), 10**6)
-    parts = (
-        flash.linear,
-        flash.compressor,
-        flash.indexer_projection,
-        flash.indexer_scores,
-        flash.attention,
-        flash.ffn,
-    )
-    assert [round(x / 1e9, 1) for x in (*parts, flash.head)] == [9.2, 0.5, 0.5, 86.0, 22.6, 15.2, 1.1]
-
-
 def test_config_round_trips_and_knows_its_release(golden):
     for name in PAYLOADS:
         config = load(golden, name)

@@ -8,11 +8,11 @@ from v4kernels import native
 from v4kernels.api import Span
 from v4kernels.cpu import Buffer, Cpu
 
+from v4cli.bench import flops
 from v4cli.bench.random_weights import RandomSource
 from v4cli.bench.synthetic import shape
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
-from v4cli.plan import cost
 
 
 class AttentionLayer:
@@ -43,7 +43,7 @@ class AttentionLayer:
     @property
     def macs(self) -> int:
         """Multiply-adds of one step."""
-        f = cost.flops(self.config, self.context)
+        f = flops.flops(self.config, self.context)
         work = f.linear + f.compressor + f.attention
         return int(work + (f.indexer_projection + f.indexer_scores if self.scores.size and self._indexed() else 0)) // 2
 

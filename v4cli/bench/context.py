@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from v4cli.bench import speed
+from v4cli.bench import flops, speed
 from v4cli.bench.fill import fill
 from v4cli.bench.resident import disk_reads, resident
 from v4cli.bench.steps import KINDS, Steps, decode
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
-from v4cli.engine.session import PREFILL_CHUNK, Session
+from v4cli.engine.session import Session
 from v4cli.errors import UsageError
 from v4cli.nano.recall import Question, ask, haystack
 from v4cli.plan import cost
+from v4cli.plan.memory import CHUNK
 from v4cli.store.store import layout
 
 INT8, FP32 = "v4k int8", "torch fp32"  # products whose rates bound index scores and attention
@@ -54,7 +55,7 @@ class Plan:
     @property
     def tail(self) -> int:
         """Tokens computed at a frontier after it has been filled."""
-        return 2 * self.tokens + (PREFILL_CHUNK if self.synthetic_fill else 0)
+        return 2 * self.tokens + (CHUNK if self.synthetic_fill else 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Frontier:
     read_fraction: float  # of decoding as fast as bytes_read can be read
     parts: dict[str, Part]  # of a decode step
     bound: str  # the largest part and its ceiling
-    v32_flops_ratio: float  # of the whole model, FP8 equivalents (cost.py)
+    v32_flops_ratio: float  # of the whole model, FP8 equivalents (flops.py)
     v32_kv_ratio: float  # of the whole model
     whole_kv_bytes: int
     recall: Recall | None
@@ -146,7 +147,7 @@ class _Run:
         else:
             self.ids = np.random.default_rng(0).integers(0, config.vocab_size, n_ids).tolist()
         self.products = _products()
-        engine.session().feed((self.ids * PREFILL_CHUNK)[:PREFILL_CHUNK])  # working memory is not growth
+        engine.session().feed((self.ids * CHUNK)[:CHUNK])  # working memory is not growth
         self.empty = resident(plan.kv_dir)
         self.session = engine.session(plan.kv_dir)
         self.first: Session | None = None
@@ -158,11 +159,11 @@ class _Run:
         held = self._held()
         machine = Machine(speed.product_rates(self.products), speed.read_bandwidth())
         middle = n_tokens - 2 * self.plan.tokens - prefilled // 2
-        macs = prefilled / prefill_s * cost.token_macs(config, middle) / 1e9
+        macs = prefilled / prefill_s * flops.token_macs(config, middle) / 1e9
         read = self.weight_reads["own"] | cost.kv_read_parts(config, n_tokens)
         parts = machine.parts(here.parts(ratios, ratios), config, n_tokens, read)
         whole_kv = cost.kv_bytes(whole, n_tokens).total
-        v32_flops = cost.v32_flops(n_tokens).fp8_equivalent
+        v32_flops = flops.v32_flops(n_tokens).fp8_equivalent
         return Frontier(
             n_tokens=n_tokens, decode_tokens_per_s=1 / here.median, first_tokens_per_s=1 / first.median,
             retention=first.median / here.median, prefill_tokens=prefilled, prefill_tokens_per_s=prefilled / prefill_s,
@@ -170,8 +171,8 @@ class _Run:
             kv_bytes=cost.kv_bytes(config, n_tokens).total, kv_resident_bytes=held, bytes_read=read,
             disk_read_bytes=disk, flops=_flops(config, n_tokens), read_bandwidth=machine.read_bandwidth,
             product_rates=machine.product_rates, read_fraction=machine.reading_s(read) / here.median, parts=parts,
-            bound=_bound(parts), v32_flops_ratio=cost.flops(whole, n_tokens).fp8_equivalent / v32_flops,
-            v32_kv_ratio=whole_kv / (cost.V32_KV_BYTES_PER_TOKEN * n_tokens), whole_kv_bytes=whole_kv,
+            bound=_bound(parts), v32_flops_ratio=flops.flops(whole, n_tokens).fp8_equivalent / v32_flops,
+            v32_kv_ratio=whole_kv / (flops.V32_KV_BYTES_PER_TOKEN * n_tokens), whole_kv_bytes=whole_kv,
             recall=self._recall(n_tokens), whole=self._whole(first, here, n_tokens, machine),
         )  # fmt: skip
 
@@ -181,8 +182,8 @@ class _Run:
         start = n_tokens - 2 * plan.tokens
         if plan.synthetic_fill:
             fill(session, n_tokens - plan.tail)
-            chunk = self.ids[:PREFILL_CHUNK]
-            return PREFILL_CHUNK, speed.seconds(lambda: session.feed(chunk))
+            chunk = self.ids[:CHUNK]
+            return CHUNK, speed.seconds(lambda: session.feed(chunk))
         before = len(session.tokens)
         return start - before, speed.seconds(lambda: session.sync(self.ids[:start], self.progress()))
 
@@ -243,7 +244,7 @@ class Machine:
     def parts(self, seconds: dict[str, float], config, n_tokens: int, read: dict[str, int]) -> dict[str, Part]:
         """A step's seconds by part beside what bounds them: scores are int8 products, attention is fp32, all else
         waits for weights."""
-        f = cost.flops(config, n_tokens)
+        f = flops.flops(config, n_tokens)
         scores = f.indexer_scores if read["index_keys"] else 0.0
         least = {
             "weights": ("reading memory", self.reading_s({name: read[name] for name in WEIGHTS})),
@@ -270,5 +271,5 @@ def _products() -> dict[str, Callable]:
 
 
 def _flops(config, n_tokens: int) -> dict[str, float]:
-    parts = asdict(cost.flops(config, n_tokens))
+    parts = asdict(flops.flops(config, n_tokens))
     return {name: parts[name] for name in parts if name not in ("router", "index_weight")}  # router: in ffn

@@ -95,8 +95,8 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     then_s = head_s + after_hash * (weights["experts"] + weights["dense"]) / memory / 1e9
     in_order = 1 / max(ssd_s + head_s, hash_misses.count * expert / tokens / ssd / 1e9 + then_s)
     return DemandReport(
-        model=str(folder), ram=ram, planned_bytes=engine.place.plan.ram.held, peak_rss_bytes=peak,
-        slots=engine.place.slots, resident_share=engine.place.plan.resident,
+        model=str(folder), ram=ram, planned_bytes=engine.place.ledger.held, peak_rss_bytes=peak,
+        slots=engine.place.ledger.slots, resident_share=engine.place.plan.resident,
         prompt_tokens=prompt, prefill_tokens_per_s=prompt / session.stats.prefill_s,
         prefill_bytes_read=prefill["bytes_read"],
         prefill_read_of_needed=prefill["bytes_read"] / max(1, prefill["misses"] * expert),

@@ -16,7 +16,9 @@ KEY_SCALE = 125  # 2^-2: index keys of about unit variance
 
 def fill(session, n_tokens: int, seed: int = 0) -> None:
     """Put a session of the cpu backend at `n_tokens`, not less than it has: random entries for the tokens between,
-    random windows and tails. Token ids are 0; going back into what was filled gives other entries."""
+    random windows and tails. Token ids are 0; going back into what was filled gives other entries. ResourceError where
+    the budget does not hold it."""
+    session.make_room(n_tokens)
     rng = np.random.default_rng((seed, n_tokens))
     state, config = session.state, session.engine.config
     entries = _entries(rng, config)

@@ -14,10 +14,10 @@ from torch import Tensor
 from v4cli.bench.traces import Trace
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
-from v4cli.engine.session import PREFILL_CHUNK
 from v4cli.nano.dialogues import generate
 from v4cli.nano.timelines import turn_ids
 from v4cli.paths import NANO
+from v4cli.plan.memory import CHUNK
 
 N_EXPERTS, TOP_K = 256, 6  # Flash's
 TRAINING = 12_000  # tokens
@@ -41,8 +41,8 @@ def _inputs(n_tokens: int, split: str, seed: int) -> Tensor:
         ids += turn_ids(tokenizer, generate(rng, split).messages)
     engine.model.bank = noting = Noting(engine.model.bank, engine.config.num_hidden_layers)
     session = engine.session()
-    for start in range(0, n_tokens, PREFILL_CHUNK):
-        session.feed(ids[start : min(start + PREFILL_CHUNK, n_tokens)])
+    for start in range(0, n_tokens, CHUNK):
+        session.feed(ids[start : min(start + CHUNK, n_tokens)])
     return torch.from_numpy(np.stack([np.concatenate(layer) for layer in noting.seen]))
 
 

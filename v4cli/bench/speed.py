@@ -16,6 +16,7 @@ import numpy as np
 from v4kernels import native
 from v4kernels.formats import GROUP
 
+from v4cli.bench import flops
 from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
@@ -170,7 +171,7 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
     kernels = {name: s / tokens for name, s in sorted(clock.seconds().items())}
     read = cost.read_bytes_per_token(config, cost.stored_tensors(layout(config, quant, with_mtp=False)))
     read["kv"] = cost.kv_read_bytes(config, prompt + tokens // 2)
-    macs = cost.token_macs(config, prompt // 2)
+    macs = flops.token_macs(config, prompt // 2)
     rates, bandwidth = product_rates(products()), median(bandwidths)
     return Report(
         model=str(engine.path), synthetic=synthetic, backend=ops.name, isa=native.isa(), threads=native.threads(),

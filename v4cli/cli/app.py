@@ -175,13 +175,14 @@ def plan(
     ram: Annotated[str | None, typer.Option(help="RAM to use, like 12G. Default: 90 % of what is free.")] = None,
     vram: Annotated[str | None, typer.Option(help="VRAM to use. Default: 90 % of what is free.")] = None,
     ctx: Annotated[str | None, typer.Option(help="Tokens of context, like 64k. Default: 32768.")] = None,
+    sessions: Annotated[int, typer.Option(min=1, max=256, help="Contexts of that length at a time.")] = 1,
     quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show where every byte of a model would live on this machine and others, and what a token would cost."""
     from v4cli.cli.plan import plan_model
 
-    plan_model(model, ram, vram, ctx, quant, as_json)
+    plan_model(model, ram, vram, ctx, sessions, quant, as_json)
 
 
 @app.command()

@@ -11,31 +11,28 @@ from v4cli.cli import output
 from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
 from v4cli.errors import ResourceError, UsageError
 from v4cli.plan import cost
-from v4cli.plan.budget import CONTEXT
-from v4cli.plan.budget import SHARE as USABLE
+from v4cli.plan.budget import CONTEXT, SHARE, longest_context
+from v4cli.plan.machines import (
+    DESKTOP,
+    GPU_SPEED,
+    MACHINES,
+    SERVER,
+    SSD_SPEED,
+    SSD_SPEEDS,
+    WORKSTATION,
+    Machine,
+    plans,
+)  # fmt: skip
 from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
 from v4cli.store.library import COMPLETE
 from v4cli.store.recipe import RECIPES
 
-GPU_SPEED = 1e12  # bytes/s, assumed: reading VRAM is not measured
-SSD_SPEED = 3e9  # bytes/s, assumed where it cannot be measured
 ASSUMPTION = (
     "experts of a layer are used equally often, so the share in memory is the share of reads it serves (real hit rates "
     "are higher); bytes only, computing is not counted"
 )
-
-# (name, RAM and VRAM in GiB, bytes/s of RAM)
-DESKTOP, WORKSTATION, SERVER = 80e9, 300e9, 460e9
-MACHINES = (
-    *((f"{n} GB", n, 0, DESKTOP) for n in (16, 32, 64, 128, 192)),
-    ("64 GB + 24 GB GPU", 64, 24, DESKTOP),
-    ("128 GB + 24 GB GPU", 128, 24, DESKTOP),
-    ("512 GB workstation", 512, 0, WORKSTATION),
-    ("1 TB server", 1024, 0, SERVER),
-)
-SSD_SPEEDS = (3e9, 7e9)
 HEADER = (
-    f"common machines, {USABLE:.0%} of their memory used; RAM {DESKTOP / 1e9:.0f} GB/s (two channels of DDR5), "
+    f"common machines, {SHARE:.0%} of their memory used; RAM {DESKTOP / 1e9:.0f} GB/s (two channels of DDR5), "
     f"workstation {WORKSTATION / 1e9:.0f}, server {SERVER / 1e9:.0f}, GPU {GPU_SPEED / 1e9:.0f}"
 )
 SMALLEST = "q4"  # the recipe with the fewest bytes
@@ -47,17 +44,17 @@ class Request:
 
     subject: Subject
     quant: str
-    n_tokens: int
-    needs: Needs  # at n_tokens
+    n_tokens: int  # of each session
+    needs: Needs
     file_bytes: int  # all of the weights on disk
 
 
 def plan_model(
-    model: str, ram: str | None, vram: str | None, ctx: str | None, quant: str | None, as_json: bool
+    model: str, ram: str | None, vram: str | None, ctx: str | None, sessions: int, quant: str | None, as_json: bool
 ) -> None:
     """Print the plan and the fit table. ResourceError (exit 4) if this machine cannot hold the least there must be."""
     memory = _memory(ram, vram)
-    request = _request(model, None if ctx is None else output.parse_tokens(ctx, "--ctx"), quant)
+    request = _request(model, None if ctx is None else output.parse_tokens(ctx, "--ctx"), sessions, quant)
     if shortage(request.needs, memory) > 0:
         raise _does_not_fit(request, memory)
     folder = request.subject.folder or paths.models_dir() / model
@@ -72,15 +69,15 @@ def plan_model(
 def _memory(ram: str | None, vram: str | None) -> Budget:
     """Budgets as asked for, or from what is free now; speeds not yet known."""
     return Budget(
-        ram=int(USABLE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
-        vram=int(USABLE * hardware.vram()[1]) if vram is None else output.parse_size(vram, "--vram"),
+        ram=int(SHARE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
+        vram=int(SHARE * hardware.vram()[1]) if vram is None else output.parse_size(vram, "--vram"),
         ram_speed=DESKTOP,
         vram_speed=GPU_SPEED,
         ssd_speed=SSD_SPEED,
     )
 
 
-def _request(model: str, n_tokens: int | None, quant: str | None) -> Request:
+def _request(model: str, n_tokens: int | None, sessions: int, quant: str | None) -> Request:
     subject = Subject.find(model)
     config = subject.config
     if quant is None:
@@ -92,7 +89,7 @@ def _request(model: str, n_tokens: int | None, quant: str | None) -> Request:
     if n_tokens > longest:
         raise UsageError(f"--ctx {n_tokens} is more than the model's {longest}", f"--ctx {longest}")
     tensors, file_bytes = subject.weights(quant)
-    needs = cost.at_context(cost.needs(config, tensors), config, n_tokens)
+    needs = cost.at_context(cost.needs(config, tensors), config, n_tokens, sessions)
     return Request(subject, quant, n_tokens, needs, file_bytes)
 
 
@@ -109,33 +106,31 @@ def _with_speeds(memory: Budget, folder: Path) -> tuple[Budget, list[str]]:
 def _does_not_fit(request: Request, memory: Budget) -> ResourceError:
     """The error, with what would fit as its hint."""
     config, needs = request.subject.config, request.needs
-    ways = []
-    longest = _longest_context(needs, config, memory)
+    ways, sessions = [], needs.sessions
+    longest = longest_context(needs, config, memory)
     if longest:
         ways.append(f"--ctx {longest} fits")
     if request.quant != SMALLEST:
         small = cost.needs(config, request.subject.weights(SMALLEST)[0])
-        if shortage(cost.at_context(small, config, request.n_tokens), memory) <= 0:
+        small = cost.at_context(small, config, request.n_tokens, sessions)
+        if shortage(small, memory) <= 0:
             ways.append(f"--quant {SMALLEST} fits")
-        elif not longest and (longest := _longest_context(small, config, memory)):
+        elif not longest and (longest := longest_context(small, config, memory)):
             ways.append(f"--quant {SMALLEST} --ctx {longest} fits")
+    if sessions > 1 and shortage(cost.at_context(needs, config, request.n_tokens), memory) <= 0:
+        ways.append("fewer --sessions fit")
     least = memory.ram + shortage(needs, memory)
     ways.append(f"{-(-least >> 20)}M of RAM would do")
     return ResourceError(
-        f"{request.subject.name} ({request.quant}) with {request.n_tokens:,} tokens of context needs "
+        f"{request.subject.name} ({request.quant}) with {_contexts(sessions, request.n_tokens)} needs "
         f"{output.size(least)} of RAM, {output.size(memory.ram)} can be used",
         "; ".join(ways),
     )
 
 
-def _longest_context(needs: Needs, config, memory: Budget) -> int:
-    """The longest context that fits; 0 if none does."""
-    low, high = 0, config.max_position_embeddings
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = shortage(cost.at_context(needs, config, middle), memory) <= 0
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+def _contexts(sessions: int, n_tokens: int) -> str:
+    each = f"{n_tokens:,} tokens of context"
+    return each if sessions == 1 else f"{sessions} sessions of {each}"
 
 
 def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> dict:
@@ -147,6 +142,10 @@ def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> di
         "quant": request.quant,
         "quantization": FORMAT_NAMES.get(request.quant, request.quant),
         "context_tokens": request.n_tokens,
+        "sessions": request.needs.sessions,
+        "kv_bytes_per_session": request.needs.kv.held,
+        "rewind_points_per_session": plan.points,
+        "rewind_point_bytes": request.needs.point,
         "folder": str(folder),
         "disk_free": hardware.disk_free(folder),
         "disk_problem": hardware.not_writable(folder) if subject.folder is None else None,
@@ -166,7 +165,7 @@ def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> di
         "resident_experts": plan.resident,
         "seconds_per_token": _seconds(plan),
         "assumption": ASSUMPTION,
-        "machines": [_machine(request.needs, *machine) for machine in MACHINES],
+        "machines": [_machine(request.needs, machine) for machine in MACHINES],
     }
 
 
@@ -174,28 +173,28 @@ def _seconds(plan: Plan) -> dict:
     return {"optimistic": plan.optimistic, "pessimistic": plan.pessimistic}
 
 
-def _machine(needs: Needs, name: str, ram: int, vram: int, ram_speed: float) -> dict:
+def _machine(needs: Needs, machine: Machine) -> dict:
     """One line of the fit table."""
-    usable = [int(USABLE * (n << 30)) for n in (ram, vram)]
-    row = {"name": name, "ram": ram << 30, "vram": vram << 30, "ram_bytes_per_second": ram_speed}
-    budgets = [Budget(*usable, ram_speed, GPU_SPEED, ssd_speed) for ssd_speed in SSD_SPEEDS]
-    missing = shortage(needs, budgets[0])
-    if missing > 0:
+    row = {
+        "name": machine.name, "ram": machine.ram << 30, "vram": machine.vram << 30,
+        "ram_bytes_per_second": machine.ram_speed,
+    }  # fmt: skip
+    found, missing = plans(needs, machine)
+    if not found:
         return row | {"fits": False, "missing_ram": missing}
-    plans = [make_plan(needs, budget) for budget in budgets]
-    speeds = [{"ssd_bytes_per_second": b.ssd_speed, "seconds_per_token": _seconds(p)} for b, p in zip(budgets, plans)]
-    return row | {"fits": True, "resident_experts": plans[0].resident, "speeds": speeds}
+    speeds = [{"ssd_bytes_per_second": speed, "seconds_per_token": _seconds(plan)} for speed, plan in found.items()]
+    return row | {"fits": True, "resident_experts": found[SSD_SPEEDS[0]].resident, "speeds": speeds}
 
 
 def _print(about: dict) -> None:
     """The page for people: tiers, time, notes, other machines."""
     state = "" if about["state"] == COMPLETE else f" ({about['state']})"
     output.answer(
-        f"{about['model']}{state}, {about['quantization']}; {about['context_tokens']:,} tokens of context\n\n"
+        f"{about['model']}{state}, {about['quantization']}; {_contexts(about['sessions'], about['context_tokens'])}\n\n"
     )
     rows = [("TIER", "MAY USE", "SPEED", "A TOKEN READS", "IN", "HOLDS")]
     for tier in about["tiers"]:
-        held = ", ".join(f"{what} {output.size(n)}" for what, n in tier["holds"].items())
+        held = ", ".join(f"{what} {output.size(n)}" for what, n in tier["holds"].items() if n)
         read = sum(tier["read_bytes_per_token"].values())
         speed = f"{tier['bytes_per_second'] / 1e9:.1f} GB/s{'' if tier['speed_is_measured'] else ' assumed'}"
         budget = "" if tier["budget"] is None else output.size(tier["budget"])
@@ -203,7 +202,11 @@ def _print(about: dict) -> None:
             rows.append((tier["tier"], budget, speed, output.size(read), f"{tier['seconds_per_token']:.3f} s", held))
     output.table(rows)
     output.answer(
-        f"\n{_rate(about['seconds_per_token'])} (one tier after the other, to all at once); "
+        f"\na session holds {output.size(about['kv_bytes_per_session'])} of KV and up to "
+        f"{about['rewind_points_per_session']} rewind points of at most {output.size(about['rewind_point_bytes'])}\n"
+    )
+    output.answer(
+        f"{_rate(about['seconds_per_token'])} (one tier after the other, to all at once); "
         f"{about['resident_experts']:.1%} of the experts in memory\nassumed: {ASSUMPTION}\n"
     )
     if "triton" not in BACKENDS:

@@ -68,6 +68,9 @@ def stats_line(stats) -> str:
     )
     if stats.planned_bytes:
         line += f" of {output.size(stats.planned_bytes)} planned"
+    if stats.memory:
+        held = (f"{name} {output.size(n)} of {output.size(planned)}" for name, (planned, n) in stats.memory.items())
+        line += f"\nmemory held of what was planned: {', '.join(held)}"
     return line + _experts_lines(stats)
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from weakref import WeakSet
 
 from v4kernels import backend as backend_of
 from v4kernels import native
@@ -17,6 +16,7 @@ from v4kernels.api import Backend
 
 from v4cli import __version__
 from v4cli.engine import loading
+from v4cli.engine.account import Account
 from v4cli.engine.fault import fault
 from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.scheduler import Scheduler
@@ -28,6 +28,7 @@ from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import NoWeights, build
 from v4cli.plan.budget import Residence
+from v4cli.plan.ledger import Ledger
 from v4cli.prefixes.prefixes import Prefixes
 from v4cli.store.fingerprint import stamps
 from v4cli.store.store import Store, open_model
@@ -44,9 +45,10 @@ class Engine:
         identity: dict | None = None,
         place: Residence | None = None,
         stream: ExpertStream | None = None,
+        weights: dict[str, int] | None = None,
     ):
         """`identity`: everything that stored prefixes depend on; None: none can be stored. `place`: the Residence that
-        was planned, and `stream` what reads them, of a model whose experts are read on demand."""
+        was planned for a memory budget, `stream` what reads experts on demand, `weights` bytes held by component."""
         self.model = model
         self.config = model.config
         self.path = path
@@ -54,8 +56,9 @@ class Engine:
         self.identity = identity
         self.place = place
         self.stream = stream
-        self.sessions: WeakSet[Session] = WeakSet()
-        self.scheduler = Scheduler(model, stream, self._make_room, self._fault)
+        self.weights = weights
+        self.account = Account(self.config, place, stream)
+        self.scheduler = Scheduler(model, stream, self.account.settle, self._fault)
 
     @classmethod
     def open(
@@ -68,9 +71,9 @@ class Engine:
     ) -> "Engine":
         """Load the store or official checkpoint in folder `path`, by default for the fastest backend.
 
-        `ram`: bytes the process may use; by default, what is free less a margin. A store that does not fit has its
-        experts read on demand. `learned`: folder of files on their use (see `remember`). ModelError, ResourceError,
-        UsageError.
+        `ram`: bytes the process may use, whatever its sessions (plan/ledger.py); by default, what is free less a
+        margin. A store that does not fit has its experts read on demand. `learned`: folder of files on their use (see
+        `remember`). ModelError, ResourceError, UsageError.
         """
         start = time.monotonic()
         try:
@@ -79,24 +82,30 @@ class Engine:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
         identity = _identity(checkpoint, chosen)
-        place, stream = None, None
+        place, stream, weights = None, None, None
         if chosen.name == "cpu":
             place = residence_in(checkpoint, ram)
         elif ram is not None:
             raise UsageError("--ram needs the cpu backend", "drop --ram or --backend")
-        if place and isinstance(checkpoint, Store):
-            stream = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
+        if place:
+            loading.give_back_what_is_freed()
+        if place and place.ledger.spare and isinstance(checkpoint, Store):
+            stream, weights = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
         model = loading.model_of(checkpoint, chosen, stream)
-        return cls(model, Path(path), time.monotonic() - start, identity, place, stream)
+        return cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
 
-    def _make_room(self) -> None:
-        """Keep within the budget when what all sessions remember outgrows what was planned: experts give way."""
-        if self.place is None or self.stream is None:
-            return
-        held = sum(session.nbytes for session in self.sessions)
-        excess = held - sum(tier.holds.get("KV", 0) for tier in self.place.plan.tiers)
-        if excess > 0:
-            self.stream.shrink(self.place.slots - -(-excess // self.stream.reader.files.room))
+    @property
+    def held(self) -> Ledger | None:
+        """What the process holds of its budget; None without one."""
+        return self.account.held(self)
+
+    def memory(self) -> dict[str, tuple[int, int]] | None:
+        """Bytes planned and held, by item of the ledger; None without a budget."""
+        held = self.held
+        if held is None or self.place is None:
+            return None
+        planned = self.place.ledger.items
+        return {name: (planned.get(name, 0), n_bytes) for name, n_bytes in held.items.items()}
 
     def _fault(self, tokens: Sequence[int], state: State) -> ModelError:
         return fault(self, tokens, state)
@@ -120,7 +129,7 @@ class Engine:
     ) -> Session:
         """A new, empty timeline; session.py says what the options are. UsageError, ResourceError."""
         session = Session(self, kv_dir, prefixes, worth_s)
-        self.sessions.add(session)
+        self.account.open(session)
         return session
 
     def prefixes(self, root: Path, disk_budget: int, write_budget: int) -> Prefixes | None:

@@ -1,7 +1,9 @@
 """How a model is loaded: mapped files, dense tensors, or, within a memory budget, experts on demand."""
 
 import contextlib
+import ctypes
 import mmap
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from v4cli.prefixes import kvfile
 from v4cli.store.sources import DenseSource, Model, PackedSource
 from v4cli.store.store import Store
 
+ALLOCATOR = {-8: 1, -3: 1 << 17, -1: 1 << 20}  # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD (malloc.h)
 MEMORY_SHARE = 0.6  # of what is free: a larger model is not read as a whole at load
 
 
@@ -42,7 +45,8 @@ def model_of(checkpoint: Model, backend: Backend, stream: ExpertStream | None = 
 
 
 def residence_in(checkpoint: Model, ram: int | None) -> Residence | None:
-    """What a budget means for a model; None if all of it fits, and for official checkpoints without a budget.
+    """What a budget means for a model; None where nothing is bounded: without `ram` if all fits, and for official
+    checkpoints.
 
     `ram`: bytes; by default SHARE of what is free. ResourceError if the least does not fit, UsageError for an official
     checkpoint that would have to be streamed.
@@ -58,28 +62,42 @@ def residence_in(checkpoint: Model, ram: int | None) -> Residence | None:
     if ram is None and checkpoint.nbytes < allowed:
         return None
     place = residence(checkpoint.config, cost.stored_tensors(checkpoint.trunk), allowed)
-    return place if place.slots else None
+    return place if place.ledger.spare or ram is not None else None
 
 
-def streamed(store: Store, place: Residence, learned: Path | None) -> ExpertStream:
-    """Experts on demand; everything else is read into memory.
+def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[ExpertStream, dict[str, int]]:
+    """Experts on demand; everything else is read into memory: bytes of that, by component.
 
     `learned`: file of what an earlier run learned about the use of experts, if there is one. ModelError, ResourceError.
     """
+    held: dict[str, int] = {}
     for name, part in store.parts.items():
         path = store.path / part.file
         if name in place.plan.ssd.holds:
             store.hold(path, _rows_of(path))
         elif not (name.endswith("-experts") or name.startswith("mtp")):
-            store.hold(path, np.frombuffer(into_memory(path, part.n_bytes), np.uint8, part.n_bytes))
+            memory = into_memory(path, part.n_bytes)
+            store.hold(path, np.frombuffer(memory, np.uint8, part.n_bytes))
+            what = name if name in ("embed", "head") else "dense"
+            held[what] = held.get(what, 0) + len(memory)
+    slots = place.ledger.slots
     try:
-        stream = ExpertStream(ExpertFiles(store), place.slots, place.spare)
+        stream = ExpertStream(ExpertFiles(store), slots, place.ledger.spare)
     except OSError as error:
-        raise ResourceError(f"no memory for {place.slots} experts ({error.strerror})", "a smaller --ram") from None
+        raise ResourceError(f"no memory for {slots} experts ({error.strerror})", "a smaller --ram") from None
     if learned is not None:
         with contextlib.suppress(SnapshotError, ValueError):
             stream.learn(kvfile.read(learned)[1])
-    return stream
+    return stream, held
+
+
+def give_back_what_is_freed() -> None:
+    """Have the allocator keep little of what is freed: by default it keeps as much for every thread that computed as
+    that needed at most, which no ledger knows. Elsewhere than on glibc it is as it is."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ALLOCATOR.items():
+            mallopt(option, value)
 
 
 def _rows_of(path: Path) -> np.ndarray:

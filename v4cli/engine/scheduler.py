@@ -17,9 +17,8 @@ import numpy as np
 from v4cli.experts.slots import Counts, ExpertStream
 from v4cli.model.state import Checkpoint, State
 from v4cli.model.v4 import V4
+from v4cli.plan.memory import CHUNK, FEW
 
-CHUNK = 512  # rows of a prefill at a time
-FEW = 16  # rows at most that are joined with those of others
 SLICE_S = 0.1  # of a prefill at a time while others wait
 LEAST_SLICE = 32  # rows
 PATIENCE = 0.1  # of a step's time that it may wait for sessions which decode to bring their next token
@@ -128,6 +127,19 @@ class Scheduler:
                 self._decoding -= decoding
                 self._changed.notify_all()
 
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Within: nothing is computed. Not for a thread that computes."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._computing)
+            self._computing = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._computing = False
+                self._changed.notify_all()
+
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def _wait_or_compute(self, job: Job) -> None:
@@ -222,7 +234,8 @@ class Scheduler:
         at = 0
         for job in jobs:
             count = len(job.ids) if job.all_logits else 1
-            job.logits, at = logits[at : at + count], at + count
+            own = logits[at : at + count]
+            job.logits, at = own if len(jobs) == 1 else own.copy(), at + count  # who keeps its own keeps no others'
             if self.stream and before:
                 job.counts = self.stream.counts.since(before).share(len(job.ids) / rows)
         seconds = time.perf_counter() - start

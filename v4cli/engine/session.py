@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from v4cli.engine.sampler import Sampler, Sampling
-from v4cli.engine.scheduler import CHUNK
 from v4cli.engine.stats import Stats
 from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
 from v4cli.interrupts import wished
+from v4cli.plan.memory import CHUNK
 from v4cli.prefixes.prefixes import Prefixes, Snapshot
 
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine
 
-PREFILL_CHUNK = CHUNK
-MAX_POINTS = 16  # places a session can go back to without recomputing much
 WORTH_S = 1.0  # of computing: what takes less is not stored
 SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
 SPACING_S = 60.0  # and after so many seconds of computing
@@ -52,13 +50,15 @@ class Session:
         self.tokens: list[int] = []
         self.state = engine.model.new_state(kv_dir)
         self.logits: np.ndarray | None = None  # (vocab,) fp32 after the last token
-        self.points = [self.state.checkpoint()]
+        self.points = [self.state.checkpoint()]  # in order, the start always; others go where memory is short
+        self.pledged = 0  # bytes that `engine.account` keeps for it, points not counted
+        self._in_ram = self.state.nbytes if kv_dir else None  # what does not go to the file
         self.stored: list[Snapshot] = []  # those this timeline passes through
         self.unsaved_s = 0.0  # of computing since the last of them
         self.title = ""
         self.notes: list[str] = []  # what went wrong with stored prefixes, for people
         self.counts = Counts()  # of experts on demand, since the last sync or generate began
-        self.stats = Stats(load_s=engine.load_s, planned_bytes=engine.place.plan.ram.held if engine.place else 0)
+        self.stats = Stats(load_s=engine.load_s, planned_bytes=engine.place.ledger.held if engine.place else 0)
 
     # -- being at some tokens ---------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class Session:
         with scheduler.busy(decoding=False):
             while len(self.tokens) < len(tokens) and not cancelled():
                 at = len(self.tokens)
-                whole = (at // PREFILL_CHUNK + 1) * PREFILL_CHUNK
+                whole = (at // CHUNK + 1) * CHUNK
                 end = min(whole, at + scheduler.slice_rows(), len(tokens), *stops[:1])
                 if self._run(tokens[at:end], cancelled=cancelled) is None:
                     break
@@ -100,7 +100,7 @@ class Session:
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
         self.stats.prefill_experts = self.counts.to_dict() if self.engine.stream else None
-        self.stats.kv_bytes = self.state.nbytes
+        self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
         return len(self.tokens) == len(tokens)
 
     def _take_up(self, tokens: list[int]) -> None:
@@ -119,7 +119,8 @@ class Session:
             self._load(self.prefixes, found, tokens)
 
     def _load(self, prefixes: Prefixes, snapshot: Snapshot, tokens: list[int]) -> None:
-        """Take up a stored prefix; one that cannot be used is named in `notes` and deleted."""
+        """Take up a stored prefix; one that cannot be used is named in `notes` and deleted. ResourceError."""
+        self.make_room(snapshot.n_tokens)
         try:
             self.logits = prefixes.load(snapshot, self.state, self.state.n_tokens)
             if len(self.logits) != self.engine.config.vocab_size:
@@ -128,11 +129,12 @@ class Session:
             self.notes.append(f"{error}; computing it again")
             with suppress(OSError):
                 (error.path or snapshot.path).unlink()
-            self.state.restore(self.points[-1])
-            self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
+            with self.engine.account.lock:
+                self.state.restore(self.points[-1])
+                self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
             return
         self.tokens = tokens[: snapshot.n_tokens]
-        self.points.append(self.state.checkpoint())
+        self._mark()
         self.stored.append(snapshot)
         self.unsaved_s = 0.0
         self.stats.restored_tokens = snapshot.n_tokens
@@ -141,23 +143,26 @@ class Session:
         """The largest number of tokens up to n_tokens that `_go_back` can be given."""
         if self.state.can_go_back(n_tokens):
             return n_tokens
-        return max(point.n_tokens for point in self.points if point.n_tokens <= n_tokens)
+        with self.engine.account.lock:
+            return max(point.n_tokens for point in self.points if point.n_tokens <= n_tokens)
 
     def _go_back(self, n_tokens: int) -> None:
-        """Be at n_tokens again: by moving the cursor, or at the point there."""
-        while self.points[-1].n_tokens > n_tokens:
-            self.points.pop()
+        """Be at n_tokens again: by moving the cursor, or at the point there; further back if that has gone since."""
+        with self.engine.account.lock:
+            n_tokens = self._nearest(n_tokens)
+            while self.points[-1].n_tokens > n_tokens:
+                self.points.pop()
+            if not self.state.back(n_tokens):
+                self.state.restore(self.points[-1])
         self.stored = [snapshot for snapshot in self.stored if snapshot.n_tokens <= n_tokens]
-        if not self.state.back(n_tokens):
-            self.state.restore(self.points[-1])
         del self.tokens[n_tokens:]
         self.logits = None
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
         """Run tokens through the model: logits of the last, or (T, vocab) of all. All or nothing on error.
 
-        ModelError if they, or what any of the tokens leaves for later ones, are not finite; Interrupted where a signal
-        wishes for an early end.
+        ModelError if they, or what any of the tokens leaves for later ones, are not finite; ResourceError where the
+        memory that may be used does not hold them; Interrupted where a signal wishes for an early end.
         """
         logits = self._run(tokens, all_logits)
         if logits is None:
@@ -169,6 +174,7 @@ class Session:
     ) -> np.ndarray | None:
         """Logits (T or 1, vocab); None if cancelled on the way, or where a signal wishes for an early end."""
         start = time.monotonic()
+        self.engine.account.pledge(self, len(self.tokens) + len(tokens))
         done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled())
         if done is None:
             return None
@@ -184,22 +190,32 @@ class Session:
         if n_tokens >= len(self.tokens):
             return
         tokens = self.tokens[:n_tokens]
-        self._go_back(self._nearest(n_tokens))
-        for i in range(len(self.tokens), n_tokens, PREFILL_CHUNK):
-            self.feed(tokens[i : i + PREFILL_CHUNK])
+        self._go_back(n_tokens)
+        for i in range(len(self.tokens), n_tokens, CHUNK):
+            self.feed(tokens[i : i + CHUNK])
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of memory taken: by the state, if that is not in a file, and by the points to go back to."""
-        return (0 if self.kv_dir else self.state.nbytes) + sum(point.nbytes for point in self.points)
+    def kv_nbytes(self) -> int:
+        """Bytes of RAM taken, rewind points not counted."""
+        state = self.state.nbytes if self._in_ram is None else self._in_ram
+        return state + (0 if self.logits is None else self.logits.nbytes)
+
+    def make_room(self, n_tokens: int) -> None:
+        """Room for the state of n_tokens that no step computes. ResourceError where the budget does not hold it."""
+        self.engine.account.pledge(self, n_tokens)
+        with self.engine.scheduler.between_steps():
+            self.engine.account.settle()
 
     def fork(self) -> "Session":
-        """An independent session at the same place."""
+        """An independent session at the same place. ResourceError."""
         twin = self.engine.session(self.kv_dir, self.prefixes, self.worth_s)
+        twin.make_room(len(self.tokens))
         twin.tokens = list(self.tokens)
         twin.state = self.state.fork()
         twin.logits = self.logits
-        twin.points, twin.stored = list(self.points), list(self.stored)
+        twin.stored = list(self.stored)
+        with self.engine.account.lock:
+            twin.points = list(self.points)
         twin.title, twin.unsaved_s = self.title, self.unsaved_s
         return twin
 
@@ -224,14 +240,22 @@ class Session:
         return snapshot
 
     def _mark(self) -> None:
-        """Remember this place; when there are too many, drop the one that costs least to do without."""
-        if self.points[-1].n_tokens != len(self.tokens):
-            self.points.append(self.state.checkpoint())
-        if len(self.points) > MAX_POINTS:
-            n = [point.n_tokens for point in self.points]
-            # Spacing may grow with the distance from the end: far rewinds are rare.
-            cost = [(n[i + 1] - n[i - 1]) / (n[-1] - n[i - 1]) for i in range(1, len(n) - 1)]
-            del self.points[1 + cost.index(min(cost))]
+        """Remember this place; of too many, drop the one that costs least to do without."""
+        point = self.state.checkpoint()
+        with self.engine.account.lock:
+            if self.points[-1].n_tokens != point.n_tokens:
+                self.points.append(point)
+            while len(self.points) - 1 > self.engine.account.points:
+                self.drop_point()
+
+    def drop_point(self) -> None:
+        """Do without the rewind point that costs least, the last one at last, never the start. What is lost is time:
+        going back there computes again what lies behind the point before it. Under `engine.account.lock`."""
+        n = [point.n_tokens for point in self.points]
+        # Spacing may grow with the distance from the end: far rewinds are rare.
+        cost = [(n[i + 1] - n[i - 1]) / (n[-1] - n[i - 1]) for i in range(1, len(n) - 1)]
+        if len(n) > 1:
+            del self.points[1 + cost.index(min(cost)) if cost else 1]
 
     def checked(self, tokens: Sequence[int]) -> list[int]:
         """Tokens as ints; UsageError if none or outside the vocabulary, ResourceError if beyond the context."""
@@ -257,6 +281,7 @@ class Session:
         allowed: Callable[[Sequence[int]], np.ndarray | None] | None = None,
     ) -> Iterator[Step]:
         """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for.
+        ResourceError where the memory that may be used holds no more: what was said so far stays.
 
         `allowed(tokens)`: (vocab,) bool, what may follow the tokens sampled so far; None if anything may.
         """
@@ -288,5 +313,5 @@ class Session:
         try:
             yield
         finally:
-            self.stats.kv_bytes = self.state.nbytes
+            self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
             self.stats.decode_experts = self.counts.to_dict() if self.engine.stream else None

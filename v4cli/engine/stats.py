@@ -18,8 +18,9 @@ class Stats:
     completion_tokens: int = 0
     decode_s: float = 0.0
     kv_bytes: int = 0
-    planned_bytes: int = 0  # of memory, where experts are read on demand; they are known for prefill and decode:
-    prefill_experts: dict | None = None  # Counts.to_dict()
+    planned_bytes: int = 0  # of memory, where it is bounded
+    memory: dict[str, tuple[int, int]] | None = None  # the ledger's items: bytes planned, bytes held
+    prefill_experts: dict | None = None  # Counts.to_dict(), where they are read on demand
     decode_experts: dict | None = None
 
     @property

@@ -29,6 +29,11 @@ class Streamed:
         self._in_step = False
         self._pairs, self._inputs = Buffer(), Buffer()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of inputs and results of pairs of rows and experts."""
+        return self._pairs.nbytes + self._inputs.nbytes
+
     # -- a step -----------------------------------------------------------------------------------------------------
 
     def begin_step(self, batch: CpuBatch) -> None:

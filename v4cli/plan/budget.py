@@ -1,4 +1,4 @@
-"""What a memory budget means for one model: how many experts stay in memory, or that it cannot be run in it."""
+"""What a memory budget means for one model: what is held, how many experts stay, or that it cannot be run in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,20 +7,21 @@ from v4cli.errors import ResourceError
 from v4cli.model.config import V4Config
 from v4cli.model.schema import TensorSpec
 from v4cli.plan import cost
-from v4cli.plan.placement import Budget, Plan, make_plan, shortage
+from v4cli.plan.ledger import Ledger
+from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
 
 CONTEXT = 32_768  # tokens whose KV state is planned for
 SHARE = 0.9  # of what is free, by default; the rest is for everything else
 SPEED = 1.0  # of any tier: this plan is about room, not time
+WEIGHTS = ("dense", "head", "embed")  # what of a model is not its experts
 
 
 @dataclass(frozen=True)
 class Residence:
-    """`plan`: who holds what. `slots`: experts in memory at a time, of them `spare` on their way; none if all fit."""
+    """`plan`: who holds what; `ledger`: the same of the RAM."""
 
     plan: Plan
-    slots: int
-    spare: int
+    ledger: Ledger
 
 
 def residence(config: V4Config, tensors: Mapping[str, TensorSpec], ram: int) -> Residence:
@@ -35,7 +36,30 @@ def residence(config: V4Config, tensors: Mapping[str, TensorSpec], ram: int) -> 
             f"--ram {least}M",
         )
     plan = make_plan(needs, budget)
-    if plan.resident == 1:
-        return Residence(plan, 0, 0)
-    spare = needs.staging // needs.expert
-    return Residence(plan, plan.ram.holds.get("experts", 0) // needs.expert + spare, spare)
+    return Residence(plan, ledger_of(plan, needs))
+
+
+def ledger_of(plan: Plan, needs: Needs) -> Ledger:
+    """What the RAM of a plan holds, as a ledger."""
+    holds = plan.ram.holds
+    spare = needs.spare if plan.resident < 1 else 0
+    return Ledger(
+        budget=plan.ram.budget or 0,
+        weights={name: holds[name] for name in WEIGHTS if name in holds},
+        scratch=holds["scratch"],
+        slot=needs.slot,
+        slots=holds.get("experts", 0) // needs.slot + spare,
+        spare=spare,
+        kv=holds.get("KV", 0),
+        points=holds.get("rewind points", 0),
+    )
+
+
+def longest_context(needs: Needs, config: V4Config, memory: Budget) -> int:
+    """The longest context of as many sessions that fits; 0 if none does."""
+    low, high = 0, config.max_position_embeddings
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = shortage(cost.at_context(needs, config, middle, needs.sessions), memory) <= 0
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low

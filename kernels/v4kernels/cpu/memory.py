@@ -96,6 +96,12 @@ class Rows:
         return min(_pages(self.used * self.data.shape[1], self._page), len(self._room))
 
 
+def in_pages(used: int, most: int, width: int) -> int:
+    """Bytes of memory that the first `used` of `most` rows of `width` bytes take in RAM, as `Rows.nbytes` says."""
+    huge = used * width >= HUGE_FROM and hasattr(mmap, "MADV_HUGEPAGE")
+    return min(_pages(used * width, HUGE_PAGE if huge else mmap.PAGESIZE), _pages(max(most, 1) * width))
+
+
 def _pages(n_bytes: int, page: int = mmap.PAGESIZE) -> int:
     """Rounded up to whole pages."""
     return (n_bytes + page - 1) // page * page

@@ -51,6 +51,11 @@ class Buffer:
         """The values, as a view (rows, width)."""
         return self.data[: self.rows * self.width].reshape(self.rows, self.width)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, for as many rows as there ever were."""
+        return self.data.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class CpuBatch:
@@ -105,6 +110,16 @@ class CpuOps:
 
     def inference(self) -> AbstractContextManager:
         return contextlib.nullcontext()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of results and of what passes between the steps of an op."""
+        buffers = [self._ids, self._streams, self._hidden, self._rows, *self._rotations.values()]
+        buffers += [*self._attention_input, *self._ffn_input, *self._foreseen_input]
+        buffers += [self._attended, self._scratch, self._mlp]
+        for routing in (self._routes, self._foreseen):
+            buffers += [routing.chosen, routing.weights, routing.scores]
+        return sum(buffer.nbytes for buffer in buffers)
 
     def new_state(self, most_tokens: int, folder: Path | None = None) -> Timeline:
         return Timeline([layer.attn for layer in self.tree.layers], most_tokens, folder)

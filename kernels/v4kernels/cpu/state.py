@@ -158,7 +158,7 @@ def _finite_entries(rows: np.ndarray, dims: int, rope_dims: int) -> bool:
     plain = dims - rope_dims
     scales_at = plain + 2 * rope_dims
     turned = np.ascontiguousarray(rows[:, plain:scales_at]).view(np.uint16)
-    scales = rows[:, scales_at : scales_at + -(-plain // 64)]
+    scales = rows[:, scales_at : scales_at + -(-plain // native.KV_GROUP)]
     bad = (rows[:, :plain] & 0x7F == 0x7F).any() or (turned & 0x7F80 == 0x7F80).any() or (scales == NAN).any()
     return not bad
 
