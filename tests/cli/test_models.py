@@ -383,7 +383,9 @@ def test_plan_a_release_on_this_machine_and_others(home):
     plan = json.loads(done.stdout)
     assert plan["quant"] == "native" and plan["state"] == "not on this machine"
     tiers = {tier["tier"]: tier for tier in plan["tiers"]}
-    assert tiers["RAM"]["budget"] == 20 << 30 and tiers["RAM"]["holds"]["KV"] == 3_688_172_544
+    assert tiers["RAM"]["budget"] == 20 << 30
+    entries = 3_688_172_544  # of the official layout; rows to spare and tails add a little
+    assert entries < tiers["RAM"]["holds"]["KV"] < 1.01 * entries
     experts = [tier["holds"].get("experts", 0) for tier in plan["tiers"]]
     assert sum(experts) == FLASH["experts"] and all(n % 13_369_344 == 0 for n in experts)
     assert tiers["RAM"]["speed_is_measured"] and tiers["RAM"]["bytes_per_second"] > 1e8

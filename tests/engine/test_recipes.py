@@ -61,7 +61,7 @@ def test_rules_say_class_layers_matrices_and_experts_and_the_first_decides(sourc
 @pytest.mark.skipif(not native.available(), reason="needs the kernel library")
 def test_streamed_is_resident_bit_for_bit(folder):
     resident, streamed = Engine.open(folder, "cpu"), Engine.open(folder, "cpu", ram=budget(folder, 4))
-    assert streamed.place.slots == 4 + streamed.place.spare
+    assert streamed.place.ledger.slots == 4 + streamed.place.ledger.spare
     want = answer(resident)
     assert answer(streamed) == want
     assert answer(streamed) == want, "with whatever the first answer left in memory"
@@ -106,7 +106,7 @@ def test_a_slot_holds_the_largest_and_every_expert_is_read_whole(folder):
         for e in range(files.per_layer)
     ]
     assert files.sizes == sizes and files.room == -(-max(sizes) // PAGE) * PAGE
-    assert cost.needs(store.config, cost.stored_tensors(store.trunk)).expert == max(sizes)
+    assert cost.needs(store.config, cost.stored_tensors(store.trunk)).slot == files.room
     target = memoryview(np.zeros(files.room + PAGE, np.uint8))
     start = -np.frombuffer(target, np.uint8).ctypes.data % PAGE
     for number in range(len(files)):

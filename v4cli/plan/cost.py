@@ -93,7 +93,7 @@ def largest_expert(tensors: Mapping[str, TensorSpec]) -> int:
         if _component(name) == "experts":
             expert = name.rsplit(".", 2)[0]
             sizes[expert] = sizes.get(expert, 0) + spec.nbytes
-    return max(sizes.values())
+    return max(sizes.values(), default=0)
 
 
 def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
