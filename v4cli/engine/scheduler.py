@@ -21,6 +21,7 @@ from v4cli.plan.memory import CHUNK, FEW
 
 SLICE_S = 0.1  # of a prefill at a time while others wait
 LEAST_SLICE = 32  # rows
+HEED_S = 0.005  # from one question whether a job is cancelled to the next, within a step
 PATIENCE = 0.1  # of a step's time that it may wait for sessions which decode to bring their next token
 
 
@@ -210,6 +211,7 @@ class Scheduler:
 
     def _compute(self, jobs: list[Job]) -> None:
         model, start = self.model, time.perf_counter()
+        asked = start
         rows = sum(len(job.ids) for job in jobs)
         for job in jobs:
             job.begin()
@@ -217,6 +219,10 @@ class Scheduler:
         before = self.stream.counts if self.stream else None
 
         def watch(name: str, streams: Any) -> None:
+            nonlocal asked
+            if time.perf_counter() < asked + HEED_S:
+                return
+            asked = time.perf_counter()
             if any(job.cancelled() for job in jobs):
                 raise Withdrawn
 

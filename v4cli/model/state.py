@@ -13,6 +13,7 @@ from typing import Generic
 
 import numpy as np
 from v4kernels.api import LayerState, S
+from v4kernels.tree import OVERLAPPED
 
 from v4cli.errors import ResourceError, UsageError
 
@@ -48,6 +49,7 @@ class State(Generic[S]):
         with _in_words():
             self.timeline = new()
         self.n_tokens = 0
+        self._room = 0  # blocks of the lowest ratio whose entries have room
         self._floor = self._high = 0  # what lies before the first is not whole, nothing was written behind the second
 
     @property
@@ -80,6 +82,7 @@ class State(Generic[S]):
 
     def restore(self, point: Checkpoint) -> None:
         """Go back to a checkpoint taken on this timeline, or to one whose entries have been `put`."""
+        self._room = min(self._room, point.n_tokens // OVERLAPPED)  # what lies behind is given back
         for layer, mark in zip(self.layers, point.marks):
             layer.restore(mark, point.n_tokens)
         self.n_tokens = self._floor = self._high = point.n_tokens
@@ -90,9 +93,12 @@ class State(Generic[S]):
 
     def reserve(self, n_tokens: int) -> None:
         """Room for the entries of n_tokens tokens at once. ResourceError without it."""
+        if n_tokens // OVERLAPPED <= self._room:
+            return  # no layer has an entry more
         with _in_words():
             for layer in self.layers:
                 layer.reserve(n_tokens)
+        self._room = n_tokens // OVERLAPPED
 
     def put(self, first: int, last: int, entries: dict[str, np.ndarray]) -> None:
         """Write what `entries(first, last)` gave elsewhere, behind n_tokens. ValueError if it does not fit."""
