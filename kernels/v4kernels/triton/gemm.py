@@ -1,0 +1,62 @@
+"""Linear layers for many tokens on tensor cores: v4k_linear again, to the same bits.
+
+Integer products of a group are exact however they are made, so only what follows has an order: group g is added to lane
+g mod 8. A program goes through K once per lane, because eight lanes of a tile at once do not fit into registers.
+"""
+
+import triton
+import triton.language as tl
+
+from v4kernels.triton.sums import from_bf16
+
+
+@triton.jit
+def lane_sum(w, wscale, x, xscale, lane: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr):
+    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [32, ROWS], wscale [ROWS],
+    x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
+    total = tl.zeros((TOKENS, ROWS), tl.float32)
+    for g in range(lane, K // 32, 8):
+        # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone, twice as fast as converted.
+        zero = tl.full((TOKENS, ROWS), 0x4B400000, tl.int32)
+        dot = tl.dot(tl.load(x + g * 32), tl.load(w + g * 32), acc=zero, out_dtype=tl.int32)
+        dot = dot.to(tl.float32, bitcast=True) - 12582912.0
+        scale = from_bf16(tl.load(wscale + g))[None, :] * tl.load(xscale + g)[:, None]
+        total = tl.fma(dot, scale, total)
+    return total
+
+
+@triton.jit
+def gemm_int8(
+    w,  # int8 [rows, K]
+    wscale,  # uint16 [rows, K/32]: bf16
+    x,  # int8 [tokens, K]
+    xscale,  # fp32 [tokens, K/32]
+    y,  # out fp32 [tokens, rows]
+    rows,  # int32
+    tokens,  # int32
+    K: tl.constexpr,  # inputs, a multiple of 32
+    TOKENS: tl.constexpr,  # a program's tile
+    ROWS: tl.constexpr,
+):
+    """Grid: (ceil(tokens / TOKENS), ceil(rows / ROWS))."""
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    token = tl.minimum(t, tokens - 1)
+    row = tl.minimum(r, rows - 1)
+    k = tl.arange(0, 32)
+    w += row[None, :] * K + k[:, None]
+    x += token[:, None] * K + k[None, :]
+    wscale += row * (K // 32)
+    xscale += token * (K // 32)
+    y += t[:, None] * rows + r[None, :]
+    some = (t[:, None] < tokens) & (r[None, :] < rows)
+    even = lane_sum(w, wscale, x, xscale, 0, K, TOKENS, ROWS)
+    even += lane_sum(w, wscale, x, xscale, 4, K, TOKENS, ROWS)
+    other = lane_sum(w, wscale, x, xscale, 2, K, TOKENS, ROWS)
+    other += lane_sum(w, wscale, x, xscale, 6, K, TOKENS, ROWS)
+    tl.store(y, even + other, some)  # half a sum waits there, not in registers
+    odd = lane_sum(w, wscale, x, xscale, 1, K, TOKENS, ROWS)
+    odd += lane_sum(w, wscale, x, xscale, 5, K, TOKENS, ROWS)
+    other = lane_sum(w, wscale, x, xscale, 3, K, TOKENS, ROWS)
+    other += lane_sum(w, wscale, x, xscale, 7, K, TOKENS, ROWS)
+    tl.store(y, tl.load(y, some, 0.0) + (odd + other), some)

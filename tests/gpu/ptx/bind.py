@@ -1,0 +1,224 @@
+"""From an instruction to what it does: a function of a group. Everything but branches and barriers."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptx import alu, warp
+from ptx.faults import Misaligned, Unknown
+from ptx.group import Group, Read, Step, Write, before, guard, named, reader, writer
+from ptx.memory import Access, DeviceMemory
+from ptx.parse import Address, Instruction, Operand, Program, Register, Symbol, Vector
+from ptx.values import UNSIGNED, bits_of, everyone, typed, width
+
+ACCESS = re.compile(r"(ld|st)\.(global|shared|param)((?:\.[a-zA-Z][\w:]*?)*?)(?:\.v([24]))?\.([bsuf](?:8|16|32|64))$")
+CACHE = re.compile(r"nc|ca|cg|cs|lu|wb|wt|L[12]::(?!cache_hint)\w+")  # how long to keep what is read does not matter here
+LDMATRIX = re.compile(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])\.shared\.b16")
+MMA_S8 = re.compile(r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32")
+SHUFFLE = re.compile(r"shfl\.sync\.(bfly|idx|up|down)\.b32")
+
+
+@dataclass
+class Binder:
+    """Of the instructions of one launch."""
+
+    program: Program
+    grid: tuple[int, int, int]
+    parameters: dict[str, np.ndarray]
+    memory: DeviceMemory
+
+    def bind(self, instruction: Instruction) -> Step:
+        opcode = instruction.opcode
+        if opcode.startswith(("ld.", "st.")):
+            return self.access(instruction)
+        if opcode.startswith("mov.b") and any(isinstance(o, Vector) for o in instruction.operands):
+            return self.packing(instruction)
+        for pattern, method in ((SHUFFLE, self.shuffle), (LDMATRIX, self.ldmatrix), (MMA_S8, self.mma_s8)):
+            if found := pattern.fullmatch(opcode):
+                if instruction.guard:
+                    raise Unknown(f"a guard before {opcode}, which all threads of a warp execute together")
+                return method(instruction, found)
+        return self.operation(instruction)
+
+    def read(self, operand: Operand, kind: str) -> Read:
+        return reader(self.program, self.grid, operand, kind)
+
+    def operation(self, instruction: Instruction) -> Step:
+        operation = alu.operation(instruction.opcode, len(instruction.operands))
+        reads = [self.read(o, kind) for o, kind in zip(instruction.operands[1:], operation.operands)]
+        write = writer(instruction, instruction.operands[0], operation.result)
+        compute = operation.compute
+
+        def step(group: Group) -> None:
+            write(group, compute(*[read(group) for read in reads]))
+
+        return step
+
+    def packing(self, instruction: Instruction) -> Step:
+        """mov between one register and several that hold its parts, the lowest first; _ is none."""
+        result, source = expect(instruction, 2)
+        whole = instruction.opcode.removeprefix("mov.")
+        count = len((result if isinstance(result, Vector) else source).items)
+        part = f"b{width(whole) // count}"
+        shifts = [np.array([i * width(part)], UNSIGNED[width(whole)]) for i in range(count)]
+        if isinstance(source, Vector):
+            reads = [self.read(item, part) for item in source.items]
+            write = writer(instruction, result, whole)
+
+            def pack(group: Group) -> None:
+                parts = [read(group).astype(UNSIGNED[width(whole)]) << s for read, s in zip(reads, shifts)]
+                write(group, np.bitwise_or.reduce(np.broadcast_arrays(*parts)))
+
+            return pack
+        read = self.read(source, whole)
+        kept = [(item, s) for item, s in zip(result.items, shifts) if item != Symbol("_")]
+        writes = [(writer(instruction, item, part), s) for item, s in kept]
+
+        def unpack(group: Group) -> None:
+            value = read(group)
+            for write, s in writes:
+                write(group, (value >> s).astype(UNSIGNED[width(part)]))
+
+        return unpack
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def access(self, instruction: Instruction) -> Step:
+        found = ACCESS.fullmatch(instruction.opcode)
+        if not found or not all(CACHE.fullmatch(m) for m in found[3].split(".")[1:]):
+            raise Unknown(f"opcode {instruction.opcode}")
+        operation, space, _, count, kind = found.groups()
+        first, second = expect(instruction, 2)
+        value, place = (first, second) if operation == "ld" else (second, first)
+        items = value.items if isinstance(value, Vector) else (value,)
+        if not isinstance(place, Address) or len(items) != int(count or 1):
+            raise Unknown(f"{named(value)} and {named(place)} as operands of {instruction.opcode}")
+        if space == "param":
+            return self.parameter(instruction, place, kind)
+        if operation == "ld":
+            return self.load(instruction, space, place, items, kind)
+        return self.store(instruction, space, place, items, kind)
+
+    def parameter(self, instruction: Instruction, place: Address, kind: str) -> Step:
+        bits = self.parameters.get(place.base.name)
+        if bits is None or place.offset or 8 * bits.itemsize != width(kind):
+            raise Unknown(f"parameter {named(place)} as {kind}")
+        write = writer(instruction, instruction.operands[0], kind)
+        value = typed(bits, kind)
+        return lambda group: write(group, value)
+
+    def addresses(self, place: Address, space: str) -> Read:
+        """int64 of each thread."""
+        short = space == "shared" and (isinstance(place.base, Symbol) or place.base.bits == 32)
+        read = self.read(place.base, "u32" if short else "u64")
+        return lambda group: everyone(read(group).astype(np.int64) + place.offset, len(group.thread))
+
+    def load(self, instruction: Instruction, space: str, place: Address, items: tuple[Operand, ...], kind: str) -> Step:
+        address, guarded = self.addresses(place, space), guard(instruction)
+        for item in items:
+            writer(instruction, item, kind)  # for its complaints
+        item_bytes = width(kind) // 8
+
+        def step(group: Group) -> None:
+            at, thread, mask = address(group), group.thread, guarded(group)
+            if mask is not None:
+                at, thread = at[mask], thread[mask]
+            if len(at) == 0:
+                return
+            memory = self.memory if space == "global" else group.shared
+            value = memory.load(Access(thread, at, item_bytes, len(items)), group.clock)
+            for i, item in enumerate(items):
+                bits = bits_of(typed(value[:, i], kind), kind, item.bits)
+                if mask is not None:
+                    whole = everyone(before(group, item), len(mask)).copy()
+                    whole[mask] = bits
+                    bits = whole
+                group.registers[item.index] = bits
+
+        return step
+
+    def store(self, instruction: Instruction, space: str, place: Address, items: tuple[Operand, ...], kind: str) -> Step:
+        address, guarded = self.addresses(place, space), guard(instruction)
+        reads = [self.read(item, f"b{width(kind)}") for item in items]
+        item_bytes = width(kind) // 8
+
+        def step(group: Group) -> None:
+            at, thread, mask = address(group), group.thread, guarded(group)
+            value = np.stack([everyone(read(group), len(at)) for read in reads], axis=1)
+            if mask is not None:
+                at, thread, value = at[mask], thread[mask], value[mask]
+            if len(at) == 0:
+                return
+            memory = self.memory if space == "global" else group.shared
+            memory.store(Access(thread, at, item_bytes, len(items)), value, group.clock)
+
+        return step
+
+    # -- whole warps --------------------------------------------------------------------------------------------------
+
+    def shuffle(self, instruction: Instruction, found: re.Match[str]) -> Step:
+        result, source, by, clamp, members = expect(instruction, 5)
+        value, amount, limits = self.read(source, "b32"), self.read(by, "s32"), self.read(clamp, "s32")
+        everybody = self.read(members, "u32")
+        first, *second = result.items if isinstance(result, Vector) else (result,)
+        write = writer(instruction, first, "b32")
+        tell = [writer(instruction, p, "pred") for p in second]
+
+        def step(group: Group) -> None:
+            n = len(group.thread)
+            if (everybody(group) != 0xFFFFFFFF).any():
+                raise Unknown("a shuffle of a part of a warp")
+            rows = [everyone(read(group), n).reshape(-1, 32) for read in (value, amount, limits)]
+            moved, valid = warp.shuffle(found[1], *rows)
+            write(group, moved.reshape(-1))
+            for each in tell:
+                each(group, valid.reshape(-1))
+
+        return step
+
+    def ldmatrix(self, instruction: Instruction, found: re.Match[str]) -> Step:
+        result, place = expect(instruction, 2)
+        count = int(found[1])
+        if not isinstance(result, Vector) or len(result.items) != count or not isinstance(place, Address):
+            raise Unknown(f"{named(result)} and {named(place)} as operands of {instruction.opcode}")
+        address = self.addresses(place, "shared")
+        writes = [writer(instruction, item, "b32") for item in result.items]
+
+        def step(group: Group) -> None:
+            thread = group.thread.reshape(-1, 1, 32)
+            rows = address(group).reshape(-1, 32)[:, : 8 * count].reshape(-1, count, 8)
+            if (rows % 16).any():
+                raise Misaligned("a row of a matrix is not at a multiple of 16", int(thread[(rows % 16).any((1, 2))][0, 0, 0]))
+            words = np.repeat(rows, 4, axis=2) + 4 * (warp.LANE % 4)  # each lane gets one word of each matrix
+            lanes = np.broadcast_to(thread, words.shape)
+            matrix = thread // 32 * count + np.arange(count)[:, None]
+            access = Access(lanes.reshape(-1), words.reshape(-1), 4, 1)
+            value = group.shared.load(access, group.clock, np.broadcast_to(matrix, words.shape).reshape(-1))
+            for write, bits in zip(writes, value.reshape(words.shape).swapaxes(0, 1)):
+                write(group, bits.reshape(-1))
+
+        return step
+
+    def mma_s8(self, instruction: Instruction, found: re.Match[str]) -> Step:
+        result, *sources = expect(instruction, 4)
+        sizes = [len(o.items) if isinstance(o, Vector) else 0 for o in (result, *sources)]
+        if sizes != [4, 4, 2, 4]:
+            raise Unknown(f"operands of {sizes} registers for {instruction.opcode}")
+        reads = [[self.read(item, kind) for item in o.items] for o, kind in zip(sources, ("b32", "b32", "s32"))]
+        writes = [writer(instruction, item, "s32") for item in result.items]
+
+        def step(group: Group) -> None:
+            n = len(group.thread)
+            a, b, c = (np.stack([everyone(read(group), n) for read in r], 1).reshape(n // 32, 32, -1) for r in reads)
+            total = warp.mma_s8(a, b, c).reshape(n, 4)
+            for i, write in enumerate(writes):
+                write(group, total[:, i])
+
+        return step
+
+
+def expect(instruction: Instruction, count: int) -> tuple[Operand, ...]:
+    if len(instruction.operands) != count:
+        raise Unknown(f"{instruction.opcode} with {len(instruction.operands)} operands, known with {count}")
+    return instruction.operands
