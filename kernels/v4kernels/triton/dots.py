@@ -42,7 +42,7 @@ def dot_fp4(w, x, PTX: tl.constexpr):
     """w int32: eight e2m1 codes; x int64: eight int8 -> int32, twice the dot product.
 
     In PTX, four codes at a time: `prmt` looks magnitudes up, and its mode that replicates signs makes of every code a
-    mask k of 0xff or 0x80. magnitude ^ k is the doubled value plus k, as a signed byte, so a second product takes k back.
+    mask k of 0xff or 0x80. magnitude ^ k is the doubled value plus k, as a signed byte; a second product takes k back.
     """
     low = x.to(tl.int32)
     high = (x >> 32).to(tl.int32)

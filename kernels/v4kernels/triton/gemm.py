@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.sums import from_bf16
+from v4kernels.triton.types import f32p, i8p, u16p
 
 
 @triton.jit
@@ -27,13 +28,13 @@ def lane_sum(w, wscale, x, xscale, lane: tl.constexpr, K: tl.constexpr, TOKENS: 
 
 @triton.jit
 def gemm_int8(
-    w,  # int8 [rows, K]
-    wscale,  # uint16 [rows, K/32]: bf16
-    x,  # int8 [tokens, K]
-    xscale,  # fp32 [tokens, K/32]
-    y,  # out fp32 [tokens, rows]
-    rows,  # int32
-    tokens,  # int32
+    w: i8p,  # [rows, K]
+    wscale: u16p,  # [rows, K/32]: bf16
+    x: i8p,  # [tokens, K]
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
+    tokens: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     TOKENS: tl.constexpr,  # a program's tile
     ROWS: tl.constexpr,

@@ -7,7 +7,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-POINTER_BYTES = 16  # every buffer begins at a multiple of that, so 128-bit loads are allowed
+ALIGNMENT = 16  # bytes; every buffer begins at a multiple of that, so loads of 128 bits are allowed
 
 
 def target(name: str) -> GPUTarget:
@@ -17,17 +17,15 @@ def target(name: str) -> GPUTarget:
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
 
 
-def compiled(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], gpu: str, warps: int = 4, stages: int = 2
-) -> Any:
-    """A Triton function made for the GPU of that name (see `target`), all forms in its `asm`.
+def compiled(kernel: Any, constants: Mapping[str, Any], gpu: str, warps: int = 4, stages: int = 1) -> Any:
+    """A Triton function, whose arguments say their types, made for the GPU of that name (see `target`). All its forms
+    are in `asm` of the result.
 
-    types: of each argument that is no constant, as Triton writes them: *fp32, i32. Products and sums are never
-    contracted to fused ones that the source does not have: that would change bits.
+    Products and sums are never contracted to fused ones that the source does not have: that would change bits.
     """
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    signature = {p.name: "constexpr" if p.is_constexpr else p.annotation for p in kernel.params}
     aligned = {
-        (i,): [["tt.divisibility", POINTER_BYTES]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
+        (i,): [["tt.divisibility", ALIGNMENT]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
     }
     source = ASTSource(kernel, signature, dict(constants), attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from v4kernels.triton.dots import dot_fp4, dot_int8
 from v4kernels.triton.sums import from_bf16, from_e8m0, lanes_total
+from v4kernels.triton.types import f32p, i32p, i64p, u8p, u16p
 
 
 @triton.jit
@@ -27,12 +28,12 @@ def step_fp4(lanes, w, wscale, x, xscale, PTX: tl.constexpr):
 
 @triton.jit
 def linear_int8(
-    w,  # int32 [rows, K/4]: four int8 codes a word
-    wscale,  # uint16 [rows, K/32]: bf16
-    x,  # int32 [tokens, K/4]: four int8 codes a word
-    xscale,  # fp32 [tokens, K/32]
-    y,  # out fp32 [tokens, rows]
-    rows,  # int32
+    w: i32p,  # [rows, K/4]: four int8 codes a word
+    wscale: u16p,  # [rows, K/32]: bf16
+    x: i32p,  # [tokens, K/4]: four int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
     PTX: tl.constexpr,  # see dots.py
@@ -60,12 +61,12 @@ def linear_int8(
 
 @triton.jit
 def linear_fp4(
-    w,  # int32 [rows, K/8]: eight e2m1 codes a word
-    wscale,  # uint8 [rows, K/32]: b = 2^(b-127)
-    x,  # int64 [tokens, K/8]: eight int8 codes a word
-    xscale,  # fp32 [tokens, K/32]
-    y,  # out fp32 [tokens, rows]
-    rows,  # int32
+    w: i32p,  # [rows, K/8]: eight e2m1 codes a word
+    wscale: u8p,  # [rows, K/32]: b = 2^(b-127)
+    x: i64p,  # [tokens, K/8]: eight int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
     PTX: tl.constexpr,  # see dots.py

@@ -9,8 +9,8 @@ may go wrong with them, what they cost), machine.py (blocks, branches, barriers)
 
 All threads of many blocks go in step, each instruction is one numpy operation over them. That is exact where a block
 goes one way at every branch, as Triton's do; anything else is a fault, and so is whatever is not known or not certain:
-an opcode, a number of operands, a result that the PTX manual leaves open. Not modelled: time, caches, and what ptxas makes
-of the PTX.
+an opcode, a number of operands, a result that the PTX manual leaves open. Not modelled: time, caches, and what ptxas
+makes of the PTX.
 """
 
 from ptx.faults import (

@@ -1,5 +1,5 @@
-"""Instructions of one thread by itself: a table from the exact opcode, every modifier included, and the number of operands
-to types and a function of numpy arrays. What is not in the table is unknown."""
+"""Instructions of one thread by itself: a table from the exact opcode, every modifier included, and the number of
+operands to types and a function of numpy arrays. What is not in the table is unknown."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -7,15 +7,18 @@ import numpy as np
 
 from ptx import alu, warp
 from ptx.faults import Misaligned, Unknown
-from ptx.group import Group, Read, Step, Write, before, guard, named, reader, writer
+from ptx.group import Group, Read, Step, before, guard, named, reader, unwritten, writer
 from ptx.memory import Access, DeviceMemory
-from ptx.parse import Address, Instruction, Operand, Program, Register, Symbol, Vector
+from ptx.parse import Address, Instruction, Operand, Program, Symbol, Vector
 from ptx.values import UNSIGNED, bits_of, everyone, typed, width
 
 ACCESS = re.compile(r"(ld|st)\.(global|shared|param)((?:\.[a-zA-Z][\w:]*?)*?)(?:\.v([24]))?\.([bsuf](?:8|16|32|64))$")
-CACHE = re.compile(r"nc|ca|cg|cs|lu|wb|wt|L[12]::(?!cache_hint)\w+")  # how long to keep what is read does not matter here
+CACHE = re.compile(
+    r"nc|ca|cg|cs|lu|wb|wt|L[12]::(?!cache_hint)\w+"
+)  # how long to keep what is read does not matter here
 LDMATRIX = re.compile(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])\.shared\.b16")
 MMA_S8 = re.compile(r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32")
+REDUCTION = re.compile(r"redux\.sync\.(add|min|max)\.([us]32)")
 SHUFFLE = re.compile(r"shfl\.sync\.(bfly|idx|up|down)\.b32")
 
 
@@ -34,7 +37,12 @@ class Binder:
             return self.access(instruction)
         if opcode.startswith("mov.b") and any(isinstance(o, Vector) for o in instruction.operands):
             return self.packing(instruction)
-        for pattern, method in ((SHUFFLE, self.shuffle), (LDMATRIX, self.ldmatrix), (MMA_S8, self.mma_s8)):
+        for pattern, method in (
+            (SHUFFLE, self.shuffle),
+            (REDUCTION, self.reduction),
+            (LDMATRIX, self.ldmatrix),
+            (MMA_S8, self.mma_s8),
+        ):
             if found := pattern.fullmatch(opcode):
                 if instruction.guard:
                     raise Unknown(f"a guard before {opcode}, which all threads of a warp execute together")
@@ -56,18 +64,20 @@ class Binder:
         return step
 
     def packing(self, instruction: Instruction) -> Step:
-        """mov between one register and several that hold its parts, the lowest first; _ is none."""
+        """mov between one register and several that hold its parts, the lowest first; _ is none. A part that was never
+        written is junk: compilers fill up pairs of which they use one half."""
         result, source = expect(instruction, 2)
         whole = instruction.opcode.removeprefix("mov.")
         count = len((result if isinstance(result, Vector) else source).items)
         part = f"b{width(whole) // count}"
         shifts = [np.array([i * width(part)], UNSIGNED[width(whole)]) for i in range(count)]
         if isinstance(source, Vector):
-            reads = [self.read(item, part) for item in source.items]
+            reads = [(item, self.read(item, part)) for item in source.items]
             write = writer(instruction, result, whole)
 
             def pack(group: Group) -> None:
-                parts = [read(group).astype(UNSIGNED[width(whole)]) << s for read, s in zip(reads, shifts)]
+                values = [before(group, item) if unwritten(group, item) else read(group) for item, read in reads]
+                parts = [value.astype(UNSIGNED[width(whole)]) << s for value, s in zip(values, shifts)]
                 write(group, np.bitwise_or.reduce(np.broadcast_arrays(*parts)))
 
             return pack
@@ -138,7 +148,9 @@ class Binder:
 
         return step
 
-    def store(self, instruction: Instruction, space: str, place: Address, items: tuple[Operand, ...], kind: str) -> Step:
+    def store(
+        self, instruction: Instruction, space: str, place: Address, items: tuple[Operand, ...], kind: str
+    ) -> Step:
         address, guarded = self.addresses(place, space), guard(instruction)
         reads = [self.read(item, f"b{width(kind)}") for item in items]
         item_bytes = width(kind) // 8
@@ -157,23 +169,46 @@ class Binder:
 
     # -- whole warps --------------------------------------------------------------------------------------------------
 
+    def whole_warp(self, members: Operand) -> Step:
+        """A check that a mask of lanes has them all."""
+        read = self.read(members, "u32")
+
+        def check(group: Group) -> None:
+            if (read(group) != 0xFFFFFFFF).any():
+                raise Unknown("what a part of a warp does together")
+
+        return check
+
     def shuffle(self, instruction: Instruction, found: re.Match[str]) -> Step:
         result, source, by, clamp, members = expect(instruction, 5)
         value, amount, limits = self.read(source, "b32"), self.read(by, "s32"), self.read(clamp, "s32")
-        everybody = self.read(members, "u32")
+        check = self.whole_warp(members)
         first, *second = result.items if isinstance(result, Vector) else (result,)
         write = writer(instruction, first, "b32")
         tell = [writer(instruction, p, "pred") for p in second]
 
         def step(group: Group) -> None:
+            check(group)
             n = len(group.thread)
-            if (everybody(group) != 0xFFFFFFFF).any():
-                raise Unknown("a shuffle of a part of a warp")
             rows = [everyone(read(group), n).reshape(-1, 32) for read in (value, amount, limits)]
             moved, valid = warp.shuffle(found[1], *rows)
             write(group, moved.reshape(-1))
             for each in tell:
                 each(group, valid.reshape(-1))
+
+        return step
+
+    def reduction(self, instruction: Instruction, found: re.Match[str]) -> Step:
+        result, source, members = expect(instruction, 3)
+        name, kind = found.groups()
+        read, write = self.read(source, kind), writer(instruction, result, kind)
+        check = self.whole_warp(members)
+        reduce = {"add": np.add, "min": np.minimum, "max": np.maximum}[name].reduce
+
+        def step(group: Group) -> None:
+            check(group)
+            rows = everyone(read(group), len(group.thread)).reshape(-1, 32)
+            write(group, np.repeat(reduce(rows, axis=1, dtype=rows.dtype), 32))
 
         return step
 
@@ -189,7 +224,9 @@ class Binder:
             thread = group.thread.reshape(-1, 1, 32)
             rows = address(group).reshape(-1, 32)[:, : 8 * count].reshape(-1, count, 8)
             if (rows % 16).any():
-                raise Misaligned("a row of a matrix is not at a multiple of 16", int(thread[(rows % 16).any((1, 2))][0, 0, 0]))
+                raise Misaligned(
+                    "a row of a matrix is not at a multiple of 16", int(thread[(rows % 16).any((1, 2))][0, 0, 0])
+                )
             words = np.repeat(rows, 4, axis=2) + 4 * (warp.LANE % 4)  # each lane gets one word of each matrix
             lanes = np.broadcast_to(thread, words.shape)
             matrix = thread // 32 * count + np.arange(count)[:, None]

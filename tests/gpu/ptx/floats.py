@@ -32,8 +32,8 @@ def square_root(a: np.ndarray) -> np.ndarray:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c, rounded once. In fp64 the product is exact and the sum is not: its error (TwoSum) says to which side, and
-    a sum rounded to odd, of at least two more bits than the result, rounds to the result as the exact one would."""
+    """a * b + c, rounded once. In fp64 the product is exact and the sum is not: its error (TwoSum) says to which side.
+    A sum rounded to odd, of at least two more bits than the result, rounds to the result as the exact one would."""
     product, addend = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + addend
     back = total - product
@@ -64,7 +64,7 @@ def _chosen(values, choose, sign):
 
 
 def to_integer(x: np.ndarray, rounded, dtype: np.dtype) -> np.ndarray:
-    """Rounded by a numpy function, then clamped to what the type holds; NaN gives 0, in 64 bits the highest bit alone."""
+    """Rounded by a numpy function, then clamped to the type's range; NaN gives 0, in 64 bits the highest bit alone."""
     info = np.iinfo(dtype)
     whole = rounded(x.astype(np.float64))
     below, above = whole <= float(info.min), whole >= float(info.max)

@@ -74,8 +74,12 @@ def writer(instruction: Instruction, operand: Operand, kind: str) -> Write:
     return write
 
 
+def unwritten(group: Group, operand: Operand) -> bool:
+    return isinstance(operand, Register) and group.registers[operand.index] is None
+
+
 def before(group: Group, register: Register) -> np.ndarray:
-    """What a register holds, where something is about to be written for a part of the threads."""
+    """What a register holds; junk where nothing was written yet."""
     bits = group.registers[register.index]
     return np.full(1, JUNK, np.uint64).astype(UNSIGNED[register.bits]) if bits is None else bits
 

@@ -18,8 +18,8 @@ PACKED = {"u16": "<H", "u32": "<I", "u64": "<Q", "s32": "<i", "s64": "<q", "f32"
 
 
 def launch(program: Program, grid: Sequence[int], arguments: Sequence[int | float | np.ndarray]) -> Counters:
-    """Run the kernel. Arrays become buffers: those that are writeable hold afterwards what it left there, a store to any
-    other is a fault. Faults say where they happened; arrays are then as they were.
+    """Run the kernel. Arrays become buffers: those that are writeable hold afterwards what it left there, a store to
+    any other is a fault. Faults say where they happened; arrays are then as they were.
 
     ValueError: arguments that do not fit the parameters."""
     run = _Launch(program, (*grid, 1, 1)[:3], arguments)
@@ -147,6 +147,12 @@ class _Launch:
 
     def warp_barrier(self, instruction: Instruction) -> Step:
         (members,) = expect(instruction, 1)
-        if members not in (Immediate(-1), Immediate(0xFFFFFFFF)) or instruction.guard:
+        check = self.binder.whole_warp(members)
+        if instruction.guard:
             raise Unknown("a barrier of a part of a warp")
-        return lambda group: group.clock.warp_barrier()
+
+        def step(group: Group) -> None:
+            check(group)
+            group.clock.warp_barrier()
+
+        return step

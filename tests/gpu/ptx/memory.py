@@ -1,7 +1,7 @@
 """Device memory, shared memory, and what an access to them costs.
 
-Buffers lie at made-up addresses, far from each other and never at zero, so that an address that was computed wrong meets
-none of them.
+Buffers lie at made-up addresses, far from each other and never at zero, so that an address that was computed wrong
+meets none of them.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ BANKS = 32  # of 4 bytes
 
 @dataclass
 class Requests:
-    """Memory instructions of whole warps, and what they take: sectors of 32 bytes each, of device memory; wavefronts, of
+    """Memory instructions of whole warps, and what they take: sectors of 32 bytes of device memory; wavefronts of
     shared memory, where two words of one bank take two."""
 
     count: int = 0
@@ -144,7 +144,11 @@ class DeviceMemory:
             return
         for i in np.unique(which):
             some = which == i
-            yield self.buffers[i - 1], Access(access.thread[some], access.address[some], access.item, access.count), some
+            yield (
+                self.buffers[i - 1],
+                Access(access.thread[some], access.address[some], access.item, access.count),
+                some,
+            )
 
     def _where(self, address: int) -> str:
         if not self.buffers or address < FIRST_BUFFER - GUARD:

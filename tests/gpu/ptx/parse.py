@@ -70,7 +70,7 @@ PARAMETER = re.compile(r"\.param\s+\.(\w+)(?:\s+\.ptr\s+\.global\s+\.align\s+\d+
 STATEMENT = re.compile(
     r"""\s*(?:
       (?P<open>\{) | (?P<close>\}) | (?P<label>[$\w]+): |
-      (?P<location>\.loc[^\n]*) | (?P<pragma>\.pragma[^;]*;) |
+      (?P<location>\.loc\s[^\n]*) | (?P<pragma>\.pragma[^;]*;) |
       \.reg\s+\.(?P<kind>\w+)\s+(?P<names>[^;]*); |
       (?:@(?P<negated>!?)(?P<guard>[%\w]+)\s+)? (?P<opcode>[a-z][\w.:]*) (?P<operands>[^;]*);
     )""",

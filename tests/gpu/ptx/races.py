@@ -1,9 +1,9 @@
 """Who touched each byte last, and when: what tells a race from an exchange.
 
-Threads that go in step here run in any order on a GPU. A byte that one of them changed may be used by another one only
-with a barrier in between: of the block, or, within a warp, of the warp; between blocks there is none. Likewise a byte may
-be changed only if no other thread read it since. Several threads may store the same value: layouts that keep copies of a
-tensor do.
+Threads that go in step here run in any order on a GPU. A byte that one of them changed may be used by another only with
+a barrier in between: of the block or, within a warp, of the warp; between blocks there is none. Likewise a byte that a
+thread read may be changed by another only behind a barrier. Several threads may store the same value: layouts that keep
+copies of a tensor do.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""What a register holds: bits, as one unsigned integer per thread. A value that all threads share may be kept once, as an
-array of one element; numpy then repeats it. Arrays of registers are never changed in place, so they can be shared."""
+"""What a register holds: bits, as one unsigned integer per thread. A value that all threads share may be kept once, as
+an array of one element; numpy then repeats it. Arrays are never changed in place, so registers can share them."""
 
 import numpy as np
 

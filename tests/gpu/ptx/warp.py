@@ -27,8 +27,9 @@ def shuffle(mode: str, value: np.ndarray, by: np.ndarray, clamp: np.ndarray) -> 
 def mma_s8(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """mma.m16n8k32: a [warps, 32, 4], b [warps, 32, 2] of four s8 a register, c [warps, 32, 4] of s32 -> like c.
 
-    With lane = 4 g + t: register i of a has row g + 8 (i mod 2), columns 4 t .. + 16 (i div 2); register i of b has rows
-    4 t .. + 16 i, column g; register i of c has row g + 8 (i div 2), column 2 t + i mod 2.
+    With lane = 4 g + t: register i of a has row g + 8 (i mod 2), columns 4 t + 16 (i div 2) and the 3 behind it;
+    register i of b has rows 4 t + 16 i and the 3 behind it, column g; register i of c has row g + 8 (i div 2), column
+    2 t + i mod 2.
     """
     warps = len(a)
     a8 = np.ascontiguousarray(a).view(np.int8).reshape(warps, 8, 4, 2, 2, 4)  # g, t, column half, row half, byte
