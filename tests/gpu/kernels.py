@@ -66,10 +66,10 @@ def run_linear(
 
 
 def run_gemm(
-    gpu: str, codes: torch.Tensor, scale: torch.Tensor, q: torch.Tensor, q_scale: torch.Tensor, warps: int = 4
+    gpu: str, codes: torch.Tensor, scale: torch.Tensor, q: torch.Tensor, q_scale: torch.Tensor
 ) -> tuple[np.ndarray, ptx.Counters]:
     """An int8 linear layer by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = program(gemm.gemm_int8, gpu, warps, K=k, TOKENS=64, ROWS=64)
+    made = program(gemm.gemm_int8, gpu, 8, K=k, TOKENS=64, ROWS=64)
     return y, run(made, (blocks(tokens, 64), blocks(rows, 64)), codes, scale, q, q_scale, y, rows, tokens)

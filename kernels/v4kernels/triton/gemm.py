@@ -12,7 +12,7 @@ from v4kernels.triton.types import f32p, i8p, u16p
 
 
 @triton.jit
-def lane_sum(w, wscale, x, xscale, lane: tl.constexpr, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr):
+def lane_sum(w, wscale, x, xscale, lane, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr):
     """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [32, ROWS], wscale [ROWS],
     x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
     total = tl.zeros((TOKENS, ROWS), tl.float32)
@@ -51,13 +51,19 @@ def gemm_int8(
     xscale += token * (K // 32)
     y += t[:, None] * rows + r[None, :]
     some = (t[:, None] < tokens) & (r[None, :] < rows)
-    even = lane_sum(w, wscale, x, xscale, 0, K, TOKENS, ROWS)
-    even += lane_sum(w, wscale, x, xscale, 4, K, TOKENS, ROWS)
-    other = lane_sum(w, wscale, x, xscale, 2, K, TOKENS, ROWS)
-    other += lane_sum(w, wscale, x, xscale, 6, K, TOKENS, ROWS)
-    tl.store(y, even + other, some)  # half a sum waits there, not in registers
-    odd = lane_sum(w, wscale, x, xscale, 1, K, TOKENS, ROWS)
-    odd += lane_sum(w, wscale, x, xscale, 5, K, TOKENS, ROWS)
-    other = lane_sum(w, wscale, x, xscale, 3, K, TOKENS, ROWS)
-    other += lane_sum(w, wscale, x, xscale, 7, K, TOKENS, ROWS)
-    tl.store(y, tl.load(y, some, 0.0) + (odd + other), some)
+    # Lanes 0 4 2 6 1 5 3 7, that is i with its bits reversed, added in pairs, pairs of pairs and halves.
+    one = tl.zeros((TOKENS, ROWS), tl.float32)
+    two = tl.zeros((TOKENS, ROWS), tl.float32)
+    for i in range(8):
+        total = lane_sum(w, wscale, x, xscale, (i & 1) * 4 + (i & 2) + (i >> 2), K, TOKENS, ROWS)
+        if i & 1 == 0:
+            one = total
+        else:
+            total = one + total
+            if i & 2 == 0:
+                two = total
+            else:
+                total = two + total
+                if i == 7:
+                    total = tl.load(y, some, 0.0) + total  # the first half waited there, not in registers
+                tl.store(y, total, some)
