@@ -68,6 +68,36 @@ def test_a_shuffle_of_some_lanes_is_refused():
         lanes(np.arange(32), "setp.eq.b32 %p1, %r0, 0;\n@%p1 shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1;")
 
 
+@pytest.mark.parametrize("load, store", [("", ""), (".trans", ""), ("", ".trans"), (".trans", ".trans")])
+def test_matrices_of_halves_are_loaded_and_stored_straight_and_transposed(load, store):
+    given = RNG.integers(0, 2**16, (4, 8, 8)).astype(np.uint16)
+    out = np.zeros((4, 8, 8), np.uint16)
+    counted = run(
+        f"""
+        mov.b32 %r3, global_smem;
+        mad.lo.s32 %r3, %r0, 16, %r3;
+        mul.wide.u32 %rd4, %r0, 16;
+        add.s64 %rd5, %rd4, %rd0;
+        ld.global.v4.b32 {{%r4, %r5, %r6, %r7}}, [%rd5];
+        st.shared.v4.b32 [%r3], {{%r4, %r5, %r6, %r7}};
+        bar.sync 0;
+        ldmatrix.sync.aligned.m8n8.x4{load}.shared.b16 {{%r8, %r9, %r10, %r11}}, [%r3];
+        bar.sync 0;
+        stmatrix.sync.aligned.m8n8.x2{store}.shared.b16 [%r3], {{%r8, %r9}};
+        stmatrix.sync.aligned.m8n8.x2{store}.shared.b16 [%r3+256], {{%r10, %r11}};
+        bar.sync 0;
+        ld.shared.v4.b32 {{%r4, %r5, %r6, %r7}}, [%r3];
+        add.s64 %rd5, %rd4, %rd1;
+        st.global.v4.b32 [%rd5], {{%r4, %r5, %r6, %r7}};
+        """,
+        *(given, out),
+        shared_bytes=512,
+    )
+    assert np.array_equal(out, given if load == store else given.swapaxes(1, 2))
+    assert counted.shared_loads == ptx.Requests(2, 8)  # four at once of each
+    assert counted.shared_stores == ptx.Requests(3, 8)
+
+
 def test_matrix_units_multiply_int8_tiles_that_ldmatrix_laid_out():
     """D = A B + C of m16n8k32: rows of A and columns of B are 32 bytes in shared memory, two 16-byte rows of 8x8."""
     a = RNG.integers(-128, 128, (2, 16, 32)).astype(np.int8)

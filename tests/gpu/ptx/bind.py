@@ -16,7 +16,7 @@ ACCESS = re.compile(r"(ld|st)\.(global|shared|param)((?:\.[a-zA-Z][\w:]*?)*?)(?:
 CACHE = re.compile(
     r"nc|ca|cg|cs|lu|wb|wt|L[12]::(?!cache_hint)\w+"
 )  # how long to keep what is read does not matter here
-LDMATRIX = re.compile(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])\.shared\.b16")
+MATRICES = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16")
 MMA_S8 = re.compile(r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32")
 REDUCTION = re.compile(r"redux\.sync\.(add|min|max)\.([us]32)")
 SHUFFLE = re.compile(r"shfl\.sync\.(bfly|idx|up|down)\.b32")
@@ -40,7 +40,7 @@ class Binder:
         for pattern, method in (
             (SHUFFLE, self.shuffle),
             (REDUCTION, self.reduction),
-            (LDMATRIX, self.ldmatrix),
+            (MATRICES, self.matrices),
             (MMA_S8, self.mma_s8),
         ):
             if found := pattern.fullmatch(opcode):
@@ -212,28 +212,34 @@ class Binder:
 
         return step
 
-    def ldmatrix(self, instruction: Instruction, found: re.Match[str]) -> Step:
-        result, place = expect(instruction, 2)
-        count = int(found[1])
-        if not isinstance(result, Vector) or len(result.items) != count or not isinstance(place, Address):
-            raise Unknown(f"{named(result)} and {named(place)} as operands of {instruction.opcode}")
+    def matrices(self, instruction: Instruction, found: re.Match[str]) -> Step:
+        """ldmatrix and stmatrix: 8 x 8 halves; lanes 8 i to 8 i + 7 say where the rows of matrix i are, of 16 bytes."""
+        operation, number, transposed = found.groups()
+        first, second = expect(instruction, 2)
+        vector, place = (first, second) if operation == "ld" else (second, first)
+        count = int(number)
+        if not isinstance(vector, Vector) or len(vector.items) != count or not isinstance(place, Address):
+            raise Unknown(f"{named(vector)} and {named(place)} as operands of {instruction.opcode}")
         address = self.addresses(place, "shared")
-        writes = [writer(instruction, item, "b32") for item in result.items]
+        reads = [self.read(item, "b32") for item in vector.items] if operation == "st" else []
+        writes = [writer(instruction, item, "b32") for item in vector.items] if operation == "ld" else []
 
         def step(group: Group) -> None:
-            thread = group.thread.reshape(-1, 1, 32)
+            thread = group.thread.reshape(-1, 1, 1, 32)
             rows = address(group).reshape(-1, 32)[:, : 8 * count].reshape(-1, count, 8)
-            if (rows % 16).any():
-                raise Misaligned(
-                    "a row of a matrix is not at a multiple of 16", int(thread[(rows % 16).any((1, 2))][0, 0, 0])
-                )
-            words = np.repeat(rows, 4, axis=2) + 4 * (warp.LANE % 4)  # each lane gets one word of each matrix
-            lanes = np.broadcast_to(thread, words.shape)
-            matrix = thread // 32 * count + np.arange(count)[:, None]
-            access = Access(lanes.reshape(-1), words.reshape(-1), 4, 1)
-            value = group.shared.load(access, group.clock, np.broadcast_to(matrix, words.shape).reshape(-1))
-            for write, bits in zip(writes, value.reshape(words.shape).swapaxes(0, 1)):
-                write(group, bits.reshape(-1))
+            if (wrong := (rows % 16).any((1, 2))).any():
+                raise Misaligned("a row of a matrix is at no multiple of 16", int(thread[wrong][0, 0, 0, 0]))
+            at = warp.matrix_addresses(rows, bool(transposed))  # [warps, matrices, parts, 32]
+            matrix = thread // 32 * count + np.arange(count).reshape(-1, 1, 1)
+            threads, matrix = (np.broadcast_to(a, at.shape).reshape(-1) for a in (thread, matrix))
+            access = Access(threads, at.reshape(-1), 4 // at.shape[2], 1)
+            if reads:
+                words = np.stack([everyone(read(group), len(group.thread)).reshape(-1, 32) for read in reads], 1)
+                group.shared.store(access, warp.split(words, at.shape[2]).reshape(-1, 1), group.clock, matrix)
+                return
+            parts = group.shared.load(access, group.clock, matrix).reshape(at.shape)
+            for write, words in zip(writes, warp.joined(parts).swapaxes(0, 1)):
+                write(group, words.reshape(-1))
 
         return step
 

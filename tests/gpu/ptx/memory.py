@@ -172,9 +172,9 @@ class SharedMemory(Bytes):
         count_wavefronts(access, together, self.counters.shared_loads)
         return self.read(access, offset, clock)
 
-    def store(self, access: Access, value: np.ndarray, clock: Clock) -> None:
+    def store(self, access: Access, value: np.ndarray, clock: Clock, together: np.ndarray | None = None) -> None:
         offset = self._offset(access)
-        count_wavefronts(access, None, self.counters.shared_stores)
+        count_wavefronts(access, together, self.counters.shared_stores)
         self.write(access, offset, value, clock)
 
     def _offset(self, access: Access) -> np.ndarray:

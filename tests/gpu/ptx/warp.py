@@ -1,4 +1,4 @@
-"""What the 32 threads of a warp do together: shuffles, ldmatrix, mma. Arrays are [warps, 32]."""
+"""What the 32 threads of a warp do together: shuffles, matrices in shared memory, matrix units. [warps, 32] arrays."""
 
 import numpy as np
 
@@ -22,6 +22,30 @@ def shuffle(mode: str, value: np.ndarray, by: np.ndarray, clamp: np.ndarray) -> 
         valid = source <= most
     source = np.where(valid, source, LANE)
     return np.take_along_axis(value, np.broadcast_to(source, value.shape), 1), np.broadcast_to(valid, value.shape)
+
+
+def matrix_addresses(rows: np.ndarray, transposed: bool) -> np.ndarray:
+    """rows [warps, matrices, 8]: where the rows of 8 x 8 halves begin -> [warps, matrices, parts, 32]: where a lane has
+    its two halves. Lane 4 i + j has columns 2 j and 2 j + 1 of row i, one word; transposed, it has rows 2 j and 2 j + 1
+    of column i, two parts."""
+    i, j = LANE // 4, LANE % 4
+    if not transposed:
+        return (rows[..., i] + 4 * j)[:, :, None]
+    return np.stack([rows[..., 2 * j] + 2 * i, rows[..., 2 * j + 1] + 2 * i], axis=2)
+
+
+def joined(parts: np.ndarray) -> np.ndarray:
+    """[warps, matrices, parts, 32] -> words [warps, matrices, 32], the first half in the low bits."""
+    if parts.shape[2] == 1:
+        return parts[:, :, 0]
+    return parts[:, :, 0].astype(np.uint32) | parts[:, :, 1].astype(np.uint32) << 16
+
+
+def split(words: np.ndarray, parts: int) -> np.ndarray:
+    """The reverse."""
+    if parts == 1:
+        return words[:, :, None]
+    return np.stack([words & 0xFFFF, words >> 16], axis=2).astype(np.uint16)
 
 
 def mma_s8(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
