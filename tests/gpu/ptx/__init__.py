@@ -5,7 +5,7 @@
 
 Read in this order: parse.py (text to instructions), values.py (what a register holds), alu.py and floats.py (one
 line per instruction), warp.py (threads that exchange values, tensor cores), memory.py and races.py (addresses, what
-may go wrong with them, what they cost), machine.py (blocks, branches, barriers).
+may go wrong with them, what they cost), copies.py, machine.py (blocks, branches, barriers).
 
 All threads of many blocks go in step, each instruction is one numpy operation over them. That is exact where a block
 goes one way at every branch, as Triton's do; anything else is a fault, and so is whatever is not known or not certain:

@@ -9,13 +9,15 @@ from ptx import alu, warp
 from ptx.faults import Misaligned, Unknown
 from ptx.group import Group, Read, Step, before, guard, named, reader, unwritten, writer
 from ptx.memory import Access, DeviceMemory
-from ptx.parse import Address, Instruction, Operand, Program, Symbol, Vector
+from ptx.parse import Address, Immediate, Instruction, Operand, Program, Symbol, Vector
 from ptx.values import UNSIGNED, bits_of, everyone, typed, width
 
 ACCESS = re.compile(r"(ld|st)\.(global|shared|param)((?:\.[a-zA-Z][\w:]*?)*?)(?:\.v([24]))?\.([bsuf](?:8|16|32|64))$")
 CACHE = re.compile(
     r"nc|ca|cg|cs|lu|wb|wt|L[12]::(?!cache_hint)\w+"
 )  # how long to keep what is read does not matter here
+COPY = re.compile(r"cp\.async\.(ca|cg)\.shared\.global")
+COPY_GROUPS = re.compile(r"cp\.async\.(commit_group|wait_group)")
 MATRICES = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16")
 MMA_S8 = re.compile(r"mma\.sync\.aligned\.m16n8k32\.row\.col(\.satfinite)?\.s32\.s8\.s8\.s32")
 REDUCTION = re.compile(r"redux\.sync\.(add|min|max)\.([us]32)")
@@ -42,11 +44,14 @@ class Binder:
             (REDUCTION, self.reduction),
             (MATRICES, self.matrices),
             (MMA_S8, self.mma_s8),
+            (COPY_GROUPS, self.copy_groups),
         ):
             if found := pattern.fullmatch(opcode):
                 if instruction.guard:
-                    raise Unknown(f"a guard before {opcode}, which all threads of a warp execute together")
+                    raise Unknown(f"a guard before {opcode}, which all threads execute together")
                 return method(instruction, found)
+        if COPY.fullmatch(opcode):
+            return self.copy(instruction)
         return self.operation(instruction)
 
     def read(self, operand: Operand, kind: str) -> Read:
@@ -166,6 +171,42 @@ class Binder:
             memory.store(Access(thread, at, item_bytes, len(items)), value, group.clock)
 
         return step
+
+    def copy(self, instruction: Instruction) -> Step:
+        """cp.async: destination, source, bytes, and whether these are read (as many) or zeros (none)."""
+        place, source, size, *some = instruction.operands
+        sized = isinstance(size, Immediate) and size.value in (4, 8, 16)
+        if not isinstance(place, Address) or not isinstance(source, Address) or not sized or some[1:]:
+            raise Unknown(f"operands of {instruction.opcode}")
+        to, at = self.addresses(place, "shared"), self.addresses(source, "global")
+        words, guarded, read_bytes = size.value // 4, guard(instruction), self.read((*some, size)[0], "u32")
+
+        def step(group: Group) -> None:
+            n = len(group.thread)
+            mask = guarded(group)
+            mask = np.ones(n, bool) if mask is None else mask
+            if not mask.any():
+                return
+            count = everyone(read_bytes(group), n)
+            if not np.isin(count[mask], (0, size.value)).all():
+                raise Unknown("a copy of a part of its bytes")
+            loaded = mask & (count > 0)
+            value = np.zeros((n, words), np.uint32)
+            if loaded.any():
+                value[loaded] = self.memory.load(Access(group.thread, at(group), 4, words).only(loaded), group.clock)
+            access = Access(group.thread, to(group), 4, words).only(mask)
+            group.copies.begin(group.shared, access, value[mask], group.clock)
+
+        return step
+
+    def copy_groups(self, instruction: Instruction, found: re.Match[str]) -> Step:
+        if found[1] == "commit_group":
+            expect(instruction, 0)
+            return lambda group: group.copies.commit()
+        (left,) = expect(instruction, 1)
+        if not isinstance(left, Immediate):
+            raise Unknown(f"operands of {instruction.opcode}")
+        return lambda group: group.copies.wait(group.shared, left.value, group.clock)
 
     # -- whole warps --------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ptx.copies import Copies
 from ptx.faults import Uninitialised, Unknown
 from ptx.memory import FIRST_SHARED, SharedMemory
 from ptx.parse import Address, Immediate, Instruction, Operand, Program, Register, Symbol, Vector
@@ -23,13 +24,16 @@ class Group:
     registers: list[np.ndarray | None]
     shared: SharedMemory
     clock: Clock
+    copies: Copies
     at: int = 0  # the next instruction
 
     def only(self, some: np.ndarray, at: int) -> "Group":
         """The blocks of a mask, which go on at an instruction of their own."""
         each = np.repeat(some, len(self.thread) // len(some))
         registers = [r[each] if r is not None and len(r) == len(each) else r for r in self.registers]
-        return Group(self.blocks[some], self.thread[each], registers, self.shared, replace(self.clock), at)
+        threads = self.thread[each]
+        copies = self.copies.only(threads)
+        return Group(self.blocks[some], threads, registers, self.shared, replace(self.clock), copies, at)
 
 
 Step = Callable[[Group], None]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ptx.bind import Binder, expect
+from ptx.copies import Copies
 from ptx.faults import Divergence, Fault, Unknown
 from ptx.group import DONE, Group, Step, guard
 from ptx.memory import Counters, DeviceMemory, SharedMemory
@@ -59,7 +60,7 @@ class _Launch:
             blocks = np.arange(first, min(total, first + some))
             threads = np.arange(first * size, (first + len(blocks)) * size)
             shared = SharedMemory(self.counters, self.program.shared_bytes, first, len(blocks), size)
-            self.waiting.append(Group(blocks, threads, [None] * self.program.registers, shared, Clock()))
+            self.waiting.append(Group(blocks, threads, [None] * self.program.registers, shared, Clock(), Copies()))
             while self.waiting:
                 self.go(self.waiting.pop())
         for instruction, count in zip(self.program.instructions, self.executed):

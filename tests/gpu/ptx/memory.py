@@ -54,6 +54,9 @@ class Access:
     def bytes(self) -> int:
         return self.item * self.count
 
+    def only(self, some: np.ndarray) -> "Access":
+        return Access(self.thread[some], self.address[some], self.item, self.count)
+
     def check_alignment(self) -> None:
         wrong = self.address % self.bytes != 0
         if wrong.any():
@@ -144,11 +147,7 @@ class DeviceMemory:
             return
         for i in np.unique(which):
             some = which == i
-            yield (
-                self.buffers[i - 1],
-                Access(access.thread[some], access.address[some], access.item, access.count),
-                some,
-            )
+            yield self.buffers[i - 1], access.only(some), some
 
     def _where(self, address: int) -> str:
         if not self.buffers or address < FIRST_BUFFER - GUARD:
@@ -176,6 +175,19 @@ class SharedMemory(Bytes):
         offset = self._offset(access)
         count_wavefronts(access, together, self.counters.shared_stores)
         self.write(access, offset, value, clock)
+
+    def begin_copy(self, access: Access, value: np.ndarray, clock: Clock) -> None:
+        """A store that happens any time until `end_copy`."""
+        self.store(access, value, clock)
+        self.shadow.under_way[self._bytes(access)] = True
+
+    def end_copy(self, access: Access, clock: Clock) -> None:
+        at = self._bytes(access)
+        self.shadow.under_way[at] = False
+        self.shadow.on_write(at, access.thread, np.ones(at.shape, bool), clock)
+
+    def _bytes(self, access: Access) -> np.ndarray:
+        return self._offset(access)[:, None] + np.arange(access.bytes)
 
     def _offset(self, access: Access) -> np.ndarray:
         access.check_alignment()

@@ -41,10 +41,12 @@ class Shadow:
         self.initial = initial
         self.wrote, self.read, self.writer = np.zeros((3, size), np.int32)
         self.readers = np.zeros((3, size), np.int32)  # the last one, or SEVERAL, at each level
+        self.under_way = np.zeros(size, bool)  # asynchronous copies to it
 
     def on_read(self, at: np.ndarray, thread: np.ndarray, clock: Clock) -> None:
         """at [n, bytes of an access], thread [n]."""
         thread = np.broadcast_to(thread[:, None], at.shape)
+        self._check_copies(at, thread)
         wrote, writer = self.wrote[at], self.writer[at]
         if not self.initial and not wrote.all():
             raise Uninitialised("nothing was written there", _first(thread, wrote == 0))
@@ -64,6 +66,7 @@ class Shadow:
     def on_write(self, at: np.ndarray, thread: np.ndarray, changed: np.ndarray, clock: Clock) -> None:
         """changed [n, bytes]: where the new value is not the old one."""
         thread = np.broadcast_to(thread[:, None], at.shape)
+        self._check_copies(at, thread)
         writer = self.writer[at]
         race = self._unordered(self.wrote[at], [writer // level for level in self.levels], thread, clock)
         race |= self._unordered(self.read[at], [readers[at] for readers in self.readers], thread, clock)
@@ -72,6 +75,10 @@ class Shadow:
             raise Race("another thread used it, with no barrier since", _first(thread, race))
         self.writer[at] = thread
         self.wrote[at] = clock.now
+
+    def _check_copies(self, at: np.ndarray, thread: np.ndarray) -> None:
+        if self.under_way[at].any():
+            raise Race("an asynchronous copy to it is under way", _first(thread, self.under_way[at]))
 
     def _unordered(self, when, who: list[np.ndarray], thread, clock: Clock) -> np.ndarray:
         """Whether what `who`, by level, did `when` may as well come after what `thread` does now."""
