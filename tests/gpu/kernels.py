@@ -12,13 +12,13 @@ TARGETS = ("sm_80", "sm_89", "sm_120")
 
 
 @functools.cache
-def compiled(kernel: Any, gpu: str, warps: int = 4, **constants: Any) -> Any:
-    return launch.compiled(kernel, constants, gpu, warps)
+def compiled(kernel: Any, gpu: str, warps: int = 4, stages: int = 1, **constants: Any) -> Any:
+    return launch.compiled(kernel, constants, gpu, warps, stages)
 
 
 @functools.cache
-def program(kernel: Any, gpu: str, warps: int = 4, **constants: Any) -> ptx.Program:
-    made = compiled(kernel, gpu, warps, **constants)
+def program(kernel: Any, gpu: str, warps: int = 4, stages: int = 1, **constants: Any) -> ptx.Program:
+    made = compiled(kernel, gpu, warps, stages, **constants)
     return ptx.load(made.asm["ptx"], made.metadata.shared)
 
 
@@ -66,10 +66,10 @@ def run_linear(
 
 
 def run_gemm(
-    gpu: str, codes: torch.Tensor, scale: torch.Tensor, q: torch.Tensor, q_scale: torch.Tensor
+    gpu: str, codes: torch.Tensor, scale: torch.Tensor, q: torch.Tensor, q_scale: torch.Tensor, stages: int = 2
 ) -> tuple[np.ndarray, ptx.Counters]:
     """An int8 linear layer by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = program(gemm.gemm_int8, gpu, 8, K=k, TOKENS=64, ROWS=64)
+    made = program(gemm.gemm_int8, gpu, 8, stages, K=k, TOKENS=64, ROWS=64)
     return y, run(made, (blocks(tokens, 64), blocks(rows, 64)), codes, scale, q, q_scale, y, rows, tokens)

@@ -79,6 +79,66 @@ def test_a_barrier_of_the_warp_is_enough_within_it():
     run(body, np.zeros(1, np.uint32), threads=64, shared_bytes=256)
 
 
+COPY = """
+    mov.b32 %r3, global_smem;
+    add.s32 %r4, %r3, %r2;
+    xor.b32 %r5, %r4, {other};
+    mul.wide.u32 %rd4, %r0, 4;
+    add.s64 %rd5, %rd4, %rd0;
+    add.s64 %rd6, %rd4, %rd1;
+    setp.lt.u32 %p1, %r0, 60;
+    selp.b32 %r7, 4, 0, %p1;
+    cp.async.ca.shared.global [%r4], [%rd5], 0x4, %r7;
+    cp.async.commit_group;
+    cp.async.ca.shared.global [%r4+256], [%rd5], 0x4, %r7;
+    cp.async.commit_group;
+    cp.async.wait_group {left};
+    {barrier}
+    ld.shared.b32 %r6, [%r5+{offset}];
+    st.global.b32 [%rd6], %r6;
+"""
+
+
+def copied(left: int = 1, barrier: str = "bar.sync 0;", other: int = 128, offset: int = 0) -> np.ndarray:
+    """Two copies of 64 words, of which the last four are left out; what comes of the first (offset 0) or second (256)."""
+    out = np.zeros(64, np.uint32)
+    body = COPY.format(left=left, barrier=barrier, other=other, offset=offset)
+    run(body, np.arange(60, dtype=np.uint32), out, threads=64, shared_bytes=512)
+    return out
+
+
+def test_what_was_copied_asynchronously_is_there_after_waiting_and_a_barrier():
+    want = np.concatenate([np.arange(60), np.zeros(4)])
+    assert np.array_equal(copied(), np.roll(want, 32))
+    assert np.array_equal(copied(left=0, offset=256), np.roll(want, 32))
+    assert np.array_equal(copied(barrier="", other=0), want)
+
+
+def test_waiting_for_a_copy_takes_the_right_count_and_for_others_copies_a_barrier():
+    with pytest.raises(ptx.Race, match="under way"):
+        copied(offset=256)
+    with pytest.raises(ptx.Race, match="under way"):
+        copied(left=2, other=0)
+    with pytest.raises(ptx.Race, match="another thread wrote"):
+        copied(barrier="")
+
+
+def test_a_copy_must_not_overtake_readers():
+    body = """
+        mov.b32 %r3, global_smem;
+        add.s32 %r4, %r3, %r2;
+        xor.b32 %r5, %r4, 128;
+        st.shared.b32 [%r4], %r0;
+        bar.sync 0;
+        ld.shared.b32 %r6, [%r5];
+        {barrier}
+        cp.async.ca.shared.global [%r4], [%rd0], 4;
+    """
+    run(body.format(barrier="bar.sync 0;"), read_only(1), threads=64, shared_bytes=256)
+    with pytest.raises(ptx.Race, match="another thread used"):
+        run(body.format(barrier=""), read_only(1), threads=64, shared_bytes=256)
+
+
 def test_threads_may_store_equal_values_to_one_word_but_no_others():
     body = "mov.b32 %r3, global_smem;\nst.shared.b32 [%r3], {value};"
     run(body.format(value="%r1"), np.zeros(1, np.uint32), threads=64, shared_bytes=4)
@@ -254,7 +314,8 @@ def test_shared_memory_is_written_before_it_is_read():
         "bar.sync 0, 64;",
         "ret 1;",
         "wgmma.fence.sync.aligned;",
-        "cp.async.wait_group 0;",
+        "cp.async.wait_all;",
+        "cp.async.cg.shared.global [%r0], [%rd0], 3;",
         ".local .align 4 .b8 stack[4];",
         "shfl.sync.bfly.b32 %r3, %r0, 1, 31;",
     ],

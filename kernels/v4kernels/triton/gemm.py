@@ -13,13 +13,13 @@ from v4kernels.triton.types import f32p, i8p, u16p
 
 @triton.jit
 def lane_sum(w, wscale, x, xscale, lane, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr):
-    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [32, ROWS], wscale [ROWS],
+    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [ROWS, 32], wscale [ROWS],
     x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
     total = tl.zeros((TOKENS, ROWS), tl.float32)
     for g in range(lane, K // 32, 8):
         # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone, twice as fast as converted.
         zero = tl.full((TOKENS, ROWS), 0x4B400000, tl.int32)
-        dot = tl.dot(tl.load(x + g * 32), tl.load(w + g * 32), acc=zero, out_dtype=tl.int32)
+        dot = tl.dot(tl.load(x + g * 32), tl.trans(tl.load(w + g * 32)), acc=zero, out_dtype=tl.int32)
         dot = dot.to(tl.float32, bitcast=True) - 12582912.0
         scale = from_bf16(tl.load(wscale + g))[None, :] * tl.load(xscale + g)[:, None]
         total = tl.fma(dot, scale, total)
@@ -45,7 +45,7 @@ def gemm_int8(
     token = tl.minimum(t, tokens - 1)
     row = tl.minimum(r, rows - 1)
     k = tl.arange(0, 32)
-    w += row[None, :] * K + k[:, None]
+    w += row[:, None] * K + k[None, :]
     x += token[:, None] * K + k[None, :]
     wscale += row * (K // 32)
     xscale += token * (K // 32)
