@@ -100,7 +100,7 @@ COPY = """
 
 
 def copied(left: int = 1, barrier: str = "bar.sync 0;", other: int = 128, offset: int = 0) -> np.ndarray:
-    """Two copies of 64 words, of which the last four are left out; what comes of the first (offset 0) or second (256)."""
+    """Two copies of 64 words, the last four zeros; what was read of the first (offset 0) or the second (256)."""
     out = np.zeros(64, np.uint32)
     body = COPY.format(left=left, barrier=barrier, other=other, offset=offset)
     run(body, np.arange(60, dtype=np.uint32), out, threads=64, shared_bytes=512)

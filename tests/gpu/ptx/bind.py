@@ -15,7 +15,7 @@ from ptx.values import UNSIGNED, bits_of, everyone, typed, width
 ACCESS = re.compile(r"(ld|st)\.(global|shared|param)((?:\.[a-zA-Z][\w:]*?)*?)(?:\.v([24]))?\.([bsuf](?:8|16|32|64))$")
 CACHE = re.compile(
     r"nc|ca|cg|cs|lu|wb|wt|L[12]::(?!cache_hint)\w+"
-)  # how long to keep what is read does not matter here
+)  # how long to keep what was read: of no matter here
 COPY = re.compile(r"cp\.async\.(ca|cg)\.shared\.global")
 COPY_GROUPS = re.compile(r"cp\.async\.(commit_group|wait_group)")
 MATRICES = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16")

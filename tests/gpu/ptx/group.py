@@ -48,7 +48,7 @@ def reader(program: Program, grid: tuple[int, int, int], operand: Operand, kind:
         return lambda group: value
     if isinstance(operand, Symbol):
         special = special_register(program, grid, operand.name)
-        return lambda group: special(group).astype(UNSIGNED[width(kind)])
+        return lambda group: typed(special(group).astype(UNSIGNED[width(kind)]), kind)
     if not isinstance(operand, Register) or width(kind) > operand.bits or (kind == "pred") != (operand.bits == 1):
         raise Unknown(f"{named(operand)} where a value of type {kind} belongs")
     index = operand.index
