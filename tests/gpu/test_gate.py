@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+import gpu_kernels
 import sass
 from v4kernels.triton import gemm, linear, quantize
-
-import kernels
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 AMD = ("gfx942", "gfx1100")
@@ -75,7 +74,7 @@ ON_AMD = {
 
 def complaints(budget: Budget, gpu: str) -> list[str]:
     """What goes beyond the budget."""
-    made = kernels.compiled(budget.kernel, gpu, budget.warps, budget.stages, **budget.constants)
+    made = gpu_kernels.compiled(budget.kernel, gpu, budget.warps, budget.stages, **budget.constants)
     if gpu in AMD:
         used, loop = sass.amd(made), None
     else:
