@@ -202,6 +202,25 @@ def test_an_access_that_a_guard_leaves_out_is_not_made():
     assert counted.global_loads == ptx.Requests(2, 4)
 
 
+def test_threads_may_go_to_different_buffers_each_within_its_own():
+    body = """
+        and.b32 %r3, %r0, 1;
+        setp.eq.b32 %p1, %r3, 0;
+        selp.b64 %rd4, %rd0, %rd1, %p1;
+        mul.wide.u32 %rd5, %r0, 4;
+        add.s64 %rd4, %rd4, %rd5;
+        ld.global.b32 %r4, [%rd4];
+        add.s64 %rd6, %rd2, %rd5;
+        st.global.b32 [%rd6], %r4;
+    """
+    a, b, out = np.arange(32, dtype=np.uint32), np.arange(100, 132, dtype=np.uint32), np.zeros(32, np.uint32)
+    counted = run(body, a, b, out)
+    assert out.tolist() == [100 * (i % 2) + i for i in range(32)]
+    assert counted.global_loads == ptx.Requests(1, 8)
+    with pytest.raises(ptx.OutOfBounds, match=r"thread 31: .*test_param_1"):
+        run(body, a, b[:31].copy(), out)
+
+
 def test_null_is_near_no_buffer():
     with pytest.raises(ptx.OutOfBounds, match="near no buffer"):
         run("mov.b64 %rd4, 0;\nld.global.b32 %r3, [%rd4];", np.zeros(32, np.uint32))
