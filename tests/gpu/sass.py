@@ -1,0 +1,78 @@
+"""What a kernel takes of a GPU: resources, and the instructions of its main loop, by the tools in Triton's wheel."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of a thread: registers, and bytes of stack, where spilled ones go; of a block: bytes of shared memory."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The innermost loop with the most products."""
+
+    instructions: int
+    opcodes: Counter[str]  # without modifiers
+    wide_loads: int  # of 128 bits, from device memory
+    products: int  # of integers, by dp4a and matrix instructions; a thread's share
+
+
+def nvidia(compiled: Any) -> tuple[Resources, Loop]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", code, re.M)
+    lines = [(int(at, 16), text) for at, text in found]
+    loops = [summed(body) for body in innermost(lines)]
+    none = Loop(0, Counter(), 0, 0)
+    return Resources(registers, stack, compiled.metadata.shared), max(loops, key=lambda b: b.products, default=none)
+
+
+def innermost(lines: list[tuple[int, str]]) -> list[list[str]]:
+    """Bodies of loops that have none within."""
+    jumps = [(int(m[1], 16), at) for at, text in lines if (m := re.match(r"BRA.*\b0x([0-9a-f]+)", text))]
+    spans = [(to, at) for to, at in jumps if to < at]
+    inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
+    return [[text for at, text in lines if first <= at <= last] for first, last in inner]
+
+
+def summed(body: list[str]) -> Loop:
+    opcodes = Counter(text.split()[0].split(".")[0] for text in body)
+    products = 4 * opcodes["IDP"]
+    for text in body:
+        if shape := re.match(r"IMMA\.(\d\d)(\d)(\d\d)\.|IMMA\.(\d\d)(\d\d)(\d\d)\.", text):
+            m, n, k = (int(x) for x in shape.groups() if x)
+            products += m * n * k // 32
+        if shape := re.match(r"IGMMA\.(\d+)x(\d+)x(\d+)\.", text):
+            m, n, k = map(int, shape.groups())
+            products += m * n * k // 128  # by four warps
+    return Loop(len(body), opcodes, sum(t.startswith("LDG.E.128") for t in body), products)
+
+
+def amd(compiled: Any) -> Resources:
+    """There is no register spilled where there is no stack, but for scalar ones, which go to vector registers."""
+    registers, stack = (
+        int(re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"])[1])
+        for name in ("vgpr_count", "private_segment_fixed_size")
+    )
+    return Resources(registers, stack, compiled.metadata.shared)

@@ -1,0 +1,52 @@
+"""Kernels that show one thing each that the PTX machine must be able to run."""
+
+import triton
+import triton.language as tl
+from v4kernels.triton.types import f32p, i32p
+
+
+@triton.jit
+def add(a: f32p, b: f32p, out: f32p, n: tl.int32, BLOCK: tl.constexpr):
+    """out [n] = a [n] + b [n]; the last block is ragged."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(a + i, i < n) + tl.load(b + i, i < n), i < n)
+
+
+@triton.jit
+def largest(x: i32p, out: i32p, N: tl.constexpr):
+    """out [rows] = the largest of each row of x [rows, N]: warps meet in shared memory."""
+    row = tl.program_id(0)
+    tl.store(out + row, tl.max(tl.load(x + row * N + tl.arange(0, N)), axis=0))
+
+
+@triton.jit
+def quotient(a: f32p, b: f32p, out: f32p, BLOCK: tl.constexpr):
+    """out [BLOCK] = a [BLOCK] / b [BLOCK] as Triton divides where it is not told to round."""
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(a + i) / tl.load(b + i))
+
+
+@triton.jit
+def folded(x: f32p, out: f32p, N: tl.constexpr):
+    """out [rows]: rows of x [rows, N] folded in halves until one number is left."""
+    row = tl.program_id(0)
+    value = tl.load(x + row * N + tl.arange(0, N))
+    n: tl.constexpr = N
+    value = tl.sum(tl.reshape(value, (2, n // 2)), axis=0)
+    value = tl.sum(tl.reshape(value, (2, n // 4)), axis=0)
+    value = tl.sum(tl.reshape(value, (2, n // 8)), axis=0)
+    value = tl.sum(tl.reshape(value, (2, n // 16)), axis=0)
+    tl.store(out + row * (n // 16) + tl.arange(0, n // 16), value)
+
+
+@triton.jit
+def weighted(x: f32p, lengths: i32p, out: f32p, STRIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """out [rows, BLOCK] = sum over i < lengths[row], ascending, of x [rows, STRIDE, BLOCK] * (i + 1): every program
+    goes round as often as its row says."""
+    row = tl.program_id(0)
+    column = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(tl.load(lengths + row)):
+        factor = tl.zeros((BLOCK,), tl.float32) + (i + 1).to(tl.float32)
+        total = tl.fma(tl.load(x + (row * STRIDE + i) * BLOCK + column), factor, total)
+    tl.store(out + row * BLOCK + column, total)

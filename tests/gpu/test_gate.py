@@ -1,0 +1,124 @@
+"""Every kernel compiles for every GPU within its budget: registers, no stack, shared memory, and how many instructions
+its main loop has for what it does. A count of instructions bounds speed from above, so a kernel that got slower by what
+the compiler made of it is seen here, without a GPU."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+import gpu_kernels
+import sass
+from v4kernels.triton import gemm, linear, quantize
+
+NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
+AMD = ("gfx942", "gfx1100")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most, but for wide_loads, which is the least. `unit`: products that one unit of work takes."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    registers: int
+    shared: int
+    warps: int = 4
+    stages: int = 1
+    wide_loads: int = 0  # of 128 bits, in the main loop
+    unit: int = 1
+    instructions: dict[str, float] = field(default_factory=dict)  # of the main loop, a unit, by GPU
+    permutes: bool = True  # whether the main loop may permute bytes
+
+
+LINEAR = {"K": 4096, "ROWS": 32}
+ON_NVIDIA = {
+    "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=32, shared=128),
+    "linear_int8": Budget(  # a weight is one product
+        linear.linear_int8,
+        LINEAR | {"PTX": True},
+        registers=56,
+        shared=1024,
+        wide_loads=5,
+        instructions=dict.fromkeys(NVIDIA, 1.4) | {"sm_120": 1.1},
+    ),
+    "linear_fp4": Budget(  # a weight is two products, one of its sign mask
+        linear.linear_fp4,
+        LINEAR | {"PTX": True},
+        registers=56,
+        shared=1024,
+        wide_loads=4,
+        unit=2,
+        instructions=dict.fromkeys(NVIDIA, 3.1) | {"sm_120": 2.8},
+    ),
+    "gemm_int8": Budget(  # a unit is a group of one output
+        gemm.gemm_int8,
+        {"K": 4096, "TOKENS": 64, "ROWS": 64},
+        registers=210,
+        shared=16384,
+        warps=8,
+        stages=2,
+        unit=32,
+        instructions=dict.fromkeys(NVIDIA, 8.5) | {"sm_90": 11.5, "sm_120": 6.5},
+        permutes=False,
+    ),
+}
+ON_AMD = {
+    "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=48, shared=128),
+    "linear_int8": Budget(linear.linear_int8, LINEAR | {"PTX": False}, registers=104, shared=1024),
+    "linear_fp4": Budget(linear.linear_fp4, LINEAR | {"PTX": False}, registers=144, shared=1024),
+    "gemm_int8": Budget(gemm.gemm_int8, {"K": 4096, "TOKENS": 64, "ROWS": 64}, registers=256, shared=16384, warps=8),
+}
+
+
+def complaints(budget: Budget, gpu: str) -> list[str]:
+    """What goes beyond the budget."""
+    made = gpu_kernels.compiled(budget.kernel, gpu, budget.warps, budget.stages, **budget.constants)
+    if gpu in AMD:
+        used, loop = sass.amd(made), None
+    else:
+        used, loop = sass.nvidia(made)
+    found = [
+        f"{name} {getattr(used, name)}, allowed {allowed}"
+        for name, allowed in (("registers", budget.registers), ("stack", 0), ("shared", budget.shared))
+        if getattr(used, name) > allowed
+    ]
+    if loop is None:
+        return found
+    if ".ftz" in made.asm["ptx"]:
+        found.append("denormals flushed to zero")
+    if gpu in budget.instructions:
+        each = loop.instructions * budget.unit / loop.products
+        if each > budget.instructions[gpu]:
+            found.append(f"{each:.2f} instructions a unit, allowed {budget.instructions[gpu]}")
+    if loop.wide_loads < budget.wide_loads:
+        found.append(f"{loop.wide_loads} loads of 128 bits, expected {budget.wide_loads}")
+    if not budget.permutes and loop.opcodes["PRMT"]:
+        found.append(f"{loop.opcodes['PRMT']} byte permutes in the main loop")
+    return found
+
+
+@pytest.mark.parametrize("gpu", NVIDIA)
+@pytest.mark.parametrize("name", ON_NVIDIA)
+def test_kernels_stay_within_their_budgets(name, gpu):
+    assert complaints(ON_NVIDIA[name], gpu) == []
+
+
+@pytest.mark.parametrize("gpu", AMD)
+@pytest.mark.parametrize("name", ON_AMD)
+def test_kernels_compile_for_amd_within_their_budgets(name, gpu):
+    assert complaints(ON_AMD[name], gpu) == []
+
+
+def test_registers_that_are_spilled_are_seen():
+    crowded = Budget(gemm.gemm_int8, {"K": 512, "TOKENS": 64, "ROWS": 64}, registers=255, shared=16384, warps=4)
+    assert any(complaint.startswith("stack") for complaint in complaints(crowded, "sm_80"))
+
+
+def test_a_loop_of_too_many_instructions_or_narrow_loads_is_seen():
+    strict = Budget(
+        linear.linear_int8, LINEAR | {"PTX": True}, 56, 1024, wide_loads=99, instructions={"sm_89": 1.0}, permutes=False
+    )
+    seen = complaints(strict, "sm_89")
+    assert [c.split()[1] for c in seen] == ["instructions", "loads", "byte"]

@@ -1,0 +1,61 @@
+"""Kernels in their plain forms, by Triton's interpreter: the program as written, before any compiler."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from v4kernels import native
+
+pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+
+SCRIPT = """
+import torch
+from ptx import floats
+from triton.runtime import interpreter
+from v4kernels import native
+from v4kernels.triton import gemm, linear, quantize
+import test_kernels as given
+
+# Before 3.9 it rounds an fma twice.
+interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
+    floats.fma(x.data, y.data, z.data), z.dtype.scalar
+)
+
+def same(a, b):
+    return given.differing(a.numpy(), b) == 0
+
+x = given.activations(2, 352)
+q, scale = torch.zeros(2, 352, dtype=torch.int8), torch.zeros(2, 11)
+quantize.quantize[(3,)](x, q, scale, 22, BLOCK=8)
+want_q, want_scale = native.quantize(x)
+print("quantize", torch.equal(q, want_q) and same(scale, want_scale))
+
+codes, steps = given.int8_weight(20, 352)
+want = native.linear(x, native.matrix(codes, steps, "int8"))
+y = torch.zeros(2, 20)
+bits = steps.view(torch.uint16)
+linear.linear_int8[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int32), scale, y, 20, K=352, ROWS=16, PTX=False)
+print("linear_int8", same(y, want))
+y = torch.zeros(2, 20)
+gemm.gemm_int8[(1, 2)](codes, bits, q, scale, y, 20, 2, K=352, TOKENS=16, ROWS=16)
+print("gemm_int8", same(y, want))
+
+codes, steps = given.fp4_weight(20, 352)
+want = native.linear(x, native.matrix(codes, steps, "fp4"))
+y, bits = torch.zeros(2, 20), steps.view(torch.uint8)
+linear.linear_fp4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, K=352, ROWS=16, PTX=False)
+print("linear_fp4", same(y, want))
+"""
+
+
+@pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+def test_the_interpreter_gives_the_librarys_bits():
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["quantize", "True", "linear_int8", "True", "gemm_int8", "True", "linear_fp4", "True"]
