@@ -91,7 +91,8 @@ class Cpu:
 
 
 class CpuOps:
-    """The op table over a tree of packed weights."""
+    """The op table over a tree of packed weights. What an op gives has one width in all layers, so that a buffer is
+    taken anew only when the number of rows changes: looking costs as much as calling a small kernel."""
 
     name = Cpu.name
     numerics = Cpu.numerics
@@ -105,6 +106,7 @@ class CpuOps:
         self._rotations = {ratio: Buffer() for ratio in self._freqs}
         self._ids, self._streams, self._hidden, self._rows = Buffer(np.int64), Buffer(), Buffer(), Buffer()
         self._attention_input, self._ffn_input, self._foreseen_input = ((Buffer(), Buffer()) for _ in range(3))
+        self._most_scratch = max(layer.attn.scratch for layer in self.layers)  # of a row
         self._attended, self._scratch, self._mlp = Buffer(), Buffer(np.uint8), Buffer()
         self._routes, self._foreseen = (Routing(Buffer(np.int64), Buffer(), Buffer()) for _ in range(2))
 
@@ -156,25 +158,30 @@ class CpuOps:
         return self._input(self.layers[layer].hc_ffn, streams, self._ffn_input)
 
     def _input(self, hyper: BoundHyper, streams: Buffer, to: tuple[Buffer, Buffer]) -> tuple[Buffer, Buffer]:
-        x, mix = to[0].take(streams.rows, hyper.dim), to[1].take(streams.rows, hyper.n_mix)
-        native.checked(self.library.v4k_hyper_pre(hyper.at, streams.at, streams.rows, x.at, mix.at))
-        return x, mix
+        x, mix = to
+        if x.rows != streams.rows:
+            to[0].take(streams.rows, hyper.dim), to[1].take(streams.rows, hyper.n_mix)
+        if code := self.library.v4k_hyper_pre(hyper.at, streams.at, streams.rows, x.at, mix.at):
+            native.checked(code)
+        return to
 
     def sublayer_output(self, out: Buffer, streams: Buffer, mix: Buffer) -> Buffer:
-        sizes = streams.rows, self.hc_head.streams, self.hc_head.dim
-        native.checked(self.library.v4k_hyper_post(out.at, mix.at, *sizes, streams.at))
+        head = self.hc_head
+        if code := self.library.v4k_hyper_post(out.at, mix.at, streams.rows, head.streams, head.dim, streams.at):
+            native.checked(code)
         return streams
 
     # -- attention ----------------------------------------------------------------------------------------------
 
     def window_attention(self, layer: int, x: Buffer, batch: CpuBatch) -> Buffer:
-        attn = self.layers[layer].attn
-        out, scratch = self._attended.take(x.rows, attn.dim), self._scratch.take(x.rows, attn.scratch)
-        turns = batch.rotations[attn.ratio]
-        code = self.library.v4k_self_attention(
-            attn.at, x.at, turns.at, batch.spans_at, len(batch.spans), scratch.at, out.at
-        )
-        native.checked(code)
+        attn, out, scratch = self.layers[layer].attn, self._attended, self._scratch
+        if out.rows != x.rows:
+            out.take(x.rows, attn.dim), scratch.take(x.rows, self._most_scratch)
+        turns_at = batch.rotations[attn.ratio].at
+        if code := self.library.v4k_self_attention(
+            attn.at, x.at, turns_at, batch.spans_at, len(batch.spans), scratch.at, out.at
+        ):
+            native.checked(code)
         return out
 
     csa_attention = hca_attention = window_attention  # the library sees by the layer's parts which it is
@@ -193,18 +200,20 @@ class CpuOps:
         return self._routed(layer, x, None, self._foreseen)
 
     def _routed(self, layer: int, x: Buffer, ids_at: int | None, to: Routing[Buffer]) -> Routing[Buffer]:
-        ffn, n = self.layers[layer].ffn, x.rows
-        chosen, weights = to.chosen.take(n, ffn.top_k), to.weights.take(n, ffn.top_k)
-        scores = to.scores.take(n, ffn.n_experts)
-        code = self.library.v4k_route(ffn.router_at, x.at, ids_at, n, chosen.at, weights.at, scores.at)
-        native.checked(code)
+        ffn, n, scores = self.layers[layer].ffn, x.rows, to.scores
+        if scores.rows != n:
+            to.chosen.take(n, ffn.top_k), to.weights.take(n, ffn.top_k), scores.take(n, ffn.n_experts)
+        if code := self.library.v4k_route(ffn.router_at, x.at, ids_at, n, to.chosen.at, to.weights.at, scores.at):
+            native.checked(code)
         return to
 
     def shared_expert(self, layer: int, x: Buffer) -> Buffer:
-        ffn, out = self.layers[layer].ffn, self._mlp.take(x.rows, x.width)
+        ffn, out = self.layers[layer].ffn, self._mlp
+        if out.rows != x.rows:
+            out.take(x.rows, x.width)
         ctypes.memset(out.at, 0, 4 * x.rows * x.width)
-        code = self.library.v4k_experts(None, 0, ffn.shared.at, x.at, x.rows, None, None, 0, ffn.limit, out.at)
-        native.checked(code)
+        if code := self.library.v4k_experts(None, 0, ffn.shared.at, x.at, x.rows, None, None, 0, ffn.limit, out.at):
+            native.checked(code)
         return out
 
     def add_experts(
@@ -270,11 +279,11 @@ class Mixing:
 
     def add_to(self, out: Buffer) -> Buffer:
         ffn, x, chosen = self.ops.layers[self.layer].ffn, self.x, self.routing.chosen
-        code = self.ops.library.v4k_experts(
+        if code := self.ops.library.v4k_experts(
             ffn.experts.at, ffn.experts.n, None, x.at, x.rows, chosen.at, self.routing.weights.at, ffn.top_k, ffn.limit,
             out.at,
-        )  # fmt: skip
-        native.checked(code)
+        ):  # fmt: skip
+            native.checked(code)
         return out
 
 
