@@ -98,7 +98,7 @@ def test_a_context_that_grows_takes_from_experts_then_from_rewind_points_then_is
     assert points[0] > 3 and points[-1] == 1 and len(set(points)) == points[0], "one after the other, the start stays"
     assert "--jobs" in caught.value.hint
     session.feed([2])
-    session.rewind(1000)  # all is computed again
+    session.sync(session.tokens[:1000])  # all is computed again
     fresh = Engine.open(folder, "cpu").session()
     fresh.sync((PROMPT * 6)[:1000])
     assert session.tokens == fresh.tokens and session.logits.tobytes() == fresh.logits.tobytes()
@@ -226,7 +226,7 @@ def test_a_file_that_changes_is_an_error_and_the_session_stays(folder, expected,
     import os
 
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    session.rewind(len(PROMPT))
+    session.sync(session.tokens[:len(PROMPT)])
     assert session.sync(PROMPT) and session.logits.tobytes() == before
     assert [step.token for step in session.generate(Sampling(temperature=0.0), 24)] == expected[0]
 

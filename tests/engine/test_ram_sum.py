@@ -52,7 +52,7 @@ def work(number):
                 pass
         except ResourceError as error:
             refused.append(str(error))
-            session.rewind(600)
+            session.sync(session.tokens[:600])
             session.feed(ids[:3])
             return
         reached[number] = length

@@ -185,15 +185,6 @@ class Session:
         self.counts = self.counts.plus(counts)
         return logits
 
-    def rewind(self, n_tokens: int) -> None:
-        """Go back to the first `n_tokens` tokens: at once over the last few, else by the nearest point and replay."""
-        if n_tokens >= len(self.tokens):
-            return
-        tokens = self.tokens[:n_tokens]
-        self._go_back(n_tokens)
-        for i in range(len(self.tokens), n_tokens, CHUNK):
-            self.feed(tokens[i : i + CHUNK])
-
     @property
     def kv_nbytes(self) -> int:
         """Bytes of RAM taken, rewind points not counted."""
