@@ -67,7 +67,7 @@ def timeline(engine: Engine, n: int, folder: Path) -> Iterator[tuple[str, np.nda
     yield "decode", np.array([[step.token, step.logprob] for step in steps])
     twin = session.fork()
     yield "fork", twin.feed(ids[:9], all_logits=True)
-    session.sync(session.tokens[:n - 5])
+    session.sync(session.tokens[: n - 5])
     yield "rewind", session.feed(ids[-5:], all_logits=True)
     for token in ids[:3]:
         yield f"one token, {token}", session.feed([token])

@@ -226,7 +226,7 @@ def test_a_file_that_changes_is_an_error_and_the_session_stays(folder, expected,
     import os
 
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    session.sync(session.tokens[:len(PROMPT)])
+    session.sync(session.tokens[: len(PROMPT)])
     assert session.sync(PROMPT) and session.logits.tobytes() == before
     assert [step.token for step in session.generate(Sampling(temperature=0.0), 24)] == expected[0]
 
