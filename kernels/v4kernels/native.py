@@ -22,6 +22,7 @@ ABI_VERSION = 5
 GROUP = 32
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 FORMATS = {"fp4": 1, "int8": 2, "int4": 3, "bf16": 4, "f32": 5}
+ETIMEOUT, ESTOPPED, EFETCH = -4, -5, -6  # V4K_E codes that serve.py tells apart
 LIBRARY = "libv4k.so"
 
 
@@ -60,6 +61,9 @@ AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer
 Memory = _structure("Memory", "ring main keys", "ring_rows")
 Span = _structure("Span", "memory", "start rows")
 Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
+Ring = _structure("Ring", "memory", "jobs pairs dim")
+ServedLayer = _structure("ServedLayer", "experts", "n_experts", "limit")
+Fetch = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64)
 
 
 def entry_bytes(dims: int, rope_dims: int) -> int:
@@ -100,6 +104,13 @@ SIGNATURES = {
     "v4k_self_attention": (c_int, (_P, _P, _P, _P, _N, _P, _P)),
     "v4k_route": (c_int, (_P, _P, _P, _N, _P, _P, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
+    "v4k_ring_bytes": (c_int64, (_P,)),
+    "v4k_ring_post": (None, (_P, c_uint64)),
+    "v4k_ring_wait": (c_int, (_P, c_uint64, _N)),
+    "v4k_serve_start": (c_int, (_P, _P, _N, Fetch, _P, _N, ctypes.POINTER(c_void_p))),
+    "v4k_serve_begin": (c_int, (_P,)),
+    "v4k_serve_end": (c_int, (_P,)),
+    "v4k_serve_stop": (c_int, (_P,)),
 }
 
 
