@@ -8,7 +8,7 @@ Slots beyond the residents' are for experts on their way: read, used, then made 
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
@@ -66,6 +66,8 @@ class ExpertStream:
         self._likely: deque[int] = deque()
         self._failed: dict[int, Exception] = {}
         self._counts = Counts()
+        self.elsewhere = np.zeros(len(files), bool)  # held by a device too: what is expected of them is not read
+        self.moved: Callable[[int, int | None], None] = lambda expert, slot: None  # is complete in a slot, or in none
 
     @property
     def counts(self) -> Counts:
@@ -94,7 +96,7 @@ class ExpertStream:
     def _name(self, experts: list[int], queue: deque[int]) -> None:
         self.policy.hold(experts)
         for expert in experts:
-            if expert not in self._slot and expert not in self._expected:
+            if expert not in self._slot and expert not in self._expected and not self.elsewhere[expert]:
                 queue.append(expert)
                 self._expected.add(expert)
         self._pump()
@@ -134,6 +136,16 @@ class ExpertStream:
             else:
                 self._wait(waiting)
 
+    def used(self, experts: np.ndarray, uses: np.ndarray, n_tokens: int) -> None:
+        """Distinct experts of one layer, all in memory, were used as they lie there instead of being served."""
+        asked = experts.tolist()
+        brought = [expert for expert in asked if not self.policy.resident[expert]]
+        self._count(len(asked), brought)
+        self.policy.used(experts, uses, n_tokens)
+        for expert in brought:
+            if self._there[expert]:  # not dropped since
+                self._settle(expert)
+
     def end_step(self, n_tokens: int) -> None:
         """All layers are served: what was expected in vain goes, the policy learns."""
         self._forget(self._expected)
@@ -145,6 +157,18 @@ class ExpertStream:
         self._collect()
         self._forget(self._expected.union(e for e in self._slot if not self.policy.resident[e]))
         self.policy.forget_step()
+
+    def release(self, experts: Iterable[int]) -> None:
+        """Between steps: these are held elsewhere now, and leave the memory if they are there."""
+        for expert in experts:
+            if self._there[expert]:
+                self._expected.discard(expert)
+                self._drop(expert)
+        self._pump()
+
+    def there(self, expert: int) -> int | None:
+        """The slot of an expert whose bytes are complete."""
+        return self._slot[expert] if self._there[expert] else None
 
     def forget(self, experts: Iterable[int]) -> None:
         """Of these, what was expected is not needed."""
@@ -194,6 +218,7 @@ class ExpertStream:
                 self._free.append(slot)
             elif error is None:
                 self._there[expert] = True
+                self.moved(expert, slot)
             else:
                 self._failed[expert] = error
                 self._expected.discard(expert)
@@ -219,6 +244,7 @@ class ExpertStream:
         self.policy.drop(expert)
         slot = self._slot.pop(expert)
         self._expert[slot] = -1
+        self.moved(expert, None)
         if self._there[expert] or arrived or self.reader.cancel(slot):
             self._free.append(slot)
         self._there[expert] = False

@@ -1,7 +1,7 @@
 """Experts for a device: the ring that both sides see, and the thread of this process that serves it (v4k.h).
 
-A step, seen from the device: for each job fill what `Ring.job` gives, `post` it, `wait` for it, read its y. Devices that
-are not host code do the same at the offsets of HEAD and `Ring.jobs.dtype`.
+A step, seen from the device: for each job fill what `Ring.job` gives, `post` it, `wait` for it, read its y. Devices
+that are not host code do the same at the offsets of HEAD and `job_dtype`.
 """
 
 import ctypes
@@ -9,12 +9,14 @@ import mmap
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from v4kernels import native
+from v4kernels.cpu.bound import ExpertTable
 
-TIMEOUT_S = 30.0  # more than the slowest disk takes for a job's experts
+TIMEOUT_S = 60.0  # more than a slow disk takes for a job's experts, or the slowest attention between two jobs
 LINE = 64
 HEAD = np.dtype(
     {
@@ -61,8 +63,8 @@ class Ring:
     """`n_jobs` jobs of up to `pairs` pairs of D = `dim`."""
 
     def __init__(self, n_jobs: int, pairs: int, dim: int, memory: np.ndarray | None = None):
-        """`memory`: zeroed bytes, aligned to 64, that a device can see; by default of this process alone. ValueError for
-        sizes that do not fit, MemoryError."""
+        """`memory`: zeroed bytes, aligned to 64, that a device can see; by default of this process alone. ValueError
+        for sizes that do not fit, MemoryError."""
         self.n_jobs, self.pairs, self.dim = n_jobs, pairs, dim
         self.native = native.Ring(None, n_jobs, pairs, dim)
         self.at = ctypes.addressof(self.native)
@@ -95,9 +97,9 @@ class Ring:
         self.jobs["number"][number % self.n_jobs] = number
         native.library().v4k_ring_post(self.at, number)
 
-    def wait(self, number: int, timeout_s: float = TIMEOUT_S) -> None:
-        """Until its y is there. TimeoutError, Stopped, or the server's error."""
-        checked(native.library().v4k_ring_wait(self.at, number, int(1e6 * timeout_s)))
+    def wait(self, number: int, timeout_s: float = TIMEOUT_S) -> int:
+        """Until its y is there: 0, or a V4K_E code that says why it never will be."""
+        return native.library().v4k_ring_wait(self.at, number, int(1e6 * timeout_s))
 
 
 def job_dtype(pairs: int, dim: int) -> np.dtype:
@@ -109,7 +111,7 @@ def job_dtype(pairs: int, dim: int) -> np.dtype:
         at += column
     rows = 4 * pairs * dim
     offsets += [at, at + rows]
-    formats = ["<u8", "<i8", "<i8", "<i8", ("<i4", pairs), ("<i4", pairs), ("<f4", pairs)]
+    formats: list[Any] = ["<u8", "<i8", "<i8", "<i8", ("<i4", pairs), ("<i4", pairs), ("<f4", pairs)]
     formats += [("<f4", (pairs, dim))] * 2
     names = ["number", "layer", "rows", "pairs", "row", "expert", "weight", "x", "y"]
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": at + 2 * rows})
@@ -117,10 +119,9 @@ def job_dtype(pairs: int, dim: int) -> np.dtype:
 
 @dataclass(frozen=True, slots=True)
 class ServedLayer:
-    """Experts of one layer: `experts` native.Expert one behind the other, and the limit of their SwiGLU. Those whose
-    w1.codes is None are not in memory. The array may change while no job is on, or within a fetch."""
+    """Experts of one layer and the limit of their SwiGLU. The table may change while no job is on, or in a fetch."""
 
-    experts: ctypes.Array
+    experts: ExpertTable
     limit: float
 
 
@@ -140,15 +141,21 @@ class Server:
         self._fetching = _Fetching(fetch) if fetch else None
         call = native.Fetch(self._fetching.call) if self._fetching else native.Fetch()
         described = (native.ServedLayer * len(layers))(
-            *(native.ServedLayer(ctypes.addressof(layer.experts), len(layer.experts), layer.limit) for layer in layers)
+            *(native.ServedLayer(layer.experts.at, layer.experts.n, layer.limit) for layer in layers)
         )
         server = ctypes.c_void_p()
         checked(
             native.library().v4k_serve_start(
-                ring.at, ctypes.addressof(described), len(layers), call, None, int(1e6 * timeout_s), ctypes.byref(server)
+                ring.at,
+                ctypes.addressof(described),
+                len(layers),
+                call,
+                None,
+                int(1e6 * timeout_s),
+                ctypes.byref(server),
             )
         )
-        self._server = server.value
+        self._server = server.value or 0
         self._stop = weakref.finalize(self, _stop, self._server, (ring, list(layers), call))
 
     def begin(self) -> None:
@@ -157,13 +164,13 @@ class Server:
         checked(native.library().v4k_serve_begin(self._server))
 
     def wait(self, number: int) -> None:
-        """Until a job's y is there. TimeoutError, Stopped, what `fetch` raised, or ValueError for a job that is none."""
-        code = native.library().v4k_ring_wait(self.ring.at, number, int(1e6 * self.timeout_s))
+        """Until a job's y is there. TimeoutError, Stopped, what `fetch` raised, ValueError for a job that is none."""
+        code = self.ring.wait(number, self.timeout_s)
         if code == native.EFETCH and self._fetching and self._fetching.problem:
             raise self._fetching.problem
         checked(code)
 
-    def end(self) -> None:
+    def rest(self) -> None:
         """The step is over, or given up: after this the thread touches nothing. TimeoutError if it does not come to
         rest. Errors of the step were told by `wait`."""
         self._check()

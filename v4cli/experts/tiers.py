@@ -1,0 +1,152 @@
+"""The experts that a device does not hold: all of them in RAM, or some there and the others on the SSD.
+
+Both describe to the server (v4kernels/cpu/serve.py) which experts lie in RAM, and where. In a step they belong to the
+caller's thread while no job is posted, and to the server's while one is.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from v4kernels.api import B_contra
+from v4kernels.cpu import Buffer, CpuBatch, ExpertTable, PackedWeight
+from v4kernels.cpu.serve import Job, ServedLayer
+from v4kernels.tree import Expert, Layer
+
+from v4cli.experts.bank import Streamed, in_slot
+from v4cli.experts.device import slot_bytes
+
+A_contra = TypeVar("A_contra", contravariant=True)
+
+
+class Tier(Protocol[A_contra, B_contra]):
+    """What Split asks of those below the device. `experts` are numbers within a layer, ascending."""
+
+    layers: Sequence[ServedLayer]
+    largest: Expert[PackedWeight]  # no other takes more bytes; its addresses mean nothing
+
+    def expert(self, expert: int) -> Expert[PackedWeight] | None:
+        """An expert, numbered over all layers, if it is in RAM: valid until the next call of anything."""
+
+    def begin_step(self, batch: B_contra, on_device: np.ndarray, arrived: list[int]) -> None:
+        """A step begins; the device holds what is true in (layers, experts), of these `arrived` since the last one."""
+
+    def foresee(self, layer: int, streams: A_contra) -> None:
+        """See Bank."""
+
+    def ask(self, layer: int, experts: np.ndarray, near: np.ndarray | None, streams: A_contra) -> None:
+        """Jobs will ask for these; `near`: see policy.nearness."""
+
+    def fetch(self, job: Job) -> None:
+        """Do a job some of whose experts are not in RAM. ModelError."""
+
+    def served(self, layer: int, experts: np.ndarray, uses: np.ndarray, by_device: np.ndarray) -> None:
+        """The jobs of a layer are done: it used these, so many times, some of them (true) on the device."""
+
+    def end_step(self, rows: int) -> None:
+        """All layers are served."""
+
+    def abandon(self) -> None:
+        """The step failed."""
+
+
+class InRam:
+    """All experts of a tree."""
+
+    def __init__(self, tree_layers: Sequence[Layer[PackedWeight, np.ndarray]]):
+        self.layers = [ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers]
+        self._experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
+        self.largest = max(self._experts, key=slot_bytes)
+
+    def expert(self, expert: int) -> Expert[PackedWeight]:
+        return self._experts[expert]
+
+    def begin_step(self, batch: object, on_device: np.ndarray, arrived: list[int]) -> None: ...
+
+    def foresee(self, layer: int, streams: object) -> None: ...
+
+    def ask(self, layer: int, experts: np.ndarray, near: np.ndarray | None, streams: object) -> None: ...
+
+    def fetch(self, job: Job) -> None:
+        raise AssertionError("all experts are in RAM")
+
+    def served(self, layer: int, experts: np.ndarray, uses: np.ndarray, by_device: np.ndarray) -> None: ...
+
+    def end_step(self, rows: int) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class OnDemand:
+    """Experts of a stream: those in its slots are served from there, jobs that ask for others go through it. What the
+    device holds leaves the slots."""
+
+    def __init__(self, bank: Streamed):
+        self.bank, self.stream = bank, bank.stream
+        self._per_layer = bank.stream.reader.files.per_layer
+        self._slots = [in_slot(bank.stream, slot) for slot in range(bank.stream.reader.n_slots)]
+        self.largest = self._slots[0]
+        nothing = [None] * self._per_layer
+        self.layers = [ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers]
+        self._fetched: set[int] = set()  # experts that the stream handed out to jobs of this layer
+        self._results, self._rows = Buffer(), 0
+        self.stream.moved = self._moved
+        for expert in range(len(self.stream.reader.files)):
+            self._moved(expert, self.stream.there(expert))
+
+    def _moved(self, expert: int, slot: int | None) -> None:
+        layer, number = divmod(expert, self._per_layer)
+        self.layers[layer].experts.put(number, None if slot is None else self._slots[slot])
+
+    def expert(self, expert: int) -> Expert[PackedWeight] | None:
+        slot = self.stream.there(expert)
+        return None if slot is None else self._slots[slot]
+
+    def begin_step(self, batch: CpuBatch, on_device: np.ndarray, arrived: list[int]) -> None:
+        self._rows = batch.rows
+        self.stream.elsewhere = on_device.ravel()
+        self.stream.release(arrived)
+        self.bank.begin_step(batch)
+
+    def foresee(self, layer: int, streams: Buffer) -> None:
+        self.bank.foresee(layer, streams)
+
+    def ask(self, layer: int, experts: np.ndarray, near: np.ndarray | None, streams: Buffer) -> None:
+        first = layer * self._per_layer
+        if near is not None:
+            self.stream.policy.scored(first, near)
+        asked = experts + first
+        self.stream.policy.hold(asked)
+        self.stream.forget(set(range(first, first + self._per_layer)).difference(asked.tolist()))
+        self._fetched.clear()
+        if layer + 1 < len(self.layers):
+            self.bank.guess(layer + 1, streams, 1.0)
+
+    def fetch(self, job: Job) -> None:
+        n, first = job.pairs, job.layer * self._per_layer
+        pairs = np.argsort(job.expert[:n], kind="stable")
+        asked, starts, uses = np.unique(job.expert[:n][pairs], return_index=True, return_counts=True)
+        asked = asked.astype(np.int64) + first
+        places = dict(zip(asked.tolist(), zip(starts.tolist(), uses.tolist())))
+        x = Buffer.of(job.x)
+        for experts in self.stream.serve(asked, uses, self._rows):
+            ranges = [places[expert] for expert in experts]
+            mine = np.concatenate([pairs[start : start + count] for start, count in ranges])
+            slots = np.repeat(np.array(self.stream.slots(experts), np.int64), [count for _, count in ranges])
+            y = self._results.take(n, x.width)
+            y.array()[: len(mine)] = 0
+            self.bank.compute(job.layer, x, job.row[mine], slots, job.weight[mine], y.at)
+            job.y[mine] = y.array()[: len(mine)]
+        self._fetched.update(asked.tolist())
+
+    def served(self, layer: int, experts: np.ndarray, uses: np.ndarray, by_device: np.ndarray) -> None:
+        asked = experts + layer * self._per_layer
+        self.stream.policy.used(asked[by_device], uses[by_device], self._rows)
+        rest = ~by_device & ~np.isin(asked, list(self._fetched))
+        self.stream.used(asked[rest], uses[rest], self._rows)
+
+    def end_step(self, rows: int) -> None:
+        self.bank.end_step(rows)
+
+    def abandon(self) -> None:
+        self.stream.abandon()
