@@ -16,7 +16,7 @@ class NumpyDevice:
     def __init__(self, room: int = 1 << 30, late: bool = False):
         self.room, self.late, self.allocated = room, late, 0
         self.pending: list[tuple[object, list]] = []
-        self.fault: Exception | None = None
+        self.failed: set[object] = set()
 
     def alloc(self, n_bytes):
         if self.allocated + n_bytes > self.room:
@@ -49,9 +49,13 @@ class NumpyDevice:
             for at, array in self.pending.pop(0)[1]:
                 self.place(at, len(array))[:] = array
 
+    def fail(self):
+        """The oldest copy fails."""
+        self.failed.add(self.pending.pop(0)[0])
+
     def completed(self, ticket):
-        if self.fault is not None:
-            raise self.fault
+        if ticket in self.failed:
+            raise OSError("a copy failed")
         return all(ticket is not other for other, _ in self.pending)
 
 
