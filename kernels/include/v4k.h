@@ -311,7 +311,8 @@ V4K_API int v4k_serve_start(const v4k_ring *ring, const v4k_served_layer *layers
                             void *context, int64_t timeout_us, void **server);
 
 /* A step begins: forget what was posted or went wrong before, serve from now on. In a child that was forked, where there
- * is no such thread, another one is started first. V4K_ETIMEOUT if the thread is still busy with the step before. */
+ * is no such thread, another one is started first; the ring must not be memory that the child shares with its parent.
+ * V4K_ETIMEOUT if the thread is still busy with the step before. */
 V4K_API int v4k_serve_begin(void *server);
 
 /* The step is over, or given up: returns when the thread touches neither ring nor experts any more. V4K_ETIMEOUT if it

@@ -18,6 +18,7 @@ from v4kernels.cpu.bound import ExpertTable
 
 TIMEOUT_S = 60.0  # more than a slow disk takes for a job's experts, or the slowest attention between two jobs
 LINE = 64
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a child that forks has a ring of its own
 HEAD = np.dtype(
     {
         "names": ["posted", "served", "error", "failed", "process"],
@@ -73,7 +74,7 @@ class Ring:
             raise ValueError(f"no ring of {n_jobs} jobs of {pairs} pairs of {dim}")
         if memory is None:
             try:
-                memory = np.frombuffer(mmap.mmap(-1, self.nbytes), np.uint8)
+                memory = np.frombuffer(mmap.mmap(-1, self.nbytes, flags=PRIVATE), np.uint8)
             except OSError:
                 raise MemoryError("no memory for the ring of experts for a device") from None
         if memory.dtype != np.uint8 or memory.shape != (self.nbytes,) or memory.ctypes.data % LINE:
