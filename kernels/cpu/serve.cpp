@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
 const int64_t LINE = 64, FIRST_JOB = 5 * LINE, MOST_PAIRS = 1 << 20, MOST_DIM = 1 << 20, MOST_JOBS = 1 << 10;
-const int SPINS = 4000;              // as the pool's
+const int SPINS = 64;                // about 3 us, then whoever else wants the core may have it
 const microseconds YIELDING{2'000};  // about the time between two layers' jobs; then sleeps, which cost as much to end
 const microseconds NAP{50};
 const size_t STACK_BYTES = 8 << 20;  // a fetch may be Python
