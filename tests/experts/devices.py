@@ -43,10 +43,10 @@ class NumpyDevice:
             self.run()
         return ticket
 
-    def run(self, count=None):
-        """Complete the oldest copies."""
+    def run(self, count=None, which=0):
+        """Complete copies, by default the oldest."""
         for _ in range(len(self.pending) if count is None else min(count, len(self.pending))):
-            for at, array in self.pending.pop(0)[1]:
+            for at, array in self.pending.pop(which % len(self.pending))[1]:
                 self.place(at, len(array))[:] = array
 
     def fail(self):

@@ -62,8 +62,8 @@ class Slots(RuleBasedStateMachine):
         for layer in range(LAYERS):
             chosen = np.array(sorted(data.draw(st.sets(st.integers(0, PER_LAYER - 1), min_size=1, max_size=4))))
             closeness = -np.abs(np.arange(PER_LAYER) - chosen[0]) / PER_LAYER if near else None
-            self.slots.used(layer, chosen, np.ones(len(chosen)), closeness, n_tokens)
-            self.device.run(data.draw(st.integers(0, 2)))
+            self.slots.used(layer, np.isin(np.arange(PER_LAYER), chosen).astype(int), closeness, n_tokens)
+            self.device.run(data.draw(st.integers(0, 2)), data.draw(st.integers(0, COPIES)))
             self.read()
 
     @rule(data=st.data(), n_tokens=st.sampled_from([1, 1, 7]), fails=st.booleans())
@@ -79,9 +79,9 @@ class Slots(RuleBasedStateMachine):
         else:
             self.slots.end_step(n_tokens)
 
-    @rule(count=st.integers(1, COPIES))
-    def copies_complete(self, count):
-        self.device.run(count)
+    @rule(count=st.integers(1, COPIES), which=st.integers(0, COPIES))
+    def copies_complete(self, count, which):
+        self.device.run(count, which)
 
     @rule(numbers=st.sets(st.integers(0, ALL - 1)))
     def others_are_in_ram(self, numbers):
@@ -145,7 +145,7 @@ def test_slots_go_to_what_is_used_most():
     slots = slots_of(NumpyDevice(), 2)
     for used in ([0, 1], [0, 2], [0, 2], [0, 2], [0, 2]):
         slots.begin_step()
-        slots.used(1, np.array(used), np.ones(2), None, 1)
+        slots.used(1, np.bincount(used, minlength=PER_LAYER), None, 1)
         slots.end_step(1)
     slots.begin_step()
     assert np.argwhere(slots.table >= 0).tolist() == [[1, 0], [1, 2]]

@@ -16,6 +16,7 @@ from v4cli.engine.loading import model_of
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError
 from v4cli.experts.files import ExpertFiles
+from v4cli.experts.policy import RATES
 from v4cli.experts.slots import ExpertStream
 from v4cli.experts.tiers import InRam, OnDemand
 from v4cli.paths import NANO
@@ -145,6 +146,25 @@ def test_what_the_device_holds_is_not_in_ram_too(opened):
     assert counts.hits > 0 and counts.misses > 0
     on_device = set(np.flatnonzero(bank.slots.table.ravel() >= 0).tolist())
     assert on_device and not on_device.intersection(bank.tier.stream._slot)
+
+
+@pytest.mark.parametrize("pairs", [16, 1000])
+@pytest.mark.parametrize("n_slots", [0, 7])
+def test_every_use_is_counted_once_in_each_tier(opened, n_slots, pairs):
+    """By whatever way an expert was computed: both policies know the rates of use that a bank in RAM alone learns."""
+    alone, engine = opened(0, ram=8), opened(n_slots, ram=8, pairs=pairs)
+    split_bank = alone.model.bank
+    alone.model.bank = split_bank.tier.bank
+    for each in (alone, engine):
+        answer(each)
+    alone.model.bank = split_bank
+    want, bank = alone.stream.policy.features[RATES], engine.model.bank
+    assert np.array_equal(engine.stream.policy.features[RATES], want)
+    assert np.array_equal(bank.slots.policy.features[RATES], want)
+    if pairs < 1000:
+        return  # experts cut into several jobs are counted in each
+    used = [counts.hits + counts.misses for counts in (alone.stream.counts, engine.stream.counts)]
+    assert used[1] == used[0] if n_slots == 0 else 0 < used[1] < used[0]
 
 
 def test_a_stopped_thread_is_told_at_once(opened, expected):

@@ -104,12 +104,12 @@ class DeviceSlots:
                 arrived.append(expert)
         return arrived
 
-    def used(self, layer: int, experts: np.ndarray, uses: np.ndarray, near: np.ndarray | None, n_tokens: int) -> None:
-        """Distinct experts (m,) of a layer were used by this step of n tokens, `uses` of each; `near`: see nearness."""
-        first = layer * self.table.shape[1]
+    def used(self, layer: int, uses: np.ndarray, near: np.ndarray | None, n_tokens: int) -> None:
+        """This step of n tokens used each expert of a layer (E,) so many times; `near`: see policy.nearness."""
+        first, experts = layer * self.table.shape[1], np.flatnonzero(uses)
         if near is not None:
             self.policy.scored(first, near)
-        self.policy.used(experts + first, uses, n_tokens)
+        self.policy.used(experts + first, uses[experts], n_tokens)
         self._used.append(experts + first)
 
     def end_step(self, n_tokens: int) -> None:

@@ -105,6 +105,12 @@ class ExpertStream:
         """Hand out distinct experts, ascending, of one layer; `uses` of each by the step's tokens. Reading starts at
         once. Every expert comes once, in lists, and may be used until the next list is asked for. ModelError if one
         cannot be read."""
+        served = self.hand_out(experts)
+        self.policy.used(experts, uses, n_tokens)  # reads are on meanwhile
+        return served
+
+    def hand_out(self, experts: np.ndarray) -> Iterator[list[int]]:
+        """The same without telling the policy of uses, for who did so before."""
         self.policy.hold(experts)
         asked = experts.tolist()
         missing = [expert for expert in asked if not self._there[expert] or not self.policy.resident[expert]]
@@ -117,7 +123,6 @@ class ExpertStream:
                 self._failed.pop(expert, None)
         waiting = set(missing)
         self._pump(waiting)
-        self.policy.used(experts, uses, n_tokens)  # reads are on meanwhile
         return self._handed_out(deque(expert for expert in asked if expert not in waiting), waiting)
 
     def _handed_out(self, residents: deque[int], waiting: set[int]) -> Iterator[list[int]]:
@@ -136,12 +141,10 @@ class ExpertStream:
             else:
                 self._wait(waiting)
 
-    def used(self, experts: np.ndarray, uses: np.ndarray, n_tokens: int) -> None:
-        """Distinct experts of one layer, all in memory, were used as they lie there instead of being served."""
-        asked = experts.tolist()
+    def settle(self, asked: list[int]) -> None:
+        """Distinct experts of one layer, all in memory, were used as they lie there instead of being handed out."""
         brought = [expert for expert in asked if not self.policy.resident[expert]]
         self._count(len(asked), brought)
-        self.policy.used(experts, uses, n_tokens)
         for expert in brought:
             if self._there[expert]:  # not dropped since
                 self._settle(expert)

@@ -84,14 +84,14 @@ class Split(Generic[A, B, H]):
     def begin(self, layer: int, x: A, routing: Routing[A], streams: A) -> "Sharing[A, B, H]":
         ids, weights = self.device.values(routing.chosen), self.device.values(routing.weights)  # (n, k)
         n, k = ids.shape
-        asked, uses = np.unique(ids, return_counts=True)
-        if asked[0] < 0 or asked[-1] >= self.slots.table.shape[1]:
+        n_experts = self.slots.table.shape[1]
+        if ids.min() < 0 or ids.max() >= n_experts:
             raise ValueError("an expert that is not there (v4k.h)")
+        uses = np.bincount(ids.ravel(), minlength=n_experts)
         near = None if self.hashed[layer] else nearness(self.device.values(routing.scores), k)
         slot = self.slots.table[layer][ids].ravel()  # by pair: row and choice
-        self.slots.used(layer, asked, uses, near, n)
-        by_device = self.slots.table[layer][asked] >= 0
-        self.tier.ask(layer, asked[~by_device], near, streams)
+        self.slots.used(layer, uses, near, n)
+        self.tier.ask(layer, uses, near, streams)
         hits, misses = np.flatnonzero(slot >= 0), np.flatnonzero(slot < 0)
         misses = misses[np.argsort(ids.ravel()[misses], kind="stable")]  # by expert
         of_ram = Jobs(self, layer, self.device.values(x), misses // k, ids.ravel()[misses], weights.ravel()[misses])
@@ -99,7 +99,7 @@ class Split(Generic[A, B, H]):
         place = np.empty(n * k, np.int64)
         place[np.concatenate([hits, misses])] = np.arange(n * k)
         order = np.take_along_axis(place.reshape(n, k), np.argsort(ids, axis=1, kind="stable"), axis=1)
-        return Sharing(self, layer, of_device, of_ram, order, asked, uses, by_device)
+        return Sharing(self, of_device, of_ram, order)
 
     def end_step(self, rows: int) -> None:
         with self._told():
@@ -169,18 +169,14 @@ class Jobs:
 
 @dataclass(slots=True)
 class Sharing(Generic[A, B, H]):
-    """Routed experts of one layer, computed on both sides: `order` (n, k) of results, and what the tier is told."""
+    """Routed experts of one layer, computed on both sides; `order` (n, k) of their results."""
 
     bank: Split[A, B, H]
-    layer: int
     of_device: H
     of_ram: Jobs
     order: np.ndarray
-    asked: np.ndarray
-    uses: np.ndarray
-    by_device: np.ndarray
 
     def add_to(self, out: A) -> A:
         misses = self.of_ram.results()
-        self.bank.tier.served(self.layer, self.asked, self.uses, self.by_device)
+        self.bank.tier.served()
         return self.bank.device.add(out, self.of_device, misses, self.order)

@@ -34,14 +34,15 @@ class Tier(Protocol[A_contra, B_contra]):
     def foresee(self, layer: int, streams: A_contra) -> None:
         """See Bank."""
 
-    def ask(self, layer: int, experts: np.ndarray, near: np.ndarray | None, streams: A_contra) -> None:
-        """Jobs will ask for these; `near`: see policy.nearness."""
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: A_contra) -> None:
+        """A layer uses each of its experts (E,) so many times; jobs will ask for those that the device does not hold.
+        `near`: see policy.nearness."""
 
     def fetch(self, job: Job) -> None:
         """Do a job some of whose experts are not in RAM. ModelError."""
 
-    def served(self, layer: int, experts: np.ndarray, uses: np.ndarray, by_device: np.ndarray) -> None:
-        """The jobs of a layer are done: it used these, so many times, some of them (true) on the device."""
+    def served(self) -> None:
+        """The jobs of the layer that was asked for last are done."""
 
     def end_step(self, rows: int) -> None:
         """All layers are served."""
@@ -65,12 +66,12 @@ class InRam:
 
     def foresee(self, layer: int, streams: object) -> None: ...
 
-    def ask(self, layer: int, experts: np.ndarray, near: np.ndarray | None, streams: object) -> None: ...
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: object) -> None: ...
 
     def fetch(self, job: Job) -> None:
         raise AssertionError("all experts are in RAM")
 
-    def served(self, layer: int, experts: np.ndarray, uses: np.ndarray, by_device: np.ndarray) -> None: ...
+    def served(self) -> None: ...
 
     def end_step(self, rows: int) -> None: ...
 
@@ -88,7 +89,8 @@ class OnDemand:
         self.largest = self._slots[0]
         nothing = [None] * self._per_layer
         self.layers = [ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers]
-        self._fetched: set[int] = set()  # experts that the stream handed out to jobs of this layer
+        self._asked: set[int] = set()  # experts of this layer that the device does not hold
+        self._fetched: set[int] = set()  # of these, handed out by the stream to jobs
         self._results, self._rows = Buffer(), 0
         self.stream.moved = self._moved
         for expert in range(len(self.stream.reader.files)):
@@ -111,13 +113,14 @@ class OnDemand:
     def foresee(self, layer: int, streams: Buffer) -> None:
         self.bank.foresee(layer, streams)
 
-    def ask(self, layer: int, experts: np.ndarray, near: np.ndarray | None, streams: Buffer) -> None:
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: Buffer) -> None:
         first = layer * self._per_layer
         if near is not None:
             self.stream.policy.scored(first, near)
-        asked = experts + first
-        self.stream.policy.hold(asked)
-        self.stream.forget(set(range(first, first + self._per_layer)).difference(asked.tolist()))
+        used = np.flatnonzero(uses)
+        self.stream.policy.used(used + first, uses[used], self._rows)
+        self._asked = {expert for expert in (used + first).tolist() if not self.stream.elsewhere[expert]}
+        self.stream.forget(set(range(first, first + self._per_layer)) - self._asked)
         self._fetched.clear()
         if layer + 1 < len(self.layers):
             self.bank.guess(layer + 1, streams, 1.0)
@@ -129,7 +132,7 @@ class OnDemand:
         asked = asked.astype(np.int64) + first
         places = dict(zip(asked.tolist(), zip(starts.tolist(), uses.tolist())))
         x = Buffer.of(job.x)
-        for experts in self.stream.serve(asked, uses, self._rows):
+        for experts in self.stream.hand_out(asked):
             ranges = [places[expert] for expert in experts]
             mine = np.concatenate([pairs[start : start + count] for start, count in ranges])
             slots = np.repeat(np.array(self.stream.slots(experts), np.int64), [count for _, count in ranges])
@@ -139,11 +142,8 @@ class OnDemand:
             job.y[mine] = y.array()[: len(mine)]
         self._fetched.update(asked.tolist())
 
-    def served(self, layer: int, experts: np.ndarray, uses: np.ndarray, by_device: np.ndarray) -> None:
-        asked = experts + layer * self._per_layer
-        self.stream.policy.used(asked[by_device], uses[by_device], self._rows)
-        rest = ~by_device & ~np.isin(asked, list(self._fetched))
-        self.stream.used(asked[rest], uses[rest], self._rows)
+    def served(self) -> None:
+        self.stream.settle(sorted(self._asked - self._fetched))
 
     def end_step(self, rows: int) -> None:
         self.bank.end_step(rows)
