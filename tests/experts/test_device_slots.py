@@ -149,3 +149,20 @@ def test_slots_go_to_what_is_used_most():
         slots.end_step(1)
     slots.begin_step()
     assert np.argwhere(slots.table >= 0).tolist() == [[1, 0], [1, 2]]
+
+
+def test_a_slot_that_is_written_is_not_given_away():
+    device = NumpyDevice(late=True)
+    slots = slots_of(device, 1)
+    for used in (3, 5, 5, 5, 5):
+        slots.begin_step()
+        slots.used(0, np.bincount([used], minlength=PER_LAYER), None, 1)
+        slots.end_step(1)
+    assert len(device.pending) == 1, "of expert 3, though 5 is likelier"
+    device.run()
+    assert slots.begin_step() == [3]
+    slots.used(0, np.bincount([5], minlength=PER_LAYER), None, 1)
+    slots.end_step(1)
+    assert (slots.table == -1).all() and len(device.pending) == 1
+    device.run()
+    assert slots.begin_step() == [5]
