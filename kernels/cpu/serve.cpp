@@ -1,5 +1,5 @@
-// The thread that computes the experts a device does not hold (v4k.h says what both sides write and in which order). Within
-// a step it spins, then yields, then sleeps for moments; between steps it sleeps until it is woken.
+// The thread that computes the experts a device does not hold (v4k.h says what both sides write and in which order).
+// Within a step it spins, then yields, then sleeps for moments; between steps it sleeps until it is woken.
 #include <pthread.h>
 #include <unistd.h>
 

@@ -6,8 +6,8 @@
  * ((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7)). The order does not depend on ISA tier, thread count or number of tokens, so
  * neither do the bits of the result. Inputs that are not finite give NaN outputs.
  *
- * Memory. The caller owns every buffer; the library keeps no pointer after a call. Weights need no alignment. All
- * arrays are C-contiguous. Calls may come from any thread; calls that share the pool wait for each other.
+ * Memory. The caller owns every buffer; the library keeps no pointer after a call, servers apart. Weights need no
+ * alignment. All arrays are C-contiguous. Calls may come from any thread; calls that share the pool wait for each other.
  *
  * Functions that return int give 0, or a V4K_E code; outputs are then unspecified. */
 #ifndef V4K_H
@@ -261,7 +261,8 @@ V4K_API uint64_t v4k_read_probe(const void *data, int64_t bytes);
  * A device computes a step. Of each layer it hands the experts that it does not hold to a thread of this process: as a
  * job in a ring, memory that both sides see.
  *
- * The ring, little-endian, every field at a multiple of 64 bytes. Words, one writer each:
+ * The ring, little-endian, every field at a multiple of 64 bytes. Words, one writer each (when a step begins the server
+ * also clears error and failed, and sets served to posted):
  *   0    uint64 posted   number of the last job that is there: the device
  *   64   uint64 served   number of the last job that is done: the server
  *   128  int64  error    why the server gave up, a V4K_E code, else 0: the server
