@@ -67,7 +67,7 @@ class ExpertStream:
         self._failed: dict[int, Exception] = {}
         self._counts = Counts()
         self.elsewhere = np.zeros(len(files), bool)  # held by a device too: what is expected of them is not read
-        self.moved: Callable[[int, int | None], None] = lambda expert, slot: None  # is complete in a slot, or in none
+        self.moved: Callable[[int], None] = lambda expert: None  # told of experts that are `there` now, or no more
 
     @property
     def counts(self) -> Counts:
@@ -221,7 +221,7 @@ class ExpertStream:
                 self._free.append(slot)
             elif error is None:
                 self._there[expert] = True
-                self.moved(expert, slot)
+                self.moved(expert)
             else:
                 self._failed[expert] = error
                 self._expected.discard(expert)
@@ -247,10 +247,10 @@ class ExpertStream:
         self.policy.drop(expert)
         slot = self._slot.pop(expert)
         self._expert[slot] = -1
-        self.moved(expert, None)
         if self._there[expert] or arrived or self.reader.cancel(slot):
             self._free.append(slot)
         self._there[expert] = False
+        self.moved(expert)
 
     def _forget(self, experts: set[int]) -> None:
         """Give up experts that are not resident."""

@@ -85,8 +85,7 @@ class OnDemand:
     def __init__(self, bank: Streamed):
         self.bank, self.stream = bank, bank.stream
         self._per_layer = bank.stream.reader.files.per_layer
-        self._slots = [in_slot(bank.stream, slot) for slot in range(bank.stream.reader.n_slots)]
-        self.largest = self._slots[0]
+        self.largest = in_slot(bank.stream, 0)
         nothing = [None] * self._per_layer
         self.layers = [ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers]
         self._asked: set[int] = set()  # experts of this layer that the device does not hold
@@ -94,15 +93,15 @@ class OnDemand:
         self._results, self._rows = Buffer(), 0
         self.stream.moved = self._moved
         for expert in range(len(self.stream.reader.files)):
-            self._moved(expert, self.stream.there(expert))
+            self._moved(expert)
 
-    def _moved(self, expert: int, slot: int | None) -> None:
+    def _moved(self, expert: int) -> None:
         layer, number = divmod(expert, self._per_layer)
-        self.layers[layer].experts.put(number, None if slot is None else self._slots[slot])
+        self.layers[layer].experts.put(number, self.expert(expert))
 
     def expert(self, expert: int) -> Expert[PackedWeight] | None:
         slot = self.stream.there(expert)
-        return None if slot is None else self._slots[slot]
+        return None if slot is None else in_slot(self.stream, slot)
 
     def begin_step(self, batch: CpuBatch, on_device: np.ndarray, arrived: list[int]) -> None:
         self._rows = batch.rows
