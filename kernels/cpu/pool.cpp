@@ -12,20 +12,14 @@
 #include <new>
 #include <thread>
 
+#include "relax.h"
+
 namespace v4k {
 namespace {
 
 const int SPINS = 4000;  // before sleeping: about 50 us, the gap between two calls of a layer
 const size_t STACK_BYTES = 2 << 20;
 const int64_t MOST_UNITS = INT64_C(1) << 31;
-
-inline void relax() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
 
 class Pool {
  public:

@@ -37,8 +37,8 @@
  *              0.28616676f, 0.39998883f, 0.66666675f; fma(-s, t - z * p, t). Within 1.06 ulp.
  *   sqrt(softplus)  sqrt(max(x, 0) + log1p(exp(-|x|))); below -20 exp(x / 2). Within 1.51 ulp above -174.
  *
- * Memory. The caller owns every buffer; the library keeps no pointer after a call. Weights need no alignment. All
- * arrays are C-contiguous. Calls may come from any thread; calls that share the pool wait for each other.
+ * Memory. The caller owns every buffer; the library keeps no pointer after a call, servers apart. Weights need no
+ * alignment. All arrays are C-contiguous. Calls may come from any thread; calls that share the pool wait for each other.
  *
  * Functions that return int give 0, or a V4K_E code; outputs are then unspecified. */
 #ifndef V4K_H
@@ -69,6 +69,9 @@ enum {
   V4K_EARGUMENT = -1, /* null pointer, size or format out of range, expert id outside [0, n_experts) */
   V4K_EMEMORY = -2,   /* no memory for scratch */
   V4K_EVALUE = -3,    /* a value that is not finite */
+  V4K_ETIMEOUT = -4,  /* the other side of a ring did not do its part in time */
+  V4K_ESTOPPED = -5,  /* nobody serves a ring in this process any more */
+  V4K_EFETCH = -6,    /* a v4k_fetch failed */
 };
 
 /* What the library knows of a format: bytes of the codes and of the scales of 32 inputs; scale_bytes 0: not quantized. */
@@ -316,6 +319,73 @@ V4K_API int v4k_elementary(int64_t function, const float *x, int64_t n, float *y
 /* Read `bytes` bytes (rounded down to 4,096) with all threads as fast as possible: the probe kernels are compared to.
  * Returns a checksum. */
 V4K_API uint64_t v4k_read_probe(const void *data, int64_t bytes);
+
+/* -- experts for a device ----------------------------------------------------------------------------------------
+ * A device computes a step. Of each layer it hands the experts that it does not hold to a thread of this process: as a
+ * job in a ring, memory that both sides see.
+ *
+ * The ring, little-endian, every field at a multiple of 64 bytes. Words, one writer each (when a step begins the server
+ * also clears error and failed, and sets served to posted):
+ *   0    uint64 posted   number of the last job that is there: the device
+ *   64   uint64 served   number of the last job that is done: the server
+ *   128  int64  error    why the server gave up, a V4K_E code, else 0: the server
+ *   192  int64  failed   why the device gave up: the device
+ *   256  int64  process  that serves the ring, 0 if none does: the server
+ * Jobs from byte 320 on, `jobs` of them, job number s at s mod jobs:
+ *   0    uint64 number, int64 layer, rows, pairs
+ *   64   int32 row [most pairs], int32 expert [most pairs], float weight [most pairs]
+ *   then float x [most pairs, D], of which the first `rows` rows count; float y [most pairs, D].
+ * Result: y[p] = experts[expert[p]](x[row[p]]) * weight[p], exactly the value that v4k_experts adds to a row's sum, so
+ * that adding a row's pairs by ascending id gives its bits, whoever computes them. The order of pairs has no meaning.
+ *
+ * Order of memory. The device writes all of a job, then `posted` with release; the server reads `posted` with acquire,
+ * then the job. The server writes y, then `served` with release; the device reads `served` with acquire, then y. So job
+ * s + jobs may be written once s is served and its y is read. Between begin and end of a step jobs have consecutive
+ * numbers from posted + 1 on. */
+typedef struct {
+  void *memory;             /* v4k_ring_bytes of it, aligned to 64, zeros at first */
+  int64_t jobs, pairs, dim; /* in the ring; most pairs of a job; D, a multiple of 32 */
+} v4k_ring;
+
+/* Experts of one layer. Those whose w1.codes is NULL are not in memory. */
+typedef struct {
+  const v4k_expert *experts;
+  int64_t n_experts;
+  float limit;
+} v4k_served_layer;
+
+/* Does the job of this number, which asks for an expert that is not in memory: writes its y. 0, or anything else if that
+ * failed. Called from the serving thread, with no lock held. It may change the layers' experts. */
+typedef int (*v4k_fetch)(void *context, uint64_t number);
+
+/* Bytes of a ring, or V4K_EARGUMENT. */
+V4K_API int64_t v4k_ring_bytes(const v4k_ring *ring);
+
+/* The device's side, for devices that are host code. Post the job of this number, which is written. */
+V4K_API void v4k_ring_post(const v4k_ring *ring, uint64_t number);
+
+/* Wait until it is served. V4K_ETIMEOUT after `timeout_us`, which becomes `failed`; V4K_ESTOPPED where nobody serves;
+ * else the error of the server. Once a wait has failed, those that follow until the next step begins fail at once. */
+V4K_API int v4k_ring_wait(const v4k_ring *ring, uint64_t number, int64_t timeout_us);
+
+/* Start the thread that serves a ring; it sleeps between steps. `ring` and `layers` are copied, what they point to must
+ * outlive the server; `fetch` may be NULL if all experts are in memory. Neither side waits longer than `timeout_us` for
+ * the other. V4K_EMEMORY if the system allows no thread. */
+V4K_API int v4k_serve_start(const v4k_ring *ring, const v4k_served_layer *layers, int64_t n_layers, v4k_fetch fetch,
+                            void *context, int64_t timeout_us, void **server);
+
+/* A step begins: forget what was posted or went wrong before, serve from now on. In a child that was forked, where there
+ * is no such thread, another one is started first; the ring must not be memory that the child shares with its parent.
+ * V4K_ETIMEOUT if the thread is still busy with the step before. */
+V4K_API int v4k_serve_begin(void *server);
+
+/* The step is over, or given up: returns when the thread touches neither ring nor experts any more. V4K_ETIMEOUT if it
+ * does not come to rest; else the error of the step. */
+V4K_API int v4k_serve_end(void *server);
+
+/* End the thread; who waits for it fails with V4K_ESTOPPED. V4K_ETIMEOUT if it does not end, as where a disk hangs: then
+ * the server, and all that it was given, must stay. Else it is gone. In a child that was forked nothing is waited for. */
+V4K_API int v4k_serve_stop(void *server);
 
 #ifdef __cplusplus
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ABI_VERSION = 6  # of the functions, and of the bits of their results
 KV_GROUP, KEY_GROUP = 64, 32  # values per scale of a KV entry, of an index key
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
+ETIMEOUT, ESTOPPED, EFETCH = -4, -5, -6  # V4K_E codes that serve.py tells apart
 LIBRARY = "libv4k.so"
 
 
@@ -67,6 +68,9 @@ AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer
 Memory = _structure("Memory", "ring main keys", "ring_rows")
 Span = _structure("Span", "memory", "start rows")
 Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
+Ring = _structure("Ring", "memory", "jobs pairs dim")
+ServedLayer = _structure("ServedLayer", "experts", "n_experts", "limit")
+Fetch = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64)
 
 
 def entry_bytes(dims: int, rope_dims: int) -> int:
@@ -111,6 +115,13 @@ SIGNATURES = {
     "v4k_sample": (c_int, (_P, _P, _N, c_double, _N, c_double, c_double, c_uint64, _P, _P)),
     "v4k_elementary": (c_int, (_N, _P, _N, _P)),
     "v4k_read_probe": (c_uint64, (_P, _N)),
+    "v4k_ring_bytes": (c_int64, (_P,)),
+    "v4k_ring_post": (None, (_P, c_uint64)),
+    "v4k_ring_wait": (c_int, (_P, c_uint64, _N)),
+    "v4k_serve_start": (c_int, (_P, _P, _N, Fetch, _P, _N, ctypes.POINTER(c_void_p))),
+    "v4k_serve_begin": (c_int, (_P,)),
+    "v4k_serve_end": (c_int, (_P,)),
+    "v4k_serve_stop": (c_int, (_P,)),
 }
 
 

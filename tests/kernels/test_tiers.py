@@ -108,3 +108,14 @@ def test_pool_under_thread_sanitizer(tmp_path):
     subprocess.run(command, check=True)
     done = subprocess.run([tmp_path / "stress"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flags, jobs", [((), 100_000), (("-fsanitize=thread",), 5_000)], ids=["plain", "sanitized"])
+def test_hand_offs_to_a_device(tmp_path, flags, jobs):
+    need("g++")
+    parts = ("serve", "pool", "experts", "dispatch", "scalar")
+    sources = [KERNELS / "cpu" / f"{part}.cpp" for part in parts] + [HERE / "serve_stress.cpp"]
+    command = ["g++", *FLAGS, "-g", "-pthread", *flags, *sources, "-o", tmp_path / "stress"]
+    subprocess.run(command, check=True)
+    done = subprocess.run([tmp_path / "stress", str(jobs)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr

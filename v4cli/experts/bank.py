@@ -24,7 +24,7 @@ class Streamed:
         self.ops, self.stream = ops, stream
         self._hashed = [layer.ffn.tid2eid for layer in ops.tree.layers]
         self._n_experts = stream.reader.files.per_layer
-        self._table = ExpertTable([_in_slot(stream, slot, 0) for slot in range(stream.reader.n_slots)])
+        self._table = ExpertTable([in_slot(stream, slot, 0) for slot in range(stream.reader.n_slots)])
         self._shapes = [0] * stream.reader.n_slots  # what the table says, by slot
         self._in_step = False
         self._pairs, self._inputs = Buffer(), Buffer()
@@ -47,7 +47,7 @@ class Streamed:
 
     def foresee(self, layer: int, streams: Buffer) -> None:
         if streams.rows == 1:
-            self._guess(layer, streams, GUESSES)
+            self.guess(layer, streams, GUESSES)
 
     def end_step(self, rows: int) -> None:
         self.stream.end_step(rows)
@@ -64,7 +64,7 @@ class Streamed:
         self.stream.forget(set(range(first, first + self._n_experts)).difference((asked + first).tolist()))
         served = self.stream.serve(asked + first, uses, x.rows)
         if layer + 1 < len(self._hashed):
-            self._guess(layer + 1, streams, 1.0)
+            self.guess(layer + 1, streams, 1.0)
         where = dict(zip((asked + first).tolist(), zip(starts.tolist(), uses.tolist())))
         return Arriving(self, layer, x, routing, pairs, where, served)
 
@@ -74,7 +74,7 @@ class Streamed:
         for expert, slot in zip(experts, slots):
             if self._shapes[slot] != shape_of[expert]:
                 self._shapes[slot] = shape_of[expert]
-                self._table.put(slot, _in_slot(self.stream, slot, shape_of[expert]))
+                self._table.put(slot, in_slot(self.stream, slot, shape_of[expert]))
         return slots
 
     def compute(self, layer: int, x: Buffer, rows: np.ndarray, slots: np.ndarray, weights: np.ndarray, at: int) -> None:
@@ -83,7 +83,7 @@ class Streamed:
         np.take(x.array(), rows, axis=0, out=some.array())
         self.ops.add_experts(layer, self._table, some, slots[:, None], weights, at)
 
-    def _guess(self, layer: int, streams: Buffer, share: float) -> None:
+    def guess(self, layer: int, streams: Buffer, share: float) -> None:
         """Keep the SSD busy when there is nothing else to read: what a layer's router makes of the streams as they are.
         For one token its first choices, `share` times as many as it uses; for many what several of them choose."""
         if self._hashed[layer] is not None:
@@ -136,7 +136,7 @@ class Arriving:
         return out
 
 
-def _in_slot(stream: ExpertStream, slot: int, shape: int) -> Expert[PackedWeight]:
+def in_slot(stream: ExpertStream, slot: int, shape: int) -> Expert[PackedWeight]:
     """An expert of one of the shapes of its files, as it lies in a slot once it is read."""
     about, at = stream.reader.files.shapes[shape], stream.reader.address(slot)
 

@@ -8,7 +8,7 @@ Slots beyond the residents' are for experts on their way: read, used, then made 
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
@@ -66,6 +66,8 @@ class ExpertStream:
         self._likely: deque[int] = deque()
         self._failed: dict[int, Exception] = {}
         self._counts = Counts()
+        self.elsewhere = np.zeros(len(files), bool)  # held by a device too: what is expected of them is not read
+        self.moved: Callable[[int], None] = lambda expert: None  # told of experts that are `there` now, or no more
 
     @property
     def counts(self) -> Counts:
@@ -94,7 +96,7 @@ class ExpertStream:
     def _name(self, experts: list[int], queue: deque[int]) -> None:
         self.policy.hold(experts)
         for expert in experts:
-            if expert not in self._slot and expert not in self._expected:
+            if expert not in self._slot and expert not in self._expected and not self.elsewhere[expert]:
                 queue.append(expert)
                 self._expected.add(expert)
         self._pump()
@@ -103,6 +105,12 @@ class ExpertStream:
         """Hand out distinct experts, ascending, of one layer; `uses` of each by the step's tokens. Reading starts at
         once. Every expert comes once, in lists, and may be used until the next list is asked for. ModelError if one
         cannot be read."""
+        served = self.hand_out(experts)
+        self.policy.used(experts, uses, n_tokens)  # reads are on meanwhile
+        return served
+
+    def hand_out(self, experts: np.ndarray) -> Iterator[list[int]]:
+        """The same without telling the policy of uses, for who did so before."""
         self.policy.hold(experts)
         asked = experts.tolist()
         missing = [expert for expert in asked if not self._there[expert] or not self.policy.resident[expert]]
@@ -115,7 +123,6 @@ class ExpertStream:
                 self._failed.pop(expert, None)
         waiting = set(missing)
         self._pump(waiting)
-        self.policy.used(experts, uses, n_tokens)  # reads are on meanwhile
         return self._handed_out(deque(expert for expert in asked if expert not in waiting), waiting)
 
     def _handed_out(self, residents: deque[int], waiting: set[int]) -> Iterator[list[int]]:
@@ -134,6 +141,14 @@ class ExpertStream:
             else:
                 self._wait(waiting)
 
+    def settle(self, asked: list[int]) -> None:
+        """Distinct experts of one layer, all in memory, were used as they lie there instead of being handed out."""
+        brought = [expert for expert in asked if not self.policy.resident[expert]]
+        self._count(asked, brought)
+        for expert in brought:
+            if self._there[expert]:  # not dropped since
+                self._settle(expert)
+
     def end_step(self, n_tokens: int) -> None:
         """All layers are served: what was expected in vain goes, the policy learns."""
         self._forget(self._expected)
@@ -145,6 +160,18 @@ class ExpertStream:
         self._collect()
         self._forget(self._expected.union(e for e in self._slot if not self.policy.resident[e]))
         self.policy.forget_step()
+
+    def release(self, experts: Iterable[int]) -> None:
+        """Between steps: these are held elsewhere now, and leave the memory if they are there."""
+        for expert in experts:
+            if self._there[expert]:
+                self._expected.discard(expert)
+                self._drop(expert)
+        self._pump()
+
+    def there(self, expert: int) -> int | None:
+        """The slot of an expert whose bytes are complete."""
+        return self._slot[expert] if self._there[expert] else None
 
     def forget(self, experts: Iterable[int]) -> None:
         """Of these, what was expected is not needed."""
@@ -194,6 +221,7 @@ class ExpertStream:
                 self._free.append(slot)
             elif error is None:
                 self._there[expert] = True
+                self.moved(expert)
             else:
                 self._failed[expert] = error
                 self._expected.discard(expert)
@@ -222,6 +250,7 @@ class ExpertStream:
         if self._there[expert] or arrived or self.reader.cancel(expert, slot):
             self._free.append(slot)
         self._there[expert] = False
+        self.moved(expert)
 
     def _forget(self, experts: set[int]) -> None:
         """Give up experts that are not resident."""

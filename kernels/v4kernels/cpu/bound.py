@@ -109,19 +109,21 @@ class BoundMixture:
 
 
 class ExpertTable:
-    """Experts one behind the other, as v4k_experts takes them: `n` of them at `at`."""
+    """Experts one behind the other, as v4k_experts takes them: `n` of them at `at`. None: not in memory."""
 
-    def __init__(self, experts: Sequence[Expert[PackedWeight]]):
-        self._table = (native.Expert * len(experts))(*map(self._described, experts))
+    def __init__(self, experts: Sequence[Expert[PackedWeight] | None]):
+        self._table = (native.Expert * len(experts))(*map(_described, experts))
         self.at, self.n = ctypes.addressof(self._table), len(experts)
 
-    def put(self, place: int, expert: Expert[PackedWeight]) -> None:
-        """Another expert in one of the places."""
-        self._table[place] = self._described(expert)
+    def put(self, number: int, expert: Expert[PackedWeight] | None) -> None:
+        """This one lies elsewhere now; not while something computes with it."""
+        self._table[number] = _described(expert)
 
-    @staticmethod
-    def _described(e: Expert[PackedWeight]) -> native.Expert:
-        return native.Expert(e.w1.matrix, e.w3.matrix, e.w2.matrix)
+
+def _described(expert: Expert[PackedWeight] | None) -> native.Expert:
+    if expert is None:
+        return native.Expert()
+    return native.Expert(expert.w1.matrix, expert.w3.matrix, expert.w2.matrix)
 
 
 class BoundLayer:

@@ -1,0 +1,191 @@
+"""Experts in the memory of a device: a fixed number of slots, given to those most likely to be used (policy.py).
+
+Which expert lies in which slot is a table that a step sees unchanged. Between steps an expert that is worth it is given
+a slot, of one that leaves the table at once, and copied there; it enters the table of the first step that begins when
+its copy is complete. So no step reads a slot whose bytes are not those of the expert that the table names.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from v4kernels.cpu import PackedWeight
+from v4kernels.formats import DTYPES, FORMATS
+from v4kernels.tree import Expert
+
+from v4cli.errors import ResourceError
+from v4cli.experts.policy import Residency
+
+ALIGN = 256  # of the parts of an expert in a slot, bytes
+COPIES = 8  # on their way at a time: about 5 ms of PCIe at Flash's size, less than a token takes
+MOST_SLOTS = np.iinfo(np.int16).max
+
+
+class Device(Protocol):
+    """Memory of a device, and copies into it that it does by itself."""
+
+    def alloc(self, n_bytes: int) -> int:
+        """Address, there, of so many new bytes, aligned to ALIGN. MemoryError."""
+
+    def copy(self, parts: Sequence[tuple[int, np.ndarray]]) -> Any:
+        """Start to copy arrays of bytes to addresses there: a ticket. The arrays may change when this returns."""
+
+    def completed(self, ticket: Any) -> bool:
+        """Whether that copy is complete, so that steps which begin now see it."""
+
+
+def parts_of(expert: Expert[PackedWeight]) -> list[tuple[int, int]]:
+    """Address and bytes of an expert's codes and scales, in the order in which they lie in a slot."""
+    parts = []
+    for w in (expert.w1, expert.w3, expert.w2):
+        form = FORMATS[w.form]
+        groups = w.matrix.rows * w.matrix.cols // form.group
+        parts.append((w.matrix.codes, groups * form.code_bytes))
+        parts.append((w.matrix.scale, groups * DTYPES[form.scale].n_bytes))
+    return parts
+
+
+def slot_bytes(expert: Expert[PackedWeight]) -> int:
+    """Bytes of a slot for an expert of this size."""
+    return sum(_aligned(n_bytes) for _, n_bytes in parts_of(expert))
+
+
+class DeviceSlots:
+    """`n_slots` slots for the experts of a model, numbered layer by layer."""
+
+    def __init__(
+        self,
+        device: Device,
+        shape: tuple[int, int],
+        n_slots: int,
+        n_bytes: int,
+        source: Callable[[int], Expert[PackedWeight] | None],
+    ):
+        """`shape`: layers and experts of each; `n_bytes`: of a slot; `source`: an expert in RAM, None if it is not
+        there. ResourceError without memory on the device, ValueError for more slots than a table can name."""
+        if not 0 <= n_slots <= MOST_SLOTS:
+            raise ValueError(f"{n_slots} slots; a table names up to {MOST_SLOTS}")
+        self.device, self.n_slots, self.slot_bytes, self.source = device, n_slots, n_bytes, source
+        self.table = np.full(shape, -1, np.int16)  # slots of experts, for the step that began last
+        self.policy = Residency(self.table.size, n_slots)
+        self.held: list[Expert[PackedWeight] | None] = [None] * n_slots  # what lies in a slot: addresses there
+        try:
+            self._at = device.alloc(self.nbytes) if n_slots else 0
+        except MemoryError:
+            raise ResourceError(
+                f"no memory on the device for {n_slots} experts ({self.nbytes / 1e9:.1f} GB)", "fewer of them fit"
+            ) from None
+        self._slot: dict[int, int] = {}  # of experts that are there or on their way
+        self._copies: dict[int, Any] = {}  # tickets of those on their way
+        self._free = list(range(n_slots))[::-1]
+        self._used: list[np.ndarray] = []  # experts of this step
+        self._hoped: list[int] = []  # learned to be likely, not seen in RAM yet
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes taken of the device's memory, for good."""
+        return self.n_slots * self.slot_bytes
+
+    # -- a step ---------------------------------------------------------------------------------------------------
+
+    def begin_step(self) -> list[int]:
+        """A step begins, the one before is over on the device too: the table is that of now. The experts new in it."""
+        arrived = []
+        for expert, ticket in list(self._copies.items()):
+            try:
+                completed = self.device.completed(ticket)
+            except Exception:
+                self._drop(expert)
+                raise
+            if completed:
+                del self._copies[expert]
+                self.table.flat[expert] = self._slot[expert]
+                arrived.append(expert)
+        return arrived
+
+    def used(self, layer: int, uses: np.ndarray, near: np.ndarray | None, n_tokens: int) -> None:
+        """This step of n tokens used each expert of a layer (E,) so many times; `near`: see policy.nearness."""
+        first, experts = layer * self.table.shape[1], np.flatnonzero(uses)
+        if near is not None:
+            self.policy.scored(first, near)
+        self.policy.used(experts + first, uses[experts], n_tokens)
+        self._used.append(experts + first)
+
+    def end_step(self, n_tokens: int) -> None:
+        """The step is over on the device: what is worth it is copied for those that follow, and the policy learns."""
+        used = np.concatenate(self._used) if self._used else np.zeros(0, np.int64)
+        self._promote(used[np.argsort(-self.policy.chance[used], kind="stable")].tolist())
+        self.policy.end_step(n_tokens)
+        self._used = []
+
+    def abandon(self) -> None:
+        """The step failed: nothing is learned from it."""
+        self.policy.forget_step()
+        self._used = []
+
+    def _promote(self, experts: list[int]) -> None:
+        """Give slots to those that are worth it and in RAM, the likeliest first."""
+        self.policy.hold(list(self._copies))  # a slot that is written is not given away
+        for expert in [*self._hoped, *experts]:
+            if len(self._copies) >= COPIES or not self.n_slots:
+                return
+            found = None if self.policy.resident[expert] else self.source(expert)
+            if found is not None:
+                self._admit(expert, found)
+
+    def _admit(self, expert: int, found: Expert[PackedWeight]) -> None:
+        victim = self.policy.admit(expert)
+        if expert in self._hoped:
+            self._hoped.remove(expert)
+        if victim == expert:
+            return
+        if victim is not None:
+            self._drop(victim)
+        slot = self._slot[expert] = self._free.pop()
+        sources, at, parts = parts_of(found), self._at + slot * self.slot_bytes, []
+        self.held[slot] = _at(found, at)
+        for address, n_bytes in sources:
+            parts.append((at, np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))))
+            at += _aligned(n_bytes)
+        self.policy.hold([expert])
+        try:
+            self._copies[expert] = self.device.copy(parts)
+        except Exception:
+            self._drop(expert)
+            raise
+
+    def _drop(self, expert: int) -> None:
+        """Out of the table; its slot is free."""
+        self.policy.drop(expert)
+        self._copies.pop(expert, None)
+        slot = self._slot.pop(expert)
+        self.table.flat[expert] = -1
+        self.held[slot] = None
+        self._free.append(slot)
+
+    # -- learned use ------------------------------------------------------------------------------------------------
+
+    def learn(self, arrays: dict[str, np.ndarray]) -> None:
+        """Between steps: begin with what `policy.learned()` gave in another run; the likeliest experts are copied, a
+        few after each step, as they are in RAM. ValueError if it does not fit."""
+        self.policy.learn(arrays)
+        self._hoped = self.policy.best().tolist()
+        self._promote([])
+
+
+def _at(expert: Expert[PackedWeight], at: int) -> Expert[PackedWeight]:
+    """The same expert in a slot at this address."""
+    starts = []
+    for _, n_bytes in parts_of(expert):
+        starts.append(at)
+        at += _aligned(n_bytes)
+
+    def moved(w: PackedWeight, codes: int, scale: int) -> PackedWeight:
+        return PackedWeight(codes, scale, w.matrix.rows, w.matrix.cols, w.form)
+
+    return Expert(w1=moved(expert.w1, *starts[:2]), w3=moved(expert.w3, *starts[2:4]), w2=moved(expert.w2, *starts[4:]))
+
+
+def _aligned(n_bytes: int) -> int:
+    return -(-n_bytes // ALIGN) * ALIGN

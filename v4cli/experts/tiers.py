@@ -1,0 +1,152 @@
+"""The experts that a device does not hold: all of them in RAM, or some there and the others on the SSD.
+
+Both describe to the server (v4kernels/cpu/serve.py) which experts lie in RAM, and where. In a step they belong to the
+caller's thread while no job is posted, and to the server's while one is.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from v4kernels.api import B_contra
+from v4kernels.cpu import Buffer, CpuBatch, ExpertTable, PackedWeight
+from v4kernels.cpu.serve import Job, ServedLayer
+from v4kernels.tree import Expert, Layer
+
+from v4cli.experts.bank import Streamed, in_slot
+from v4cli.experts.device import slot_bytes
+
+A_contra = TypeVar("A_contra", contravariant=True)
+
+
+class Tier(Protocol[A_contra, B_contra]):
+    """What Split asks of those below the device. `experts` are numbers within a layer, ascending."""
+
+    layers: Sequence[ServedLayer]
+    largest: Expert[PackedWeight]  # no other takes more bytes; its addresses mean nothing
+
+    def expert(self, expert: int) -> Expert[PackedWeight] | None:
+        """An expert, numbered over all layers, if it is in RAM: valid until the next call of anything."""
+
+    def begin_step(self, batch: B_contra, on_device: np.ndarray, arrived: list[int]) -> None:
+        """A step begins; the device holds what is true in (layers, experts), of these `arrived` since the last one."""
+
+    def foresee(self, layer: int, streams: A_contra) -> None:
+        """See Bank."""
+
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: A_contra) -> None:
+        """A layer uses each of its experts (E,) so many times; jobs will ask for those that the device does not hold.
+        `near`: see policy.nearness."""
+
+    def fetch(self, job: Job) -> None:
+        """Do a job some of whose experts are not in RAM. ModelError."""
+
+    def served(self) -> None:
+        """The jobs of the layer that was asked for last are done."""
+
+    def end_step(self, rows: int) -> None:
+        """All layers are served."""
+
+    def abandon(self) -> None:
+        """The step failed."""
+
+
+class InRam:
+    """All experts of a tree."""
+
+    def __init__(self, tree_layers: Sequence[Layer[PackedWeight, np.ndarray]]):
+        self.layers = [ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers]
+        self._experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
+        self.largest = max(self._experts, key=slot_bytes)
+
+    def expert(self, expert: int) -> Expert[PackedWeight]:
+        return self._experts[expert]
+
+    def begin_step(self, batch: object, on_device: np.ndarray, arrived: list[int]) -> None: ...
+
+    def foresee(self, layer: int, streams: object) -> None: ...
+
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: object) -> None: ...
+
+    def fetch(self, job: Job) -> None:
+        raise AssertionError("all experts are in RAM")
+
+    def served(self) -> None: ...
+
+    def end_step(self, rows: int) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class OnDemand:
+    """Experts of a stream: those in its slots are served from there, jobs that ask for others go through it. What the
+    device holds leaves the slots."""
+
+    def __init__(self, bank: Streamed):
+        self.bank, self.stream = bank, bank.stream
+        self._per_layer = bank.stream.reader.files.per_layer
+        shapes = range(len(bank.stream.reader.files.shapes))
+        self.largest = max((in_slot(bank.stream, 0, shape) for shape in shapes), key=slot_bytes)
+        nothing = [None] * self._per_layer
+        self.layers = [ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers]
+        self._asked: set[int] = set()  # experts of this layer that the device does not hold
+        self._fetched: set[int] = set()  # of these, handed out by the stream to jobs
+        self._results, self._rows = Buffer(), 0
+        self.stream.moved = self._moved
+        for expert in range(len(self.stream.reader.files)):
+            self._moved(expert)
+
+    def _moved(self, expert: int) -> None:
+        layer, number = divmod(expert, self._per_layer)
+        self.layers[layer].experts.put(number, self.expert(expert))
+
+    def expert(self, expert: int) -> Expert[PackedWeight] | None:
+        slot = self.stream.there(expert)
+        return None if slot is None else in_slot(self.stream, slot, self.stream.reader.files.shape_of[expert])
+
+    def begin_step(self, batch: CpuBatch, on_device: np.ndarray, arrived: list[int]) -> None:
+        self._rows = batch.rows
+        self.stream.elsewhere = on_device.ravel()
+        self.stream.release(arrived)
+        self.bank.begin_step(batch)
+
+    def foresee(self, layer: int, streams: Buffer) -> None:
+        self.bank.foresee(layer, streams)
+
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: Buffer) -> None:
+        first = layer * self._per_layer
+        if near is not None:
+            self.stream.policy.scored(first, near)
+        used = np.flatnonzero(uses)
+        self.stream.policy.used(used + first, uses[used], self._rows)
+        self._asked = {expert for expert in (used + first).tolist() if not self.stream.elsewhere[expert]}
+        self.stream.forget(set(range(first, first + self._per_layer)) - self._asked)
+        self._fetched.clear()
+        if layer + 1 < len(self.layers):
+            self.bank.guess(layer + 1, streams, 1.0)
+
+    def fetch(self, job: Job) -> None:
+        n, first = job.pairs, job.layer * self._per_layer
+        pairs = np.argsort(job.expert[:n], kind="stable")
+        asked, starts, uses = np.unique(job.expert[:n][pairs], return_index=True, return_counts=True)
+        asked = asked.astype(np.int64) + first
+        places = dict(zip(asked.tolist(), zip(starts.tolist(), uses.tolist())))
+        x = Buffer.of(job.x)
+        for experts in self.stream.hand_out(asked):
+            ranges = [places[expert] for expert in experts]
+            mine = np.concatenate([pairs[start : start + count] for start, count in ranges])
+            slots = np.repeat(np.array(self.bank.slots(experts), np.int64), [count for _, count in ranges])
+            y = self._results.take(n, x.width)
+            y.array()[: len(mine)] = 0
+            self.bank.compute(job.layer, x, job.row[mine], slots, job.weight[mine], y.at)
+            job.y[mine] = y.array()[: len(mine)]
+        self._fetched.update(asked.tolist())
+
+    def served(self) -> None:
+        self.stream.settle(sorted(self._asked - self._fetched))
+
+    def end_step(self, rows: int) -> None:
+        self.bank.end_step(rows)
+
+    def abandon(self) -> None:
+        self.stream.abandon()
