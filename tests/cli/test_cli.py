@@ -95,7 +95,8 @@ def test_no_stream_thinking_and_seed():
     b = v4("run", "--think", "--hide-thinking", "--seed", "5", "--temp", "1.5", "hi", "-n", "40")
     assert a.returncode == b.returncode == 0
     assert a.stdout == b.stdout
-    assert b.stderr == "v4: cut off at the limit of 40 tokens (--max-tokens)\n"
+    cut = v4("run", "--think", "--hide-thinking", "--seed", "5", "hi", "-n", "3")
+    assert cut.stderr.startswith("v4: cut off at the limit of 3 tokens (--max-tokens)")
 
 
 @pytest.mark.parametrize(
