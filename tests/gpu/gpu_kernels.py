@@ -57,8 +57,8 @@ def run_linear(
     q_scale: torch.Tensor,
     ptx_form: bool,
 ) -> tuple[np.ndarray, ptx.Counters]:
-    """One linear layer of format int8 or fp4 (v4k.h): y fp32 [tokens, rows]."""
-    kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4}[form]
+    """One linear layer of format int8, fp4 or int4 (v4k.h): y fp32 [tokens, rows]."""
+    kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4, "int4": linear.linear_int4}[form]
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
     made = program(kernel, gpu, K=k, ROWS=32, PTX=ptx_form)

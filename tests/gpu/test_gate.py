@@ -52,6 +52,14 @@ ON_NVIDIA = {
         unit=2,
         instructions=dict.fromkeys(NVIDIA, 3.1) | {"sm_120": 2.8},
     ),
+    "linear_int4": Budget(  # a weight is one product
+        linear.linear_int4,
+        LINEAR | {"PTX": True},
+        registers=56,
+        shared=1024,
+        wide_loads=4,
+        instructions=dict.fromkeys(NVIDIA, 1.9) | {"sm_120": 1.6},
+    ),
     "gemm_int8": Budget(  # a unit is a group of one output
         gemm.gemm_int8,
         {"K": 4096, "TOKENS": 64, "ROWS": 64},
@@ -68,6 +76,7 @@ ON_AMD = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=48, shared=128),
     "linear_int8": Budget(linear.linear_int8, LINEAR | {"PTX": False}, registers=104, shared=1024),
     "linear_fp4": Budget(linear.linear_fp4, LINEAR | {"PTX": False}, registers=144, shared=1024),
+    "linear_int4": Budget(linear.linear_int4, LINEAR | {"PTX": False}, registers=144, shared=1024),
     "gemm_int8": Budget(gemm.gemm_int8, {"K": 4096, "TOKENS": 64, "ROWS": 64}, registers=256, shared=16384, warps=8),
 }
 

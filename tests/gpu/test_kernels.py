@@ -48,6 +48,12 @@ def fp4_weight(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scale.view(torch.float8_e8m0fnu)
 
 
+def int4_weight(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = generator(rows + k + 2)
+    codes = torch.randint(0, 256, (rows, k // 2), generator=g, dtype=torch.uint8)
+    return codes, (torch.rand(rows, k // 32, generator=g) * 0.01).bfloat16()
+
+
 def differing(got: np.ndarray, want: torch.Tensor) -> int:
     """Elements whose bits differ; one NaN is as good as another."""
     got, want = torch.from_numpy(got), want
@@ -123,13 +129,14 @@ def test_quantization_is_the_librarys(gpu, shape):
 
 # Rows that fill no block, K that fills no step of 256, a single group.
 SHAPES = pytest.mark.parametrize("rows, k, tokens", [(96, 1024, 1), (50, 352, 3), (7, 32, 2), (33, 256 * 3 + 224, 2)])
-WEIGHTS = {"int8": int8_weight, "fp4": fp4_weight}
+WEIGHTS = {"int8": int8_weight, "fp4": fp4_weight, "int4": int4_weight}
+FORMS = pytest.mark.parametrize("form", WEIGHTS)
 
 
 @GPUS
 @LIBRARY
 @SHAPES
-@pytest.mark.parametrize("form", ["int8", "fp4"])
+@FORMS
 def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
     x = activations(tokens, k)
     codes, scale = WEIGHTS[form](rows, k)
@@ -139,7 +146,7 @@ def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
 
 @LIBRARY
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["int8", "fp4"])
+@FORMS
 def test_linear_layers_of_random_sizes_are_the_librarys(form):
     rng = np.random.default_rng(5)
     for i in range(40):
@@ -152,7 +159,7 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
 
 @GPUS
 @LIBRARY
-@pytest.mark.parametrize("form", ["int8", "fp4"])
+@FORMS
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
     x = activations(2, 352)
     codes, scale = WEIGHTS[form](50, 352)
@@ -163,7 +170,7 @@ def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
 
 @LIBRARY
 @pytest.mark.parametrize("gpu", [*TARGETS, "sm_90"])
-@pytest.mark.parametrize("form, bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32)])
+@pytest.mark.parametrize("form, bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32), ("int4", 0.5 + 1 / 16)])
 def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, form, bytes_each):
     rows, k = 2048, 4096
     x = activations(1, k)
@@ -193,13 +200,15 @@ def test_matrix_units_give_the_librarys_bits(gpu, tokens, rows, k, stages):
 
 @LIBRARY
 @pytest.mark.parametrize("gpu", ["sm_80", "sm_120"])
-@pytest.mark.parametrize("name, harmless", [("quantize", 0), ("linear_int8", 1), ("linear_fp4", 1), ("gemm_int8", 1)])
+@pytest.mark.parametrize(
+    "name, harmless", [("quantize", 0), ("linear_int8", 1), ("linear_fp4", 1), ("linear_int4", 1), ("gemm_int8", 1)]
+)
 def test_without_any_one_barrier_or_wait_a_kernel_has_a_race(gpu, name, harmless):
     """But for those in front of the very first exchange, which guard nothing."""
     k, rows, tokens = 512, 64, 70
     x = activations(tokens if name == "gemm_int8" else 1, k)
     q, q_scale = native.quantize(x)
-    codes, scale = (fp4_weight if name == "linear_fp4" else int8_weight)(rows, k)
+    codes, scale = WEIGHTS[name.split("_")[1] if "_" in name else "int8"](rows, k)
     y = np.zeros((len(x), rows), np.float32)
     layer = (codes, scale, q, q_scale, y, rows)
     if name == "quantize":
