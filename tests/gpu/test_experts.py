@@ -17,7 +17,7 @@ from gpu_kernels import TARGETS, blocks
 from test_gate import AMD, NVIDIA, Budget, complaints
 from test_kernels import WEIGHTS, differing, generator
 from v4kernels.formats import FORMATS
-from v4kernels.triton import experts
+from v4kernels.triton import experts, gemm
 
 LIBRARY = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 PARTS = "w1", "w3", "w2"
@@ -271,6 +271,52 @@ def test_experts_of_random_sizes_and_formats_are_the_librarys():
         assert differing(got, by_the_library(step, made, shared)) == 0, kind
 
 
+def by_matrix_units(run, step: Step, made: Experts, held: np.ndarray, tokens: int) -> np.ndarray:
+    """The rows [pairs, D] of those pairs whose expert has a slot, in tiles of `tokens` pairs; others are NaN."""
+    kind, at = made.kind, made.kind.layout()
+    memory, slots = of_slots(made, held, 1)
+    ids, top_k = step.ids.flatten().numpy(), step.ids.shape[1]
+    order, tiles = np.argsort(ids, kind="stable").astype(np.int32), []
+    for e in np.flatnonzero(held):
+        places = np.flatnonzero(ids[order] == e)
+        for first in range(0, len(places), tokens):
+            tiles.append((slots[e].item(), places[0] + first, min(tokens, len(places) - first)))
+    listed = torch.tensor(np.array(tiles, np.int32)), torch.from_numpy(order)
+
+    def product(part, x, share):
+        rows, cols = kind.shapes()[PARTS.index(part)]
+        y = np.full((len(ids), rows), np.nan, np.float32)
+        where = {"SLOT": at["SLOT"], "W": at[part.upper()], "W_SCALE": at[f"{part.upper()}_SCALE"]}
+        sizes = {"K": cols, "N": rows, "SHARE": share, "TOKENS": tokens, "ROWS": 64}
+        grid = len(tiles), blocks(rows, 64)
+        form = kind.formats()[f"{part.upper()}_FORMAT"]
+        run(gemm.gemm_experts, grid, (memory, *listed, *x, y), **where, **sizes, FORMAT=form)
+        return y
+
+    x = native.quantize(step.x)
+    gate, up = (torch.from_numpy(product(part, x, top_k)) for part in ("w1", "w3"))
+    z, scale = np.zeros((len(ids), kind.inner), np.int8), np.zeros((len(ids), kind.inner // 32), np.float32)
+    arguments = (gate, up, step.weights, z, scale, LIMIT, scale.size)
+    run(experts.swiglu_pairs, (blocks(scale.size, 32),), arguments, N=kind.inner, BLOCK=32)
+    return product("w2", (torch.from_numpy(z), torch.from_numpy(scale)), 1)
+
+
+@LIBRARY
+@pytest.mark.parametrize("gpu, name", [("sm_80", "fp4"), ("sm_89", "mixed"), ("sm_120", "int4")])
+def test_experts_of_many_rows_are_the_librarys(gpu, name):
+    """One of them has rows for more than a tile, others for less, one none."""
+    kind = KINDS[name]
+    made, shared = Experts(kind, 6, 1), Experts(Kind(kind.dim, 64, ("int8",) * 3), 1, 2)
+    step = Step.random(40, kind.dim, 5, 2, 5)
+    held = np.arange(6) != 3
+    run = PtxMachine(gpu)
+    hits = by_matrix_units(run, step, made, held, 16)
+    of_shared = shared_rows(run, step, shared, native.quantize(step.x))
+    _, slots = of_slots(made, held, 1)
+    got = added(run, step, slots, of_shared, hits, missed_rows(step, made, held))
+    assert differing(got, by_the_library(step, made, shared)) == 0
+
+
 SCRIPT = """
 import numpy as np
 import torch
@@ -308,6 +354,8 @@ def test_the_interpreter_gives_the_librarys_bits():
 
 
 FLASH = {form: Kind(4096, 2048, (form,) * 3) for form in ("fp4", "int8")}
+GROUPED = {"K": 4096, "N": 2048, "SHARE": 6, "SLOT": FLASH["fp4"].layout()["SLOT"], "W": 0, "W_SCALE": 4096 * 1024}
+GROUPED |= {"TOKENS": 64, "ROWS": 64, "FORMAT": "fp4"}
 ADDING = {"N": 4096, "TOP_K": 6, "BLOCK": 512}
 ON_NVIDIA = {
     "gate_up fp4": Budget(  # a weight is two products, one of its sign mask; inputs are loaded once for both matrices
@@ -336,12 +384,25 @@ ON_NVIDIA = {
         unit=2,
         instructions=dict.fromkeys(NVIDIA, 3.1),
     ),
+    "gemm_experts fp4": Budget(  # a unit is a group of one output
+        gemm.gemm_experts,
+        GROUPED | {"PTX": True},
+        registers=210,
+        shared=16384,
+        warps=8,
+        stages=2,
+        unit=32,
+        instructions=dict.fromkeys(NVIDIA, 11.5) | {"sm_90": 12.5, "sm_120": 10},
+    ),
+    "swiglu_pairs": Budget(experts.swiglu_pairs, {"N": 2048, "BLOCK": 32}, registers=64, shared=1024),
     "add_experts": Budget(experts.add_experts, ADDING, registers=48, shared=0),
 }
 ON_AMD = {
     "gate_up fp4": Budget(experts.gate_up, FLASH["fp4"].gate_up(6) | {"PTX": False}, registers=256, shared=1024),
     "down fp4": Budget(experts.down, FLASH["fp4"].down() | {"PTX": False}, registers=256, shared=1024),
-    "add_experts": Budget(experts.add_experts, ADDING, registers=48, shared=0),
+    "gemm_experts fp4": Budget(gemm.gemm_experts, GROUPED | {"PTX": False}, registers=256, shared=16384, warps=8),
+    "swiglu_pairs": Budget(experts.swiglu_pairs, {"N": 2048, "BLOCK": 32}, registers=96, shared=1024),
+    "add_experts": Budget(experts.add_experts, ADDING, registers=64, shared=0),
 }
 
 

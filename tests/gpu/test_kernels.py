@@ -187,13 +187,22 @@ def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, fo
 
 @GPUS
 @LIBRARY
-@pytest.mark.parametrize("tokens, rows, k, stages", [(70, 80, 512, 2), (3, 130, 352, 1), (65, 64, 992, 3)])
-def test_matrix_units_give_the_librarys_bits(gpu, tokens, rows, k, stages):
+@pytest.mark.parametrize(
+    "form, tokens, rows, k, stages",
+    [
+        ("int8", 70, 80, 512, 2),
+        ("int8", 3, 130, 352, 1),
+        ("int8", 65, 64, 992, 3),
+        ("fp4", 70, 80, 352, 2),
+        ("int4", 65, 70, 352, 1),
+    ],
+)
+def test_matrix_units_give_the_librarys_bits(gpu, form, tokens, rows, k, stages):
     """With copies under way while they multiply, where there is more than one stage."""
     x = activations(tokens, k)
-    codes, scale = int8_weight(rows, k)
-    y, counted = gpu_kernels.run_gemm(gpu, codes, scale, *native.quantize(x), stages)
-    assert differing(y, native.linear(x, native.matrix(codes, scale, "int8"))) == 0
+    codes, scale = WEIGHTS[form](rows, k)
+    y, counted = gpu_kernels.run_gemm(gpu, form, codes, scale, *native.quantize(x), stages)
+    assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
     assert any(opcode.startswith("mma.sync") for opcode in counted.instructions)
     assert bool(counted.instructions["cp.async.wait_group"]) == (stages > 1)
 
@@ -206,16 +215,17 @@ def test_matrix_units_give_the_librarys_bits(gpu, tokens, rows, k, stages):
 def test_without_any_one_barrier_or_wait_a_kernel_has_a_race(gpu, name, harmless):
     """But for those in front of the very first exchange, which guard nothing."""
     k, rows, tokens = 512, 64, 70
-    x = activations(tokens if name == "gemm_int8" else 1, k)
+    x = activations(tokens if name.startswith("gemm") else 1, k)
     q, q_scale = native.quantize(x)
-    codes, scale = WEIGHTS[name.split("_")[1] if "_" in name else "int8"](rows, k)
+    form = name.split("_")[1] if "_" in name else "int8"
+    codes, scale = WEIGHTS[form](rows, k)
     y = np.zeros((len(x), rows), np.float32)
     layer = (codes, scale, q, q_scale, y, rows)
     if name == "quantize":
         made = gpu_kernels.compiled(quantize.quantize, gpu, BLOCK=32)
         arguments = (x, np.zeros((1, k), np.int8), np.zeros((1, k // 32), np.float32), k // 32)
-    elif name == "gemm_int8":
-        made = gpu_kernels.compiled(gemm.gemm_int8, gpu, 8, 2, K=k, TOKENS=64, ROWS=64)
+    elif name.startswith("gemm"):
+        made = gpu_kernels.compiled(gemm.gemm, gpu, 8, 2, K=k, TOKENS=64, ROWS=64, FORMAT=form, PTX=True)
         arguments = (*layer, tokens)
     else:
         made, arguments = gpu_kernels.compiled(getattr(linear, name), gpu, K=k, ROWS=32, PTX=True), layer

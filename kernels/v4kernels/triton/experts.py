@@ -11,6 +11,8 @@ table of their own. The shared expert is a launch for one pair a row, ids 0 and 
 
 Pairs are the first axis of a grid, so programs that run together read the same rows: weights that several pairs need
 come from memory once, and from the cache behind that.
+
+For many rows the matrices are multiplied by `gemm_experts` (gemm.py); `swiglu_pairs` is what lies between.
 """
 
 import triton
@@ -82,6 +84,29 @@ def gate_up(
 
 
 @triton.jit
+def swiglu_pairs(
+    gate: f32p,  # [pairs, N]
+    up: f32p,  # [pairs, N]
+    weights: f32p,  # [pairs]
+    z: i8p,  # out [pairs, N]
+    zscale: f32p,  # out [pairs, N/32]
+    limit: tl.float32,
+    groups: tl.int32,  # pairs * N/32
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,  # groups a program
+):
+    """The end of `gate_up`, of products that were made before. Grid: (ceil(groups / BLOCK),)."""
+    g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = g[:, None] * 32 + tl.arange(0, 32)[None, :]
+    some = g < groups
+    weight = tl.load(weights + g // (N // 32), some, 0.0)[:, None]
+    value = swiglu(tl.load(gate + at, some[:, None], 0.0), tl.load(up + at, some[:, None], 0.0), weight, limit)
+    code, scale = quantized(value, BLOCK)
+    tl.store(z + at, code, some[:, None])
+    tl.store(zscale + g, scale, some)
+
+
+@triton.jit
 def down(
     memory: u8p,  # slots
     slots: i16p,  # [experts]
@@ -134,9 +159,8 @@ def add_experts(
     for _ in range(TOP_K):
         key = tl.min(keys, axis=0)
         pair = row * TOP_K + key % 16
-        source = hits
-        if tl.load(slots + key // 16) < 0:
-            source = misses
-        total += tl.load(source + pair * N + at, some)
+        hit = tl.load(slots + key // 16) >= 0
+        of_hit = tl.load(hits + pair * N + at, some & hit)
+        total += tl.where(hit, of_hit, tl.load(misses + pair * N + at, some & (hit == 0)))
         keys = tl.where(keys == key, END, keys)
     tl.store(out + row * N + at, total, some)
