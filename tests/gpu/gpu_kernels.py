@@ -57,8 +57,8 @@ def run_linear(
     q_scale: torch.Tensor,
     ptx_form: bool,
 ) -> tuple[np.ndarray, ptx.Counters]:
-    """One linear layer of format int8 or fp4 (v4k.h): y fp32 [tokens, rows]."""
-    kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4}[form]
+    """One linear layer of format int8, fp4 or int4 (v4k.h): y fp32 [tokens, rows]."""
+    kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4, "int4": linear.linear_int4}[form]
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
     made = program(kernel, gpu, K=k, ROWS=32, PTX=ptx_form)
@@ -66,10 +66,16 @@ def run_linear(
 
 
 def run_gemm(
-    gpu: str, codes: torch.Tensor, scale: torch.Tensor, q: torch.Tensor, q_scale: torch.Tensor, stages: int = 2
+    gpu: str,
+    form: str,
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    q: torch.Tensor,
+    q_scale: torch.Tensor,
+    stages: int = 2,
 ) -> tuple[np.ndarray, ptx.Counters]:
-    """An int8 linear layer by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
+    """A linear layer of format int8, fp4 or int4 by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = program(gemm.gemm_int8, gpu, 8, stages, K=k, TOKENS=64, ROWS=64)
+    made = program(gemm.gemm, gpu, 8, stages, K=k, TOKENS=64, ROWS=64, FORMAT=form, PTX=True)
     return y, run(made, (blocks(tokens, 64), blocks(rows, 64)), codes, scale, q, q_scale, y, rows, tokens)

@@ -33,6 +33,7 @@ class Budget:
 
 
 LINEAR = {"K": 4096, "ROWS": 32}
+GEMM = {"K": 4096, "TOKENS": 64, "ROWS": 64}
 ON_NVIDIA = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=32, shared=128),
     "linear_int8": Budget(  # a weight is one product
@@ -52,9 +53,17 @@ ON_NVIDIA = {
         unit=2,
         instructions=dict.fromkeys(NVIDIA, 3.1) | {"sm_120": 2.8},
     ),
+    "linear_int4": Budget(  # a weight is one product
+        linear.linear_int4,
+        LINEAR | {"PTX": True},
+        registers=56,
+        shared=1024,
+        wide_loads=4,
+        instructions=dict.fromkeys(NVIDIA, 1.9) | {"sm_120": 1.6},
+    ),
     "gemm_int8": Budget(  # a unit is a group of one output
-        gemm.gemm_int8,
-        {"K": 4096, "TOKENS": 64, "ROWS": 64},
+        gemm.gemm,
+        GEMM | {"FORMAT": "int8", "PTX": True},
         registers=210,
         shared=16384,
         warps=8,
@@ -63,12 +72,24 @@ ON_NVIDIA = {
         instructions=dict.fromkeys(NVIDIA, 8.5) | {"sm_90": 11.5, "sm_120": 6.5},
         permutes=False,
     ),
+    "gemm_fp4": Budget(  # the same, and codes are looked up
+        gemm.gemm,
+        GEMM | {"FORMAT": "fp4", "PTX": True},
+        registers=210,
+        shared=16384,
+        warps=8,
+        stages=2,
+        unit=32,
+        instructions=dict.fromkeys(NVIDIA, 11.5) | {"sm_90": 12.5, "sm_120": 10},
+    ),
 }
 ON_AMD = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=48, shared=128),
     "linear_int8": Budget(linear.linear_int8, LINEAR | {"PTX": False}, registers=104, shared=1024),
     "linear_fp4": Budget(linear.linear_fp4, LINEAR | {"PTX": False}, registers=144, shared=1024),
-    "gemm_int8": Budget(gemm.gemm_int8, {"K": 4096, "TOKENS": 64, "ROWS": 64}, registers=256, shared=16384, warps=8),
+    "linear_int4": Budget(linear.linear_int4, LINEAR | {"PTX": False}, registers=144, shared=1024),
+    "gemm_int8": Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": False}, registers=256, shared=16384, warps=8),
+    "gemm_fp4": Budget(gemm.gemm, GEMM | {"FORMAT": "fp4", "PTX": False}, registers=256, shared=16384, warps=8),
 }
 
 
@@ -112,7 +133,7 @@ def test_kernels_compile_for_amd_within_their_budgets(name, gpu):
 
 
 def test_registers_that_are_spilled_are_seen():
-    crowded = Budget(gemm.gemm_int8, {"K": 512, "TOKENS": 64, "ROWS": 64}, registers=255, shared=16384, warps=4)
+    crowded = Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": True}, registers=255, shared=16384, warps=4)
     assert any(complaint.startswith("stack") for complaint in complaints(crowded, "sm_80"))
 
 

@@ -39,7 +39,8 @@ bits = steps.view(torch.uint16)
 linear.linear_int8[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int32), scale, y, 20, K=352, ROWS=16, PTX=False)
 print("linear_int8", same(y, want))
 y = torch.zeros(2, 20)
-gemm.gemm_int8[(1, 2)](codes, bits, q, scale, y, 20, 2, K=352, TOKENS=16, ROWS=16)
+tile = {"K": 352, "TOKENS": 16, "ROWS": 16, "PTX": False}
+gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="int8", **tile)
 print("gemm_int8", same(y, want))
 
 codes, steps = given.fp4_weight(20, 352)
@@ -47,6 +48,18 @@ want = native.linear(x, native.matrix(codes, steps, "fp4"))
 y, bits = torch.zeros(2, 20), steps.view(torch.uint8)
 linear.linear_fp4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, K=352, ROWS=16, PTX=False)
 print("linear_fp4", same(y, want))
+y = torch.zeros(2, 20)
+gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="fp4", **tile)
+print("gemm_fp4", same(y, want))
+
+codes, steps = given.int4_weight(20, 352)
+want = native.linear(x, native.matrix(codes, steps, "int4"))
+y, bits = torch.zeros(2, 20), steps.view(torch.uint16)
+linear.linear_int4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, K=352, ROWS=16, PTX=False)
+print("linear_int4", same(y, want))
+y = torch.zeros(2, 20)
+gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="int4", **tile)
+print("gemm_int4", same(y, want))
 """
 
 
@@ -58,4 +71,5 @@ def test_the_interpreter_gives_the_librarys_bits():
         [sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["quantize", "True", "linear_int8", "True", "gemm_int8", "True", "linear_fp4", "True"]
+    names = ("quantize", "linear_int8", "gemm_int8", "linear_fp4", "gemm_fp4", "linear_int4", "gemm_int4")
+    assert ran.stdout.split() == [word for name in names for word in (name, "True")]

@@ -48,6 +48,12 @@ def fp4_weight(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scale.view(torch.float8_e8m0fnu)
 
 
+def int4_weight(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = generator(rows + k + 2)
+    codes = torch.randint(0, 256, (rows, k // 2), generator=g, dtype=torch.uint8)
+    return codes, (torch.rand(rows, k // 32, generator=g) * 0.01).bfloat16()
+
+
 def differing(got: np.ndarray, want: torch.Tensor) -> int:
     """Elements whose bits differ; one NaN is as good as another."""
     got, want = torch.from_numpy(got), want
@@ -123,13 +129,14 @@ def test_quantization_is_the_librarys(gpu, shape):
 
 # Rows that fill no block, K that fills no step of 256, a single group.
 SHAPES = pytest.mark.parametrize("rows, k, tokens", [(96, 1024, 1), (50, 352, 3), (7, 32, 2), (33, 256 * 3 + 224, 2)])
-WEIGHTS = {"int8": int8_weight, "fp4": fp4_weight}
+WEIGHTS = {"int8": int8_weight, "fp4": fp4_weight, "int4": int4_weight}
+FORMS = pytest.mark.parametrize("form", WEIGHTS)
 
 
 @GPUS
 @LIBRARY
 @SHAPES
-@pytest.mark.parametrize("form", ["int8", "fp4"])
+@FORMS
 def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
     x = activations(tokens, k)
     codes, scale = WEIGHTS[form](rows, k)
@@ -139,7 +146,7 @@ def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
 
 @LIBRARY
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["int8", "fp4"])
+@FORMS
 def test_linear_layers_of_random_sizes_are_the_librarys(form):
     rng = np.random.default_rng(5)
     for i in range(40):
@@ -152,7 +159,7 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
 
 @GPUS
 @LIBRARY
-@pytest.mark.parametrize("form", ["int8", "fp4"])
+@FORMS
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
     x = activations(2, 352)
     codes, scale = WEIGHTS[form](50, 352)
@@ -163,7 +170,7 @@ def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
 
 @LIBRARY
 @pytest.mark.parametrize("gpu", [*TARGETS, "sm_90"])
-@pytest.mark.parametrize("form, bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32)])
+@pytest.mark.parametrize("form, bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32), ("int4", 0.5 + 1 / 16)])
 def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, form, bytes_each):
     rows, k = 2048, 4096
     x = activations(1, k)
@@ -180,33 +187,45 @@ def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, fo
 
 @GPUS
 @LIBRARY
-@pytest.mark.parametrize("tokens, rows, k, stages", [(70, 80, 512, 2), (3, 130, 352, 1), (65, 64, 992, 3)])
-def test_matrix_units_give_the_librarys_bits(gpu, tokens, rows, k, stages):
+@pytest.mark.parametrize(
+    "form, tokens, rows, k, stages",
+    [
+        ("int8", 70, 80, 512, 2),
+        ("int8", 3, 130, 352, 1),
+        ("int8", 65, 64, 992, 3),
+        ("fp4", 70, 80, 352, 2),
+        ("int4", 65, 70, 352, 1),
+    ],
+)
+def test_matrix_units_give_the_librarys_bits(gpu, form, tokens, rows, k, stages):
     """With copies under way while they multiply, where there is more than one stage."""
     x = activations(tokens, k)
-    codes, scale = int8_weight(rows, k)
-    y, counted = gpu_kernels.run_gemm(gpu, codes, scale, *native.quantize(x), stages)
-    assert differing(y, native.linear(x, native.matrix(codes, scale, "int8"))) == 0
+    codes, scale = WEIGHTS[form](rows, k)
+    y, counted = gpu_kernels.run_gemm(gpu, form, codes, scale, *native.quantize(x), stages)
+    assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
     assert any(opcode.startswith("mma.sync") for opcode in counted.instructions)
     assert bool(counted.instructions["cp.async.wait_group"]) == (stages > 1)
 
 
 @LIBRARY
 @pytest.mark.parametrize("gpu", ["sm_80", "sm_120"])
-@pytest.mark.parametrize("name, harmless", [("quantize", 0), ("linear_int8", 1), ("linear_fp4", 1), ("gemm_int8", 1)])
+@pytest.mark.parametrize(
+    "name, harmless", [("quantize", 0), ("linear_int8", 1), ("linear_fp4", 1), ("linear_int4", 1), ("gemm_int8", 1)]
+)
 def test_without_any_one_barrier_or_wait_a_kernel_has_a_race(gpu, name, harmless):
     """But for those in front of the very first exchange, which guard nothing."""
     k, rows, tokens = 512, 64, 70
-    x = activations(tokens if name == "gemm_int8" else 1, k)
+    x = activations(tokens if name.startswith("gemm") else 1, k)
     q, q_scale = native.quantize(x)
-    codes, scale = (fp4_weight if name == "linear_fp4" else int8_weight)(rows, k)
+    form = name.split("_")[1] if "_" in name else "int8"
+    codes, scale = WEIGHTS[form](rows, k)
     y = np.zeros((len(x), rows), np.float32)
     layer = (codes, scale, q, q_scale, y, rows)
     if name == "quantize":
         made = gpu_kernels.compiled(quantize.quantize, gpu, BLOCK=32)
         arguments = (x, np.zeros((1, k), np.int8), np.zeros((1, k // 32), np.float32), k // 32)
-    elif name == "gemm_int8":
-        made = gpu_kernels.compiled(gemm.gemm_int8, gpu, 8, 2, K=k, TOKENS=64, ROWS=64)
+    elif name.startswith("gemm"):
+        made = gpu_kernels.compiled(gemm.gemm, gpu, 8, 2, K=k, TOKENS=64, ROWS=64, FORMAT=form, PTX=True)
         arguments = (*layer, tokens)
     else:
         made, arguments = gpu_kernels.compiled(getattr(linear, name), gpu, K=k, ROWS=32, PTX=True), layer

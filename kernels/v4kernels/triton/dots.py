@@ -78,3 +78,41 @@ def dot_fp4(w, x, PTX: tl.constexpr):
         for i in tl.static_range(1, 8):
             dot += doubled_e2m1((w >> (4 * i)) & 15) * signed_byte(low if i < 4 else high, i % 4)
     return dot
+
+
+@triton.jit
+def dot_int4(w, x, PTX: tl.constexpr):
+    """w int32: eight codes c, of which c - 8 is the value; x int64: eight int8 -> int32, sixteen times the dot product.
+
+    In PTX, a code in the high half of a byte whose highest bit is flipped is sixteen times its value, as a signed byte.
+    """
+    low = x.to(tl.int32)
+    high = (x >> 32).to(tl.int32)
+    if PTX:
+        dot = tl.inline_asm_elementwise(
+            """
+            {
+            .reg .b32 codes, inputs, sum;
+            shl.b32 codes, $1, 4;
+            and.b32 codes, codes, 0xf0f0f0f0;
+            xor.b32 codes, codes, 0x80808080;
+            prmt.b32 inputs, $2, $3, 0x6420;
+            dp4a.s32.s32 sum, codes, inputs, 0;
+            and.b32 codes, $1, 0xf0f0f0f0;
+            xor.b32 codes, codes, 0x80808080;
+            prmt.b32 inputs, $2, $3, 0x7531;
+            dp4a.s32.s32 $0, codes, inputs, sum;
+            }
+            """,
+            "=r,r,r,r",
+            [w, low, high],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        dot = ((w & 15) - 8) * signed_byte(low, 0)
+        for i in tl.static_range(1, 8):
+            dot += (((w >> (4 * i)) & 15) - 8) * signed_byte(low if i < 4 else high, i % 4)
+        dot = dot << 4
+    return dot

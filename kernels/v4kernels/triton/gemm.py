@@ -7,55 +7,64 @@ g mod 8. A program goes through K once per lane, because eight lanes of a tile a
 import triton
 import triton.language as tl
 
-from v4kernels.triton.sums import from_bf16
-from v4kernels.triton.types import f32p, i8p, u16p
+from v4kernels.triton.sums import from_bf16, from_e8m0
+from v4kernels.triton.types import f32p, i8p, i32p, u8p
+from v4kernels.triton.unpack import unpacked
 
 
 @triton.jit
-def lane_sum(w, wscale, x, xscale, lane, K: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr):
-    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [ROWS, 32], wscale [ROWS],
-    x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
+def lane_sum(
+    w,
+    wscale,
+    x,
+    xscale,
+    lane,
+    K: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    PTX: tl.constexpr,
+):
+    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [ROWS, 32] int8 or [ROWS, 16] pairs,
+    wscale [ROWS], x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
+    BYTES: tl.constexpr = 32 if FORMAT == "int8" else 16
     total = tl.zeros((TOKENS, ROWS), tl.float32)
     for g in range(lane, K // 32, 8):
+        codes = tl.load(w + g * BYTES)
+        if FORMAT != "int8":
+            codes = unpacked(codes, ROWS, FORMAT, PTX)
         # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone, twice as fast as converted.
         zero = tl.full((TOKENS, ROWS), 0x4B400000, tl.int32)
-        dot = tl.dot(tl.load(x + g * 32), tl.trans(tl.load(w + g * 32)), acc=zero, out_dtype=tl.int32)
+        dot = tl.dot(tl.load(x + g * 32), tl.trans(codes), acc=zero, out_dtype=tl.int32)
         dot = dot.to(tl.float32, bitcast=True) - 12582912.0
-        scale = from_bf16(tl.load(wscale + g))[None, :] * tl.load(xscale + g)[:, None]
+        if FORMAT == "fp4":  # codes are doubled to be integers, so the scale of x is halved
+            scale = from_e8m0(tl.load(wscale + g))[None, :] * (tl.load(xscale + g) * 0.5)[:, None]
+        else:
+            scale = from_bf16(tl.load(wscale + g))[None, :] * tl.load(xscale + g)[:, None]
         total = tl.fma(dot, scale, total)
     return total
 
 
 @triton.jit
-def gemm_int8(
-    w: i8p,  # [rows, K]
-    wscale: u16p,  # [rows, K/32]: bf16
-    x: i8p,  # [tokens, K]
-    xscale: f32p,  # [tokens, K/32]
-    y: f32p,  # out [tokens, rows]
-    rows: tl.int32,
-    tokens: tl.int32,
-    K: tl.constexpr,  # inputs, a multiple of 32
-    TOKENS: tl.constexpr,  # a program's tile
+def tile(
+    w,
+    wscale,
+    x,
+    xscale,
+    y,
+    some,
+    K: tl.constexpr,
+    TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    PTX: tl.constexpr,
 ):
-    """Grid: (ceil(tokens / TOKENS), ceil(rows / ROWS))."""
-    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    token = tl.minimum(t, tokens - 1)
-    row = tl.minimum(r, rows - 1)
-    k = tl.arange(0, 32)
-    w += row[:, None] * K + k[None, :]
-    x += token[:, None] * K + k[None, :]
-    wscale += row * (K // 32)
-    xscale += token * (K // 32)
-    y += t[:, None] * rows + r[None, :]
-    some = (t[:, None] < tokens) & (r[None, :] < rows)
+    """Outputs of a tile, those that `some` [TOKENS, ROWS] tells, to pointers y; others as in `lane_sum`."""
     # Lanes 0 4 2 6 1 5 3 7, that is i with its bits reversed, added in pairs, pairs of pairs and halves.
     one = tl.zeros((TOKENS, ROWS), tl.float32)
     two = tl.zeros((TOKENS, ROWS), tl.float32)
     for i in range(8):
-        total = lane_sum(w, wscale, x, xscale, (i & 1) * 4 + (i & 2) + (i >> 2), K, TOKENS, ROWS)
+        total = lane_sum(w, wscale, x, xscale, (i & 1) * 4 + (i & 2) + (i >> 2), K, TOKENS, ROWS, FORMAT, PTX)
         if i & 1 == 0:
             one = total
         else:
@@ -67,3 +76,72 @@ def gemm_int8(
                 if i == 7:
                     total = tl.load(y, some, 0.0) + total  # the first half waited there, not in registers
                 tl.store(y, total, some)
+
+
+@triton.jit
+def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr):
+    """Pointers of group 0 of rows [ROWS] of a matrix."""
+    BYTES: tl.constexpr = 32 if FORMAT == "int8" else 16
+    CODES: tl.constexpr = tl.pointer_type(tl.int8 if FORMAT == "int8" else tl.uint8)
+    SCALE: tl.constexpr = tl.pointer_type(tl.uint8 if FORMAT == "fp4" else tl.uint16)
+    codes = w.to(CODES) + row[:, None] * (K // 32 * BYTES) + tl.arange(0, BYTES)[None, :]
+    return codes, wscale.to(SCALE) + row * (K // 32)
+
+
+@triton.jit
+def gemm(
+    w: u8p,  # [rows, K] int8, or [rows, K/2]
+    wscale: u8p,  # [rows, K/32]: bf16, of fp4 bytes b = 2^(b-127)
+    x: i8p,  # [tokens, K]
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
+    tokens: tl.int32,
+    K: tl.constexpr,  # inputs, a multiple of 32
+    TOKENS: tl.constexpr,  # a program's tile
+    ROWS: tl.constexpr,
+    FORMAT: tl.constexpr,  # a name of formats.py
+    PTX: tl.constexpr,  # see unpack.py
+):
+    """Grid: (ceil(tokens / TOKENS), ceil(rows / ROWS))."""
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    token = tl.minimum(t, tokens - 1)
+    w, wscale = weights_at(w, wscale, tl.minimum(r, rows - 1), K, FORMAT)
+    x += token[:, None] * K + tl.arange(0, 32)[None, :]
+    y += t[:, None] * rows + r[None, :]
+    some = (t[:, None] < tokens) & (r[None, :] < rows)
+    tile(w, wscale, x, xscale + token * (K // 32), y, some, K, TOKENS, ROWS, FORMAT, PTX)
+
+
+@triton.jit
+def gemm_experts(
+    memory: u8p,  # slots of experts, see experts.py
+    tiles: i32p,  # [tiles, 3]: slot, and the first and the number of its pairs in `order`, at most TOKENS
+    order: i32p,  # numbers of pairs, those of an expert together
+    x: i8p,  # [rows, K], SHARE pairs a row
+    xscale: f32p,  # [rows, K/32]
+    y: f32p,  # out [pairs, N]
+    K: tl.constexpr,  # inputs and outputs of the matrix, multiples of 32
+    N: tl.constexpr,
+    SHARE: tl.constexpr,
+    SLOT: tl.constexpr,  # bytes
+    W: tl.constexpr,  # where in a slot codes and scales are
+    W_SCALE: tl.constexpr,
+    TOKENS: tl.constexpr,  # a program's tile
+    ROWS: tl.constexpr,
+    FORMAT: tl.constexpr,  # a name of formats.py
+    PTX: tl.constexpr,  # see unpack.py
+):
+    """One matrix of many experts, each times its pairs. Grid: (tiles, ceil(N / ROWS))."""
+    tiles += tl.program_id(0) * 3
+    first, count = tl.load(tiles + 1), tl.load(tiles + 2)
+    t = tl.arange(0, TOKENS)
+    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    pair = tl.load(order + first + tl.minimum(t, count - 1))
+    expert = memory + tl.load(tiles).to(tl.int64) * SLOT
+    w, wscale = weights_at(expert + W, expert + W_SCALE, tl.minimum(r, N - 1), K, FORMAT)
+    x += (pair // SHARE)[:, None] * K + tl.arange(0, 32)[None, :]
+    y += pair[:, None] * N + r[None, :]
+    some = (t[:, None] < count) & (r[None, :] < N)
+    tile(w, wscale, x, xscale + pair // SHARE * (K // 32), y, some, K, TOKENS, ROWS, FORMAT, PTX)

@@ -2,28 +2,86 @@
 
 y[t, r] = sum over groups g of 32 inputs of dot[g] * (wscale[r, g] * xscale[t, g]), group g in lane g mod 8 and lanes
 added up as v4k.h says. A program computes ROWS rows of one token; a step takes 8 groups of each, one a lane.
+
+FORMAT is a name of formats.py. Codes are read in words of int32: of int8 eight a group, four codes each; of fp4 and
+int4 four a group, eight codes each, whose inputs, int8 in every case, make an int64.
 """
 
 import triton
 import triton.language as tl
 
-from v4kernels.triton.dots import dot_fp4, dot_int8
+from v4kernels.triton.dots import dot_fp4, dot_int4, dot_int8
 from v4kernels.triton.sums import from_bf16, from_e8m0, lanes_total
 from v4kernels.triton.types import f32p, i32p, i64p, u8p, u16p
 
 
 @triton.jit
-def step_int8(lanes, w, wscale, x, xscale, PTX: tl.constexpr):
-    """lanes [ROWS, 8] and one more group of each; pointers w, x [ROWS, 8, 8] of words, wscale, xscale [ROWS, 8]."""
-    dot = tl.sum(dot_int8(tl.load(w), tl.load(x), PTX), axis=2)
-    return tl.fma(dot.to(tl.float32), from_bf16(tl.load(wscale)) * tl.load(xscale), lanes)
+def first_words(FORMAT: tl.constexpr):
+    """Where the words of a step lie, [1, 8, words of a group]."""
+    WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
+    return tl.arange(0, 8)[None, :, None] * WORDS + tl.arange(0, WORDS)[None, None, :]
 
 
 @triton.jit
-def step_fp4(lanes, w, wscale, x, xscale, PTX: tl.constexpr):
-    """The same of FP4; w, x [ROWS, 8, 4]. Codes are doubled to be integers, so the scale of x is halved."""
-    dot = tl.sum(dot_fp4(tl.load(w), tl.load(x), PTX), axis=2)
-    return tl.fma(dot.to(tl.float32), from_e8m0(tl.load(wscale)) * (tl.load(xscale) * 0.5), lanes)
+def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr):
+    """Pointers of the first step, to codes [ROWS, 8, words] and scales [ROWS, 8] of rows [ROWS, 1] of a matrix."""
+    WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
+    SCALE: tl.constexpr = tl.pointer_type(tl.uint8 if FORMAT == "fp4" else tl.uint16)
+    codes = w.to(tl.pointer_type(tl.int32)) + row[:, :, None] * (K // 32 * WORDS) + first_words(FORMAT)
+    return codes, wscale.to(SCALE) + row * (K // 32) + tl.arange(0, 8)[None, :]
+
+
+@triton.jit
+def inputs_at(x, xscale, row, FORMAT: tl.constexpr):
+    """The same of one token's inputs; a copy for every row, so that each thread loads what it multiplies."""
+    INPUTS: tl.constexpr = tl.pointer_type(tl.int32 if FORMAT == "int8" else tl.int64)
+    return x.to(INPUTS) + (row * 0)[:, :, None] + first_words(FORMAT), xscale + tl.arange(0, 8)[None, :]
+
+
+@triton.jit
+def step(lanes, w, wscale, x, xscale, FORMAT: tl.constexpr, PTX: tl.constexpr):
+    """lanes [ROWS, 8] and one more group of each."""
+    if FORMAT == "int8":
+        dot = tl.sum(dot_int8(tl.load(w), tl.load(x), PTX), axis=2)
+        scale = from_bf16(tl.load(wscale)) * tl.load(xscale)
+    elif FORMAT == "int4":
+        dot = tl.sum(dot_int4(tl.load(w), tl.load(x), PTX), axis=2) >> 4
+        scale = from_bf16(tl.load(wscale)) * tl.load(xscale)
+    else:  # codes are doubled to be integers, so the scale of x is halved
+        dot = tl.sum(dot_fp4(tl.load(w), tl.load(x), PTX), axis=2)
+        scale = from_e8m0(tl.load(wscale)) * (tl.load(xscale) * 0.5)
+    return tl.fma(dot.to(tl.float32), scale, lanes)
+
+
+@triton.jit
+def whole_step(lanes, i, w, wscale, x, xscale, FORMAT: tl.constexpr, PTX: tl.constexpr):
+    """Step i, from pointers of the first one."""
+    WORDS: tl.constexpr = 64 if FORMAT == "int8" else 32
+    return step(lanes, w + i * WORDS, wscale + i * 8, x + i * WORDS, xscale + i * 8, FORMAT, PTX)
+
+
+@triton.jit
+def last_step(lanes, w, wscale, x, xscale, K: tl.constexpr, FORMAT: tl.constexpr, PTX: tl.constexpr):
+    """The groups behind whole steps, if there are any, from pointers of the first step."""
+    WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
+    if K % 256:
+        lane = tl.arange(0, 8)[None, :]
+        at = K // 256 * 8 - tl.maximum(lane - (K // 32 % 8 - 1), 0)  # lanes without a group see the last one again
+        words = WORDS * at[:, :, None]
+        more = step(lanes, w + words, wscale + at, x + words, xscale + at, FORMAT, PTX)
+        lanes = tl.where(lane < K // 32 % 8, more, lanes)
+    return lanes
+
+
+@triton.jit
+def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, PTX: tl.constexpr):
+    """Rows [ROWS] of a matrix times one token: [ROWS] fp32."""
+    w, wscale = weights_at(w, wscale, row[:, None], K, FORMAT)
+    x, xscale = inputs_at(x, xscale, row[:, None], FORMAT)
+    lanes = tl.zeros((ROWS, 8), tl.float32)
+    for i in range(K // 256):
+        lanes = whole_step(lanes, i, w, wscale, x, xscale, FORMAT, PTX)
+    return lanes_total(last_step(lanes, w, wscale, x, xscale, K, FORMAT, PTX), ROWS)
 
 
 @triton.jit
@@ -40,23 +98,10 @@ def linear_int8(
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1)
-    row = tl.minimum(r, rows - 1)[:, None]
-    lane = tl.arange(0, 8)[None, :]
-    word = lane[:, :, None] * 8 + tl.arange(0, 8)[None, None, :]  # of a step's 64
-    w += row[:, :, None] * (K // 4) + word
-    x += token * (K // 4) + (row * 0)[:, :, None] + word
-    wscale += row * (K // 32) + lane
-    xscale += token * (K // 32) + lane
-    lanes = tl.zeros((ROWS, 8), tl.float32)
-    for i in range(K // 256):
-        lanes = step_int8(lanes, w + i * 64, wscale + i * 8, x + i * 64, xscale + i * 8, PTX)
-    if K % 256:
-        at = K // 256 * 8 - tl.maximum(lane - (K // 32 % 8 - 1), 0)  # lanes without a group see the last one again
-        words = 8 * at[:, :, None]
-        more = step_int8(lanes, w + words, wscale + at, x + words, xscale + at, PTX)
-        lanes = tl.where(lane < K // 32 % 8, more, lanes)
-    tl.store(y + token * rows + r, lanes_total(lanes, ROWS), r < rows)
+    t = tl.program_id(1)
+    x, xscale = x + t * (K // 4), xscale + t * (K // 32)
+    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int8", PTX)
+    tl.store(y + t * rows + r, total, r < rows)
 
 
 @triton.jit
@@ -73,20 +118,27 @@ def linear_fp4(
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1)
-    row = tl.minimum(r, rows - 1)[:, None]
-    lane = tl.arange(0, 8)[None, :]
-    word = lane[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]  # of a step's 32
-    w += row[:, :, None] * (K // 8) + word
-    x += token * (K // 8) + (row * 0)[:, :, None] + word
-    wscale += row * (K // 32) + lane
-    xscale += token * (K // 32) + lane
-    lanes = tl.zeros((ROWS, 8), tl.float32)
-    for i in range(K // 256):
-        lanes = step_fp4(lanes, w + i * 32, wscale + i * 8, x + i * 32, xscale + i * 8, PTX)
-    if K % 256:
-        at = K // 256 * 8 - tl.maximum(lane - (K // 32 % 8 - 1), 0)  # lanes without a group see the last one again
-        words = 4 * at[:, :, None]
-        more = step_fp4(lanes, w + words, wscale + at, x + words, xscale + at, PTX)
-        lanes = tl.where(lane < K // 32 % 8, more, lanes)
-    tl.store(y + token * rows + r, lanes_total(lanes, ROWS), r < rows)
+    t = tl.program_id(1)
+    x, xscale = x + t * (K // 8), xscale + t * (K // 32)
+    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "fp4", PTX)
+    tl.store(y + t * rows + r, total, r < rows)
+
+
+@triton.jit
+def linear_int4(
+    w: i32p,  # [rows, K/8]: eight codes a word, value = code - 8
+    wscale: u16p,  # [rows, K/32]: bf16
+    x: i64p,  # [tokens, K/8]: eight int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
+    K: tl.constexpr,  # inputs, a multiple of 32
+    ROWS: tl.constexpr,
+    PTX: tl.constexpr,  # see dots.py
+):
+    """Grid: (ceil(rows / ROWS), tokens)."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t = tl.program_id(1)
+    x, xscale = x + t * (K // 8), xscale + t * (K // 32)
+    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int4", PTX)
+    tl.store(y + t * rows + r, total, r < rows)

@@ -1,0 +1,166 @@
+"""Experts of a decode step: v4k_experts, to the same bits, for the experts that lie in device memory.
+
+A pair is a row (token) and one of its experts: pair = row * TOP_K + j. `gate_up` makes of every pair's quantized input
+z = silu(min(w1 x, limit)) * clamp(w3 x, -limit, limit) * weight, quantized; `down` makes rows w2 z; `add_experts` adds
+the rows of a token to what is there: the shared expert's, then by ascending id.
+
+Experts lie in slots of SLOT bytes. slots [experts] is the number of an expert's slot, -1 where it has none; its pairs
+are skipped, and their rows come from elsewhere before `add_experts`. Parts of an expert lie anywhere within its slot,
+at multiples of 16 bytes. A launch knows one format of each matrix: experts of other formats are another launch, with a
+table of their own. The shared expert is a launch for one pair a row, ids 0 and weights 1.
+
+Pairs are the first axis of a grid, so programs that run together read the same rows: weights that several pairs need
+come from memory once, and from the cache behind that.
+
+For many rows the matrices are multiplied by `gemm_experts` (gemm.py); `swiglu_pairs` is what lies between.
+"""
+
+import triton
+import triton.language as tl
+
+from v4kernels.triton.linear import inputs_at, last_step, products, weights_at, whole_step
+from v4kernels.triton.quantize import quantized
+from v4kernels.triton.sums import exp_lanes, lanes_total
+from v4kernels.triton.types import f32p, i8p, i16p, i64p, u8p
+
+
+@triton.jit
+def swiglu(gate, up, weight, limit):
+    """silu(min(gate, limit)) * clamp(up, -limit, limit) * weight, fp32. NaN stays NaN, as it would not in a minimum."""
+    gate = tl.where(limit < gate, limit, gate)
+    up = tl.where(limit < up, limit, up)
+    up = tl.where(-limit > up, -limit, up)
+    return tl.div_rn(gate, 1.0 + exp_lanes(0.0 - gate)) * up * weight
+
+
+@triton.jit
+def gate_up(
+    memory: u8p,  # slots
+    slots: i16p,  # [experts]
+    ids: i64p,  # [pairs]
+    weights: f32p,  # [pairs]
+    x: i8p,  # [rows, K]: quantized inputs
+    xscale: f32p,  # [rows, K/32]
+    z: i8p,  # out [pairs, N]
+    zscale: f32p,  # out [pairs, N/32]
+    limit: tl.float32,
+    K: tl.constexpr,  # inputs and outputs of w1 and w3, multiples of 32
+    N: tl.constexpr,
+    TOP_K: tl.constexpr,  # pairs a row
+    SLOT: tl.constexpr,
+    W1: tl.constexpr,  # where in a slot codes and scales are
+    W1_SCALE: tl.constexpr,
+    W3: tl.constexpr,
+    W3_SCALE: tl.constexpr,
+    W1_FORMAT: tl.constexpr,  # see linear.py
+    W3_FORMAT: tl.constexpr,
+    PTX: tl.constexpr,  # see dots.py
+):
+    """A program makes one group of z, 32 rows of either matrix. Grid: (pairs, N / 32)."""
+    pair = tl.program_id(0)
+    group = tl.program_id(1)
+    slot = tl.load(slots + tl.load(ids + pair))
+    if slot >= 0:
+        expert = memory + slot.to(tl.int64) * SLOT
+        row = group * 32 + tl.arange(0, 32)
+        x += pair // TOP_K * K
+        xscale += pair // TOP_K * (K // 32)
+        w1, w1_scale = weights_at(expert + W1, expert + W1_SCALE, row[:, None], K, W1_FORMAT)
+        w3, w3_scale = weights_at(expert + W3, expert + W3_SCALE, row[:, None], K, W3_FORMAT)
+        x1, x1_scale = inputs_at(x, xscale, row[:, None], W1_FORMAT)
+        x3, x3_scale = inputs_at(x, xscale, row[:, None], W3_FORMAT)
+        gates = tl.zeros((32, 8), tl.float32)
+        ups = tl.zeros((32, 8), tl.float32)
+        for i in range(K // 256):
+            gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, PTX)
+            ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, PTX)
+        gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, PTX), 32)
+        up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, PTX), 32)
+        value = swiglu(gate, up, tl.load(weights + pair), limit)
+        code, scale = quantized(tl.reshape(value, (1, 32)), 1)
+        one = tl.arange(0, 1)
+        tl.store(z + pair * N + group * 32 + one[:, None] + tl.arange(0, 32)[None, :], code)
+        tl.store(zscale + pair * (N // 32) + group + one, scale)
+
+
+@triton.jit
+def swiglu_pairs(
+    gate: f32p,  # [pairs, N]
+    up: f32p,  # [pairs, N]
+    weights: f32p,  # [pairs]
+    z: i8p,  # out [pairs, N]
+    zscale: f32p,  # out [pairs, N/32]
+    limit: tl.float32,
+    groups: tl.int32,  # pairs * N/32
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,  # groups a program
+):
+    """The end of `gate_up`, of products that were made before. Grid: (ceil(groups / BLOCK),)."""
+    g = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = g[:, None] * 32 + tl.arange(0, 32)[None, :]
+    some = g < groups
+    weight = tl.load(weights + g // (N // 32), some, 0.0)[:, None]
+    value = swiglu(tl.load(gate + at, some[:, None], 0.0), tl.load(up + at, some[:, None], 0.0), weight, limit)
+    code, scale = quantized(value, BLOCK)
+    tl.store(z + at, code, some[:, None])
+    tl.store(zscale + g, scale, some)
+
+
+@triton.jit
+def down(
+    memory: u8p,  # slots
+    slots: i16p,  # [experts]
+    ids: i64p,  # [pairs]
+    z: i8p,  # [pairs, K]
+    zscale: f32p,  # [pairs, K/32]
+    y: f32p,  # out [pairs, N]
+    K: tl.constexpr,  # inputs and outputs of w2, multiples of 32
+    N: tl.constexpr,
+    SLOT: tl.constexpr,
+    W2: tl.constexpr,  # where in a slot codes and scales are
+    W2_SCALE: tl.constexpr,
+    W2_FORMAT: tl.constexpr,  # see linear.py
+    ROWS: tl.constexpr,  # a divisor of N
+    PTX: tl.constexpr,  # see dots.py
+):
+    """Grid: (pairs, N / ROWS)."""
+    pair = tl.program_id(0)
+    slot = tl.load(slots + tl.load(ids + pair))
+    if slot >= 0:
+        expert = memory + slot.to(tl.int64) * SLOT
+        row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+        z += pair * K
+        zscale += pair * (K // 32)
+        total = products(expert + W2, expert + W2_SCALE, z, zscale, row, K, ROWS, W2_FORMAT, PTX)
+        tl.store(y + pair * N + row, total)
+
+
+@triton.jit
+def add_experts(
+    slots: i16p,  # [experts]
+    ids: i64p,  # [rows, TOP_K]
+    shared: f32p,  # [rows, N]: of the shared expert
+    hits: f32p,  # [rows, TOP_K, N]: of experts that have a slot
+    misses: f32p,  # [rows, TOP_K, N]: of those that have none
+    out: f32p,  # in, out [rows, N]
+    N: tl.constexpr,
+    TOP_K: tl.constexpr,  # at most 16
+    BLOCK: tl.constexpr,  # values a program
+):
+    """out += shared, then the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1)
+    some = at < N
+    total = tl.load(out + row * N + at, some) + tl.load(shared + row * N + at, some)
+    j = tl.arange(0, 16)
+    END: tl.constexpr = 1 << 30  # above every key
+    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
+    keys = tl.where(j < TOP_K, keys, END)
+    for _ in range(TOP_K):
+        key = tl.min(keys, axis=0)
+        pair = row * TOP_K + key % 16
+        hit = tl.load(slots + key // 16) >= 0
+        of_hit = tl.load(hits + pair * N + at, some & hit)
+        total += tl.where(hit, of_hit, tl.load(misses + pair * N + at, some & (hit == 0)))
+        keys = tl.where(keys == key, END, keys)
+    tl.store(out + row * N + at, total, some)

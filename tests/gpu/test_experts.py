@@ -1,0 +1,401 @@
+"""Experts of a decode step as compiled for GPUs: the bits are those of v4k_experts, whichever experts have a slot."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from v4kernels import native
+
+pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+import gpu_kernels
+from gpu_kernels import TARGETS, blocks
+from test_gate import AMD, NVIDIA, Budget, complaints
+from test_kernels import WEIGHTS, differing, generator
+from v4kernels.formats import FORMATS
+from v4kernels.triton import experts, gemm
+
+LIBRARY = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+PARTS = "w1", "w3", "w2"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Sizes and formats that a set of experts has in common."""
+
+    dim: int
+    inner: int
+    forms: tuple[str, str, str]  # of w1, w3, w2
+
+    def shapes(self) -> list[tuple[int, int]]:
+        return [(self.inner, self.dim), (self.inner, self.dim), (self.dim, self.inner)]
+
+    def layout(self) -> dict[str, int]:
+        """Where the parts of an expert are in a slot, by the kernels' names, and SLOT: one after the other, as in a
+        store."""
+        at, end = {}, 0
+        for part, form, (rows, cols) in zip(PARTS, self.forms, self.shapes()):
+            about = FORMATS[form]
+            at[part.upper()], end = end, end + rows * cols // 32 * about.code_bytes
+            at[f"{part.upper()}_SCALE"], end = end, end + rows * cols // 32 * (1 if form == "fp4" else 2)
+        return at | {"SLOT": end + 16}
+
+    def formats(self) -> dict[str, str]:
+        return {f"{part.upper()}_FORMAT": form for part, form in zip(PARTS, self.forms)}
+
+    def gate_up(self, top_k: int) -> dict[str, int | str]:
+        used = "W1 W1_SCALE W3 W3_SCALE SLOT W1_FORMAT W3_FORMAT".split()
+        every = self.layout() | self.formats()
+        return {"K": self.dim, "N": self.inner, "TOP_K": top_k} | {name: every[name] for name in used}
+
+    def down(self) -> dict[str, int | str]:
+        every = self.layout() | self.formats()
+        return {"K": self.inner, "N": self.dim, "ROWS": 32} | {
+            name: every[name] for name in ("W2", "W2_SCALE", "SLOT", "W2_FORMAT")
+        }
+
+
+class Experts:
+    """Random experts: their matrices described to the library, and each as the bytes of a slot."""
+
+    def __init__(self, kind: Kind, n: int, seed: int):
+        self.kind, at = kind, kind.layout()
+        self.table = (native.Expert * n)()
+        self.slots = np.zeros((n, at["SLOT"]), np.uint8)
+        self.tensors = []
+        for e in range(n):
+            for i, (part, form, (rows, cols)) in enumerate(zip(PARTS, kind.forms, kind.shapes())):
+                g = generator(1000 * seed + 10 * e + i)
+                codes, scale = WEIGHTS[form](rows, cols)
+                codes = codes.flatten()[torch.randperm(codes.numel(), generator=g)].reshape(codes.shape)
+                step = torch.exp(torch.randn(scale.shape, generator=g)) * 0.1 / cols**0.5
+                scale = step.to(scale.dtype) if form == "fp4" else (step / 16).to(scale.dtype)
+                self.tensors += codes, scale
+                setattr(self.table[e], part, native.matrix(codes, scale, form))
+                for name, tensor in ((part.upper(), codes), (f"{part.upper()}_SCALE", scale)):
+                    raw = tensor.contiguous().view(torch.uint8).numpy().ravel()
+                    self.slots[e, at[name] : at[name] + raw.size] = raw
+
+
+@dataclass
+class Step:
+    """What a layer's experts are given: rows and choices, and what they add to."""
+
+    x: torch.Tensor
+    ids: torch.Tensor
+    weights: torch.Tensor
+    out: torch.Tensor
+
+    @classmethod
+    def random(cls, rows: int, dim: int, n_experts: int, top_k: int, seed: int) -> "Step":
+        g = generator(seed)
+        x = torch.randn(rows, dim, generator=g) * torch.exp(torch.randn(rows, dim, generator=g))
+        if rows > 2:
+            x[1] = 0
+            x[2, 5] = float("nan")
+        ids = torch.stack([torch.randperm(n_experts, generator=g)[:top_k] for _ in range(rows)])
+        out = torch.randn(rows, dim, generator=g)
+        return cls(x, ids, torch.rand(rows, top_k, generator=g), out)
+
+
+LIMIT = 1.5
+
+
+class PtxMachine:
+    """Runs kernels as compiled for a GPU."""
+
+    def __init__(self, gpu: str, ptx_form: bool = True):
+        self.gpu, self.form = gpu, {"PTX": ptx_form}
+
+    def __call__(self, kernel, grid, arguments, **constants):
+        if "PTX" in {p.name for p in kernel.params}:
+            constants |= self.form
+        gpu_kernels.run(gpu_kernels.program(kernel, self.gpu, **constants), grid, *arguments)
+
+
+def rows_of_pairs(run, kind: Kind, memory, slots, ids, weights, quantized, limit) -> np.ndarray:
+    """The rows [pairs, D] of those pairs whose expert has a slot; others are NaN. ids [rows, pairs a row]."""
+    pairs, top_k = ids.numel(), ids.shape[1]
+    z, scale = np.zeros((pairs, kind.inner), np.int8), np.full((pairs, kind.inner // 32), np.nan, np.float32)
+    y = np.full((pairs, kind.dim), np.nan, np.float32)
+    chosen = memory, slots, ids
+    arguments = (*chosen, weights, *quantized, z, scale, limit)
+    run(experts.gate_up, (pairs, kind.inner // 32), arguments, **kind.gate_up(top_k))
+    z, scale = torch.from_numpy(z), torch.from_numpy(scale)
+    run(experts.down, (pairs, kind.dim // 32), (*chosen, z, scale, y), **kind.down())
+    return y
+
+
+def of_slots(made: Experts, held: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory with the experts of a mask in slots of a random order, and the table that says which."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.flatnonzero(held))
+    slots = np.full(len(held), -1, np.int16)
+    slots[order] = 1 + np.arange(len(order))
+    memory = np.full((len(order) + 1, made.slots.shape[1]), 0xFF, np.uint8)
+    memory[1:] = made.slots[order]
+    return torch.from_numpy(memory), torch.from_numpy(slots)
+
+
+def shared_rows(run, step: Step, shared: Experts, quantized) -> np.ndarray:
+    n = len(step.x)
+    memory, slots = of_slots(shared, np.array([True]), 0)
+    ids, weights = torch.zeros(n, 1, dtype=torch.int64), torch.ones(n, 1)
+    return rows_of_pairs(run, shared.kind, memory, slots, ids, weights, quantized, LIMIT)
+
+
+def by_the_library(step: Step, made: Experts, shared: Experts | None) -> torch.Tensor:
+    out = step.out.clone()
+    native.experts(step.x, step.ids, step.weights, made.table, shared and shared.table[0], LIMIT, out)
+    return out
+
+
+def missed_rows(step: Step, made: Experts, held: np.ndarray) -> np.ndarray:
+    """Of pairs whose expert has no slot, by the library, one pair at a time; others are NaN."""
+    n, top_k = step.ids.shape
+    rows = torch.full((n, top_k, step.x.shape[1]), float("nan"))
+    for i in range(n):
+        for j in range(top_k):
+            if not held[step.ids[i, j]]:
+                rows[i, j] = 0
+                choice = step.ids[i : i + 1, j : j + 1], step.weights[i : i + 1, j : j + 1]
+                native.experts(step.x[i : i + 1], *choice, made.table, None, LIMIT, rows[i, j][None])
+    return rows.numpy()
+
+
+def added(run, step: Step, slots, shared, hits, misses) -> np.ndarray:
+    n, dim = step.x.shape
+    out = step.out.numpy().copy()
+    rows = [torch.from_numpy(r) for r in (shared, hits, misses)]
+    arguments = (slots, step.ids, *rows, out)
+    run(experts.add_experts, (blocks(dim, 128), n), arguments, N=dim, TOP_K=step.ids.shape[1], BLOCK=128)
+    return out
+
+
+def all_of_it(run, step: Step, made: Experts, shared: Experts, held: np.ndarray) -> np.ndarray:
+    quantized = native.quantize(step.x)
+    memory, slots = of_slots(made, held, 1)
+    hits = rows_of_pairs(run, made.kind, memory, slots, step.ids, step.weights, quantized, LIMIT)
+    return added(run, step, slots, shared_rows(run, step, shared, quantized), hits, missed_rows(step, made, held))
+
+
+KINDS = {"fp4": Kind(352, 96, ("fp4",) * 3), "mixed": Kind(288, 64, ("int8", "fp4", "int4"))}
+
+
+@LIBRARY
+@pytest.mark.parametrize("gpu", TARGETS)
+def test_experts_in_slots_and_others_are_the_librarys(gpu):
+    """With several rows, a format of its own for each matrix, and a K that fills no step."""
+    kind = KINDS["mixed"]
+    made, shared = Experts(kind, 9, 1), Experts(Kind(kind.dim, 128, ("int8",) * 3), 1, 2)
+    step = Step.random(5, kind.dim, 9, 4, 1)
+    held = np.random.default_rng(1).random(9) < 0.6
+    got = all_of_it(PtxMachine(gpu), step, made, shared, held)
+    assert differing(got, by_the_library(step, made, shared)) == 0
+
+
+def differing_by_split(gpu: str, rows: int, splits: int) -> list[int]:
+    """For no expert, all, and random ones with a slot: elements whose bits are not the library's."""
+    kind = Kind(96, 64, ("fp4", "fp4", "fp4"))
+    made, shared = Experts(kind, 12, 3), Experts(Kind(96, 32, ("int8",) * 3), 1, 4)
+    run, rng, step = PtxMachine(gpu), np.random.default_rng(rows), Step.random(rows, 96, 12, 5, rows)
+    quantized = native.quantize(step.x)
+    want, of_shared = by_the_library(step, made, shared), shared_rows(run, step, shared, quantized)
+    every_missed = missed_rows(step, made, np.zeros(12, bool))
+    found = []
+    for i in range(splits):
+        held = rng.random(12) < (0.0, 1.0, rng.random())[min(i, 2)]
+        memory, slots = of_slots(made, held, i)
+        hits = rows_of_pairs(run, kind, memory, slots, step.ids, step.weights, quantized, LIMIT)
+        hit = held[step.ids]
+        skipped = ~hit | step.x.isnan().any(1)[:, None].numpy()
+        assert np.array_equal(np.isnan(hits).all(1), skipped.ravel()), "rows are made of pairs that have a slot only"
+        misses = np.where(hit[..., None], np.float32("nan"), every_missed)
+        found.append(differing(added(run, step, slots, of_shared, hits, misses), want))
+    return found
+
+
+@LIBRARY
+def test_which_experts_have_a_slot_does_not_change_a_bit():
+    assert differing_by_split("sm_89", 1, 10) == [0] * 10
+
+
+@LIBRARY
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("gpu", TARGETS)
+def test_no_split_of_experts_changes_a_bit(gpu, rows):
+    assert differing_by_split(gpu, rows, 100) == [0] * 100
+
+
+@LIBRARY
+def test_the_order_of_choices_does_not_matter_but_that_of_ids_does():
+    """Sums of fp32 in another order differ, so the test above can tell."""
+    dim, top_k = 512, 6
+    g = generator(8)
+    step = Step(torch.zeros(1, dim), torch.tensor([[7, 300, 2, 40, 255, 9]]), torch.ones(1, top_k), torch.zeros(1, dim))
+    hits = torch.randn(top_k, dim, generator=g).numpy()
+    slots = torch.zeros(301, dtype=torch.int16)
+    none, nan = np.zeros((1, dim), np.float32), np.full((top_k, dim), np.nan, np.float32)
+    got = added(PtxMachine("sm_80"), step, slots, none, hits, nan)
+    want, other = np.zeros(dim, np.float32), np.zeros(dim, np.float32)
+    for j in (2, 0, 5, 3, 4, 1):
+        want += hits[j]
+    for j in range(top_k):
+        other += hits[j]
+    assert np.array_equal(got[0], want) and not np.array_equal(want, other)
+
+
+@LIBRARY
+@pytest.mark.slow
+def test_experts_of_random_sizes_and_formats_are_the_librarys():
+    rng = np.random.default_rng(11)
+    for i in range(24):
+        dim, inner = 32 * rng.integers(1, 24, 2)
+        kind = Kind(int(dim), int(inner), tuple(rng.choice(["fp4", "int8", "int4"], 3).tolist()))
+        made, shared = Experts(kind, 7, i), Experts(Kind(kind.dim, 64, ("int8", "int4", "int8")), 1, i)
+        step = Step.random(int(rng.integers(1, 9)), kind.dim, 7, int(rng.integers(1, 7)), i)
+        got = all_of_it(PtxMachine(TARGETS[i % 3], i % 4 != 3), step, made, shared, rng.random(7) < 0.7)
+        assert differing(got, by_the_library(step, made, shared)) == 0, kind
+
+
+def by_matrix_units(run, step: Step, made: Experts, held: np.ndarray, tokens: int) -> np.ndarray:
+    """The rows [pairs, D] of those pairs whose expert has a slot, in tiles of `tokens` pairs; others are NaN."""
+    kind, at = made.kind, made.kind.layout()
+    memory, slots = of_slots(made, held, 1)
+    ids, top_k = step.ids.flatten().numpy(), step.ids.shape[1]
+    order, tiles = np.argsort(ids, kind="stable").astype(np.int32), []
+    for e in np.flatnonzero(held):
+        places = np.flatnonzero(ids[order] == e)
+        for first in range(0, len(places), tokens):
+            tiles.append((slots[e].item(), places[0] + first, min(tokens, len(places) - first)))
+    listed = torch.tensor(np.array(tiles, np.int32)), torch.from_numpy(order)
+
+    def product(part, x, share):
+        rows, cols = kind.shapes()[PARTS.index(part)]
+        y = np.full((len(ids), rows), np.nan, np.float32)
+        where = {"SLOT": at["SLOT"], "W": at[part.upper()], "W_SCALE": at[f"{part.upper()}_SCALE"]}
+        sizes = {"K": cols, "N": rows, "SHARE": share, "TOKENS": tokens, "ROWS": 64}
+        grid = len(tiles), blocks(rows, 64)
+        form = kind.formats()[f"{part.upper()}_FORMAT"]
+        run(gemm.gemm_experts, grid, (memory, *listed, *x, y), **where, **sizes, FORMAT=form)
+        return y
+
+    x = native.quantize(step.x)
+    gate, up = (torch.from_numpy(product(part, x, top_k)) for part in ("w1", "w3"))
+    z, scale = np.zeros((len(ids), kind.inner), np.int8), np.zeros((len(ids), kind.inner // 32), np.float32)
+    arguments = (gate, up, step.weights, z, scale, LIMIT, scale.size)
+    run(experts.swiglu_pairs, (blocks(scale.size, 32),), arguments, N=kind.inner, BLOCK=32)
+    return product("w2", (torch.from_numpy(z), torch.from_numpy(scale)), 1)
+
+
+@LIBRARY
+@pytest.mark.parametrize("gpu, name", [("sm_80", "fp4"), ("sm_120", "mixed")])
+def test_experts_of_many_rows_are_the_librarys(gpu, name):
+    """One has rows for several tiles, the last of them ragged; one has none."""
+    kind = KINDS[name]
+    made, shared = Experts(kind, 6, 1), Experts(Kind(kind.dim, 64, ("int8",) * 3), 1, 2)
+    step = Step.random(40, kind.dim, 5, 3, 5)
+    held = np.arange(6) != 3
+    run = PtxMachine(gpu)
+    hits = by_matrix_units(run, step, made, held, 16)
+    of_shared = shared_rows(run, step, shared, native.quantize(step.x))
+    _, slots = of_slots(made, held, 1)
+    got = added(run, step, slots, of_shared, hits, missed_rows(step, made, held))
+    assert differing(got, by_the_library(step, made, shared)) == 0
+
+
+SCRIPT = """
+import numpy as np
+import torch
+from ptx import floats
+from triton.runtime import interpreter
+import test_experts as given
+
+# Before 3.9 it rounds an fma twice.
+interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
+    floats.fma(x.data, y.data, z.data), z.dtype.scalar
+)
+
+def run(kernel, grid, arguments, **constants):
+    if "PTX" in kernel.arg_names:
+        constants["PTX"] = False
+    kernel[grid](*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments), **constants)
+
+kind = given.Kind(288, 32, ("int4", "fp4", "int8"))
+made, shared = given.Experts(kind, 4, 1), given.Experts(given.Kind(288, 32, ("int8",) * 3), 1, 2)
+step = given.Step.random(1, 288, 4, 2, 3)
+held = np.arange(4) != step.ids[0, 0].item()
+got = given.all_of_it(run, step, made, shared, held)
+print(given.differing(got, given.by_the_library(step, made, shared)))
+"""
+
+
+@LIBRARY
+def test_the_interpreter_gives_the_librarys_bits():
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "0\n"), ran.stderr
+
+
+FLASH = Kind(4096, 2048, ("fp4",) * 3)
+GROUPED = {"K": 4096, "N": 2048, "SHARE": 6, "SLOT": FLASH.layout()["SLOT"], "W": 0, "W_SCALE": 4096 * 1024}
+GROUPED |= {"TOKENS": 64, "ROWS": 64, "FORMAT": "fp4"}
+ADDING = {"N": 4096, "TOP_K": 6, "BLOCK": 512}
+ON_NVIDIA = {
+    "gate_up fp4": Budget(  # a weight is two products, one of its sign mask; inputs are loaded once for both matrices
+        experts.gate_up,
+        FLASH.gate_up(6) | {"PTX": True},
+        registers=64,
+        shared=1024,
+        wide_loads=6,
+        unit=2,
+        instructions=dict.fromkeys(NVIDIA, 2.9),
+    ),
+    "down fp4": Budget(
+        experts.down,
+        FLASH.down() | {"PTX": True},
+        registers=56,
+        shared=1024,
+        wide_loads=4,
+        unit=2,
+        instructions=dict.fromkeys(NVIDIA, 3.1),
+    ),
+    "gemm_experts fp4": Budget(  # a unit is a group of one output
+        gemm.gemm_experts,
+        GROUPED | {"PTX": True},
+        registers=210,
+        shared=16384,
+        warps=8,
+        stages=2,
+        unit=32,
+        instructions=dict.fromkeys(NVIDIA, 11.5) | {"sm_90": 12.5, "sm_120": 10},
+    ),
+    "swiglu_pairs": Budget(experts.swiglu_pairs, {"N": 2048, "BLOCK": 32}, registers=64, shared=1024),
+    "add_experts": Budget(experts.add_experts, ADDING, registers=48, shared=0),
+}
+ON_AMD = {
+    "gate_up fp4": Budget(experts.gate_up, FLASH.gate_up(6) | {"PTX": False}, registers=256, shared=1024),
+    "down fp4": Budget(experts.down, FLASH.down() | {"PTX": False}, registers=256, shared=1024),
+    "gemm_experts fp4": Budget(gemm.gemm_experts, GROUPED | {"PTX": False}, registers=256, shared=16384, warps=8),
+    "add_experts": Budget(experts.add_experts, ADDING, registers=64, shared=0),
+}
+
+
+@pytest.mark.parametrize("gpu", NVIDIA)
+@pytest.mark.parametrize("name", ON_NVIDIA)
+def test_kernels_stay_within_their_budgets(name, gpu):
+    assert complaints(ON_NVIDIA[name], gpu) == []
+
+
+@pytest.mark.parametrize("gpu", AMD)
+@pytest.mark.parametrize("name", ON_AMD)
+def test_kernels_compile_for_amd_within_their_budgets(name, gpu):
+    assert complaints(ON_AMD[name], gpu) == []
