@@ -1,4 +1,4 @@
-"""Types of kernels' arguments: pointers to device memory. Scalars are `tl.int32`."""
+"""Types of kernels' arguments: pointers to device memory. Scalars are `tl.int32` or `tl.float32`."""
 
 import triton.language as tl
 
