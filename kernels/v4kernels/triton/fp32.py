@@ -21,6 +21,9 @@ def products(w, x, K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr):
     """w [1, ROWS, 64], bf16 as uint16 or fp32, x [N, 1, 64] fp32: pointers to the first 64 inputs of each
     -> sums [N * ROWS] fp32. K: inputs, a multiple of 8."""
     lanes = tl.zeros((N, ROWS, 64), tl.float32)
+    nothing = tl.zeros((N, ROWS, 64), tl.int32)
+    w += nothing  # every thread loads what it multiplies, instead of exchanging it
+    x += nothing
     for i in range(0, K // 64 // STEPS * STEPS, STEPS):
         for j in tl.static_range(STEPS):
             lanes = tl.fma(as_fp32(tl.load(w + (i + j) * 64)), tl.load(x + (i + j) * 64), lanes)
@@ -42,46 +45,45 @@ def as_fp32(w):
 
 
 @triton.jit
-def multiplied(w, x, y, rows, n, K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr):
-    """A program's tile of a layer. Grid: (ceil(rows / groups / ROWS), groups, ceil(n / N))."""
+def multiplied(w, x, y, width, n, K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr):
+    """A program's tile of a layer."""
     groups = tl.num_programs(1)
     group = tl.program_id(1)
-    width = rows // groups  # outputs of a group
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     t = tl.program_id(2) * N + tl.arange(0, N)
     lane = tl.arange(0, 64)[None, None, :]
     row = (group * width + tl.minimum(r, width - 1)).to(tl.int64)
     token = (tl.minimum(t, n - 1) * groups + group).to(tl.int64)
     total = products(w + row[None, :, None] * K + lane, x + token[:, None, None] * K + lane, K, N, ROWS)
-    to = y + t[:, None].to(tl.int64) * rows + group * width + r[None, :]
+    to = y + t[:, None].to(tl.int64) * (groups * width) + group * width + r[None, :]
     tl.store(to, tl.reshape(total, (N, ROWS)), (t[:, None] < n) & (r[None, :] < width))
 
 
 @triton.jit
 def linear_bf16(
-    w: u16p,  # [rows, K]: bf16
+    w: u16p,  # [groups, width, K]: bf16
     x: f32p,  # [n, groups, K]
-    y: f32p,  # out [n, rows]
-    rows: tl.int32,
+    y: f32p,  # out [n, groups, width]
+    width: tl.int32,  # rows of a group
     n: tl.int32,  # tokens
     K: tl.constexpr,  # inputs, a multiple of 8
     N: tl.constexpr,  # a program's tile: tokens
     ROWS: tl.constexpr,  # and rows
 ):
-    """Grid: (ceil(rows / groups / ROWS), groups, ceil(n / N))."""
-    multiplied(w, x, y, rows, n, K, N, ROWS)
+    """Grid: (ceil(width / ROWS), groups, ceil(n / N))."""
+    multiplied(w, x, y, width, n, K, N, ROWS)
 
 
 @triton.jit
 def linear_f32(
-    w: f32p,  # [rows, K]
+    w: f32p,  # [groups, width, K]
     x: f32p,  # [n, groups, K]
-    y: f32p,  # out [n, rows]
-    rows: tl.int32,
+    y: f32p,  # out [n, groups, width]
+    width: tl.int32,  # rows of a group
     n: tl.int32,  # tokens
     K: tl.constexpr,  # inputs, a multiple of 8
     N: tl.constexpr,  # a program's tile: tokens
     ROWS: tl.constexpr,  # and rows
 ):
-    """Grid: (ceil(rows / groups / ROWS), groups, ceil(n / N))."""
-    multiplied(w, x, y, rows, n, K, N, ROWS)
+    """Grid: (ceil(width / ROWS), groups, ceil(n / N))."""
+    multiplied(w, x, y, width, n, K, N, ROWS)

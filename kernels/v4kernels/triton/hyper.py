@@ -131,12 +131,15 @@ def hyper_post(
     t = tl.program_id(1).to(tl.int64)
     mix += t * (S + S * S)
     streams += t * S * D
-    k = tl.arange(0, S)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     some = at < D
-    total = tl.load(mix + k)[:, None] * tl.load(out + t * D + at, some, 0.0)[None, :]
+    value = tl.load(out + t * D + at, some, 0.0)
+    old = ()
     for j in tl.static_range(S):
-        stream = tl.load(streams + j * D + at, some, 0.0)
-        total += tl.load(mix + S + j * S + k)[:, None] * stream[None, :]
-    tl.debug_barrier()  # threads store what others have read
-    tl.store(streams + k[:, None] * D + at[None, :], total, some[None, :])
+        old += (tl.load(streams + j * D + at, some, 0.0),)
+    tl.debug_barrier()  # no thread stores what another is still to read
+    for k in tl.static_range(S):
+        total = tl.load(mix + k) * value
+        for j in tl.static_range(S):
+            total += tl.load(mix + S + j * S + k) * old[j]
+        tl.store(streams + k * D + at, total, some)
