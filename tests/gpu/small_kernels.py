@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from v4kernels.triton.sums import exp_lanes, sqrt_softplus_lanes
 from v4kernels.triton.types import f32p, i32p
 
 
@@ -50,3 +51,17 @@ def weighted(x: f32p, lengths: i32p, out: f32p, STRIDE: tl.constexpr, BLOCK: tl.
         factor = tl.zeros((BLOCK,), tl.float32) + (i + 1).to(tl.float32)
         total = tl.fma(tl.load(x + (row * STRIDE + i) * BLOCK + column), factor, total)
     tl.store(out + row * BLOCK + column, total)
+
+
+@triton.jit
+def exponentials(x: f32p, out: f32p, BLOCK: tl.constexpr):
+    """out = e^x as results are made of it."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, exp_lanes(tl.load(x + i)))
+
+
+@triton.jit
+def square_roots_of_softplus(x: f32p, out: f32p, BLOCK: tl.constexpr):
+    """out = sqrt(log(1 + e^x)), likewise."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, sqrt_softplus_lanes(tl.load(x + i)))
