@@ -6,11 +6,10 @@ Each begins as a linear layer's fp32 rows; the kernels here do the rest (v4k.h h
   v4k_window_entries  wkv, `pack_entries`
   v4k_compress        wkv and wgate, `pool`, `pack_entries` or, of index keys, `pack_keys`; then `keep_tail`
 
-A norm is x * (1 / sqrt(sum of squares / dims + eps)), then * weight. Rotation turns the adjacent pairs (a, b) of the last
-ROPE dims: a * cos - b * sin, a * sin + b * cos, each product rounded; cos and sin come from the host (v4k_rotations).
-
-Where entries go, and of which positions tokens are, is read from memory, so one launch serves every position. A row
-that is written where another still reads it would be a race between launches: `keep_tail` comes behind `pool`.
+A norm is x * (1 / sqrt(sum of squares / dims + eps)), then * weight. Rotation turns the adjacent pairs (a, b) of the
+last ROPE dims: a * cos - b * sin, a * sin + b * cos, each product rounded; cos and sin come from the host
+(v4k_rotations). Where entries go, and at which position new tokens start, is read from memory, so one launch serves
+every position.
 """
 
 import triton
@@ -28,7 +27,7 @@ def log2(n):
 
 @triton.jit
 def over_root(COUNT: tl.constexpr):
-    """[1, 1] fp32: 1 / sqrt(COUNT)."""
+    """1 / sqrt(COUNT), [1, 1] fp32."""
     one = tl.full((1, 1), 1.0, tl.float32)
     return tl.div_rn(one, tl.sqrt_rn(one * COUNT))
 
@@ -286,17 +285,15 @@ def keep_tail(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,  # a program
 ):
-    """What later blocks need of the new tokens: the unfinished block, and the one before if blocks overlap, wherever among
-    the last tokens the end will be: SLOTS has so many to spare. Grid: (min(n, SLOTS), ceil(C / CHANNELS))."""
-    OVERLAP: tl.constexpr = RATIO == 4
-    WIDTH: tl.constexpr = 2 * DIMS if OVERLAP else DIMS
-    BLOCKS: tl.constexpr = 2 if OVERLAP else 1
+    """What later blocks need of the new tokens: as many whole blocks, and the unfinished one, as always fit SLOTS. Comes
+    behind `pool`, which reads what this overwrites. Grid: (min(n, SLOTS), ceil(C / CHANNELS))."""
+    WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
     i = n - tl.num_programs(0) + tl.program_id(0)
     since = tl.load(start)
     position = since + i
-    end = tl.maximum(since + n - (SLOTS - BLOCKS * RATIO), 0)
+    first = tl.maximum(since + n - (SLOTS - RATIO), 0) // RATIO * RATIO
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    some = (c < WIDTH) & (position >= (end // RATIO - (BLOCKS - 1)) * RATIO)
+    some = (c < WIDTH) & (position >= first)
     to = position % SLOTS * WIDTH + c
     tl.store(tail_kv + to, tl.load(kv + i.to(tl.int64) * WIDTH + c, some, 0.0), some)
     tl.store(tail_gate + to, gate_of(gate, ape, i, position, c, some, WIDTH, RATIO), some)
