@@ -18,8 +18,9 @@ float peak(const float *x, int64_t n) {
   return top;
 }
 
-// To the nearest e4m3, ties to even; |x| is cut to 448.
+// To the nearest e4m3, ties to even; |x| is cut to 448. NaN is 0x7f: what sign it has, processors choose.
 uint8_t e4m3(float x) {
+  if (x != x) return 0x7f;
   const uint32_t sign = bits_of(x) >> 24 & 0x80;
   float a = std::fabs(x);
   a = a < 448.0f ? a : 448.0f;
@@ -30,6 +31,7 @@ uint8_t e4m3(float x) {
 }
 
 uint16_t bf16(float x) {
+  if (x != x) return 0x7fc0;
   const uint32_t bits = bits_of(x);
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }

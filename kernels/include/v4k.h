@@ -175,7 +175,8 @@ V4K_API int v4k_hyper_head(const v4k_hyper *h, const float *streams, int64_t n, 
 V4K_API int v4k_rotations(const float *freqs, int64_t half, int64_t start, int64_t step, int64_t n, float *turns);
 
 /* KV entries as stored: d - R e4m3 bytes, R bf16, then a scale byte (ue8m0) per 64 e4m3, padded to 8. 584 B at V4's
- * sizes. Index keys: c/2 bytes of e2m1 pairs and, in an array of their own, c/32 scale bytes; 64 and 4 B. */
+ * sizes; NaN is stored as 0x7f and 0x7fc0. Index keys: c/2 bytes of e2m1 pairs and, in an array of their own, c/32 scale
+ * bytes; 64 and 4 B. */
 
 /* Attention of one layer. */
 typedef struct {

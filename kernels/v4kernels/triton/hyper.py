@@ -52,9 +52,7 @@ def collapsed(streams, gates, some, S: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def collapse(
-    streams, gates, norm, x, S: tl.constexpr, D: tl.constexpr, NORM_EPS: tl.constexpr, BLOCK: tl.constexpr
-):
+def collapse(streams, gates, norm, x, S: tl.constexpr, D: tl.constexpr, NORM_EPS: tl.constexpr, BLOCK: tl.constexpr):
     """x [D], the normed sum of the streams [S, D] of one token; pointers."""
     lane = tl.arange(0, 64)[None, :]
     lanes = tl.zeros((1, 64), tl.float32)

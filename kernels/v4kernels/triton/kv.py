@@ -1,0 +1,299 @@
+"""What attention reads: queries, entries of the window, compressed entries and index keys.
+
+Each begins as a linear layer's fp32 rows; the kernels here do the rest (v4k.h has the formats):
+
+  v4k_queries         wq_a, `norm` -> qr; quantization, wq_b, `turn_queries` -> q
+  v4k_window_entries  wkv, `pack_entries`
+  v4k_compress        wkv and wgate, `pool`, `pack_entries` or, of index keys, `pack_keys`; then `keep_tail`
+
+A norm is x * (1 / sqrt(sum of squares / dims + eps)), then * weight. Rotation turns the adjacent pairs (a, b) of the
+last ROPE dims: a * cos - b * sin, a * sin + b * cos, each product rounded; cos and sin come from the host
+(v4k_rotations). Where entries go, and at which position new tokens start, is read from memory, so one launch serves
+every position.
+"""
+
+import triton
+import triton.language as tl
+
+from v4kernels.triton.sums import exp_lanes, from_e8m0, nearest, rms_factor
+from v4kernels.triton.types import f32p, i32p, u8p, u16p
+
+
+@triton.constexpr_function
+def log2(n):
+    """Of a power of two."""
+    return n.bit_length() - 1
+
+
+@triton.jit
+def over_root(COUNT: tl.constexpr):
+    """1 / sqrt(COUNT), [1, 1] fp32."""
+    one = tl.full((1, 1), 1.0, tl.float32)
+    return tl.div_rn(one, tl.sqrt_rn(one * COUNT))
+
+
+@triton.jit
+def rotated(x, turns, N: tl.constexpr, WIDTH: tl.constexpr, DIMS: tl.constexpr, ROPE: tl.constexpr):
+    """x [N, WIDTH], of which DIMS count, with the adjacent pairs of the last ROPE dims turned by turns [ROPE/2, 2], a
+    pointer."""
+    a, b = tl.split(tl.reshape(x, (N, WIDTH // 2, 2)))
+    pair = tl.arange(0, WIDTH // 2)[None, :] - (DIMS - ROPE) // 2
+    turning = (pair >= 0) & (pair < ROPE // 2)
+    cosine = tl.load(turns + 2 * pair, turning, 1.0)
+    sine = tl.load(turns + 2 * pair + 1, turning, 0.0)
+    first = tl.where(turning, a * cosine - b * sine, a)
+    second = tl.where(turning, a * sine + b * cosine, b)
+    return tl.reshape(tl.join(first, second), (N, WIDTH))
+
+
+@triton.jit
+def normed(x, weight, WIDTH: tl.constexpr, COUNT: tl.constexpr, EPS: tl.constexpr):
+    """The row of COUNT numbers at x [1, WIDTH], zeros behind them; weight None: without."""
+    c = tl.arange(0, WIDTH)[None, :]
+    value = tl.load(x + c, c < COUNT, 0.0) * rms_factor(x, COUNT, EPS)
+    if weight is not None:
+        value *= tl.load(weight + c, c < COUNT, 0.0)
+    return value
+
+
+# -- stored numbers ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def scale_byte(top, MOST: tl.constexpr):
+    """top fp32 above 0 -> b of the smallest 2^(b - 127) that is no less than top / MOST."""
+    bits = tl.div_rn(top, tl.full(top.shape, MOST, tl.float32)).to(tl.int32, bitcast=True)
+    return (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+
+
+@triton.jit
+def magnitude(x):
+    """|x|, 0 of NaN: what scales are made for."""
+    return tl.where(x == x, tl.abs(x), 0.0)
+
+
+@triton.jit
+def to_e4m3(x):
+    """x fp32 -> codes of the nearest e4m3, ties to even, int32; |x| is cut to 448, NaN is 0x7f."""
+    bits = x.to(tl.int32, bitcast=True)
+    sign = (bits >> 24) & 0x80
+    cut = tl.minimum(bits & 0x7FFFFFFF, 0x43E00000)
+    rounded = cut + 0x7FFFF + ((cut >> 20) & 1)
+    normal = (((rounded >> 23) - 120) << 3) | ((rounded >> 20) & 7)
+    small = nearest(tl.minimum(cut, 0x3C800000).to(tl.float32, bitcast=True) * 512.0).to(tl.int32)
+    code = sign | tl.where(cut < 0x3C800000, small, normal)  # 2^-6
+    return tl.where(x == x, code, 0x7F)
+
+
+@triton.jit
+def to_bf16(x):
+    """x fp32 -> bits of the nearest bf16, ties to even, int32; NaN is 0x7fc0."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
+
+
+@triton.jit
+def hadamard(x, N: tl.constexpr, DIMS: tl.constexpr):
+    """Orthonormal Walsh-Hadamard transform of x [N, DIMS] fp32. Sums and differences of neighbours become the two
+    halves; when every bit of an index was the lowest once, all are where they were."""
+    for _ in tl.static_range(log2(DIMS)):
+        a, b = tl.split(tl.reshape(x, (N, DIMS // 2, 2)))
+        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (N, DIMS))
+    return x * over_root(DIMS)
+
+
+@triton.jit
+def to_e2m1(x):
+    """x fp32 -> codes of the nearest e2m1, ties to even, int32; |x| is cut to 6, NaN is 6, and 0 has no sign."""
+    a = tl.abs(x)
+    a = tl.where(a < 6.0, a, 6.0)
+    per_unit = tl.where(a < 2.0, 2.0, tl.where(a < 4.0, 1.0, 0.5))  # values between 2 and 4 are 1 apart
+    code = (nearest(a * per_unit) + tl.where(a < 2.0, 0.0, tl.where(a < 4.0, 2.0, 4.0))).to(tl.int32)
+    return tl.where((x < 0) & (code > 0), code | 8, code)
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def norm(
+    x: f32p,  # [rows, COUNT]
+    weight: f32p,  # [COUNT]
+    y: f32p,  # out [rows, COUNT]
+    COUNT: tl.constexpr,  # a multiple of 8
+    EPS: tl.constexpr,
+):
+    """Grid: (rows,)."""
+    WIDTH: tl.constexpr = triton.next_power_of_2(COUNT)
+    at = tl.program_id(0).to(tl.int64) * COUNT
+    c = tl.arange(0, WIDTH)[None, :]
+    tl.store(y + at + c, normed(x + at, weight, WIDTH, COUNT, EPS), c < COUNT)
+
+
+@triton.jit
+def turn_queries(
+    x: f32p,  # [tokens, heads, DIMS]
+    turns: f32p,  # [tokens, ROPE/2, 2]: cos, sin
+    q: f32p,  # out like x: normed without weights, rotated, * (1 / sqrt(DIMS))
+    DIMS: tl.constexpr,  # even, as ROPE
+    ROPE: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """Grid: (heads, tokens)."""
+    WIDTH: tl.constexpr = triton.next_power_of_2(DIMS)
+    token = tl.program_id(1).to(tl.int64)
+    at = (token * tl.num_programs(0) + tl.program_id(0)) * DIMS
+    c = tl.arange(0, WIDTH)[None, :]
+    value = rotated(normed(x + at, None, WIDTH, DIMS, EPS), turns + token * ROPE, 1, WIDTH, DIMS, ROPE)
+    tl.store(q + at + c, value * over_root(DIMS), c < DIMS)
+
+
+@triton.jit
+def pack_entries(
+    x: f32p,  # [n, DIMS]
+    weight: f32p,  # [DIMS]: of the norm
+    turns: f32p,  # [n, ROPE/2, 2]: cos, sin
+    places: i32p,  # [n]: where row i goes; -1: nowhere
+    entries: u8p,  # out [rows, bytes]: DIMS - ROPE e4m3, ROPE bf16, a scale byte of every 64 e4m3, padded to 8
+    DIMS: tl.constexpr,  # DIMS - ROPE a multiple of 64
+    ROPE: tl.constexpr,  # a multiple of 16
+    EPS: tl.constexpr,
+):
+    """Rows normed, rotated and stored. Scales: the smallest 2^(b-127) >= max(amax, 1e-4) / 448. Grid: (n,)."""
+    PLAIN: tl.constexpr = DIMS - ROPE
+    GROUPS: tl.constexpr = PLAIN // 64
+    PADDED: tl.constexpr = (GROUPS + 7) // 8 * 8
+    BYTES: tl.constexpr = PLAIN + 2 * ROPE + PADDED
+    ROOM: tl.constexpr = max(8, triton.next_power_of_2(triton.cdiv(DIMS, 64)))  # groups a program has, padding included
+    place = tl.load(places + tl.program_id(0))
+    if place >= 0:
+        token = tl.program_id(0).to(tl.int64)
+        value = normed(x + token * DIMS, weight, ROOM * 64, DIMS, EPS)
+        value = rotated(value, turns + token * ROPE, 1, ROOM * 64, DIMS, ROPE)
+        value = tl.reshape(value, (ROOM, 64))
+        g = tl.arange(0, ROOM)
+        c = g[:, None] * 64 + tl.arange(0, 64)[None, :]
+        scale = scale_byte(tl.maximum(tl.max(magnitude(value), axis=1), 1e-4), 448.0)
+        code = to_e4m3(value * from_e8m0((254 - scale) & 255)[:, None])
+        entry = entries + place.to(tl.int64) * BYTES
+        tl.store(entry + c, code.to(tl.uint8), c < PLAIN)
+        halves = (entry + PLAIN).to(u16p) + (c - PLAIN)
+        tl.store(halves, to_bf16(value).to(tl.uint16), (c >= PLAIN) & (c < DIMS))
+        tl.store(entry + PLAIN + 2 * ROPE + g, tl.where(g < GROUPS, scale, 0).to(tl.uint8), g < PADDED)
+
+
+@triton.jit
+def pack_keys(
+    x: f32p,  # [n, DIMS]
+    weight: f32p,  # [DIMS]: of the norm
+    turns: f32p,  # [n, ROPE/2, 2]: cos, sin
+    places: i32p,  # [n]: where row i goes; -1: nowhere
+    codes: u8p,  # out [rows, DIMS/2]: e2m1 pairs, the low nibble first
+    scales: u8p,  # out [rows, DIMS/32]: b = 2^(b-127)
+    DIMS: tl.constexpr,  # a power of two, at least 32
+    ROPE: tl.constexpr,  # even
+    EPS: tl.constexpr,
+):
+    """Rows normed, rotated, transformed and stored. Scales: the smallest 2^(b-127) >= max(amax, 6 * 2^-126) / 6.
+    Grid: (n,)."""
+    GROUPS: tl.constexpr = DIMS // 32
+    place = tl.load(places + tl.program_id(0)).to(tl.int64)
+    if place >= 0:
+        token = tl.program_id(0).to(tl.int64)
+        value = normed(x + token * DIMS, weight, DIMS, DIMS, EPS)
+        value = rotated(value, turns + token * ROPE, 1, DIMS, DIMS, ROPE)
+        value = tl.reshape(hadamard(value, 1, DIMS), (GROUPS, 32))
+        top = tl.maximum(tl.max(magnitude(value), axis=1), 7.052966104933725e-38)
+        scale = scale_byte(top, 6.0)
+        code = to_e2m1(value * from_e8m0((254 - scale) & 255)[:, None])
+        code = tl.reshape(code, (DIMS // 2, 2)) << (4 * tl.arange(0, 2))[None, :]
+        tl.store(codes + place * (DIMS // 2) + tl.arange(0, DIMS // 2), tl.sum(code, axis=1).to(tl.uint8))
+        tl.store(scales + place * GROUPS + tl.arange(0, GROUPS), scale.to(tl.uint8))
+
+
+@triton.jit
+def gate_of(gate, ape, i, position, c, mask, WIDTH: tl.constexpr, RATIO: tl.constexpr):
+    """Channels c of new token i: what wgate gave, and what is learned of the place in its block."""
+    learned = tl.load(ape + position % RATIO * WIDTH + c, mask, 0.0)
+    return tl.load(gate + i.to(tl.int64) * WIDTH + c, mask, 0.0) + learned
+
+
+@triton.jit
+def pool(
+    kv: f32p,  # [n, C]: of new tokens; C = DIMS, twice that for ratio 4, whose blocks overlap
+    gate: f32p,  # [n, C]
+    ape: f32p,  # [RATIO, C]
+    tail_kv: f32p,  # [SLOTS, C]: of tokens before, by position mod SLOTS
+    tail_gate: f32p,  # [SLOTS, C], ape included
+    start: i32p,  # [1]: position of the first new token
+    blocks: i32p,  # [blocks]: which block of RATIO tokens; -1: none
+    out: f32p,  # [blocks, DIMS]
+    RATIO: tl.constexpr,
+    DIMS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CHANNELS: tl.constexpr,  # a program
+):
+    """Tokens of a block by the softmax of their gates, channel by channel. Of overlapping blocks the previous one's
+    tokens come first, with the first half of their channels; its own have the second. Grid: (blocks, ceil(DIMS /
+    CHANNELS))."""
+    OVERLAP: tl.constexpr = RATIO == 4
+    WIDTH: tl.constexpr = 2 * DIMS if OVERLAP else DIMS
+    BEFORE: tl.constexpr = RATIO if OVERLAP else 0
+    block = tl.load(blocks + tl.program_id(0))
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    some = c < DIMS
+    if block >= 0:
+        since = tl.load(start)
+        first = tl.where(block > 0, 0, BEFORE)  # no block is before the first one
+        top = tl.full((CHANNELS,), float("-inf"), tl.float32)
+        total = tl.zeros((CHANNELS,), tl.float32)
+        mixed = tl.zeros((CHANNELS,), tl.float32)
+        for j in range(first, BEFORE + RATIO):
+            position = block * RATIO - BEFORE + j
+            at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
+            new = some & (position >= since)
+            g = gate_of(gate, ape, position - since, position, at, new, WIDTH, RATIO)
+            old = tl.load(tail_gate + position % SLOTS * WIDTH + at, some & (position < since), 0.0)
+            g = tl.where(position >= since, g, old)
+            top = tl.where(g > top, g, top)
+        for j in range(first, BEFORE + RATIO):
+            position = block * RATIO - BEFORE + j
+            at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
+            new = some & (position >= since)
+            kept = position % SLOTS * WIDTH + at
+            g = gate_of(gate, ape, position - since, position, at, new, WIDTH, RATIO)
+            g = tl.where(position >= since, g, tl.load(tail_gate + kept, some & (position < since), 0.0))
+            k = tl.load(kv + (position - since).to(tl.int64) * WIDTH + at, new, 0.0)
+            k = tl.where(position >= since, k, tl.load(tail_kv + kept, some & (position < since), 0.0))
+            weight = exp_lanes(g - top)
+            total += weight
+            mixed = tl.fma(weight, k, mixed)
+        tl.store(out + tl.program_id(0).to(tl.int64) * DIMS + c, tl.div_rn(mixed, total), some)
+
+
+@triton.jit
+def keep_tail(
+    kv: f32p,  # [n, C], as `pool` has them
+    gate: f32p,  # [n, C]
+    ape: f32p,  # [RATIO, C]
+    tail_kv: f32p,  # out [SLOTS, C]
+    tail_gate: f32p,  # out [SLOTS, C]
+    start: i32p,  # [1]: position of the first new token
+    n: tl.int32,
+    RATIO: tl.constexpr,
+    DIMS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CHANNELS: tl.constexpr,  # a program
+):
+    """What later blocks need of the new tokens: as many whole blocks, and the unfinished one, as always fit SLOTS.
+    Comes behind `pool`, which reads what this overwrites. Grid: (min(n, SLOTS), ceil(C / CHANNELS))."""
+    WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
+    i = n - tl.num_programs(0) + tl.program_id(0)
+    since = tl.load(start)
+    position = since + i
+    first = tl.maximum(since + n - (SLOTS - RATIO), 0) // RATIO * RATIO
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    some = (c < WIDTH) & (position >= first)
+    to = position % SLOTS * WIDTH + c
+    tl.store(tail_kv + to, tl.load(kv + i.to(tl.int64) * WIDTH + c, some, 0.0), some)
+    tl.store(tail_gate + to, gate_of(gate, ape, i, position, c, some, WIDTH, RATIO), some)

@@ -1,0 +1,241 @@
+"""Queries, entries and index keys as compiled for three GPUs, run in the PTX machine: the bits of the CPU library."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import ptx
+import pytest
+from v4kernels import native
+
+pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+import gpu_kernels
+import kv_parts as parts
+from gpu_kernels import TARGETS
+from kv_parts import F, Heads, Kept
+from test_gate import AMD, NVIDIA, Budget, complaints
+from v4kernels.cpu import PackedWeight
+from v4kernels.triton import kv
+
+GPUS = pytest.mark.parametrize("gpu", TARGETS)
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+
+
+# Dims of V4, and such that are no power of two or no multiple of 64.
+@pytest.mark.parametrize(
+    "gpu, heads, dims, rope, rank",
+    [*((gpu, 2, 512, 64, 1024) for gpu in TARGETS), ("sm_80", 3, 192, 64, 224), ("sm_120", 2, 80, 16, 32)],
+)
+def test_queries_are_the_librarys(gpu, heads, dims, rope, rank):
+    check_queries(parts.on(gpu), dims, heads, dims, rope, rank, n=8)
+
+
+def check_queries(launch, seed, heads, dims, rope, rank, n):
+    rng = np.random.default_rng(seed)
+    a, x = Heads.random(rng, 64, heads, dims, rope, rank), parts.activations(rng, n, 64)
+    turns = parts.rotations(parts.frequencies(rope), int(rng.integers(1 << 20)), 1, n)
+    for got, want in zip(parts.queries(launch, a, x, turns), parts.library_queries(a, x, turns)):
+        assert parts.same(got, want)
+
+
+@pytest.mark.parametrize(
+    "gpu, dims, rope",
+    [*((gpu, 512, 64) for gpu in TARGETS), ("sm_80", 192, 64), ("sm_120", 80, 16), ("sm_89", 1024, 512)],
+)
+def test_window_entries_are_the_librarys_and_go_to_their_rows(gpu, dims, rope):
+    check_entries(parts.on(gpu), dims, dims, rope, n=9)
+
+
+def check_entries(launch, seed, dims, rope, n):
+    rng = np.random.default_rng(seed)
+    a, x = Heads.random(rng, 64, 2, dims, rope, 32), parts.activations(rng, n, 64)
+    turns = parts.rotations(parts.frequencies(rope), int(rng.integers(1 << 20)), 1, n)
+    ring = np.full((n + 3, native.entry_bytes(dims, rope)), 7, np.uint8)
+    places = rng.permutation(n + 3)[:n]
+    places[1] = -1
+    want = ring.copy()
+    want[places[places >= 0]] = parts.library_entries(a, x, turns)[places >= 0]
+    parts.put_entries(launch, a, x, turns, places.tolist(), ring)
+    assert np.array_equal(ring, want)
+
+
+def awkward(rng: np.random.Generator, n: int) -> np.ndarray:
+    """fp32 numbers on the middle between two codes, beside it, at the borders of formats, and not finite."""
+    mantissas = rng.integers(0, rng.choice([64, 512], n))  # e4m3 has 4 bits, bf16 has 8
+    x = (mantissas * 2.0 ** rng.integers(-17, 8, n) * rng.choice([-1, 1], n)).astype(F)
+    x = np.where(rng.random(n) < 0.3, np.nextafter(x, F(np.inf) * rng.choice([-1, 1], n).astype(F)), x)
+    special = np.array([0, -0.0, 448, 464, 465, 1e-41, -1e-38, 3e38, 2**-6, 2**-9, 2**-10, np.nan, -np.inf], F)
+    return np.where(rng.random(n) < 0.1, rng.choice(special, n), x).astype(F)
+
+
+def check_any_entry(launch, seed, dims, rope):
+    """Signs are normed by 1 exactly where nothing is added to their mean square, and their weights are any numbers."""
+    rng, width = np.random.default_rng(seed), 32 * gpu_kernels.blocks(dims, 32)
+    a = Heads.random(rng, width, 2, dims, rope, 32)
+    a.wkv, a.kv_norm, a.eps = PackedWeight.of("f32", np.eye(dims, width, dtype=F)), awkward(rng, dims), 0.0
+    a.kv_norm[:64] = np.clip(np.nan_to_num(a.kv_norm[:64]), -400, 400)
+    a.kv_norm[5] = 448  # of scale 1
+    x = rng.choice(np.array([-1, 1], F), (2, width))
+    turns = np.tile(np.array([1, 0], F), (2, rope // 2))
+    got, want = np.zeros((2, native.entry_bytes(dims, rope)), np.uint8), parts.library_entries(a, x, turns)
+    parts.put_entries(launch, a, x, turns, [0, 1], got)
+    assert np.array_equal(got, want)
+
+
+@GPUS
+def test_entries_of_any_numbers_are_the_librarys(gpu):
+    for seed in range(4):
+        check_any_entry(parts.on(gpu), seed, 512, 64)
+
+
+def check_compressor(launch, seed, ratio, dims, rope, is_index, cuts, spare=16):
+    """Entries, and tails after every call."""
+    rng = np.random.default_rng(seed)
+    c, x = parts.compressor(rng, 32, ratio, dims, rope, is_index), parts.activations(rng, cuts[-1], 32)
+    got, want = Kept(c, len(x), spare), Kept(c, len(x), spare)
+    for start, stop in zip([0, *cuts], cuts):
+        parts.compress(launch, c, x[start:stop], start, got)
+        parts.library_compress(c, x[start:stop], start, want)
+        assert got == want, (start, stop)
+    assert (want.entries[0][len(x) // ratio] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "gpu, is_index, dims, rope",
+    [(gpu, i, 128 if i else 192, 64) for gpu in TARGETS for i in (False, True)] + [("sm_89", True, 32, 32)],
+)
+def test_overlapping_blocks_are_the_librarys(gpu, is_index, dims, rope):
+    """Single tokens, blocks at once, blocks that begin with what was kept, and calls that end none."""
+    check_compressor(parts.on(gpu), dims, 4, dims, rope, is_index, [1, 4, 5, 11, 36, 38])
+
+
+@pytest.mark.parametrize(
+    "gpu, ratio, cuts", [*((gpu, 128, [127, 128, 129, 400]) for gpu in TARGETS), ("sm_80", 3, [8, 9, 41])]
+)
+def test_blocks_beside_each_other_are_the_librarys(gpu, ratio, cuts):
+    check_compressor(parts.on(gpu), ratio, ratio, 80, 16, False, cuts)
+
+
+def test_without_slots_to_spare_the_least_is_kept():
+    check_compressor(parts.on("sm_89"), 1, 4, 80, 16, False, [3, 8, 21, 22], spare=0)
+
+
+@GPUS
+def test_keys_with_ties_are_the_librarys(gpu):
+    """The transform of 64 small integers divides them by 8."""
+    check_any_key(parts.on(gpu), 3)
+
+
+def check_any_key(launch, seed):
+    rng = np.random.default_rng(seed)
+    n, dims = 40, 64
+    c = parts.compressor(rng, 64, 1, dims, 2, True)
+    c.wkv.owners[0][...], c.wgate.owners[0][...], c.norm[...] = np.eye(64), 0, rng.integers(-6, 7, dims)
+    c.freqs[...] = 0
+    object.__setattr__(c, "eps", 0.0)
+    x = rng.choice(np.array([-1, 1], F), (n, dims))
+    got, want = Kept(c, n, 0), Kept(c, n, 0)
+    parts.compress(launch, c, x, 0, got)
+    parts.library_compress(c, x, 0, want)
+    assert got == want
+
+
+@pytest.mark.slow
+def test_random_sizes_are_the_librarys():
+    rng = np.random.default_rng(11)
+    for i in range(60):
+        launch, rope = parts.on(TARGETS[i % 3]), 16 * int(rng.integers(1, 9))
+        dims = rope + 64 * int(rng.integers(1, 9))
+        check_queries(launch, i, 2 * int(rng.integers(1, 5)), dims, rope, 32 * int(rng.integers(1, 20)), 9)
+        check_entries(launch, i, dims, rope, 9)
+        check_any_entry(launch, i, dims, rope)
+        check_any_key(launch, i)
+        cuts = np.unique(rng.integers(1, 60, 9)).tolist()
+        check_compressor(launch, i, int(rng.choice([1, 2, 4, 8, 128])), dims, rope, False, cuts, int(rng.integers(20)))
+        dims = 2 ** int(rng.integers(5, 9))
+        check_compressor(launch, i, 4, dims, 2 * int(rng.integers(1, dims // 2 + 1)), True, cuts)
+
+
+# -- the same programs elsewhere --------------------------------------------------------------------------------------
+
+SCRIPT = """
+from ptx import floats
+from triton.runtime import interpreter
+import kv_parts
+import test_kv as of
+
+# Before 3.9 it rounds an fma twice.
+interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
+    floats.fma(x.data, y.data, z.data), z.dtype.scalar
+)
+run = kv_parts.interpreted
+of.check_queries(run, 1, 2, 80, 16, 96, n=8)
+of.check_entries(run, 1, 192, 64, n=8)
+of.check_any_entry(run, 1, 128, 64)
+of.check_any_key(run, 1)
+of.check_compressor(run, 1, 4, 80, 16, False, [3, 4, 13])
+of.check_compressor(run, 1, 4, 32, 32, True, [3, 4, 13])
+of.check_compressor(run, 1, 7, 80, 16, False, [8, 15])
+print("all")
+"""
+
+
+def test_the_interpreter_gives_the_librarys_bits():
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "all\n"), ran.stderr
+
+
+V4 = {"DIMS": 512, "ROPE": 64, "EPS": 1e-6}
+KEY = V4 | {"DIMS": 128}
+
+
+@pytest.mark.parametrize("gpu", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_120"])
+@pytest.mark.parametrize("name", ["norm", "turn_queries", "pack_entries", "pack_keys"])
+def test_without_any_one_barrier_a_kernel_has_a_race(gpu, name):
+    rng = np.random.default_rng(1)
+    d = 128 if name == "pack_keys" else 512
+    x, norm, turns = (parts.fixed(rng.standard_normal(s).astype(F)) for s in ((2, d), (d,), (2, 64)))
+    places, like = parts.fixed(np.arange(2, dtype=np.int32)), np.zeros((2, d), F)
+    packed = [np.zeros((2, size), np.uint8) for size in (native.entry_bytes(512, 64), *native.key_bytes(128))]
+    arguments, constants = {
+        "norm": ((x, norm, like), {"COUNT": d, "EPS": 1e-6}),
+        "turn_queries": ((x, turns, like), V4),
+        "pack_entries": ((x, norm, turns, places, packed[0]), V4),
+        "pack_keys": ((x, norm, turns, places, *packed[1:]), KEY),
+    }[name]
+    made = gpu_kernels.compiled(getattr(kv, name), gpu, **constants)
+    text, grid = made.asm["ptx"], (1, 2) if name == "turn_queries" else (2,)
+    barriers = list(re.finditer(r"bar\.(warp\.)?sync[^;]*;", text))
+    assert barriers
+    for found in barriers:
+        with pytest.raises(ptx.Race):
+            program = ptx.load(text[: found.start()] + text[found.end() :], made.metadata.shared)
+            gpu_kernels.run(program, grid, *arguments)
+
+
+POOL = {"RATIO": 128, "DIMS": 512, "SLOTS": 144, "CHANNELS": 128}
+BUDGETS = {
+    "norm": Budget(kv.norm, {"COUNT": 1536, "EPS": 1e-6}, registers=48, shared=256),
+    "turn_queries": Budget(kv.turn_queries, V4, registers=32, shared=2048),
+    "pack_entries": Budget(kv.pack_entries, V4, registers=40, shared=1024),
+    "pack_keys": Budget(kv.pack_keys, KEY, registers=32, shared=512),
+    "pool": Budget(kv.pool, POOL, registers=48, shared=0),
+    "pool, overlapping": Budget(kv.pool, POOL | {"RATIO": 4, "SLOTS": 24}, registers=48, shared=0),
+    "keep_tail": Budget(kv.keep_tail, POOL, registers=24, shared=0),
+}
+FIRST = ("sm_120", "gfx1100")
+
+
+@pytest.mark.parametrize(
+    "gpu", [gpu if gpu in FIRST else pytest.param(gpu, marks=pytest.mark.slow) for gpu in NVIDIA + AMD]
+)
+@pytest.mark.parametrize("name", BUDGETS)
+def test_kernels_stay_within_their_budgets(name, gpu):
+    assert complaints(BUDGETS[name], gpu) == []
