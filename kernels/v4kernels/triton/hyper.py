@@ -17,7 +17,7 @@ from v4kernels.triton.fp32 import products
 from v4kernels.triton.sums import column_trees, exp_lanes, inverse_rms, lanes64_total, sigmoid_lanes, tree_total
 from v4kernels.triton.types import f32p
 
-STEPS = tl.constexpr(4)
+STEPS = tl.constexpr(4)  # loads of every stream that are under way together
 
 
 @triton.jit
@@ -52,9 +52,7 @@ def collapsed(streams, gates, some, S: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def collapse(
-    streams, gates, norm, x, S: tl.constexpr, D: tl.constexpr, NORM_EPS: tl.constexpr, BLOCK: tl.constexpr
-):
+def collapse(streams, gates, norm, x, S: tl.constexpr, D: tl.constexpr, NORM_EPS: tl.constexpr, BLOCK: tl.constexpr):
     """x [D], the normed sum of the streams [S, D] of one token; pointers."""
     lane = tl.arange(0, 64)[None, :]
     lanes = tl.zeros((1, 64), tl.float32)
