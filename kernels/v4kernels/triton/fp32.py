@@ -3,8 +3,8 @@
 y[t, r] = sum over i of w[r, i] * x[t, i], input i in lane i mod 64 by fma, and lanes added up as v4k.h says. Outputs
 may fall into groups, each of which sees its own part of x.
 
-A lane is a chain of K/64 additions that wait for each other, so what is to be fast is the loads: STEPS of them are
-under way together.
+A lane is a chain of K/64 additions that wait for each other, so it is the loads that must not: STEPS of them are under
+way together.
 """
 
 import triton

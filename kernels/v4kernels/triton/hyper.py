@@ -17,7 +17,7 @@ from v4kernels.triton.fp32 import products
 from v4kernels.triton.sums import column_trees, exp_lanes, inverse_rms, lanes64_total, sigmoid_lanes, tree_total
 from v4kernels.triton.types import f32p
 
-STEPS = tl.constexpr(4)
+STEPS = tl.constexpr(4)  # loads of every stream that are under way together
 
 
 @triton.jit

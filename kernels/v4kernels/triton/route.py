@@ -1,7 +1,7 @@
 """Router: v4k_route behind the products with the gate, which are a linear layer's.
 
-scores sqrt(softplus(product)); experts of a token are the TOP_K with the highest score + bias, the lower id on a tie,
-or what a table says of the token. Weights are their scores over the sum of these, in order, times scale.
+Scores are sqrt(softplus(product)); experts of a token are the TOP_K with the highest score + bias, the lower id on a
+tie, or what a table says of the token. Weights are their scores over the sum of these, in order, times scale.
 """
 
 import triton
