@@ -13,6 +13,7 @@ from typing import Any
 import gpu_kernels
 import numpy as np
 import torch
+from ptx import floats
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
 from v4kernels.cpu.bound import BoundCompressor, pointer
@@ -192,3 +193,14 @@ def compress(launch: Launch, c: Compressor, x: np.ndarray, start: int, to: Kept,
     launch(pack, (len(places),), *arguments, DIMS=dims, ROPE=c.rope_dims, EPS=c.eps)
     grid = (min(n, slots), gpu_kernels.blocks(c.wkv.matrix.rows, channels))
     launch(kv.keep_tail, grid, *new, tail_kv, tail_gate, since, n, **sizes)
+
+
+def plain_pool(values: np.ndarray, gates: np.ndarray) -> np.ndarray:
+    """Of [slots, channels] fp32, as v4k.h says it; exp is the library's."""
+    weights = np.ascontiguousarray(gates - gates.max(0))
+    at = pointer(weights)
+    native.checked(native.library().v4k_elementary(1, at, weights.size, at))
+    total = mixed = np.zeros(values.shape[1], F)
+    for weight, value in zip(weights, values):
+        total, mixed = total + weight, floats.fma(weight, value, mixed)
+    return mixed / total

@@ -124,6 +124,21 @@ def test_without_slots_to_spare_the_least_is_kept():
 
 
 @GPUS
+def test_pooled_numbers_are_those_of_v4k_h(gpu):
+    """Before they are rounded to codes; weights down to the least, of values as large as their inverse."""
+    rng = np.random.default_rng(9)
+    kv_rows, gates = (rng.standard_normal((128, 72)).astype(F) for _ in range(2))
+    kv_rows[:, 8:] *= 2.0 ** rng.integers(-100, 100, (128, 64))
+    gates[:, 8:] *= 2.0 ** rng.integers(-3, 7, (128, 64))
+    given = (kv_rows, gates, np.zeros((128, 72)), *np.zeros((2, 128, 72)))
+    numbers = (parts.fixed(np.zeros(1, np.int32)), parts.fixed(np.zeros(1, np.int32)))
+    got = np.full((1, 72), 7, F)
+    sizes = {"RATIO": 128, "DIMS": 72, "SLOTS": 128, "CHANNELS": 32}
+    parts.on(gpu)(kv.pool, (1, 3), *(parts.fixed(a.astype(F)) for a in given), *numbers, got, **sizes)
+    assert parts.same(got[0], parts.plain_pool(kv_rows, gates))
+
+
+@GPUS
 def test_keys_with_ties_are_the_librarys(gpu):
     """The transform of 64 small integers divides them by 8."""
     check_any_key(parts.on(gpu), 3)

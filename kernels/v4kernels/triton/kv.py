@@ -285,8 +285,8 @@ def keep_tail(
     SLOTS: tl.constexpr,
     CHANNELS: tl.constexpr,  # a program
 ):
-    """What later blocks need of the new tokens: as many whole blocks, and the unfinished one, as always fit SLOTS.
-    Comes behind `pool`, which reads what this overwrites. Grid: (min(n, SLOTS), ceil(C / CHANNELS))."""
+    """What later blocks need of the new tokens: the unfinished block, and as many whole ones as always fit SLOTS. Comes
+    behind `pool`, which reads what this overwrites. Grid: (min(n, SLOTS), ceil(C / CHANNELS))."""
     WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
     i = n - tl.num_programs(0) + tl.program_id(0)
     since = tl.load(start)
