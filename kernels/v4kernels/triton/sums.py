@@ -34,3 +34,21 @@ def from_e8m0(byte):
 def from_bf16(bits):
     """bf16 as uint16 -> fp32."""
     return (bits.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exp_lanes(x):
+    """e^x of fp32, x cut to [-87, 88]: exp of v4k.h."""
+    x = tl.where(x < -87.0, -87.0, x)  # NaN stays, as it would not in a minimum
+    x = tl.where(x > 88.0, 88.0, x)
+    shifted = x * 1.44269504 + 12582912.0
+    n = shifted - 12582912.0
+    r = tl.fma(n, 2.12194440e-4, tl.fma(n, -0.693359375, x))
+    p = tl.fma(r, 1 / 5040, 1 / 720)
+    p = tl.fma(p, r, 1 / 120)
+    p = tl.fma(p, r, 1 / 24)
+    p = tl.fma(p, r, 1 / 6)
+    p = tl.fma(p, r, 0.5)
+    p = tl.fma(p, r, 1.0)
+    p = tl.fma(p, r, 1.0)
+    return p * ((shifted.to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)
