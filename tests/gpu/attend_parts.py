@@ -169,12 +169,12 @@ def run(
     )  # fmt: skip
     launch(
         attend.attend_values, (programs, tiles * gpu_kernels.blocks(dim, columns), tokens), given(weights),
-        given(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, warps=warps,
+        given(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4, warps=warps,
     )  # fmt: skip
     merged = *map(given, (parts, peaks, totals, case.sink, case.turns)), start, selected
     launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)
-    ring = case.ring.copy()
-    launch(attend.keep_window, (min(tokens, rows),), given(case.fresh), start, ring, tokens, rows, **layout, warps=1)
+    ring, words = case.ring.copy(), given(case.fresh.view(np.int64))
+    launch(attend.keep_window, (min(tokens, rows),), words, start, ring.view(np.int64), tokens, rows, **layout, warps=1)
     return out, ring
 
 

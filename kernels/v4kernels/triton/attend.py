@@ -16,7 +16,7 @@ first axis of a grid share blocks or runs however many there are, so one launch 
 import triton
 import triton.language as tl
 
-from v4kernels.triton.sums import exp_lanes, lanes_total
+from v4kernels.triton.sums import exp_lanes, from_bf16, lanes_total
 from v4kernels.triton.types import f32p, i32p, i64p, u8p
 
 BLOCK_KEYS = tl.constexpr(64)  # one step of the online softmax
@@ -82,6 +82,12 @@ def from_e4m3(byte):
 
 
 @triton.jit
+def halves_of(entry, PLAIN: tl.constexpr):
+    """Pointers to the bf16 of entries."""
+    return (entry + PLAIN).to(tl.pointer_type(tl.uint16))
+
+
+@triton.jit
 def attend_scores(
     q: f32p,  # [tokens, ALL, DIM]
     start: i32p,  # [1]: position of the first token
@@ -107,9 +113,10 @@ def attend_scores(
     position, window, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     lane = tl.arange(0, 8)[None, :]
-    q += (token * ALL + tl.minimum(h, ALL - 1))[:, None] * DIM + lane
+    q += (token * ALL + tl.minimum(h, ALL - 1)).to(tl.int64)[:, None] * DIM + lane
+    scores += (token * room).to(tl.int64) * ALL + h[:, None]
     for block in range(tl.program_id(0), tl.cdiv(keys, BLOCK_KEYS), tl.num_programs(0)):
-        j = block * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
+        j = tl.arange(0, BLOCK_KEYS) + block * BLOCK_KEYS
         entry = entry_of(
             tl.minimum(j, keys - 1), start, token, position, window, ring, ring_rows, fresh, entries, selected,
             RATIO, TOP, BYTES,
@@ -121,13 +128,11 @@ def attend_scores(
                 i = group * 64 + step * 8
                 key = from_e4m3(tl.load(entry[:, None] + i + lane)).to(tl.float32, bitcast=True) * scale
                 lanes = step_of_lanes(tl.load(q + i), key, lanes, HEADS)
-        rope = (entry + PLAIN)[:, None] + 2 * lane
+        rope = halves_of(entry, PLAIN)[:, None] + lane
         for i in range(0, ROPE, 8):
-            half = tl.load(rope + 2 * i).to(tl.int32) << 16 | tl.load(rope + 2 * i + 1).to(tl.int32) << 24
-            lanes = step_of_lanes(tl.load(q + PLAIN + i), half.to(tl.float32, bitcast=True), lanes, HEADS)
+            lanes = step_of_lanes(tl.load(q + PLAIN + i), from_bf16(tl.load(rope + i)), lanes, HEADS)
         total = lanes_total(tl.reshape(lanes, (HEADS * BLOCK_KEYS, 8)), HEADS * BLOCK_KEYS)
-        at = (token * room + j).to(tl.int64)[None, :] * ALL + h[:, None]
-        tl.store(scores + at, tl.reshape(total, (HEADS, BLOCK_KEYS)), (j < keys)[None, :] & (h < ALL)[:, None])
+        tl.store(scores + j[None, :] * ALL, tl.reshape(total, (HEADS, BLOCK_KEYS)), (j < keys)[None, :] & (h < ALL)[:, None])
 
 
 @triton.jit
@@ -159,18 +164,19 @@ def attend_weights(
     _, _, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     real = h < ALL
+    scores += (token * room).to(tl.int64) * ALL + h[:, None]
+    weights += (token * room).to(tl.int64) * ALL + h[:, None]
     blocks = tl.cdiv(keys, BLOCK_KEYS)
     for run in range(tl.program_id(0), tl.cdiv(blocks, RUN_BLOCKS), tl.num_programs(0)):
         peak = tl.full((HEADS,), float("-inf"), tl.float32)
         total = tl.zeros((HEADS,), tl.float32)
         for block in range(run * RUN_BLOCKS, tl.minimum(run * RUN_BLOCKS + RUN_BLOCKS, blocks)):
-            j = (block * BLOCK_KEYS + tl.arange(0, 8))[None, :]
-            at = (token * room + j).to(tl.int64) * ALL + h[:, None]
+            j = tl.arange(0, 8)[None, :] + block * BLOCK_KEYS
             high = tl.full((HEADS, 8), float("-inf"), tl.float32)
             magnitude = tl.zeros((HEADS, 8), tl.int32)
             for i in tl.static_range(0, BLOCK_KEYS, 8):
                 some = (j + i < keys) & real[:, None]
-                score = tl.load(scores + at + i * ALL, some, 0.0)
+                score = tl.load(scores + (j + i) * ALL, some, 0.0)
                 magnitude = tl.maximum(magnitude, score.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
                 high = tl.where(some & (score > high), score, high)
             top = tl.max(high, axis=1)
@@ -180,8 +186,8 @@ def attend_weights(
             sums = tl.zeros((HEADS, 8), tl.float32)
             for i in tl.static_range(0, BLOCK_KEYS, 8):
                 some = (j + i < keys) & real[:, None]
-                weight = exp_lanes(tl.load(scores + at + i * ALL, some, 0.0) - top[:, None])
-                tl.store(weights + at + i * ALL, weight, some)
+                weight = exp_lanes(tl.load(scores + (j + i) * ALL, some, 0.0) - top[:, None])
+                tl.store(weights + (j + i) * ALL, weight, some)
                 sums += tl.where(some, weight, 0.0)
             total = total * factor + lanes_total(sums, HEADS)
             tl.store(factors + (token * (room // BLOCK_KEYS) + block) * ALL + h, factor, real)
@@ -199,10 +205,8 @@ def columns_of(entry, c, DIM: tl.constexpr, ROPE: tl.constexpr):
     rope = (c >= PLAIN) & (c < DIM)
     code = from_e4m3(tl.load(entry + c, plain, 0))
     scale = scale_of(tl.load(entry + PLAIN + 2 * ROPE + c // 64, plain, 0))
-    low = tl.load(entry + 2 * c - PLAIN, rope, 0).to(tl.int32)
-    high = tl.load(entry + 2 * c - PLAIN + 1, rope, 0).to(tl.int32)
-    value = code.to(tl.float32, bitcast=True) * scale
-    return tl.where(plain, value, (low << 16 | high << 24).to(tl.float32, bitcast=True))
+    half = from_bf16(tl.load(halves_of(entry, PLAIN) + c - PLAIN, rope, 0))
+    return tl.where(plain, code.to(tl.float32, bitcast=True) * scale, half)
 
 
 @triton.jit
@@ -226,6 +230,7 @@ def attend_values(
     BYTES: tl.constexpr,
     HEADS: tl.constexpr,  # a program's tile
     COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr,  # keys whose loads are under way at a time
 ):
     """Grid: (any number, ceil(ALL / HEADS) * ceil(DIM / COLUMNS), tokens)."""
     TILES: tl.constexpr = (DIM + COLUMNS - 1) // COLUMNS
@@ -234,17 +239,19 @@ def attend_values(
     h = tl.program_id(1) // TILES * HEADS + tl.arange(0, HEADS)[:, None]
     c = tl.program_id(1) % TILES * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     real = h < ALL
+    weights += (token * room).to(tl.int64) * ALL + h
     blocks = tl.cdiv(keys, BLOCK_KEYS)
     for run in range(tl.program_id(0), tl.cdiv(blocks, RUN_BLOCKS), tl.num_programs(0)):
         out = tl.zeros((HEADS, COLUMNS), tl.float32)
         for block in range(run * RUN_BLOCKS, tl.minimum(run * RUN_BLOCKS + RUN_BLOCKS, blocks)):
             out *= tl.load(factors + (token * (room // BLOCK_KEYS) + block) * ALL + h, real, 0.0)
-            for j in range(block * BLOCK_KEYS, tl.minimum(block * BLOCK_KEYS + BLOCK_KEYS, keys)):
+            first, stop = block * BLOCK_KEYS, tl.minimum(block * BLOCK_KEYS + BLOCK_KEYS, keys)
+            for j in tl.range(first, stop, loop_unroll_factor=UNROLL):
                 entry = entry_of(
                     j, start, token, position, window, ring, ring_rows, fresh, entries, selected, RATIO, TOP, BYTES
                 )
                 value = tl.broadcast_to(columns_of(entry, c, DIM, ROPE), (HEADS, COLUMNS))
-                weight = tl.load(weights + (token * room + j).to(tl.int64) * ALL + h, real, 0.0)
+                weight = tl.load(weights + j * ALL, real, 0.0)
                 out = tl.fma(tl.broadcast_to(weight, (HEADS, COLUMNS)), value, out)
         at = (token * (room // BLOCK_KEYS // RUN_BLOCKS) + run).to(tl.int64) * ALL + h
         tl.store(parts + at * DIM + c, out, real & (c < DIM))
@@ -301,7 +308,7 @@ def attend_merge(
     first = tl.where(turned, a * cos - b * sin, a)
     second = tl.where(turned, a * sin + b * cos, b)
     out = tl.reshape(tl.join(first, second), (COLUMNS,))
-    tl.store(heads + (token * ALL + h) * DIM + c, out, c < DIM)
+    tl.store(heads + (token * ALL + h).to(tl.int64) * DIM + c, out, c < DIM)
 
 
 @triton.jit
