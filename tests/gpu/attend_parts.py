@@ -82,20 +82,38 @@ def random_case(
     return Case(start, window, ratio, rope, q, turns, sink, ring, fresh, entries, selected)
 
 
+def with_extremes(case: Case, seed: int) -> Case:
+    """Heads whose scores are tied, NaN, infinite, huge; far sinks, one key twice, and scale bytes of any value."""
+    rng = np.random.default_rng(seed)
+    q, sink, entries = case.q.copy(), case.sink.copy(), case.entries.copy()
+    entries[len(entries) // 2 :] = entries[len(entries) // 2]
+    entries[rng.integers(0, len(entries), 2), -8:] = rng.integers(0, 256, 8)
+    for token in range(len(q)):
+        q[token, rng.integers(0, q.shape[1])] = 0
+        q[token, rng.integers(0, q.shape[1]), 3] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+        q[token, rng.integers(0, q.shape[1]), 7:] *= 1e4
+    sink[0], sink[-1] = 200, -200
+    return replace(case, q=q, sink=sink, entries=entries)
+
+
 def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """One NaN is as good as another."""
+    """Shape and bits, but one NaN is as good as another."""
+    if a.dtype != F or a.shape != b.shape:
+        return np.array_equal(a, b)
     nan = np.isnan(a) & np.isnan(b)
-    return a.shape == b.shape and bool(((a.view(np.uint32) == b.view(np.uint32)) | nan).all())
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | nan).all())
 
 
 # -- the library ------------------------------------------------------------------------------------------------------
 
 
-def attention(case: Case, groups: int = 1, wo_a: PackedWeight | None = None, wo_b: PackedWeight | None = None) -> Any:
-    """Described to the library, and what its pointers are of."""
-    _, heads, dim = case.sizes
+def attention(
+    heads: int, dim: int, rope: int, sink: np.ndarray, window: int = 1, groups: int = 1,
+    wo_a: PackedWeight | None = None, wo_b: PackedWeight | None = None,
+) -> tuple[native.Attention, np.ndarray]:  # fmt: skip
+    """Described to the library, and the weights of what is not given, which nothing reads."""
     outputs = wo_b.matrix.rows if wo_b else 32
-    anything = np.zeros(heads * dim * max(64, outputs), F)
+    anything = np.zeros(heads * dim * max(32, outputs), F)
 
     def matrix(rows: int, cols: int) -> native.Matrix:
         return PackedWeight.of("f32", anything[: rows * cols].reshape(rows, cols)).matrix
@@ -103,15 +121,15 @@ def attention(case: Case, groups: int = 1, wo_a: PackedWeight | None = None, wo_
     described = native.Attention(
         matrix(32, outputs), matrix(heads * dim, 32), matrix(dim, outputs),
         wo_a.matrix if wo_a else matrix(32, heads * dim), wo_b.matrix if wo_b else matrix(outputs, 32),
-        anything.ctypes.data, anything.ctypes.data, case.sink.ctypes.data, heads, dim, case.rope, groups, case.window,
-        1e-6,
+        anything.ctypes.data, anything.ctypes.data, sink.ctypes.data, heads, dim, rope, groups, window, 1e-6,
     )  # fmt: skip
     return described, anything
 
 
 def library(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """heads [tokens, heads, dim], and the ring afterwards."""
-    described, _kept = attention(case)
+    _, n_heads, dim = case.sizes
+    described, _kept = attention(n_heads, dim, case.rope, case.sink, case.window)
     heads, ring = np.empty_like(case.q), case.ring.copy()
     selected = None if case.selected is None else case.selected.ctypes.data
     code = native.library().v4k_attend(
@@ -169,7 +187,8 @@ def run(
     )  # fmt: skip
     launch(
         attend.attend_values, (programs, tiles * gpu_kernels.blocks(dim, columns), tokens), given(weights),
-        given(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4, warps=warps,
+        given(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4,
+        warps=warps,
     )  # fmt: skip
     merged = *map(given, (parts, peaks, totals, case.sink, case.turns)), start, selected
     launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)
@@ -179,20 +198,4 @@ def run(
 
 
 def equal(launch: Launch, case: Case, **tiles: int) -> bool:
-    return all(map(same_bytes, run(launch, case, **tiles), library(case)))
-
-
-def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
-    return same(a, b) if a.dtype == F else np.array_equal(a, b)
-
-
-def with_extremes(case: Case, seed: int) -> Case:
-    """Heads whose scores are tied, NaN, infinite, huge; sinks as well."""
-    rng = np.random.default_rng(seed)
-    q, sink = case.q.copy(), case.sink.copy()
-    for token in range(len(q)):
-        q[token, rng.integers(0, q.shape[1])] = 0
-        q[token, rng.integers(0, q.shape[1]), 3] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
-        q[token, rng.integers(0, q.shape[1])] *= 1e4
-    sink[0], sink[-1] = 200, -200
-    return replace(case, q=q, sink=sink)
+    return all(map(same, run(launch, case, **tiles), library(case)))

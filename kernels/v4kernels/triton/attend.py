@@ -40,20 +40,9 @@ def seen(start, token, selected, WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP:
 
 @triton.jit
 def entry_of(
-    j,
-    start,
-    token,
-    position,
-    window,
-    ring,
-    ring_rows,
-    fresh,
-    entries,
-    selected,
-    RATIO: tl.constexpr,
-    TOP: tl.constexpr,
-    BYTES: tl.constexpr,
-):
+    j, start, token, position, window, ring, ring_rows, fresh, entries, selected, RATIO: tl.constexpr,
+    TOP: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
     """Pointer to the j-th keys of a token, j below their number; j may be a number or a block."""
     oldest = position + 1 - window
     at = oldest + j
@@ -132,7 +121,9 @@ def attend_scores(
         for i in range(0, ROPE, 8):
             lanes = step_of_lanes(tl.load(q + PLAIN + i), from_bf16(tl.load(rope + i)), lanes, HEADS)
         total = lanes_total(tl.reshape(lanes, (HEADS * BLOCK_KEYS, 8)), HEADS * BLOCK_KEYS)
-        tl.store(scores + j[None, :] * ALL, tl.reshape(total, (HEADS, BLOCK_KEYS)), (j < keys)[None, :] & (h < ALL)[:, None])
+        tl.store(
+            scores + j[None, :] * ALL, tl.reshape(total, (HEADS, BLOCK_KEYS)), (j < keys)[None, :] & (h < ALL)[:, None]
+        )
 
 
 @triton.jit
@@ -279,14 +270,14 @@ def attend_merge(
     COLUMNS: tl.constexpr = triton.next_power_of_2(DIM)
     h = tl.program_id(0)
     token = tl.program_id(1)
-    _, _, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
+    _position, _window, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
     runs = room // BLOCK_KEYS // RUN_BLOCKS
     c = tl.arange(0, COLUMNS)
     at = (token * runs).to(tl.int64) * ALL + h
     out = tl.load(parts + at * DIM + c, c < DIM, 0.0)
     peak = tl.load(peaks + at)
     total = tl.load(totals + at)
-    for run in range(1, tl.cdiv(keys, BLOCK_KEYS * RUN_BLOCKS)):
+    for _ in range(1, tl.cdiv(keys, BLOCK_KEYS * RUN_BLOCKS)):
         at += ALL
         more = tl.load(peaks + at)
         top = tl.where((more > peak) | (more != more), more, peak)
