@@ -24,7 +24,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Loop:
-    """The innermost loop with the most products."""
+    """The innermost loop with the most products, of floats where there are none of integers."""
 
     instructions: int
     opcodes: Counter[str]  # without modifiers
@@ -45,7 +45,8 @@ def nvidia(compiled: Any) -> tuple[Resources, Loop]:
     lines = [(int(at, 16), text) for at, text in found]
     loops = [summed(body) for body in innermost(lines)]
     none = Loop(0, Counter(), 0, 0)
-    return Resources(registers, stack, compiled.metadata.shared), max(loops, key=lambda b: b.products, default=none)
+    most = max(loops, key=lambda b: (b.products, b.opcodes["FFMA"]), default=none)
+    return Resources(registers, stack, compiled.metadata.shared), most
 
 
 def innermost(lines: list[tuple[int, str]]) -> list[list[str]]:

@@ -106,6 +106,25 @@ def test_fma_of_infinities_zeros_and_nan():
     )
 
 
+@pytest.mark.parametrize("kind", ["u32", "s32", "u64", "s64"])
+def test_integers_are_divided_towards_zero(kind):
+    a = words(2016).astype(np.uint32).view("i4" if kind[0] == "s" else "u4").astype(DTYPES[kind])
+    b = np.roll(a, 7) >> RNG.integers(0, 31, 2016).astype(DTYPES[kind])
+    b[b == 0] = 3
+    b[b == -1] = 5
+    whole = [int(abs(Fraction(int(x), int(y)))) * (1 if (x < 0) == (y < 0) else -1) for x, y in zip(a, b)]
+    rest = [int(x) - n * int(y) for x, y, n in zip(a, b, whole)]
+    assert execute(f"div.{kind}", f"{kind} {kind} {kind}", a, b).tolist() == whole
+    assert execute(f"rem.{kind}", f"{kind} {kind} {kind}", a, b).tolist() == rest
+
+
+@pytest.mark.parametrize("opcode", ["div.s32", "rem.s32"])
+@pytest.mark.parametrize("a, b", [(5, 0), (-(2**31), -1)])
+def test_a_division_without_a_defined_result_is_refused(opcode, a, b):
+    with pytest.raises(ptx.NotRepeatable):
+        execute(opcode, "s32 s32 s32", *np.full((2, 32), [[a], [b]], np.int32))
+
+
 @pytest.mark.parametrize(
     "opcode, compute", [("add.rn", np.add), ("sub", np.subtract), ("mul.rn", np.multiply), ("div.rn", np.divide)]
 )
@@ -237,6 +256,12 @@ def test_logic_of_three_follows_its_table():
         (0, a * 0),
     ):
         assert np.array_equal(execute("lop3.b32", "b32 b32 b32 b32 u32", a, b, c, table), want)
+
+
+@pytest.mark.parametrize("kind", ["b32", "b64"])
+def test_ones_are_counted(kind):
+    a = words(512).view(DTYPES[kind])
+    assert execute("popc." + kind, "u32 " + kind, a).tolist() == [int(x).bit_count() for x in a]
 
 
 def test_permutation_picks_bytes_and_spreads_signs():

@@ -86,19 +86,21 @@ def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FOR
 
 @triton.jit
 def linear_int8(
-    w: i32p,  # [rows, K/4]: four int8 codes a word
-    wscale: u16p,  # [rows, K/32]: bf16
-    x: i32p,  # [tokens, K/4]: four int8 codes a word
-    xscale: f32p,  # [tokens, K/32]
-    y: f32p,  # out [tokens, rows]
-    rows: tl.int32,
+    w: i32p,  # [groups, rows, K/4]: four int8 codes a word
+    wscale: u16p,  # [groups, rows, K/32]: bf16
+    x: i32p,  # [tokens, groups, K/4]: four int8 codes a word
+    xscale: f32p,  # [tokens, groups, K/32]
+    y: f32p,  # out [tokens, groups, rows]
+    rows: tl.int32,  # of a group
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
     PTX: tl.constexpr,  # see dots.py
 ):
-    """Grid: (ceil(rows / ROWS), tokens)."""
+    """Each group has inputs of its own; a plain layer is one group. Grid: (ceil(rows / ROWS), tokens, groups)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    t = tl.program_id(1)
+    group = tl.program_id(2)
+    w, wscale = w + group * rows * (K // 4), wscale + group * rows * (K // 32)
+    t = tl.program_id(1) * tl.num_programs(2) + group
     x, xscale = x + t * (K // 4), xscale + t * (K // 32)
     total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int8", PTX)
     tl.store(y + t * rows + r, total, r < rows)

@@ -63,6 +63,21 @@ def shift_right(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     return shifted if a.dtype.kind == "i" else np.where(count < size, shifted, a.dtype.type(0))
 
 
+def quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rounded towards zero."""
+    if (b == 0).any():
+        raise NotRepeatable("what an integer divided by zero gives is up to the machine")
+    if a.dtype.kind == "i" and ((b == -1) & (a == np.iinfo(a.dtype).min)).any():
+        raise NotRepeatable("a quotient beyond the largest integer")
+    rest = np.fmod(a, b)
+    return (a - rest) // b
+
+
+def remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """With the sign of a."""
+    return a - quotient(a, b) * b
+
+
 def field(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
     """bfe: `length` bits from `position` on, both of 8 bits; of a signed type extended by the highest of them, by the
     sign where they reach beyond it."""
@@ -77,6 +92,10 @@ def field(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray
         kept = shift_right(shift_left(bits, spare), spare)
         return np.where(within, kept, np.where(length > 0, -top, 0)).astype(a.dtype)
     return np.where(length > 0, shift_right(shift_left(bits, spare), spare), 0).astype(a.dtype)
+
+
+def count_ones(a: np.ndarray) -> np.ndarray:
+    return np.unpackbits(a.view(np.uint8).reshape(len(a), -1), axis=1).sum(1, dtype=np.uint32)
 
 
 def permute(a: np.ndarray, b: np.ndarray, selectors: np.ndarray) -> np.ndarray:
@@ -120,6 +139,8 @@ def define_integers() -> None:
         define(f"mul.lo.{kind}", three, np.multiply)
         define(f"mad.lo.{kind}", f"{three} {kind}", lambda a, b, c: a * b + c)
         define(f"shr.{kind}", f"{kind} {kind} u32", shift_right)
+        define(f"div.{kind}", three, quotient)
+        define(f"rem.{kind}", three, remainder)
         if width(kind) < 64:
             wide = f"{kind[0]}{2 * width(kind)}"
             times = partial(multiply_wide, dtype=DTYPES[wide])
@@ -139,6 +160,8 @@ def define_integers() -> None:
     for kind in ("b16", "b32", "b64"):
         define(f"shl.{kind}", f"{kind} {kind} u32", shift_left)
         define(f"shr.{kind}", f"{kind} {kind} u32", shift_right)
+    for kind in ("b32", "b64"):
+        define(f"popc.{kind}", f"u32 {kind}", count_ones)
     define("prmt.b32", "b32 b32 b32 b32", permute)
     define("lop3.b32", "b32 b32 b32 b32 u32", logic)
     for a in ("s32", "u32"):

@@ -1,0 +1,201 @@
+"""Attention for tests: kernels of attend.py in the PTX machine, and the same by the CPU library.
+
+Import behind `pytest.importorskip("triton")`."""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gpu_kernels
+import numpy as np
+from v4kernels import native
+from v4kernels.cpu import PackedWeight
+from v4kernels.triton import attend
+
+F = np.float32
+RUN = 256  # keys
+Launch = Callable[..., None]
+
+
+@dataclass
+class Case:
+    """Tokens from position `start` on. q [tokens, heads, dim], turns [tokens, rope], sink [heads]; ring [rows, bytes],
+    fresh [tokens, bytes], entries [n, bytes] uint8; selected [tokens, top] int32, or None."""
+
+    start: int
+    window: int
+    ratio: int
+    rope: int
+    q: np.ndarray
+    turns: np.ndarray
+    sink: np.ndarray
+    ring: np.ndarray
+    fresh: np.ndarray
+    entries: np.ndarray
+    selected: np.ndarray | None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.q.shape
+
+    @property
+    def top(self) -> int:
+        return 0 if self.selected is None else self.selected.shape[1]
+
+    def keys(self, token: int) -> int:
+        seen = self.start + token + 1
+        others = 0
+        if self.ratio:
+            others = seen // self.ratio if self.selected is None else int((self.selected[token] >= 0).sum())
+        return min(seen, self.window) + others
+
+
+def random_entries(rng: np.random.Generator, n: int, dim: int, rope: int) -> np.ndarray:
+    """Any codes at all, those of NaN too, which the library takes for 480, and scales that leave scores finite."""
+    made = rng.integers(0, 256, (n, native.entry_bytes(dim, rope)), np.uint8)
+    plain = dim - rope
+    halves = rng.standard_normal((n, rope)).astype(F).view(np.uint32) >> 16
+    made[:, plain : plain + 2 * rope] = halves.astype(np.uint16).view(np.uint8)
+    made[:, plain + 2 * rope :] = rng.integers(116, 122, (n, made.shape[1] - plain - 2 * rope))
+    return made
+
+
+def random_case(
+    seed: int, tokens: int, start: int, ratio: int, heads: int = 6, dim: int = 192, rope: int = 64, window: int = 16,
+    top: int = 0, rows: int = 0,
+) -> Case:  # fmt: skip
+    """`rows` of the ring, beside the window. Heads are flat to sharp; keys of a selection end where they may."""
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((tokens, heads, dim)).astype(F) * np.linspace(0.01, 0.3, heads, dtype=F)[:, None]
+    angles = rng.uniform(-4, 4, (tokens, rope // 2))
+    turns = np.stack((np.cos(angles), np.sin(angles)), -1).astype(F).reshape(tokens, rope)
+    n = (start + tokens) // ratio if ratio else 0
+    ring, fresh, entries = (random_entries(rng, count, dim, rope) for count in (window + rows, tokens, max(n, 1)))
+    selected = None
+    if top:
+        selected = np.full((tokens, top), -1, np.int32)
+        for i in range(tokens):
+            some = np.sort(rng.permutation((start + i + 1) // ratio)[:top])
+            selected[i, : len(some)] = some
+    sink = rng.standard_normal(heads).astype(F)
+    return Case(start, window, ratio, rope, q, turns, sink, ring, fresh, entries, selected)
+
+
+def with_extremes(case: Case, seed: int) -> Case:
+    """Heads whose scores are tied, NaN, infinite, huge; far sinks, one key twice, and scale bytes of any value."""
+    rng = np.random.default_rng(seed)
+    q, sink, entries = case.q.copy(), case.sink.copy(), case.entries.copy()
+    entries[len(entries) // 2 :] = entries[len(entries) // 2]
+    entries[rng.integers(0, len(entries), 2), -8:] = rng.integers(0, 256, 8)
+    for token in range(len(q)):
+        q[token, rng.integers(0, q.shape[1])] = 0
+        q[token, rng.integers(0, q.shape[1]), 3] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+        q[token, rng.integers(0, q.shape[1]), 7:] *= 1e4
+    sink[0], sink[-1] = 200, -200
+    return replace(case, q=q, sink=sink, entries=entries)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Shape and bits, but one NaN is as good as another."""
+    if a.dtype != F or a.shape != b.shape:
+        return np.array_equal(a, b)
+    nan = np.isnan(a) & np.isnan(b)
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | nan).all())
+
+
+# -- the library ------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    heads: int, dim: int, rope: int, sink: np.ndarray, window: int = 1, groups: int = 1,
+    wo_a: PackedWeight | None = None, wo_b: PackedWeight | None = None,
+) -> tuple[native.Attention, np.ndarray]:  # fmt: skip
+    """Described to the library, and the weights of what is not given, which nothing reads."""
+    outputs = wo_b.matrix.rows if wo_b else 32
+    anything = np.zeros(heads * dim * max(32, outputs), F)
+
+    def matrix(rows: int, cols: int) -> native.Matrix:
+        return PackedWeight.of("f32", anything[: rows * cols].reshape(rows, cols)).matrix
+
+    described = native.Attention(
+        matrix(32, outputs), matrix(heads * dim, 32), matrix(dim, outputs),
+        wo_a.matrix if wo_a else matrix(32, heads * dim), wo_b.matrix if wo_b else matrix(outputs, 32),
+        anything.ctypes.data, anything.ctypes.data, sink.ctypes.data, heads, dim, rope, groups, window, 1e-6,
+    )  # fmt: skip
+    return described, anything
+
+
+def library(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """heads [tokens, heads, dim], and the ring afterwards."""
+    _, n_heads, dim = case.sizes
+    described, _kept = attention(n_heads, dim, case.rope, case.sink, case.window)
+    heads, ring = np.empty_like(case.q), case.ring.copy()
+    selected = None if case.selected is None else case.selected.ctypes.data
+    code = native.library().v4k_attend(
+        ctypes.addressof(described), case.q.ctypes.data, case.turns.ctypes.data, case.start, len(case.q),
+        ring.ctypes.data, len(ring), case.fresh.ctypes.data, case.entries.ctypes.data, case.ratio, selected, case.top,
+        heads.ctypes.data,
+    )  # fmt: skip
+    native.checked(code)
+    return heads, ring
+
+
+# -- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def in_machine(gpu: str) -> Launch:
+    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+        gpu_kernels.run(gpu_kernels.program(kernel, gpu, warps, **constants), grid, *arguments)
+
+    return launch
+
+
+def given(array: np.ndarray) -> np.ndarray:
+    """As an input, which kernels may not write to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def run(
+    launch: Launch, case: Case, programs: int = 2, head_tile: int = 4, columns: int = 64, warps: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Like `library`, by all steps. Every buffer between them begins as NaN."""
+    tokens, heads, dim = case.sizes
+    runs = max(gpu_kernels.blocks(case.keys(i), RUN) for i in range(tokens)) + 1
+    room, rows, tiles = runs * RUN, len(case.ring), gpu_kernels.blocks(heads, head_tile)
+    some = {"ALL": heads, "WINDOW": case.window, "RATIO": case.ratio, "TOP": case.top}
+    sizes = some | {"DIM": dim, "ROPE": case.rope}
+    layout = {"BYTES": case.ring.shape[1]}
+    start = given(np.array([case.start], np.int32))
+    selected = given(np.full((1, 1), -1, np.int32) if case.selected is None else case.selected)
+    cached = [start, *map(given, (case.ring, case.fresh, case.entries)), selected]
+
+    def empty(*shape: int) -> np.ndarray:
+        return np.full((tokens, *shape), np.nan, F)
+
+    scores, weights, factors = empty(room, heads), empty(room, heads), empty(runs * 4, heads)
+    peaks, totals, parts, out = empty(runs, heads), empty(runs, heads), empty(runs, heads, dim), empty(heads, dim)
+    launch(
+        attend.attend_scores, (programs, tiles, tokens), given(case.q), *cached, scores, rows, room, **sizes, **layout,
+        HEADS=head_tile, warps=warps,
+    )  # fmt: skip
+    launch(
+        attend.attend_weights, (programs, tiles, tokens), given(scores), start, selected, weights, factors, peaks,
+        totals, room, **some, HEADS=head_tile, warps=warps,
+    )  # fmt: skip
+    launch(
+        attend.attend_values, (programs, tiles * gpu_kernels.blocks(dim, columns), tokens), given(weights),
+        given(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4,
+        warps=warps,
+    )  # fmt: skip
+    merged = *map(given, (parts, peaks, totals, case.sink, case.turns)), start, selected
+    launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)
+    ring, words = case.ring.copy(), given(case.fresh.view(np.int64))
+    launch(attend.keep_window, (min(tokens, rows),), words, start, ring.view(np.int64), tokens, rows, **layout, warps=1)
+    return out, ring
+
+
+def equal(launch: Launch, case: Case, **tiles: int) -> bool:
+    return all(map(same, run(launch, case, **tiles), library(case)))

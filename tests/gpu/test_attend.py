@@ -1,0 +1,227 @@
+"""Attention over packed entries as compiled for three GPUs, run in the PTX machine, and in Triton's interpreter: the
+bits are the CPU library's."""
+
+import ctypes
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from v4kernels import native
+
+pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+import attend_parts as parts
+import gpu_kernels
+import sass
+from gpu_kernels import TARGETS
+from test_gate import AMD, NVIDIA, Budget, complaints
+from v4kernels.cpu import PackedWeight
+from v4kernels.triton import attend, linear
+
+GPUS = pytest.mark.parametrize("gpu", TARGETS)
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+
+SMALL = {"heads": 3, "dim": 96, "rope": 32}
+CASES = {
+    "one key": parts.random_case(1, 1, 0, 0, **SMALL),
+    "a window that begins": parts.random_case(2, 3, 14, 4, **SMALL),
+    "a window around a ring": parts.random_case(3, 2, 1000, 0, rows=3, **SMALL),
+    "more tokens than a ring has rows": parts.random_case(4, 24, 29, 0, **SMALL),
+    "every entry": parts.random_case(5, 1, 2300, 4, **SMALL),
+    "entries of 128": parts.random_case(6, 3, 1406, 128, **SMALL),
+    "chosen entries": parts.random_case(7, 2, 1700, 4, top=260, rows=16, **SMALL),
+    "fewer entries than may be chosen": parts.random_case(8, 2, 38, 4, top=30, **SMALL),
+    "many rotated columns": parts.random_case(9, 1, 300, 4, heads=2, dim=192, rope=64),
+}
+
+
+@pytest.mark.parametrize("name, gpu", list(zip(CASES, itertools.cycle(TARGETS))))
+def test_attention_is_the_librarys(name, gpu):
+    assert parts.equal(parts.in_machine(gpu), CASES[name])
+
+
+@pytest.mark.slow
+@GPUS
+@pytest.mark.parametrize("name", CASES)
+def test_attention_on_every_gpu_is_the_librarys(gpu, name):
+    assert parts.equal(parts.in_machine(gpu), CASES[name])
+
+
+def test_ties_and_numbers_that_are_not_finite_are_the_librarys():
+    case = parts.with_extremes(parts.random_case(10, 3, 1200, 4, heads=6, dim=80, rope=16), 11)
+    heads, _ = parts.library(case)
+    assert 0 < np.isnan(heads).sum() < heads.size
+    assert parts.equal(parts.in_machine("sm_80"), case)
+
+
+def test_programs_and_tiles_do_not_change_a_bit():
+    case = CASES["fewer entries than may be chosen"]
+    for programs, head_tile, columns, warps in ((1, 1, 32, 1), (7, 8, 128, 2)):
+        tiles = {"programs": programs, "head_tile": head_tile, "columns": columns, "warps": warps}
+        assert parts.equal(parts.in_machine("sm_89"), case, **tiles)
+
+
+@pytest.mark.slow
+@GPUS
+def test_attention_of_flash_is_the_librarys(gpu):
+    flash = {"heads": 64, "dim": 512, "rope": 64, "window": 128}
+    for case in (parts.random_case(12, 1, 5000, 4, top=512, **flash), parts.random_case(13, 1, 100_000, 128, **flash)):
+        assert parts.equal(parts.in_machine(gpu), case, programs=4, head_tile=16, columns=128, warps=1)
+
+
+@pytest.mark.slow
+@GPUS
+def test_attention_at_a_million_tokens_is_the_librarys(gpu):
+    case = parts.random_case(14, 1, 999_999, 128, heads=2, dim=80, rope=16, window=128)
+    assert case.keys(0) == 128 + 7812
+    assert parts.equal(parts.in_machine(gpu), case, programs=132)
+
+
+@pytest.mark.slow
+def test_attention_of_random_sizes_is_the_librarys():
+    rng = np.random.default_rng(15)
+    for i in range(40):
+        rope = 16 * int(rng.integers(1, 5))
+        ratio, window = int(rng.choice([0, 4, 128])), int(rng.integers(1, 200))
+        start, tokens = int(rng.integers(0, 3000)), int(rng.integers(1, 5))
+        case = parts.random_case(
+            i, tokens, start, ratio, 2 * int(rng.integers(1, 6)), 64 * int(rng.integers(1, 4)) + rope, rope, window,
+            top=int(rng.integers(1, 400)) if ratio == 4 and i % 2 else 0, rows=int(rng.integers(0, 20)),
+        )  # fmt: skip
+        if i % 3 == 0:
+            case = parts.with_extremes(case, i)
+        assert parts.equal(parts.in_machine(TARGETS[i % 3]), case, programs=int(rng.integers(1, 5))), i
+
+
+def test_one_bit_of_the_last_key_matters():
+    case = CASES["fewer entries than may be chosen"]
+    other = replace(case, entries=case.entries.copy())
+    other.entries[-1, 0] ^= 0x80
+    got, _ = parts.run(parts.in_machine("sm_89"), other)
+    want, _ = parts.library(case)
+    assert parts.same(got[0], want[0]) and not parts.same(got[1], want[1])
+
+
+# -- the output projection --------------------------------------------------------------------------------------------
+
+
+def int8_weight(rng: np.random.Generator, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and bf16 scales."""
+    scale = (rng.random((rows, cols // 32), np.float32) * np.float32(0.01)).view(np.uint32) >> 16
+    return rng.integers(-128, 128, (rows, cols), np.int8), scale.astype(np.uint16)
+
+
+def project(gpu: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """x [tokens, groups * cols] -> [tokens, rows] by quantization and an int8 layer of so many groups."""
+    (rows, cols), tokens, each = codes.shape, len(x), len(codes) // groups
+    q, q_scale = gpu_kernels.run_quantize(gpu, torch.from_numpy(x))
+    y = np.full((tokens, rows), np.nan, np.float32)
+    made = gpu_kernels.program(linear.linear_int8, gpu, K=cols, ROWS=32, PTX=True)
+    inputs = map(parts.given, (codes, scale, q, q_scale))
+    gpu_kernels.run(made, (gpu_kernels.blocks(each, 32), tokens, groups), *inputs, y, each)
+    return y
+
+
+@GPUS
+def test_the_output_projection_by_groups_of_heads_is_the_librarys(gpu):
+    rng, (heads, dim, groups, low, width) = np.random.default_rng(16), (6, 80, 3, 64, 96)
+    a, b = int8_weight(rng, groups * low, heads // groups * dim), int8_weight(rng, width, groups * low)
+    wo_a, wo_b = (PackedWeight.of("int8", *w) for w in (a, b))
+    x, sink = rng.standard_normal((3, heads * dim)).astype(np.float32), np.zeros(heads, np.float32)
+    described, _kept = parts.attention(heads, dim, 16, sink, groups=groups, wo_a=wo_a, wo_b=wo_b)
+    want = np.empty((3, width), np.float32)
+    code = native.library().v4k_attention_output(ctypes.addressof(described), x.ctypes.data, 3, want.ctypes.data)
+    native.checked(code)
+    assert parts.same(project(gpu, project(gpu, x, groups, *a), 1, *b), want)
+
+
+# -- what kernels take of a GPU ---------------------------------------------------------------------------------------
+
+TOKEN = {"ALL": 64, "WINDOW": 128, "RATIO": 4, "TOP": 512}
+ENTRY = TOKEN | {"DIM": 512, "ROPE": 64}
+SCORES = ENTRY | {"BYTES": 584, "HEADS": 16}
+VALUES = SCORES | {"COLUMNS": 128, "UNROLL": 4}
+ON_NVIDIA = {
+    "attend_scores": Budget(attend.attend_scores, SCORES, registers=160, shared=2048),
+    "attend_weights": Budget(attend.attend_weights, TOKEN | {"HEADS": 4}, registers=88, shared=0, warps=1),
+    "attend_values": Budget(attend.attend_values, VALUES, registers=168, shared=0, warps=1),
+    "attend_values of few heads": Budget(attend.attend_values, VALUES | {"HEADS": 8}, registers=128, shared=0, warps=1),
+    "attend_merge": Budget(attend.attend_merge, ENTRY, registers=40, shared=2048),
+    "keep_window": Budget(attend.keep_window, {"BYTES": 584}, registers=24, shared=0, warps=1),
+}
+EACH = {"attend_scores": 1.65, "attend_values": 2.9, "attend_values of few heads": 4.0}  # instructions of a fma
+ON_AMD = {
+    "attend_scores": Budget(attend.attend_scores, SCORES, registers=192, shared=4096),
+    "attend_weights": Budget(attend.attend_weights, TOKEN | {"HEADS": 4}, registers=64, shared=0, warps=1),
+    "attend_values": Budget(attend.attend_values, VALUES, registers=208, shared=0, warps=1),
+    "attend_merge": Budget(attend.attend_merge, ENTRY, registers=32, shared=2048),
+    "keep_window": Budget(attend.keep_window, {"BYTES": 584}, registers=16, shared=0, warps=1),
+}
+
+
+def first_or_slow(gpus: tuple[str, ...]) -> list:
+    """One at every run of the tests, all of them at the long one."""
+    return [gpus[0], *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in gpus[1:])]
+
+
+@pytest.mark.parametrize("gpu", first_or_slow(NVIDIA))
+@pytest.mark.parametrize("name", ON_NVIDIA)
+def test_attention_stays_within_its_budgets(name, gpu):
+    budget = ON_NVIDIA[name]
+    assert complaints(budget, gpu) == []
+    if name in EACH:
+        _, loop = sass.nvidia(gpu_kernels.compiled(budget.kernel, gpu, budget.warps, **budget.constants))
+        assert loop.instructions / loop.opcodes["FFMA"] <= EACH[name]
+
+
+@pytest.mark.parametrize("gpu", first_or_slow(AMD))
+@pytest.mark.parametrize("name", ON_AMD)
+def test_attention_compiles_for_amd_within_its_budgets(name, gpu):
+    assert complaints(ON_AMD[name], gpu) == []
+
+
+# -- the interpreter --------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import numpy as np
+import torch
+from ptx import floats
+from triton.runtime import interpreter
+import attend_parts as parts
+
+# Before 3.9 it rounds an fma twice.
+interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
+    floats.fma(x.data, y.data, z.data), z.dtype.scalar
+)
+
+def argument(given):
+    if not isinstance(given, np.ndarray):
+        return given
+    return torch.from_numpy(given if given.flags.writeable else given.copy())
+
+def launch(kernel, grid, *arguments, warps=4, **constants):
+    kernel[grid](*map(argument, arguments), **constants)
+
+small = {"heads": 2, "dim": 80, "rope": 16}
+for case in (
+    parts.with_extremes(parts.random_case(1, 2, 40, 0, **small), 2),
+    parts.random_case(3, 1, 980, 4, rows=3, **small),
+    parts.random_case(4, 1, 100, 4, top=20, **small),
+):
+    print(parts.equal(launch, case, programs=1, columns=128))
+"""
+
+
+def test_the_interpreter_gives_the_librarys_bits_of_attention():
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["True"] * 3
