@@ -62,6 +62,15 @@ def test_layers_in_fp32_are_the_librarys(gpu, form):
         check_linear(parts.on(gpu), rows, form, rows, cols, n, groups, tile)
 
 
+@GPUS
+def test_a_sum_of_products_too_small_below_zero_is_a_zero_below_zero(gpu):
+    """Lanes that the last step has nothing for stay as they are."""
+    w, x = parts.PackedWeight.of("f32", np.full((5, 96), -1e-30, F)), np.full((2, 96), 1e-30, F)
+    want = parts.library_linear(x, w)
+    assert np.signbit(want).all() and not want.any()
+    assert differing(parts.linear(parts.on(gpu), x, w), want) == 0
+
+
 def check_hyper(launch, seed, streams, dim, n, spread=1.0, tokens=1):
     rng = np.random.default_rng(seed)
     h, x = parts.hyper_connection(rng, streams, dim, spread), parts.uneven(rng, n, streams * dim)
@@ -140,8 +149,8 @@ def test_experts_that_no_order_has_a_place_for_are_chosen_as_the_library_does(gp
 
 def test_an_expert_of_a_table_that_there_is_not_weighs_nothing():
     rng = np.random.default_rng(4)
-    gate, x = parts.plain_weight(rng, "f32", 8, 64), parts.uneven(rng, 1, 64)
-    table, tokens = np.array([[3, 8, -1]]), np.array([0])
+    gate, x = parts.plain_weight(rng, "f32", 6, 64), parts.uneven(rng, 1, 64)
+    table, tokens = np.array([[3, 7, -1]]), np.array([0])
     want = parts.library_route(gate, None, table, tokens, 3, 1.5, x)
     got = parts.routed(parts.on("sm_89"), parts.library_linear(x, gate), None, table, tokens, 3, 1.5)
     assert [differing(*both) for both in zip(got, want)] == [0, 0, 0]
