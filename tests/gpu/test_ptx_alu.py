@@ -239,6 +239,12 @@ def test_logic_of_three_follows_its_table():
         assert np.array_equal(execute("lop3.b32", "b32 b32 b32 b32 u32", a, b, c, table), want)
 
 
+@pytest.mark.parametrize("kind", ["b32", "b64"])
+def test_ones_are_counted(kind):
+    a = words(512).view(DTYPES[kind])
+    assert execute("popc." + kind, "u32 " + kind, a).tolist() == [int(x).bit_count() for x in a]
+
+
 def test_permutation_picks_bytes_and_spreads_signs():
     a, b, selectors = words(512), words(512), words(512)
 

@@ -79,6 +79,10 @@ def field(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray
     return np.where(length > 0, shift_right(shift_left(bits, spare), spare), 0).astype(a.dtype)
 
 
+def count_ones(a: np.ndarray) -> np.ndarray:
+    return np.unpackbits(a.view(np.uint8).reshape(len(a), -1), axis=1).sum(1, dtype=np.uint32)
+
+
 def permute(a: np.ndarray, b: np.ndarray, selectors: np.ndarray) -> np.ndarray:
     """prmt: each of four selectors names one of the 8 bytes of b:a, or, with its highest bit, that byte's sign eight
     times."""
@@ -139,6 +143,8 @@ def define_integers() -> None:
     for kind in ("b16", "b32", "b64"):
         define(f"shl.{kind}", f"{kind} {kind} u32", shift_left)
         define(f"shr.{kind}", f"{kind} {kind} u32", shift_right)
+    for kind in ("b32", "b64"):
+        define(f"popc.{kind}", f"u32 {kind}", count_ones)
     define("prmt.b32", "b32 b32 b32 b32", permute)
     define("lop3.b32", "b32 b32 b32 b32 u32", logic)
     for a in ("s32", "u32"):
