@@ -23,12 +23,12 @@ class Keys:
     scales: np.ndarray
 
 
-def random_keys(rng: np.random.Generator, n: int, dims: int, same: int = 0) -> Keys:
-    """With every scale byte near the middle; the first `same` are equal."""
-    codes = rng.integers(0, 256, (n, dims // 2), np.uint8)
-    scales = rng.integers(124, 130, (n, dims // 32), np.uint8)
-    codes[:same], scales[:same] = codes[:1], scales[:1]
-    return Keys(codes, scales)
+def random_keys(rng: np.random.Generator, n: int, dims: int, distinct: int = 0) -> Keys:
+    """With scale bytes near the middle; so many different ones, in no order, or all."""
+    codes = rng.integers(0, 256, (distinct or n, dims // 2), np.uint8)
+    scales = rng.integers(124, 130, (distinct or n, dims // 32), np.uint8)
+    which = rng.integers(0, distinct, n) if distinct else np.arange(n)
+    return Keys(codes[which], scales[which])
 
 
 @dataclass

@@ -237,11 +237,11 @@ def ordered(score):
 
 @triton.jit
 def last_chosen(order, TOP: tl.constexpr):
-    """The TOP-th highest of order, or the lowest int32 where only so many are above that: its bits are settled from the
-    highest on, by counting."""
-    found = tl.full((), -0x80000000, tl.int32)
-    for i in range(32):
-        tried = found + (1 << (31 - i))  # the first of them goes from the lowest number to 0
+    """The TOP-th highest of order, or the lowest int32 where only so many are above that: its sign, then its bits from
+    the highest on, are settled by counting."""
+    found = tl.where(tl.sum((order >= 0).to(tl.int32), axis=0) >= TOP, 0, -0x80000000)
+    for i in range(31):
+        tried = found + (1 << (30 - i))
         found = tl.where(tl.sum((order >= tried).to(tl.int32), axis=0) >= TOP, tried, found)
     return found
 
