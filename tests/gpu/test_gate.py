@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import sass
-from v4kernels.triton import gemm, linear, quantize
+from v4kernels.triton import gemm, index, linear, quantize
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 AMD = ("gfx942", "gfx1100")
@@ -34,6 +34,9 @@ class Budget:
 
 LINEAR = {"K": 4096, "ROWS": 32}
 GEMM = {"K": 4096, "TOKENS": 64, "ROWS": 64}
+QUERIES = {"HEADS": 64, "ROWS": 64, "DIMS": 128, "ROPE": 64, "EACH": 4}
+SCORES = {"ROWS": 64, "DIMS": 128, "KEYS": 64}
+CHOICE = {"LEVEL": 0, "LAST": False, "TOP": 512, "BLOCK": 4096}
 ON_NVIDIA = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=32, shared=128),
     "linear_int8": Budget(  # a weight is one product
@@ -82,6 +85,16 @@ ON_NVIDIA = {
         unit=32,
         instructions=dict.fromkeys(NVIDIA, 11.5) | {"sm_90": 12.5, "sm_120": 10},
     ),
+    "index_queries": Budget(index.index_queries, QUERIES, registers=72, shared=2048),
+    "index_scores": Budget(  # a unit is a group of one head and one key
+        index.index_scores,
+        SCORES | {"PTX": True},
+        registers=176,
+        shared=2048,
+        unit=32,
+        instructions=dict.fromkeys(NVIDIA, 8.5),
+    ),
+    "index_choice": Budget(index.index_choice, CHOICE, registers=128, shared=16384, warps=8),
 }
 ON_AMD = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=48, shared=128),
@@ -90,6 +103,9 @@ ON_AMD = {
     "linear_int4": Budget(linear.linear_int4, LINEAR | {"PTX": False}, registers=144, shared=1024),
     "gemm_int8": Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": False}, registers=256, shared=16384, warps=8),
     "gemm_fp4": Budget(gemm.gemm, GEMM | {"FORMAT": "fp4", "PTX": False}, registers=256, shared=16384, warps=8),
+    "index_queries": Budget(index.index_queries, QUERIES, registers=96, shared=2048),
+    "index_scores": Budget(index.index_scores, SCORES | {"PTX": False}, registers=240, shared=16384, warps=8),
+    "index_choice": Budget(index.index_choice, CHOICE, registers=128, shared=32768, warps=8),
 }
 
 
