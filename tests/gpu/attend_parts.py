@@ -3,19 +3,16 @@
 Import behind `pytest.importorskip("triton")`."""
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-import gpu_kernels
 import numpy as np
+from gpu_kernels import Launch, blocks, fixed, same
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
 from v4kernels.triton import attend
 
 F = np.float32
 RUN = 256  # keys
-Launch = Callable[..., None]
 
 
 @dataclass
@@ -96,14 +93,6 @@ def with_extremes(case: Case, seed: int) -> Case:
     return replace(case, q=q, sink=sink, entries=entries)
 
 
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Shape and bits, but one NaN is as good as another."""
-    if a.dtype != F or a.shape != b.shape:
-        return np.array_equal(a, b)
-    nan = np.isnan(a) & np.isnan(b)
-    return bool(((a.view(np.uint32) == b.view(np.uint32)) | nan).all())
-
-
 # -- the library ------------------------------------------------------------------------------------------------------
 
 
@@ -144,33 +133,19 @@ def library(case: Case) -> tuple[np.ndarray, np.ndarray]:
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def in_machine(gpu: str) -> Launch:
-    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
-        gpu_kernels.run(gpu_kernels.program(kernel, gpu, warps, **constants), grid, *arguments)
-
-    return launch
-
-
-def given(array: np.ndarray) -> np.ndarray:
-    """As an input, which kernels may not write to."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
 def run(
     launch: Launch, case: Case, programs: int = 2, head_tile: int = 4, columns: int = 64, warps: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
     """Like `library`, by all steps. Every buffer between them begins as NaN."""
     tokens, heads, dim = case.sizes
-    runs = max(gpu_kernels.blocks(case.keys(i), RUN) for i in range(tokens)) + 1
-    room, rows, tiles = runs * RUN, len(case.ring), gpu_kernels.blocks(heads, head_tile)
+    runs = max(blocks(case.keys(i), RUN) for i in range(tokens)) + 1
+    room, rows, tiles = runs * RUN, len(case.ring), blocks(heads, head_tile)
     some = {"ALL": heads, "WINDOW": case.window, "RATIO": case.ratio, "TOP": case.top}
     sizes = some | {"DIM": dim, "ROPE": case.rope}
     layout = {"BYTES": case.ring.shape[1]}
-    start = given(np.array([case.start], np.int32))
-    selected = given(np.full((1, 1), -1, np.int32) if case.selected is None else case.selected)
-    cached = [start, *map(given, (case.ring, case.fresh, case.entries)), selected]
+    start = fixed(np.array([case.start], np.int32))
+    selected = fixed(np.full((1, 1), -1, np.int32) if case.selected is None else case.selected)
+    cached = [start, *map(fixed, (case.ring, case.fresh, case.entries)), selected]
 
     def empty(*shape: int) -> np.ndarray:
         return np.full((tokens, *shape), np.nan, F)
@@ -178,21 +153,21 @@ def run(
     scores, weights, factors = empty(room, heads), empty(room, heads), empty(runs * 4, heads)
     peaks, totals, parts, out = empty(runs, heads), empty(runs, heads), empty(runs, heads, dim), empty(heads, dim)
     launch(
-        attend.attend_scores, (programs, tiles, tokens), given(case.q), *cached, scores, rows, room, **sizes, **layout,
+        attend.attend_scores, (programs, tiles, tokens), fixed(case.q), *cached, scores, rows, room, **sizes, **layout,
         HEADS=head_tile, warps=warps,
     )  # fmt: skip
     launch(
-        attend.attend_weights, (programs, tiles, tokens), given(scores), start, selected, weights, factors, peaks,
+        attend.attend_weights, (programs, tiles, tokens), fixed(scores), start, selected, weights, factors, peaks,
         totals, room, **some, HEADS=head_tile, warps=warps,
     )  # fmt: skip
     launch(
-        attend.attend_values, (programs, tiles * gpu_kernels.blocks(dim, columns), tokens), given(weights),
-        given(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4,
+        attend.attend_values, (programs, tiles * blocks(dim, columns), tokens), fixed(weights),
+        fixed(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4,
         warps=warps,
     )  # fmt: skip
-    merged = *map(given, (parts, peaks, totals, case.sink, case.turns)), start, selected
+    merged = *map(fixed, (parts, peaks, totals, case.sink, case.turns)), start, selected
     launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)
-    ring, words = case.ring.copy(), given(case.fresh.view(np.int64))
+    ring, words = case.ring.copy(), fixed(case.fresh.view(np.int64))
     launch(attend.keep_window, (min(tokens, rows),), words, start, ring.view(np.int64), tokens, rows, **layout, warps=1)
     return out, ring
 

@@ -1,6 +1,14 @@
-"""Triton kernels in the PTX machine. Import behind `pytest.importorskip("triton")`."""
+"""Triton kernels in the PTX machine, and in Triton's interpreter. Import behind `pytest.importorskip("triton")`.
+
+A `Launch` runs a kernel: launch(kernel, grid, *arguments, warps=4, **constants). Arrays that are `fixed` are only read.
+"""
 
 import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +17,15 @@ import torch
 from v4kernels.triton import gemm, launch, linear, quantize
 
 TARGETS = ("sm_80", "sm_89", "sm_120")
+Launch = Callable[..., None]
+FMA = """# Before 3.9 the interpreter rounds it twice.
+from ptx import floats
+from triton.runtime import interpreter
+
+interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
+    floats.fma(x.data, y.data, z.data), z.dtype.scalar
+)
+"""
 
 
 @functools.cache
@@ -33,6 +50,53 @@ def constant(tensor: torch.Tensor) -> np.ndarray:
     array = tensor.contiguous().view(torch.uint8).numpy().view()
     array.flags.writeable = False
     return array
+
+
+def on(gpu: str) -> Launch:
+    """In the PTX machine, as compiled for that GPU."""
+
+    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+        run(program(kernel, gpu, warps, **constants), grid, *arguments)
+
+    return launch
+
+
+def interpreted(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+    """By Triton's interpreter, in a process that has it switched on (`in_interpreter`)."""
+    kernel[grid](*map(_tensor, arguments), **constants)
+
+
+def _tensor(argument: Any) -> Any:
+    if not isinstance(argument, np.ndarray):
+        return argument
+    return torch.from_numpy(argument if argument.flags.writeable else argument.copy())
+
+
+def in_interpreter(script: str) -> list[str]:
+    """The words that a script prints in a process of its own, where kernels are interpreted."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-W", "ignore", "-c", FMA + script]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.split()
+
+
+def fixed(array: np.ndarray) -> np.ndarray:
+    """As an input, which kernels may not write to."""
+    view = np.ascontiguousarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Shape, type and bits, but one NaN is as good as another."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype != np.float32:
+        return np.array_equal(a, b)
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
 
 
 def blocks(n: int, size: int) -> int:

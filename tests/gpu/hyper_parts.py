@@ -1,16 +1,11 @@
 """Layers in fp32, hyper-connections, router and embedding by kernels, and the same by the CPU library. Import behind
-`pytest.importorskip("triton")`.
-
-A `Launch` runs a kernel: launch(kernel, grid, *arguments, **constants), arrays that are `fixed` are only read.
-"""
+`pytest.importorskip("triton")`."""
 
 import ctypes
-from collections.abc import Callable
-from typing import Any
 
-import gpu_kernels
 import numpy as np
 import torch
+from gpu_kernels import Launch, blocks, fixed
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
 from v4kernels.cpu.bound import BoundHyper, pointer
@@ -19,32 +14,6 @@ from v4kernels.tree import Hyper
 from v4kernels.triton import embed, fp32, hyper, route
 
 F = np.float32
-Launch = Callable[..., Any]
-WARPS = {"hyper_products": 1, "route": 1}  # of a program; 4 of others
-
-
-def warps(kernel: Any) -> int:
-    return WARPS.get(kernel.__name__, 4)
-
-
-def on(gpu: str) -> Launch:
-    """In the PTX machine, as compiled for that GPU."""
-
-    def launch(kernel, grid, *arguments, **constants):
-        return gpu_kernels.run(gpu_kernels.program(kernel, gpu, warps(kernel), **constants), grid, *arguments)
-
-    return launch
-
-
-def interpreted(kernel, grid, *arguments, **constants) -> None:
-    """By Triton's interpreter, in a process that has it switched on."""
-    kernel[grid](*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments), **constants)
-
-
-def fixed(array: np.ndarray) -> np.ndarray:
-    array = np.ascontiguousarray(array).view()
-    array.flags.writeable = False
-    return array
 
 
 def differing(a: np.ndarray, b: np.ndarray) -> int:
@@ -83,7 +52,7 @@ def linear(launch: Launch, x: np.ndarray, w: PackedWeight, groups: int = 1, tile
     n, width, (tokens, tile_rows) = len(x), w.matrix.rows // groups, tile
     y = np.full((n, w.matrix.rows), 7, F)
     kernel = {"f32": fp32.linear_f32, "bf16": fp32.linear_bf16}[w.form]
-    grid = gpu_kernels.blocks(width, tile_rows), groups, gpu_kernels.blocks(n, tokens)
+    grid = blocks(width, tile_rows), groups, blocks(n, tokens)
     codes = fixed(w.owners[0])
     launch(kernel, grid, codes, fixed(x), y, width, n, K=w.matrix.cols, N=tokens, ROWS=tile_rows)
     return y
@@ -126,8 +95,8 @@ def pre(launch: Launch, h: Hyper, streams: np.ndarray, final: bool = False, toke
     n, s, rows = len(streams), h.streams, len(h.fn)
     d = streams.shape[1] // s
     m, x, mix = np.full((n, rows + 1), 7, F), np.full((n, d), 7, F), np.full((n, s + s * s), 7, F)
-    grid = rows + 1, gpu_kernels.blocks(n, tokens)
-    launch(hyper.hyper_products, grid, fixed(h.fn), fixed(streams), m, rows, n, K=s * d, N=tokens)
+    grid = rows + 1, blocks(n, tokens)
+    launch(hyper.hyper_products, grid, fixed(h.fn), fixed(streams), m, rows, n, K=s * d, N=tokens, warps=1)
     sizes = {"S": s, "D": d, "ITERS": h.iters, "NORM_EPS": h.norm_eps, "EPS": h.eps, "BLOCK": 512}
     given = (fixed(a) for a in (streams, m, h.base, h.scale, h.norm))
     launch(hyper.hyper_pre, (n, 1 if final else 2), *given, x, mix, rows, **sizes)
@@ -137,7 +106,7 @@ def pre(launch: Launch, h: Hyper, streams: np.ndarray, final: bool = False, toke
 def post(launch: Launch, h: Hyper, out: np.ndarray, mix: np.ndarray, streams: np.ndarray) -> np.ndarray:
     streams, (n, d) = streams.copy(), out.shape
     arguments = fixed(out), fixed(mix), streams
-    launch(hyper.hyper_post, (gpu_kernels.blocks(d, 256), n), *arguments, S=h.streams, D=d, BLOCK=256)
+    launch(hyper.hyper_post, (blocks(d, 256), n), *arguments, S=h.streams, D=d, BLOCK=256)
     return streams
 
 
@@ -168,7 +137,7 @@ def routed(launch: Launch, products: np.ndarray, bias, table, tokens, top_k: int
     ids, weights, scores = np.full((n, top_k), 7, np.int64), np.full((n, top_k), 7, F), np.full((n, experts), 7, F)
     sizes = {"EXPERTS": experts, "TOP_K": top_k, "BY_TABLE": table is not None}
     sizes["BLOCK"] = 1 << (max(experts, top_k) - 1).bit_length()
-    launch(route.route, (n,), *given, ids, weights, scores, scale, **sizes)
+    launch(route.route, (n,), *given, ids, weights, scores, scale, **sizes, warps=1)
     return ids, weights, scores
 
 
@@ -197,6 +166,6 @@ def embedded(launch: Launch, table: PackedWeight, ids: np.ndarray, streams: int,
     d = table.matrix.cols
     out, (codes, scale) = np.full((len(ids), streams, d), 7, F), table.owners
     raw = fixed(codes.view(np.uint8)), fixed(np.zeros(1, np.uint8) if scale is None else scale.view(np.uint8))
-    grid = gpu_kernels.blocks(d, block), len(ids)
+    grid = blocks(d, block), len(ids)
     launch(embed.embed, grid, *raw, fixed(ids), out, streams, D=d, FORMAT=table.form, BLOCK=block)
     return out

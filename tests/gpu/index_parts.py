@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import gpu_kernels
 import numpy as np
 import ptx
+from gpu_kernels import fixed
 from v4kernels import native
 from v4kernels.triton import index
 
@@ -42,29 +43,12 @@ class Tokens:
     turns: np.ndarray
 
 
-def bits(a: np.ndarray) -> np.ndarray:
-    """One NaN is as good as another."""
-    a = np.ascontiguousarray(a)
-    return np.where(np.isnan(a), F(np.nan), a).view(np.uint32) if a.dtype == F else a
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and np.array_equal(bits(a), bits(b))
-
-
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def padded(heads: int) -> int:
     """Rows of queries for so many heads."""
     return max(16, 1 << (heads - 1).bit_length())
-
-
-def given(array: np.ndarray) -> np.ndarray:
-    """As an input, which kernels may not write to."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def run_queries(gpu: str, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,7 +59,7 @@ def run_queries(gpu: str, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.nd
     scale, weight = np.full((n, dims // 32, rows), 99, F), np.full((n, rows), 99, F)
     constants = {"HEADS": heads, "ROWS": rows, "DIMS": dims, "ROPE": 2 * tokens.turns.shape[1], "EACH": 4}
     made = gpu_kernels.program(index.index_queries, gpu, **constants)
-    inputs = [given(a) for a in (tokens.q, tokens.products, tokens.turns)]
+    inputs = [fixed(a) for a in (tokens.q, tokens.products, tokens.turns)]
     gpu_kernels.run(made, (rows // 4, n), *inputs, codes, scale, weight)
     return codes, scale, weight
 
@@ -88,7 +72,7 @@ def run_scores(
     codes, scale, weight = run_queries(gpu, tokens)
     scores = np.full((n, len(keys.codes)), -1, F)
     made = gpu_kernels.program(index.index_scores, gpu, ROWS=codes.shape[1], DIMS=dims, KEYS=64, PTX=ptx_form)
-    inputs = [given(a) for a in (codes, scale, weight, keys.codes, keys.scales, np.array([tokens.start], np.int32))]
+    inputs = [fixed(a) for a in (codes, scale, weight, keys.codes, keys.scales, np.array([tokens.start], np.int32))]
     return scores, gpu_kernels.run(made, (programs, n), *inputs, scores, scores.shape[1])
 
 
@@ -110,7 +94,7 @@ def run_choice(gpu: str, scores: np.ndarray, start: int, top: int, block: int = 
         best, chosen = np.full((n, count, top), 99, F), np.full((n, count, top), 99, np.int32)
         constants = {"LEVEL": level, "LAST": last, "TOP": top, "BLOCK": block}
         made = gpu_kernels.program(index.index_choice, gpu, warps, **constants)
-        inputs = given(scores), given(ids), given(position)
+        inputs = fixed(scores), fixed(ids), fixed(position)
         gpu_kernels.run(made, (count, n), *inputs, best, chosen, scores[0].size)
         scores, ids = best, chosen
     return ids[:, 0]

@@ -1,18 +1,13 @@
 """Queries, entries and index keys by kernels, and the same by the CPU library. Import behind
-`pytest.importorskip("triton")`.
-
-A `Launch` runs a kernel: launch(kernel, grid, *arguments, **constants), arrays that are `fixed` are only read.
-"""
+`pytest.importorskip("triton")`."""
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import gpu_kernels
 import numpy as np
 import torch
+from gpu_kernels import Launch, blocks, fixed, same
 from ptx import floats
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
@@ -21,32 +16,6 @@ from v4kernels.tree import OVERLAPPED, Compressor
 from v4kernels.triton import kv
 
 F = np.float32
-Launch = Callable[..., Any]
-
-
-def on(gpu: str) -> Launch:
-    """In the PTX machine, as compiled for that GPU."""
-
-    def launch(kernel, grid, *arguments, **constants):
-        return gpu_kernels.run(gpu_kernels.program(kernel, gpu, **constants), grid, *arguments)
-
-    return launch
-
-
-def interpreted(kernel, grid, *arguments, **constants) -> None:
-    """By Triton's interpreter, in a process that has it switched on."""
-    kernel[grid](*(a if isinstance(a, int) else torch.from_numpy(a) for a in arguments), **constants)
-
-
-def fixed(array: np.ndarray) -> np.ndarray:
-    array = np.ascontiguousarray(array).view()
-    array.flags.writeable = False
-    return array
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """fp32 numbers of the same bits; one NaN is as good as another."""
-    return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
 
 
 def activations(rng: np.random.Generator, n: int, width: int) -> np.ndarray:
@@ -185,13 +154,13 @@ def compress(launch: Launch, c: Compressor, x: np.ndarray, start: int, to: Kept,
     places = fixed(np.array([*range(first, last), -1], np.int32))  # the last one has nothing to do
     sizes = {"RATIO": c.ratio, "DIMS": dims, "SLOTS": slots, "CHANNELS": channels}
     pooled, (tail_kv, tail_gate) = np.full((len(places), dims), 7, F), to.tails
-    grid = (len(places), gpu_kernels.blocks(dims, channels))
+    grid = (len(places), blocks(dims, channels))
     launch(kv.pool, grid, *new, fixed(tail_kv), fixed(tail_gate), since, places, pooled, **sizes)
     turns = rotations(c.freqs, first * c.ratio, c.ratio, len(places))
     pack = kv.pack_keys if c.is_index else kv.pack_entries
     arguments = fixed(pooled), fixed(c.norm), fixed(turns), places, *to.entries
     launch(pack, (len(places),), *arguments, DIMS=dims, ROPE=c.rope_dims, EPS=c.eps)
-    grid = (min(n, slots), gpu_kernels.blocks(c.wkv.matrix.rows, channels))
+    grid = (min(n, slots), blocks(c.wkv.matrix.rows, channels))
     launch(kv.keep_tail, grid, *new, tail_kv, tail_gate, since, n, **sizes)
 
 

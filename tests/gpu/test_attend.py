@@ -3,11 +3,7 @@ bits are the CPU library's."""
 
 import ctypes
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +14,7 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import attend_parts as parts
 import gpu_kernels
 import sass
-from gpu_kernels import TARGETS
+from gpu_kernels import TARGETS, fixed, in_interpreter, on, same
 from test_gate import AMD, NVIDIA, Budget, complaints
 from v4kernels.cpu import PackedWeight
 from v4kernels.triton import attend, linear
@@ -42,28 +38,28 @@ CASES = {
 
 @pytest.mark.parametrize("name, gpu", list(zip(CASES, itertools.cycle(TARGETS))))
 def test_attention_is_the_librarys(name, gpu):
-    assert parts.equal(parts.in_machine(gpu), CASES[name])
+    assert parts.equal(on(gpu), CASES[name])
 
 
 @pytest.mark.slow
 @GPUS
 @pytest.mark.parametrize("name", CASES)
 def test_attention_on_every_gpu_is_the_librarys(gpu, name):
-    assert parts.equal(parts.in_machine(gpu), CASES[name])
+    assert parts.equal(on(gpu), CASES[name])
 
 
 def test_ties_and_numbers_that_are_not_finite_are_the_librarys():
     case = parts.with_extremes(parts.random_case(10, 3, 1200, 4, heads=6, dim=80, rope=16), 11)
     heads, _ = parts.library(case)
     assert 0 < np.isnan(heads).sum() < heads.size
-    assert parts.equal(parts.in_machine("sm_80"), case)
+    assert parts.equal(on("sm_80"), case)
 
 
 def test_programs_and_tiles_do_not_change_a_bit():
     case = CASES["fewer entries than may be chosen"]
     for programs, head_tile, columns, warps in ((1, 1, 32, 1), (7, 8, 128, 2)):
         tiles = {"programs": programs, "head_tile": head_tile, "columns": columns, "warps": warps}
-        assert parts.equal(parts.in_machine("sm_89"), case, **tiles)
+        assert parts.equal(on("sm_89"), case, **tiles)
 
 
 @pytest.mark.slow
@@ -71,7 +67,7 @@ def test_programs_and_tiles_do_not_change_a_bit():
 def test_attention_of_flash_is_the_librarys(gpu):
     flash = {"heads": 64, "dim": 512, "rope": 64, "window": 128}
     for case in (parts.random_case(12, 1, 5000, 4, top=512, **flash), parts.random_case(13, 1, 100_000, 128, **flash)):
-        assert parts.equal(parts.in_machine(gpu), case, programs=4, head_tile=16, columns=128, warps=1)
+        assert parts.equal(on(gpu), case, programs=4, head_tile=16, columns=128, warps=1)
 
 
 @pytest.mark.slow
@@ -79,7 +75,7 @@ def test_attention_of_flash_is_the_librarys(gpu):
 def test_attention_at_a_million_tokens_is_the_librarys(gpu):
     case = parts.random_case(14, 1, 999_999, 128, heads=2, dim=80, rope=16, window=128)
     assert case.keys(0) == 128 + 7812
-    assert parts.equal(parts.in_machine(gpu), case, programs=132)
+    assert parts.equal(on(gpu), case, programs=132)
 
 
 @pytest.mark.slow
@@ -95,16 +91,16 @@ def test_attention_of_random_sizes_is_the_librarys():
         )  # fmt: skip
         if i % 3 == 0:
             case = parts.with_extremes(case, i)
-        assert parts.equal(parts.in_machine(TARGETS[i % 3]), case, programs=int(rng.integers(1, 5))), i
+        assert parts.equal(on(TARGETS[i % 3]), case, programs=int(rng.integers(1, 5))), i
 
 
 def test_one_bit_of_the_last_key_matters():
     case = CASES["fewer entries than may be chosen"]
     other = replace(case, entries=case.entries.copy())
     other.entries[-1, 0] ^= 0x80
-    got, _ = parts.run(parts.in_machine("sm_89"), other)
+    got, _ = parts.run(on("sm_89"), other)
     want, _ = parts.library(case)
-    assert parts.same(got[0], want[0]) and not parts.same(got[1], want[1])
+    assert same(got[0], want[0]) and not same(got[1], want[1])
 
 
 # -- the output projection --------------------------------------------------------------------------------------------
@@ -122,7 +118,7 @@ def project(gpu: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.n
     q, q_scale = gpu_kernels.run_quantize(gpu, torch.from_numpy(x))
     y = np.full((tokens, rows), np.nan, np.float32)
     made = gpu_kernels.program(linear.linear_int8, gpu, K=cols, ROWS=32, PTX=True)
-    inputs = map(parts.given, (codes, scale, q, q_scale))
+    inputs = map(fixed, (codes, scale, q, q_scale))
     gpu_kernels.run(made, (gpu_kernels.blocks(each, 32), tokens, groups), *inputs, y, each)
     return y
 
@@ -137,7 +133,7 @@ def test_the_output_projection_by_groups_of_heads_is_the_librarys(gpu):
     want = np.empty((3, width), np.float32)
     code = native.library().v4k_attention_output(ctypes.addressof(described), x.ctypes.data, 3, want.ctypes.data)
     native.checked(code)
-    assert parts.same(project(gpu, project(gpu, x, groups, *a), 1, *b), want)
+    assert same(project(gpu, project(gpu, x, groups, *a), 1, *b), want)
 
 
 # -- what kernels take of a GPU ---------------------------------------------------------------------------------------
@@ -188,24 +184,8 @@ def test_attention_compiles_for_amd_within_its_budgets(name, gpu):
 # -- the interpreter --------------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import numpy as np
-import torch
-from ptx import floats
-from triton.runtime import interpreter
 import attend_parts as parts
-
-# Before 3.9 it rounds an fma twice.
-interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.TensorHandle(
-    floats.fma(x.data, y.data, z.data), z.dtype.scalar
-)
-
-def argument(given):
-    if not isinstance(given, np.ndarray):
-        return given
-    return torch.from_numpy(given if given.flags.writeable else given.copy())
-
-def launch(kernel, grid, *arguments, warps=4, **constants):
-    kernel[grid](*map(argument, arguments), **constants)
+import gpu_kernels
 
 small = {"heads": 2, "dim": 80, "rope": 16}
 for case in (
@@ -213,15 +193,9 @@ for case in (
     parts.random_case(3, 1, 980, 4, rows=3, **small),
     parts.random_case(4, 1, 100, 4, top=20, **small),
 ):
-    print(parts.equal(launch, case, programs=1, columns=128))
+    print(parts.equal(gpu_kernels.interpreted, case, programs=1, columns=128))
 """
 
 
 def test_the_interpreter_gives_the_librarys_bits_of_attention():
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
-    ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT], env=environment, capture_output=True, text=True
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["True"] * 3
+    assert in_interpreter(SCRIPT) == ["True"] * 3

@@ -20,14 +20,9 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.dots import doubled_e2m1
+from v4kernels.triton.kv import hadamard, log2, magnitude, over_root, rotated, scale_byte
 from v4kernels.triton.sums import from_e8m0, nearest
 from v4kernels.triton.types import f32p, i8p, i32p, u8p
-
-
-@triton.constexpr_function
-def log2(n):
-    """Of a power of two."""
-    return n.bit_length() - 1
 
 
 @triton.jit
@@ -40,38 +35,11 @@ def reverse(n, BITS: tl.constexpr):
 
 
 @triton.jit
-def hadamard(x, N: tl.constexpr, DIMS: tl.constexpr):
-    """Orthonormal Walsh-Hadamard transform of x [N, DIMS] fp32. Sums and differences of neighbours become the two
-    halves; when every bit of an index was the lowest once, all are where they were."""
-    for _ in tl.static_range(log2(DIMS)):
-        a, b = tl.split(tl.reshape(x, (N, DIMS // 2, 2)))
-        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (N, DIMS))
-    one = tl.full((N, DIMS), 1.0, tl.float32)
-    return x * tl.div_rn(one, tl.sqrt_rn(one * DIMS))
-
-
-@triton.jit
-def rotated(x, turns, N: tl.constexpr, DIMS: tl.constexpr, ROPE: tl.constexpr):
-    """x [N, DIMS] with the adjacent pairs of its last ROPE dims turned by turns [ROPE/2, 2], a pointer."""
-    a, b = tl.split(tl.reshape(x, (N, DIMS // 2, 2)))
-    pair = tl.arange(0, DIMS // 2)[None, :] - (DIMS - ROPE) // 2
-    turning = pair >= 0
-    cosine = tl.load(turns + 2 * pair, turning, 1.0)
-    sine = tl.load(turns + 2 * pair + 1, turning, 0.0)
-    first = tl.where(turning, a * cosine - b * sine, a)
-    second = tl.where(turning, a * sine + b * cosine, b)
-    return tl.reshape(tl.join(first, second), (N, DIMS))
-
-
-@triton.jit
-def to_e2m1(x, N: tl.constexpr, DIMS: tl.constexpr):
+def doubled_codes(x, N: tl.constexpr, DIMS: tl.constexpr):
     """x [N, DIMS] fp32 -> twice the nearest e2m1 values [N, DIMS/32, 32] int8, ties to even codes, and the scale bytes
     of groups [N, DIMS/32] int32. NaN does not count for the scale and becomes the highest value."""
     x = tl.reshape(x, (N, DIMS // 32, 32))
-    top = tl.max(tl.where(x == x, tl.abs(x), 0.0), axis=2)
-    top = tl.maximum(top, 7.052966104933725e-38)  # 6 * 2^-126
-    bits = tl.div_rn(top, tl.full((N, DIMS // 32), 6.0, tl.float32)).to(tl.int32, bitcast=True)
-    byte = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(tl.int32)
+    byte = scale_byte(tl.maximum(tl.max(magnitude(x), axis=2), 7.052966104933725e-38), 6.0)  # 6 * 2^-126
     x *= from_e8m0((254 - byte) & 255)[:, :, None]
     a = tl.abs(x)
     a = tl.where(a < 6.0, a, 6.0)
@@ -101,8 +69,8 @@ def index_queries(
     group = tl.arange(0, DIMS // 32)
     every = tl.arange(0, ROWS)
     q += (token * HEADS + head[:, None]) * DIMS + tl.arange(0, DIMS)[None, :]
-    x = rotated(tl.load(q, some[:, None], 0.0), turns + token * ROPE, EACH, DIMS, ROPE)
-    value, byte = to_e2m1(hadamard(x, EACH, DIMS), EACH, DIMS)
+    x = rotated(tl.load(q, some[:, None], 0.0), turns + token * ROPE, EACH, DIMS, DIMS, ROPE)
+    value, byte = doubled_codes(hadamard(x, EACH, DIMS), EACH, DIMS)
 
     above = tl.load(products + token * HEADS + every, every < HEADS, 0.0) > 0
     before = tl.sum((above[None, :] & (every[None, :] < head[:, None])).to(tl.int32), axis=1)
@@ -118,8 +86,7 @@ def index_queries(
     step = tl.where(some[:, None], 0.25 * from_e8m0(byte), 0.0)
     at = token * ROWS * (DIMS // 32) + group[None, :] * ROWS + (row - token * ROWS)[:, None]
     tl.store(scale + at, step)
-    one = tl.full((EACH,), 1.0, tl.float32)
-    tl.store(weight + row, product * tl.div_rn(one, tl.sqrt_rn(one * (DIMS * HEADS))))
+    tl.store(weight + row, product * tl.reshape(over_root(DIMS * HEADS), (1,)))
 
 
 @triton.jit
