@@ -92,7 +92,8 @@ class Cpu:
 
 class CpuOps:
     """The op table over a tree of packed weights. What an op gives has one width in all layers, so that a buffer is
-    taken anew only when the number of rows changes: looking costs as much as calling a small kernel."""
+    taken anew only when the number of rows changes: looking costs as much as calling a small kernel. Of buffers that an
+    op takes together the last one is looked at, so that after a MemoryError all of them are taken again."""
 
     name = Cpu.name
     numerics = Cpu.numerics
@@ -159,7 +160,7 @@ class CpuOps:
 
     def _input(self, hyper: BoundHyper, streams: Buffer, to: tuple[Buffer, Buffer]) -> tuple[Buffer, Buffer]:
         x, mix = to
-        if x.rows != streams.rows:
+        if mix.rows != streams.rows:
             to[0].take(streams.rows, hyper.dim), to[1].take(streams.rows, hyper.n_mix)
         if code := self.library.v4k_hyper_pre(hyper.at, streams.at, streams.rows, x.at, mix.at):
             native.checked(code)
@@ -175,7 +176,7 @@ class CpuOps:
 
     def window_attention(self, layer: int, x: Buffer, batch: CpuBatch) -> Buffer:
         attn, out, scratch = self.layers[layer].attn, self._attended, self._scratch
-        if out.rows != x.rows:
+        if scratch.rows != x.rows:
             out.take(x.rows, attn.dim), scratch.take(x.rows, self._most_scratch)
         turns_at = batch.rotations[attn.ratio].at
         if code := self.library.v4k_self_attention(
