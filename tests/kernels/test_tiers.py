@@ -113,7 +113,7 @@ def test_pool_under_thread_sanitizer(tmp_path):
 @pytest.mark.parametrize("flags, jobs", [((), 100_000), (("-fsanitize=thread",), 5_000)], ids=["plain", "sanitized"])
 def test_hand_offs_to_a_device(tmp_path, flags, jobs):
     need("g++")
-    parts = ("serve", "pool", "experts", "dispatch", "scalar")
+    parts = ("serve", "pool", "scratch", "experts", "dispatch", "scalar")
     sources = [KERNELS / "cpu" / f"{part}.cpp" for part in parts] + [HERE / "serve_stress.cpp"]
     command = ["g++", *FLAGS, "-g", "-pthread", *flags, *sources, "-o", tmp_path / "stress"]
     subprocess.run(command, check=True)
