@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from commands import COMMANDS, all_commands, material
+from v4kernels import native
 
 TIMEOUT = 120  # seconds; only a hang takes so long
 START = "import os, resource, signal, sys; {prelude}; os.execv(sys.executable, [sys.executable, *{command}])"
@@ -242,6 +243,20 @@ def test_v4_home_is_a_path_as_a_shell_reads_it(tmp_path):
 def test_where_there_is_no_home_nothing_is_made(tmp_path):
     v4("chat", "--plain", where="no HOME, no user", stdin=b"hello\n", folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not native.available(), reason="needs the kernel library")
+@pytest.mark.parametrize("soft", [True, False])
+def test_a_stack_too_small_for_the_kernels_is_made_larger_or_said(soft, tmp_path):
+    kib = 256
+    hard = "resource.getrlimit(resource.RLIMIT_STACK)[1]" if soft else kib << 10
+    where = Environment(f"resource.setrlimit(resource.RLIMIT_STACK, ({kib << 10}, {hard}))")
+    process = started(["run", "-n", "3", "hi"], where, tmp_path)
+    out, err = process.communicate(b"", timeout=TIMEOUT)
+    if soft:
+        assert process.returncode == 0 and out
+    else:
+        assert process.returncode == 2 and b"the limit is 256 (ulimit -s)" in err
 
 
 def test_whoever_waits_for_stdin_says_so(tmp_path):

@@ -21,6 +21,8 @@ from v4kernels.api import Routing, Span
 from v4kernels.cpu.bound import BoundHyper, BoundLayer, ExpertTable, PackedAttention, PackedTree, pointer
 from v4kernels.cpu.state import Timeline
 
+LEAST_STACK = 1 << 20
+
 
 class Buffer:
     """`rows` rows of `width` elements in memory that an op uses again for each of its results."""
@@ -80,6 +82,7 @@ class Cpu:
     def __init__(self) -> None:
         if not native.available():
             raise ValueError(f"the cpu backend is not available: {native.reason()}")
+        need_stack()
         native.set_threads(default_threads())
 
     def new_state(self, attentions: Sequence[PackedAttention], most_tokens: int) -> Timeline:
@@ -286,6 +289,22 @@ class Mixing:
         ):  # fmt: skip
             native.checked(code)
         return out
+
+
+def need_stack() -> None:
+    """Have LEAST_STACK bytes of stack, of which the kernels take up to 400 KB in the calling thread. ValueError where
+    the system does not give them: beyond the limit a process ends without a word."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if 0 <= soft < LEAST_STACK:
+        if 0 <= hard < LEAST_STACK:
+            raise ValueError(
+                f"the cpu backend needs {LEAST_STACK >> 10} KiB of stack, the limit is {hard >> 10} (ulimit -s)"
+            )
+        resource.setrlimit(resource.RLIMIT_STACK, (LEAST_STACK, hard))
 
 
 def default_threads() -> int:
