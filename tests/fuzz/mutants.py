@@ -7,6 +7,7 @@ import socket
 import struct
 import tarfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,8 @@ def another_file(*suffixes: str) -> Mutator:
 
 
 def hostile_value(rng: random.Random):
-    return rng.choice(HOSTILE)
+    """One of the table, which later changes of the file do not reach."""
+    return deepcopy(rng.choice(HOSTILE))
 
 
 def places(value, most: int = 3000) -> list[tuple]:
@@ -162,7 +164,8 @@ def change_json(data, rng: random.Random) -> str:
         holder[key] = holder[key] * rng.choice((2, 0.5, -1, 1000)) + rng.choice((0, 1, 128))
     else:
         other, its = rng.choice(spots)
-        holder[key], other[its] = other[its], holder[key]
+        # One of the two may stand within the other, which must not come to stand within itself.
+        holder[key], other[its] = deepcopy(other[its]), deepcopy(holder[key])
     return f"{how} {str(key)[:30]!r}"
 
 

@@ -7,6 +7,7 @@ there is to have, or a wrong result without a word.
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections import Counter
 from functools import partial
@@ -16,7 +17,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 from driver import mutants, run
-from mutants import TABLE
+from mutants import TABLE, change_json
 from tiny import STORE_LIKE, random_checkpoint
 from v4kernels import native
 
@@ -169,6 +170,15 @@ def test_mutants_are_refused_or_right(kind, folders, tmp_path):
     assert run(lambda: USES[kind](_copy(folders[kind], tmp_path), folders["root"])).word == "right"
     words = fuzz(kind, folders, range(20), tmp_path)
     assert words["right"] if kind == "prefixes" else words["refused"]  # of prefixes what is damaged is computed again
+
+
+def test_a_changed_file_has_an_end():
+    for seed in range(300):
+        data, rng = {"a": {"b": [{"c": 1}, 2]}, "d": [[3], {}]}, random.Random(seed)
+        for _ in range(4):
+            change_json(data, rng)
+            json.dumps(data)  # raises if something stands within itself
+            data = data or {"a": 1}
 
 
 @pytest.mark.slow
