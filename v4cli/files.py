@@ -46,7 +46,8 @@ def contents(path: Path, limit: int, error: type[V4Error] = ModelError, follow: 
     with open_regular(path, error, follow) as file:
         try:
             if os.fstat(file.fileno()).st_size > limit or len(data := file.read(limit + 1)) > limit:
-                raise error(f"{path}: larger than {limit >> 20} MiB, not a file of this kind")
+                most = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+                raise error(f"{path}: larger than {most}, not a file of this kind")
         except OSError as problem:
             raise error(f"{path}: cannot be read ({problem.strerror})") from None
         return data

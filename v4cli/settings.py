@@ -18,8 +18,8 @@ from v4cli.files import argument, contents, decoded
 from v4cli.options import COMMANDS
 
 PROJECT_FILE = ".v4cli.toml"
-MAX_BYTES = 1 << 20
-
+MAX_BYTES = 1 << 16
+MAX_DOTS = 500  # in a line: the time that a key takes grows with the square of its parts
 
 KEYS = {entry.name: entry for name in ("run", "chat") for entry in table(COMMANDS[name]) if entry.setting}
 
@@ -140,7 +140,11 @@ def _read(path: Path) -> dict:
 
     data = contents(path, MAX_BYTES, UsageError)
     try:
-        return tomllib.loads(decoded(data, "its contents"))
+        text = decoded(data, "its contents")
+        wrong = next((n for n, line in enumerate(text.split("\n"), 1) if line.count(".") > MAX_DOTS), 0)
+        if wrong:
+            raise ValueError(f"line {wrong} has more than {MAX_DOTS} dots")
+        return tomllib.loads(text)
     except (UsageError, ValueError, RecursionError) as error:
         hint = getattr(error, "hint", "") or "a line is like temp = 0.7"
         raise UsageError(f"{path}: not a TOML file of settings ({error})", hint) from None

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from v4cli.agent import rollout, sandbox
-from v4cli.agent.tasks import read_tasks
+from v4cli.agent.tasks import Task, read_tasks
 from v4cli.chat.turn import Chat, Options
 from v4cli.cli.rollout import Tally
 from v4cli.errors import RequestError, UsageError
@@ -252,6 +252,7 @@ GOOD = {"id": "a", "prompt": "x"}
         (json.dumps({"id": "a", "messages": [{"role": "assistant", "content": "x"}]}), "must be the user's"),
         (json.dumps(GOOD | {"files": {"../x": ""}}), "not a path inside"),
         (json.dumps(GOOD | {"files": {"/etc/x": ""}}), "not a path inside"),
+        (json.dumps(GOOD | {"files": {"a/" * 2000 + "a": ""}}), "not a path inside"),
         (json.dumps(GOOD | {"files": {"a": "", "a/b": ""}}), "inside of a file"),
         (json.dumps(GOOD | {"files": {"a": 1}}), "texts by path"),
         (json.dumps(GOOD | {"folder": "nowhere"}), "is not there"),
@@ -266,6 +267,29 @@ def test_a_bad_task_is_named_by_its_line(tmp_path, line, says):
     with pytest.raises(RequestError) as error:
         read_tasks(path)
     assert says in str(error.value) and "line " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_ids_of_many_tasks_are_compared_once(tmp_path, monkeypatch):
+    compared = []
+
+    class Id(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str.__eq__(self, other)
+
+    monkeypatch.setattr("v4cli.agent.tasks.Task", lambda id, *rest: Task(Id(id), *rest))
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("".join(json.dumps(GOOD | {"id": f"task{i}"}) + "\n" for i in range(200)))
+    assert len(read_tasks(path)) == 200 and len(compared) < 200
+
+
+def test_a_folder_that_cannot_be_copied_is_named(chat, tmp_path):
+    (tmp_path / "w").mkdir()
+    os.mkfifo(tmp_path / "w" / "pipe")
+    with pytest.raises(UsageError, match=r"w/pipe: cannot be copied \(.*named pipe"):
+        play(chat, tmp_path, {"id": "a", "prompt": "hi", "folder": "w"})
 
 
 def test_mistakes_are_exit_2_and_one_line(tmp_path):

@@ -94,7 +94,25 @@ def test_a_prompt_that_cannot_fit_is_refused_as_soon_as_that_is_certain(chat, mo
     assert 0 < sum(encoded) < len(words) * 0.9
 
 
-@pytest.mark.parametrize("text", ["some words, " * 400_000, "=" * 16 * pieces.LARGE], ids=["pieces", "one piece"])
+@pytest.mark.parametrize("unit", ["\u6f22", "\U0001f642", "7", "\u00e9\u0301"])
+def test_nor_is_one_encoded_that_cannot_be_cut(chat, monkeypatch, unit):
+    """Its tokens are short: they are made of its own bytes."""
+    context = chat.engine.config.max_position_embeddings
+    monkeypatch.setattr(pieces, "encode", lambda bpe, text, stop: pytest.fail("encoded") if len(text) > 10_000 else [])
+    with pytest.raises(UsageError, match="whole context"):
+        ask(chat, unit * context)
+
+
+def test_texts_have_no_fewer_tokens_than_is_said(tokenizer, monkeypatch):
+    monkeypatch.setattr(pieces, "LARGE", 20)
+    rng = random.Random(6)
+    for _ in range(20):
+        text = "".join(rng.choices(rng.sample(UNITS, rng.randint(1, 4)), k=rng.randint(10, 100)))
+        assert tokenizer._least(text) <= len(tokenizer.encode(text)), repr(text)
+    assert tokenizer._least("\u6f22" * 100) > 100 * 3 // tokenizer._longest
+
+
+@pytest.mark.parametrize("text", ["some words, " * 400_000, "=" * 8 * pieces.LARGE], ids=["pieces", "one piece"])
 def test_cancelling_ends_the_encoding(chat, text):
     looks, computed = iter([False] * 3), len(chat.session.tokens)
     events = ask(chat, text, cancelled=lambda: next(looks, True))

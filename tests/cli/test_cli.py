@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from v4kernels import native
 
+from v4cli.cli.plumbing import score_tokens
+from v4cli.errors import UsageError
+
 V4 = [sys.executable, "-m", "v4cli"]
 
 
@@ -209,6 +212,25 @@ def test_render_says_what_the_april_encoder_would_not_read():
         body = {"messages": [{"role": "user", "content": "hi"}], field: None}
         done = v4("render", "--in", "-", "--contract", "april", stdin=json.dumps(body))
         assert done.returncode == 2 and field in done.stderr and "0731" in done.stderr
+
+
+def test_what_is_not_read_is_said():
+    hi = {"messages": [{"role": "user", "content": "hi"}]}
+    for body, said in (({"thinking": False, "model": "x"}, ""), ({"enable_thinking": 0, "functions": []}, "functions")):
+        done = v4("render", "--in", "-", "--contract", "0731", stdin=json.dumps(hi | body))
+        assert done.returncode == 0 and bool(done.stderr) == bool(said) and said in done.stderr
+    block = "<\uff5cDSML\uff5ctool_calls>\n<\uff5cDSML\uff5cinvoke name='f'/>\n</\uff5cDSML\uff5ctool_calls>"
+    for rest, said in (("\n", ""), (" and so", "6 characters"), (block, f"{len(block)} characters")):
+        done = v4("parse", "--in", "-", stdin=f"So.\n{block}{rest}")
+        assert done.returncode == 0 and bool(done.stderr) == bool(said) and said in done.stderr
+        assert len(json.loads(done.stdout)["tool_calls"]) == 1
+
+
+def test_score_refuses_what_cannot_fit_before_it_is_encoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("v4cli.chat.pieces.encode", lambda *_: pytest.fail("encoded"))
+    (tmp_path / "long").write_text("some words, " * 2_000_000)
+    with pytest.raises(UsageError, match="whole context"):
+        score_tokens("nano", None, tmp_path / "long", None, None, None, 100)
 
 
 def test_mutated_requests_render_or_fail_in_one_line(golden):

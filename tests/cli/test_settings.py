@@ -146,6 +146,8 @@ def test_a_project_with_more_than_it_may_runs_nothing(places):
         ("model = 4", "a text"),
         ("temp = ", "not a TOML file"),
         ("temp = \\udcff", "not a TOML file"),
+        ("temp = 1\n" + "a." * 501 + "a = 1", "line 2 has more than 500 dots"),
+        ("# " + "x" * (1 << 16), "larger than 64 KiB"),
         ("mcp = 1", "mcp must be tables"),
         ("[mcp.x]", "either command or url"),
         ('[mcp.x]\ncommand = "ls"', "command must be a list of texts"),

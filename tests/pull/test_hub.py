@@ -1,5 +1,6 @@
 """Sources: the real client against a hub on loopback that fails in every way."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from hub_server import Fault, quick_client, serving
 from huggingface_hub import constants, hf_hub_download
+from tiny import STORE_LIKE, random_checkpoint
 
 from v4cli.errors import Interrupted, ModelError, NetworkError, UsageError
 from v4cli.pull import transfer
@@ -252,6 +254,27 @@ def test_folder_source_never_deletes_and_notices_changes(tmp_path):
         source.fetch("config.json", tmp_path, lambda n: None, lambda: False)
     with pytest.raises(ModelError, match="no such folder"):
         FolderSource(tmp_path / "nothing")
+
+
+def test_other_weights_of_the_same_size_and_time_are_another_folder(tmp_path):
+    folder, other = (random_checkpoint(tmp_path / str(seed), STORE_LIKE, seed=seed, shards=2) for seed in (1, 2))
+    before = FolderSource(folder).revision
+    for name in ("model-00002-of-00002.safetensors", "config.json"):
+        path, data = folder / name, (folder / name).read_bytes()
+        new = (other / name).read_bytes() if path.suffix == ".safetensors" else data.replace(b"10000", b"10001", 1)
+        assert len(new) == len(data) and new != data
+        for content, is_same in ((new, False), (data, True)):
+            stat = path.stat()
+            path.write_bytes(content)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            assert (FolderSource(folder).revision == before) is is_same
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
+def test_a_small_file_that_is_none_is_not_left_out_without_a_word(tmp_path, name):
+    (tmp_path / name).symlink_to("gone")
+    with pytest.raises(ModelError, match=f"{name}: not a regular file"):
+        FolderSource(tmp_path)
 
 
 def test_targets(tmp_path, monkeypatch):

@@ -190,6 +190,10 @@ def test_a_folder_of_the_hugging_face_cache_is_the_snapshot_of_main(cached, tmp_
     with pytest.raises(ModelError, match="2 snapshots") as caught:
         library.model_folder(str(cached))
     assert str(cached / "snapshots" / ("a" * 40)) in caught.value.hint
+    (cached / "refs" / "main").unlink()
+    os.mkfifo(cached / "refs" / "main")
+    with pytest.raises(ModelError, match="2 snapshots"):
+        library.model_folder(str(cached))
     shutil.rmtree(snapshot)
     assert library.model_folder(str(cached)) == cached / "snapshots" / ("a" * 40)
     shutil.rmtree(cached / "snapshots" / ("a" * 40))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 
 import pytest
@@ -133,3 +134,20 @@ def test_a_key_that_appears_twice_in_a_large_object_is_found_quickly():
     with pytest.raises(ModelError, match="'k199999' appears twice"):
         jsonfile.parse(text, "x")
     assert time.process_time() - start < 5
+
+
+def test_text_with_many_values_is_bounded_and_its_reading_heeds_signals():
+    """A handler runs while values are read: the library's decoder would keep it waiting to the end."""
+    interrupted = set()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: interrupted.add(frame.f_code.co_name))
+    text = "[" + "[]," * jsonfile.MANY + "[]]"
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        assert len(jsonfile.parse(text, "x")) == jsonfile.MANY + 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "JSONArray" in interrupted
+    assert jsonfile.loads(json.dumps([text + '\\"'] * 9)) == [text + '\\"'] * 9, "what stands in texts does not count"
+    with pytest.raises(ModelError, match=r"x: .*more than 1,000,000 values"):
+        jsonfile.parse(text, "x", most=1_000_000)

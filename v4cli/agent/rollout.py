@@ -233,7 +233,11 @@ def _prepare(workspace: Path, task: Task) -> None:
     _remove(workspace)
     workspace.parent.mkdir(exist_ok=True, mode=0o700)
     if task.folder is not None:
-        shutil.copytree(task.folder, workspace, symlinks=True)
+        try:
+            shutil.copytree(task.folder, workspace, symlinks=True)
+        except shutil.Error as error:
+            source, _, why = error.args[0][0]
+            raise UsageError(f"{source}: cannot be copied ({why})", f"another folder for task {task.id}") from None
     else:
         workspace.mkdir()
     for name, text in task.files.items():

@@ -12,6 +12,7 @@ from v4cli.chat.messages import check_messages
 from v4cli.errors import RequestError, UsageError
 
 KEYS = {"id", "prompt", "messages", "system", "files", "folder", "check", "tools"}
+MAX_PATH = 4000  # characters, of which the kernel takes 4095 bytes
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
@@ -30,18 +31,19 @@ class Task:
 
 def read_tasks(path: Path) -> list[Task]:
     """All tasks of a file. RequestError names the first line that is wrong."""
-    tasks, lines = [], files.contents(path, jsonfile.MAX_BYTES, UsageError).split(b"\n")
+    lines = files.contents(path, jsonfile.MAX_BYTES, UsageError).split(b"\n")
+    tasks: dict[str, Task] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}: line {number}"
         task = _task(jsonfile.parse(line, where, RequestError), where, path.parent)
-        if any(task.id == other.id for other in tasks):
+        if task.id in tasks:
             raise RequestError(f"{where}: id {task.id!r} is there twice")
-        tasks.append(task)
+        tasks[task.id] = task
     if not tasks:
         raise RequestError(f"{path}: no tasks", 'a task is a line like {"id": "a", "prompt": "…", "check": "…"}')
-    return tasks
+    return list(tasks.values())
 
 
 def _task(record, where: str, beside: Path) -> Task:
@@ -81,8 +83,8 @@ def _files(files, where: str) -> dict[str, str]:
         raise RequestError(f"{where}: files must be an object of texts by path")
     for name in files:
         parts = PurePosixPath(name).parts
-        if not parts or "\0" in name or PurePosixPath(name).is_absolute() or ".." in parts:
-            raise RequestError(f"{where}: files: {name!r} is not a path inside of the workspace")
+        if not parts or len(name) > MAX_PATH or "\0" in name or PurePosixPath(name).is_absolute() or ".." in parts:
+            raise RequestError(f"{where}: files: {name[:200]!r} is not a path inside of the workspace")
         if any(str(parent) in files for parent in PurePosixPath(name).parents if str(parent) != "."):
             raise RequestError(f"{where}: files: {name!r} is inside of a file")
     return files

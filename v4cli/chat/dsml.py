@@ -2,6 +2,7 @@
 
 import json
 
+from v4cli import jsonfile
 from v4cli.chat.special import DSML
 
 CLOSER = f"</{DSML}"  # begins every closing tag
@@ -68,7 +69,7 @@ def _parameters(arguments) -> list[tuple[str, object]]:
     if isinstance(arguments, dict):
         return list(arguments.items())
     try:
-        parsed = json.loads(arguments)
+        parsed = jsonfile.loads(arguments)
         json.dumps(parsed, allow_nan=False)
     except (ValueError, RecursionError):
         return [("arguments", arguments)]

@@ -190,6 +190,6 @@ def merge_turns(messages: list[dict]) -> list[dict]:
 def _sorted_results(message: dict) -> dict:
     """Tool results in call order, in the slots they came in; text keeps its place."""
     blocks, order = message["blocks"], message["order"]
-    results = sorted((b for b in blocks if b[0] is not None), key=lambda b: order.get(b[0], 0))
-    sorted_blocks = [b if b[0] is None else results.pop(0) for b in blocks]
+    results = iter(sorted((b for b in blocks if b[0] is not None), key=lambda b: order.get(b[0], 0)))
+    sorted_blocks = [b if b[0] is None else next(results) for b in blocks]
     return message | {"blocks": sorted_blocks}

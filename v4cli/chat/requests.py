@@ -15,6 +15,11 @@ from v4cli.engine.sampler import Sampling
 from v4cli.errors import RequestError, UsageError
 
 CONTRACTS = ("april", "0731")
+# Of a request, those that have a say in the prompt or in the answer, and those that are only checked.
+FIELDS = {
+    "max_tokens", "messages", "model", "n", "reasoning_effort", "response_format", "stop", "stream", "temperature",
+    "thinking", "tool_choice", "tools", "top_p",
+}  # fmt: skip
 EFFORT_ALIASES = {
     "minimal": "low",
     "low": "low",

@@ -4,8 +4,9 @@ Special tokens enter only through a Prompt's special segments: the BPE underneat
 text from outside can never become one.
 """
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from tokenizers import models, pre_tokenizers
 
 from v4cli.chat import pieces, special
 from v4cli.chat.special import Prompt
-from v4cli.chat.vocabulary import BYTE_OF, Vocabulary
+from v4cli.chat.vocabulary import ALPHABET, BYTE_OF, Vocabulary
 from v4cli.errors import ModelError, UsageError, V4Error
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool of threads for one text takes longer to start
@@ -63,37 +64,54 @@ class Tokenizer:
         return set(self._special_texts)
 
     @cached_property
-    def longest(self) -> int:
-        """Bytes of the longest token: a text of n bytes has n / longest tokens at least."""
-        return max(map(len, [*self._bpe.get_vocab(), *self._specials]))
+    def _tokens(self) -> tuple[str, ...]:
+        """All but the special ones, in byte-level BPE's alphabet."""
+        return tuple(self._bpe.get_vocab())
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token."""
+        return max(map(len, [*self._tokens, *self._specials]))
+
+    def _least(self, text: str) -> int:
+        """Tokens that a text has at least: of one that takes long to encode, of which bytes it is counts, too."""
+        if not pieces.LARGE < len(text) <= pieces.LONGEST:
+            return len(text) // self._longest  # a character is a byte at least
+        data = text.encode("utf-8", "replace")
+        its = {character for byte, character in ALPHABET.items() if byte in data}
+        return len(data) // max(len(token) for token in self._tokens if its.issuperset(token))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; never a special token."""
-        return [token for _, ids in self._encoding(text, lambda: False) for token in ids]
+        return [token for piece in pieces.pieces(text) for token in self._ids(piece, lambda: False)]
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Ids of a rendered prompt."""
-        return [token for _, ids in self.encoding(prompt) for token in ids]
-
-    def encoding(self, prompt: Prompt, cancelled: Callable[[], bool] = lambda: False) -> Iterator[tuple[int, list]]:
-        """Ids of a rendered prompt piece by piece, with the number of characters that each is of; it ends early if
-        cancelled."""
+    def encode_prompt(
+        self, prompt: Prompt, room: float = math.inf, cancelled: Callable[[], bool] = lambda: False
+    ) -> list[int]:
+        """Ids of a rendered prompt; of its beginning if cancelled. UsageError as soon as it is certain that they leave
+        nothing of `room` tokens."""
+        ids: list[int] = []
+        n_left = len(prompt.text)  # characters
         for segment in prompt:
-            if segment.ids is not None:
-                yield len(segment.text), list(segment.ids)
-            elif segment.special:
-                yield len(segment.text), [self.special_id(segment.text)]
-            else:
-                yield from self._encoding(segment.text, cancelled)
-
-    def _encoding(self, text: str, cancelled: Callable[[], bool]) -> Iterator[tuple[int, list]]:
-        try:
-            for piece in pieces.pieces(text):
-                with _panics("the text cannot be cut into tokens", UsageError):
-                    ids = pieces.encode(self._bpe, piece, cancelled)
+            whole = segment.special or segment.ids is not None
+            for piece in [segment.text] if whole else pieces.pieces(segment.text):
+                n_left -= len(piece)
+                at_least = len(ids) + n_left // self._longest + (0 if whole else self._least(piece))
+                if at_least >= room:
+                    raise UsageError(f"the text has at least {at_least:,} tokens and fills the model's whole context")
+                if segment.ids is not None:
+                    ids += segment.ids
+                else:
+                    ids += [self.special_id(piece)] if segment.special else self._ids(piece, cancelled)
                 if cancelled():
-                    return
-                yield len(piece), ids
+                    return ids
+        return ids
+
+    def _ids(self, piece: str, cancelled: Callable[[], bool]) -> list[int]:
+        """Of a piece of text; none if cancelled."""
+        try:
+            with _panics("the text cannot be cut into tokens", UsageError):
+                return pieces.encode(self._bpe, piece, cancelled)
         except (UnicodeEncodeError, TypeError):  # which one depends on the library's version
             raise UsageError("the text holds a lone surrogate, which is not valid Unicode") from None
 

@@ -11,7 +11,6 @@ from v4cli.chat.dsml import MAX_CALLS
 from v4cli.chat.messages import with_faults
 from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
-from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
@@ -87,7 +86,8 @@ class Chat:
         is then "runaway".
         """
         request = encode_request(self._body(messages, options, tools), self.engine.config.release)
-        self.prompt = ids = self._encoded(request.prompt, cancelled)
+        context = self.engine.config.max_position_embeddings
+        self.prompt = ids = self.tokenizer.encode_prompt(request.prompt, context, cancelled)
         limit = self._limit(len(ids), options.max_tokens or request.default_max_tokens)
         sampling = self._sampling(options, request)
         turns = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
@@ -144,21 +144,6 @@ class Chat:
         if options.effort:
             body["reasoning_effort"] = options.effort
         return body
-
-    def _encoded(self, prompt: Prompt, cancelled) -> list[int]:
-        """Ids of the prompt, as far as it was not cancelled. UsageError as soon as it is certain not to fit."""
-        context, ids, n_left = self.engine.config.max_position_embeddings, [], len(prompt.text)
-        pieces = self.tokenizer.encoding(prompt, cancelled)
-        while True:
-            if n_left and len(ids) + n_left >= context:
-                at_least = len(ids) + n_left // self.tokenizer.longest  # a character is a byte at least
-                if at_least >= context:
-                    raise UsageError(f"the prompt has at least {at_least:,} tokens and fills the model's whole context")
-            n_chars, new = next(pieces, (0, None))
-            if new is None:
-                return ids
-            ids += new
-            n_left -= n_chars
 
     def _limit(self, n_prompt: int, max_tokens: int) -> int:
         room = self.engine.config.max_position_embeddings - n_prompt

@@ -56,6 +56,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = byte_alphabet()
+ALPHABET = {byte: character for character, byte in BYTE_OF.items()}
 
 
 def _checked(data) -> tuple:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from v4cli import jsonfile
+from v4cli.clean import visible
 from v4cli.cli import output
 from v4cli.cli.run_input import read_text
 from v4cli.errors import RequestError, UsageError
@@ -21,10 +22,16 @@ def score_tokens(
     folder = library.model_folder(model)
     tokens = _ids(ids) if ids is not None else None
     if tokens is None:
+        from v4cli.chat.special import BOS, PromptBuilder
         from v4cli.chat.tokenizer import Tokenizer
+        from v4cli.model.config import V4Config
 
-        tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        tokens = [tokenizer.bos_id, *tokenizer.encode(read_text(file))]
+        config, tokenizer = V4Config.load(folder), Tokenizer.from_file(folder / "tokenizer.json")
+        tokenizer.check(config, folder / "tokenizer.json")
+        whole = PromptBuilder()
+        whole.special(BOS)
+        whole.text(read_text(file))
+        tokens = tokenizer.encode_prompt(whole.build(), config.max_position_embeddings + 1)
     if len(tokens) < 2:
         raise UsageError("scoring needs at least two tokens")
     import numpy as np
@@ -32,8 +39,6 @@ def score_tokens(
     from v4cli.engine.engine import Engine
 
     engine = Engine.open(folder, backend, numerics)
-    if ids is None:
-        tokenizer.check(engine.config, folder / "tokenizer.json")
     session = engine.session()
     rows, logprobs = [], []
     tokens = session.checked(tokens)
@@ -65,7 +70,7 @@ def _ids(path: Path) -> list[int]:
 def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer: Path | None) -> None:
     """The prompt of a request, and its token ids."""
     from v4cli.chat.encoding import encode_april
-    from v4cli.chat.requests import CONTRACTS, encode_request
+    from v4cli.chat.requests import CONTRACTS, FIELDS, encode_request
     from v4cli.chat.tokenizer import Tokenizer
 
     if contract not in CONTRACTS:
@@ -84,6 +89,8 @@ def render_request(source: Path, contract: str, model: str, ids: bool, tokenizer
         prompt = encode_april(request["messages"], **kwargs)
     else:
         prompt = encode_request(request, contract).prompt
+        if unread := sorted(request.keys() - FIELDS):
+            output.note(visible(f"v4: {source}: not read: {', '.join(unread)[:200]}"))
     out: dict = {"prompt": prompt.text}
     if ids or tokenizer is not None:
         path = tokenizer or library.model_folder(model) / "tokenizer.json"
@@ -96,8 +103,10 @@ def parse_text(source: Path, thinking: bool) -> None:
     from v4cli.chat.messages import with_faults
     from v4cli.chat.parser import StreamParser
 
-    parser = StreamParser(thinking)
-    parser.push(read_text(source))
+    parser, text = StreamParser(thinking), read_text(source)
+    parser.push(text)
     parser.finish()
+    if rest := text[len(text) - parser.unread :].strip():
+        output.note(f"v4: left out: {len(rest):,} characters after the end of the block of calls")
     message = with_faults(parser.message(), parser.faults)
     output.json_line(message | ({"tool_block": parser.tool_block} if "fault" in message else {}))

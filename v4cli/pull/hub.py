@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from v4cli import jsonfile, paths
 from v4cli.errors import ModelError, NetworkError, UsageError
-from v4cli.files import size
+from v4cli.files import contents, size
 from v4cli.model.known import MODELS
 from v4cli.pull import environment
 from v4cli.pull.transfer import (
@@ -40,6 +40,8 @@ from v4cli.pull.transfer import (
     timeout,
 )
 from v4cli.store import kinds
+from v4cli.store.fingerprint import content
+from v4cli.store.header import read_header
 from v4cli.store.store import SMALL
 
 COMMIT = "[0-9a-f]{40}"
@@ -95,7 +97,10 @@ class FolderSource:
                 self.files[file.name] = RemoteFile(file.name, about.st_size)
                 # a store has small files with their checksums: one that was missing may be added
                 if file.suffix in (".json", ".safetensors") and file.name not in OPTIONAL:
-                    fingerprint.update(os.fsencode(file.name) + b" %d %d\n" % (about.st_size, about.st_mtime_ns))
+                    fingerprint.update(os.fsencode(file.name) + b" %d %d " % (about.st_size, about.st_mtime_ns))
+                    fingerprint.update(_content(file))
+            elif file.name in SMALL:
+                raise ModelError(f"{file}: not a regular file", "put the release's there")
         self.revision = "folder-" + fingerprint.hexdigest()[:16]
 
     def pin(self, revision: str) -> None:
@@ -120,6 +125,16 @@ class FolderSource:
 
     def foreign(self, config: dict | None, tensors: Collection[str]) -> ModelError | None:
         return kinds.of_folder(self.path)
+
+
+def _content(file: Path) -> bytes:
+    """What tells a file from another of its size and time, without reading all of a large one."""
+    try:
+        if file.suffix == ".safetensors":
+            return content(read_header(file)).encode()
+        return hashlib.sha256(contents(file, jsonfile.MAX_BYTES)).digest()
+    except ModelError:  # whoever opens it says what is wrong
+        return b""
 
 
 class HubSource:

@@ -5,10 +5,10 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from v4cli import jsonfile
+from v4cli import files, jsonfile
 from v4cli.errors import ModelError
 
-POINTER_BYTES = 1024  # no pointer is larger
+POINTER_BYTES = 1024  # no pointer is larger, of git-lfs or in the Hugging Face cache
 OFFICIAL = "v4 pull flash (or pro) brings an official checkpoint"
 ORIGINAL = f"the official FP8 and FP4 weights are needed; {OFFICIAL}"
 CACHED = "models--"  # begins the folder of a repository in the Hugging Face cache
@@ -91,11 +91,11 @@ def resolved(path: Path) -> Path:
     if len(snapshots) == 1:
         return snapshots[0]
     try:
-        main = path / "snapshots" / (path / "refs" / "main").read_bytes()[:100].decode("ascii", "replace").strip()
-    except OSError:
-        main = None
-    if main in snapshots:
-        return main
+        main = files.contents(path / "refs" / "main", POINTER_BYTES).decode("ascii", "replace").strip()
+    except ModelError:
+        main = ""
+    if path / "snapshots" / main in snapshots:
+        return path / "snapshots" / main
     repo = path.name.removeprefix(CACHED).replace("--", "/")
     if not snapshots:
         raise ModelError(f"{path}: the Hugging Face cache has no snapshot of it", f"v4 pull {repo}")
