@@ -25,6 +25,7 @@ from v4cli.repl.render import Renderer
         ("a\u202egnp.exe", "a\ufffdgnp.exe"),
         ("zero\u200bwidth, tag\U000e0041, soft\u00adhyphen", "zero\ufffdwidth, tag\ufffd, soft\ufffdhyphen"),
         ("pay\u200dpal \u200d\u200d", "pay\ufffdpal \ufffd\ufffd"),
+        ("р\u200cа α\u200dβ 中\u200d文", "р\ufffdа α\ufffdβ 中\ufffd文"),
         ("می‌خواهم", "می‌خواهم"),
         ("half \ud800", "half \ufffd"),
         ("unfinished \x1b[31", "unfinished 31"),

@@ -18,7 +18,11 @@ _HIDDEN = (
 )
 # Joiners stay only where they join: between signs of emoji, between letters of scripts that need them. Variation
 # selectors stay only behind what has variants.
-_JOINERS, _UNJOINED = "[\u200c\u200d]", "[\x00-\u02ff\u200c\u200d]"
+_JOINERS = "[\u200c\u200d]"
+_UNJOINED = (  # Latin, Greek, Cyrillic, Armenian, Hebrew, Georgian, Cherokee, Chinese, Japanese, Korean and their like
+    "[\x00-\u05ff\u10a0-\u11ff\u13a0-\u169f\u1c80-\u1cbf\u1d00-\u206f\u2c00-\u302f\u3031-\ua7ff\uab30-\uabbf"
+    "\uac00-\ud7ff\uff00-\uff9f\U00020000-\U0003ffff]"
+)
 _VARIED = "[0-9#*\u00a9\u00ae\u0300-\ufdff\ufe10-\U0010ffff]"
 _CONTROLS = re.compile(
     f"[{_HIDDEN}]|(?<={_UNJOINED}){_JOINERS}|{_JOINERS}(?={_UNJOINED})|(?<!{_VARIED})[\ufe00-\ufe0f]"

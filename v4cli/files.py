@@ -36,6 +36,24 @@ def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = T
     return file
 
 
+def open_own(path: Path, mode: int = 0o600, error: type[V4Error] = UsageError) -> BinaryIO:
+    """A regular file to write anew, with these permissions at most, though it was there; no link is followed to it, and
+    nothing but a file written over. `error`, naming the file, if that cannot be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = open(os.open(path, flags, mode), "wb")
+        its_mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(its_mode):
+            file.close()
+            raise error(f"{path}: not a regular file", "give another name")
+        os.fchmod(file.fileno(), stat.S_IMODE(its_mode) & mode)
+        file.truncate(0)
+    except OSError as problem:
+        why = "a link" if problem.errno == errno.ELOOP else problem.strerror
+        raise error(f"{path}: cannot be written ({why})", "give another name") from None
+    return file
+
+
 def size(path: Path) -> int:
     """Bytes of a file, 0 if there is none."""
     return path.stat().st_size if path.is_file() else 0

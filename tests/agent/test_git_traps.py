@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from git_traps import NEEDED, TRAPS, Stage, run_all, work_unhindered
+from git_stage import TRAPS, Stage, run_all, work_unhindered
+from git_traps import NEEDED
 
 from v4cli.agent import sandbox
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from v4cli.agent import files, guard, sandbox, trusted
+from v4cli.agent import files, guard, outside, sandbox, trusted
 from v4cli.agent.guard import Guard
 from v4cli.agent.process import Limits
 from v4cli.agent.sandbox import Access
@@ -150,13 +150,43 @@ def test_places_of_the_environment(work, monkeypatch):
 
 
 @in_sandbox
+def test_servers_that_v4_starts(work, monkeypatch, tmp_path):
+    monkeypatch.setenv("V4_HOME", str(tmp_path / "v4"))
+    (tmp_path / "v4").mkdir()
+    servers = {"a": ("", "tools/server"), "b": (work, "x/run.sh"), "c": (work / "sub", "serve.py")}
+    lines = [f"[mcp.{n}]\ncommand = ['python3', '{what}']\ncwd = '{cwd or work}'" for n, (cwd, what) in servers.items()]
+    (tmp_path / "v4/config.toml").write_text("\n".join(lines))
+    (work / "x").mkdir()
+    (work / "x/run.sh").write_text("mine\n")
+    run(work, "mkdir tools sub; echo evil | tee tools/server x/run.sh sub/serve.py; echo x > free")
+    assert (work / "x/run.sh").read_text() == "mine\n" and (work / "free").exists()
+    assert sorted(os.listdir(work / "tools") + os.listdir(work / "sub")) == ["serve.py.disarmed", "server.disarmed"]
+    assert refused(work, "tools/server") and refused(work, "x/run.sh") and not refused(work, "tools/other")
+
+
+@in_sandbox
+@pytest.mark.parametrize("place", [".envrc", ".vscode/tasks.json", ".venv/bin/python", ".husky/pre-commit"])
+def test_other_names_of_what_is_obeyed(work, place):
+    for name, connect in (("hard", os.link), ("soft", os.symlink)):
+        (work / name / "a").mkdir(parents=True)
+        (work / name / "a/file").write_text("mine\n")
+        (work / name / place).parent.mkdir(parents=True, exist_ok=True)
+        connect(work / name / "a/file", work / name / place)
+        run(work, f"echo evil > {name}/a/file")
+        assert (work / name / "a/file").read_text() == "mine\n"
+
+
+@in_sandbox
 def test_what_links_in_the_home_folder_lead_to(work, home):
     (work / "zsh").mkdir()
     (work / "zsh/rc").write_text("mine\n")
     (home / ".zshrc").symlink_to(work / "zsh/rc")
     (home / ".config").mkdir()
     (home / ".config/nvim").symlink_to(work / "nvim")
-    run(work, "echo evil > zsh/rc; mkdir nvim; echo evil > nvim/init.lua")
+    (home / ".config/fish").mkdir()
+    (home / ".config/fish/config.fish").symlink_to(work / "fish.fish")
+    run(work, "echo evil > zsh/rc; mkdir nvim; echo evil > nvim/init.lua; echo evil > fish.fish")
+    assert not (work / "fish.fish").exists()
     assert (work / "zsh/rc").read_text() == "mine\n" and not (work / "nvim").exists()
     assert refused(work, "nvim/init.lua") and refused(work, "zsh/rc")
 
@@ -330,7 +360,7 @@ def test_the_home_of_who_called_sudo_is_protected(tmp_path, monkeypatch):
     monkeypatch.setenv("SUDO_UID", "4711")
     entry = pwd.struct_passwd(("u", "x", 4711, 0, "", str(tmp_path / "caller"), "/bin/sh"))
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: entry)
-    assert str(tmp_path / "caller") in trusted.homes()
+    assert str(tmp_path / "caller") in outside.homes()
 
 
 def test_no_passwd_entry_and_no_home(tmp_path, monkeypatch):
@@ -339,7 +369,7 @@ def test_no_passwd_entry_and_no_home(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     monkeypatch.delenv("HOME")
-    assert trusted.homes() == [] and "home" not in sandbox.trouble(tmp_path)
+    assert outside.homes() == [] and "home" not in sandbox.trouble(tmp_path)
 
 
 @pytest.mark.parametrize("inside", [".git", ".git/hooks", "bare", "bare/refs"])

@@ -214,12 +214,13 @@ def test_the_workspace_can_be_worked_in(world):
 
 
 def test_temporary_folders_are_private_and_bounded(world):
+    name = os.urandom(8).hex()
     done = world.inside(
-        "echo x > /tmp/x && echo x > /dev/shm/x && echo x > ~/x && ls -A /tmp ~ && head -c 20M /dev/zero > /tmp/big",
+        f"cd /tmp; echo x | tee {name} /dev/shm/{name} ~/{name} && ls -A . ~ && head -c 20M /dev/zero > big",
         Limits(seconds=20, tmp_bytes=8 << 20),
     )
-    assert "No space left on device" in done.text and not Path("/tmp/x").exists()
-    assert world.inside("ls /tmp/x ~/x; ls -A /dev/shm").text.count("No such file") == 2
+    assert "No space left on device" in done.text and not Path("/tmp", name).exists()
+    assert world.inside(f"ls /tmp/{name} ~/{name}; ls -A /dev/shm").text.count("No such file") == 2
 
 
 def test_the_network_is_there_when_allowed(world):

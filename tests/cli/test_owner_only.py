@@ -2,9 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from v4cli.agent.transcript import Transcript
+from v4cli.cli import bench_output
+from v4cli.cli.plumbing import score_tokens
 from v4cli.errors import UsageError, V4Error
 from v4cli.repl.input import History
 from v4cli.repl.pastes import Pastes
@@ -34,6 +37,32 @@ def test_conversations(tmp_path, victim):
     other.path.chmod(0o644)  # as a copy might have it
     other.add({"role": "user", "content": "again"})
     assert mode(other.path) == 0o600 and mode(other.path.parent) in (0o700, 0o755)
+
+
+def test_logits_of_a_text(tmp_path, victim):
+    (tmp_path / "ids").write_text("1 2 3")
+
+    def score(name: str) -> None:
+        score_tokens("nano", tmp_path / "ids", None, tmp_path / name, None, "cpu", 512)
+
+    (tmp_path / "there.npz").touch(0o644)
+    for name in ("there.npz", "new.npz"):
+        score(name)
+        assert mode(tmp_path / name) == 0o600 and np.load(tmp_path / name)["ids"].tolist() == [1, 2, 3]
+    (tmp_path / "link.npz").symlink_to(victim)
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name in ("link.npz", "pipe.npz"):
+        with pytest.raises(UsageError, match=name):
+            score(name)
+    assert victim.read_text() == "mine\n" and mode(victim) == 0o644
+
+
+def test_a_plot_is_not_written_through_a_link(tmp_path, victim, monkeypatch):
+    (tmp_path / "plot.png").symlink_to(victim)
+    monkeypatch.setattr(bench_output, "draw", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(UsageError, match="a link"):
+        bench_output.save_plot({}, [], tmp_path / "plot.png")
+    assert victim.read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])

@@ -9,7 +9,14 @@ from v4cli.pull import environment
 from v4cli.pull.hub import HubSource
 
 OURS = [name for kind in environment.PROXIES for name in (f"{kind}_proxy", f"{kind}_PROXY".upper())]
-OURS += [*environment.SECONDS, *environment.TOKENS, *environment.CERTIFICATES, *environment.BUNDLES, "HF_ENDPOINT"]
+OURS += [
+    *environment.SECONDS,
+    *environment.TOKENS,
+    *environment.CERTIFICATES,
+    *environment.BUNDLES,
+    "HF_ENDPOINT",
+    environment.ORIGIN,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +63,8 @@ def fresh_client():
         ("SSL_CERT_DIR", "/nowhere/at/all"),
         ("REQUESTS_CA_BUNDLE", "/nowhere/at/all"),
         ("CURL_CA_BUNDLE", "GARBAGE"),
+        ("HF_HUB_USER_AGENT_ORIGIN", "caf\u00e9"),
+        ("HF_HUB_USER_AGENT_ORIGIN", "a\nb"),
         ("HF_TOKEN", "hf_a\nb"),
         ("HF_TOKEN", "hf_\u00e9"),
         ("HUGGING_FACE_HUB_TOKEN", "a b"),

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 
-from v4cli.agent import tree, trusted
+from v4cli.agent import named, outside, tree, trusted
 from v4cli.agent.tools import ToolError
 from v4cli.clean import visible
 
@@ -36,6 +36,8 @@ class Guard:
         self.inodes: set[int] = set()  # of `known`
         self.special: set[Identity] = set()
         self.pointers: dict[Identity, list[str]] = {}  # of each repository, relative to its work tree
+        self.places: list[str] = []  # where something would be obeyed, whatever links lead there
+        self.twins: set[int] = set()  # inodes of what is obeyed and has other names, perhaps in the workspace
         self._look_outside()
         for path, entries, below in tree.folders(folder, self._unreadable):
             if cancelled():
@@ -44,18 +46,21 @@ class Guard:
             if self.n_entries > MAX_ENTRIES:
                 raise ToolError(f"the workspace holds more than {MAX_ENTRIES:,} files; start v4 in a smaller folder")
             self._look(path, entries, below)
+        if self.twins:
+            self._look_for_twins()
         self.read_only = _outermost(self.read_only)
         if len(self.read_only) > MAX_READ_ONLY:
             raise ToolError(f"the workspace holds more than {MAX_READ_ONLY:,} repositories and settings of programs")
 
     def _look_outside(self) -> None:
         """Note what is trusted because something outside of the workspace says so."""
-        for path in trusted.kept_by_v4():  # made now, for what v4 makes while something runs is not the run's
+        for path in outside.kept_by_v4():  # made now, for what v4 makes while something runs is not the run's
             if trusted.within(path, self.folder) and not path.endswith(".toml"):
                 os.makedirs(path, 0o700, exist_ok=True)
-        self.places = trusted.places(self.folder)
-        for path in list(self.places):
-            self._protect(path)
+        for path in outside.obeyed(self.folder):
+            if path != self.folder:
+                self.places += [path] * trusted.within(path, self.folder)
+                self._protect(path)
         for above in trusted.ancestors(os.path.dirname(self.folder)):
             if os.path.lexists(git := os.path.join(above, ".git")):
                 self._repository(git, above)
@@ -79,30 +84,55 @@ class Guard:
 
     def _repository(self, git: str, top: str) -> None:
         """Protect a repository, what it is put together of, and what its settings and hooks lead to."""
-        found = trusted.pointers(top)
-        for path in trusted.repository_of(git):
-            self._protect(path)
-            found += trusted.links(path)
+        found = named.by_git(top)
+        for path in named.repository_of(git):
+            found += self._protect(path, True)
         for path in list(found):
-            found += trusted.links(path)
-        for path in found:
             if trusted.within(self.folder, os.path.realpath(path)):
                 raise ToolError(f"the settings of git in {top} make it run whatever lies in {path}: change them")
-            self._protect(path)
+            found += self._protect(path, True)
         if (identity := _identity(git)) is not None:
             self.pointers[identity] = [os.path.relpath(path, top) for path in found]
         self.places += found
 
-    def _protect(self, path: str) -> None:
-        """Make what is at a path read-only, wherever links lead to."""
-        real = os.path.realpath(path)
-        if (identity := _identity(real)) is None:
-            self.places += [real] * os.path.islink(path)  # the link may stay, what it leads to must not come
-            return
-        self.known.add(identity)
-        self.inodes.add(identity[1])
-        if trusted.within(real, self.folder) and real != self.folder:
-            self.read_only.append(real)
+    def _protect(self, path: str, wherever: bool = False) -> list[str]:
+        """Make what is at a path read-only, wherever links lead to, and what links below it lead to if it is in the
+        workspace, or `wherever` it is; where all these links lead, one by one."""
+        found, todo = [], [path]
+        while todo:
+            path = todo.pop()
+            real = os.path.realpath(path)
+            ways = [*named.steps(path)[1:], *([real] if real != path else [])]  # none may come, or become another
+            found += ways
+            identity = _identity(real)
+            if identity is None or identity in self.known or trusted.within(self.folder, real):
+                continue
+            self.known.add(identity)
+            self.inodes.add(identity[1])
+            self._note_twin(real)
+            is_inside = trusted.within(real, self.folder)
+            self.read_only += [real] * is_inside
+            if is_inside or wherever:
+                links, twins = named.linked(real)
+                todo += links
+                for twin in twins:
+                    self._note_twin(twin)
+        self.places += found
+        return found
+
+    def _note_twin(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            if named.has_twin(path):
+                self.twins.add(os.stat(path).st_ino)
+
+    def _look_for_twins(self) -> None:
+        """Protect files that are obeyed under another name, by a hard link: who writes the one writes the other."""
+        for _, entries, below in tree.folders(self.folder):
+            self._leave_out(entries, below)
+            for entry in entries:
+                if entry.inode() in self.twins and not entry.is_symlink():
+                    self.read_only.append(entry.path)
+                    self.known.add(_identity(entry.path))
 
     def _unreadable(self, path: str) -> bool:
         """What cannot be looked into stays as it is."""
@@ -186,7 +216,7 @@ def refusal(folder: str, parts: tuple[str, ...]) -> str:
             return trusted.GIT
         if name in trusted.ENVIRONMENT_NAMES | trusted.PACKAGES:
             return trusted.ENVIRONMENT
-    for home in trusted.homes():
+    for home in outside.homes():
         if trusted.within(home, folder) and trusted.within(path, home) and os.path.relpath(path, home).startswith("."):
             return "what reads your home folder"
     if trusted.repository_around(folder):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from v4cli.agent import guard, process, seccomp, tree, trusted
+from v4cli.agent import guard, outside, process, seccomp, tree, trusted
 from v4cli.agent.guard import Guard
 from v4cli.agent.process import STANDARD, Finished, Limits
 
@@ -67,7 +67,7 @@ def run(
 def trouble(folder: Path) -> str:
     """Why there is no sandbox for this workspace; empty if there is one."""
     folder = folder.resolve()
-    if any(trusted.within(home, str(folder)) for home in trusted.homes()):
+    if any(trusted.within(home, str(folder)) for home in outside.homes()):
         return "the workspace is your home folder or holds it; start in a folder of its own"
     if repository := trusted.repository_around(str(folder)):
         return f"the workspace lies in what git keeps for itself ({repository}); start in the work tree"
@@ -171,5 +171,5 @@ def _read_only(*paths: str | Path) -> list[str]:
 def _prefixes() -> list[Path]:
     """Folders of this Python where they are not part of the system, so that programs can use it."""
     found = dict.fromkeys(os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix))
-    inner = [path for path in found if not any(trusted.within(home, path) for home in trusted.homes())]
+    inner = [path for path in found if not any(trusted.within(home, path) for home in outside.homes())]
     return [Path(path) for path in inner if not trusted.within(path, "/usr")]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from v4cli.cli import output
 from v4cli.errors import UsageError
+from v4cli.files import open_own
 
 BAR = 40  # columns of the longest bar
 PARTS = {"weights": "reading", "index": "int8", "attention": "fp32", "python": ""}  # and ceilings
@@ -162,7 +163,8 @@ def check_plot(path: Path) -> None:
 
 
 def save_plot(about: dict, frontiers: list[dict], path: Path) -> None:
-    draw(about, frontiers).savefig(path, dpi=120)
+    with open_own(path, 0o644) as file:
+        draw(about, frontiers).savefig(file, format="png", dpi=120)
     output.note(f"plot: {path}")
 
 

@@ -8,6 +8,7 @@ from v4cli.clean import visible
 from v4cli.cli import output
 from v4cli.cli.run_input import read_text
 from v4cli.errors import RequestError, UsageError
+from v4cli.files import open_own
 from v4cli.store import library
 
 API_FIELDS = {"reasoning_effort", "response_format", "thinking", "tool_choice", "tools"}
@@ -52,7 +53,7 @@ def score_tokens(
         if logits is not None:
             rows.append(part)
     if logits is not None:
-        with logits.open("wb") as out:
+        with open_own(logits) as out:
             np.savez(out, ids=np.array(tokens, np.int64), logits=np.concatenate(rows).astype(np.float32))
     nll = -sum(logprobs) / len(logprobs)
     perplexity = float(np.exp(min(nll, 700.0)))

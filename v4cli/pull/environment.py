@@ -12,6 +12,7 @@ from v4cli.errors import UsageError
 
 SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+ORIGIN = "HF_HUB_USER_AGENT_ORIGIN"  # goes into a header, as a token does
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # what other clients read for the same purpose
 PROXIES = ("http", "https", "all", "no")
@@ -29,6 +30,8 @@ def check() -> None:
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint is not None and not _is_address(endpoint, ("http", "https")):
         raise UsageError(f"HF_ENDPOINT={_told('HF_ENDPOINT')} is not an address", "HF_ENDPOINT=https://huggingface.co")
+    if not re.fullmatch(r"[\t -~]*", os.environ.get(ORIGIN, "")):
+        raise UsageError(f"{ORIGIN}={_told(ORIGIN)} is not plain ASCII text on a line", f"unset {ORIGIN}")
     _check_certificates()
     _check_proxies()
     _check_tokens()
