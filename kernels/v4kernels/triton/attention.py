@@ -102,7 +102,7 @@ class DeviceIndexer:
         stride = self.keys(batch)
         scores = dense.take("index scores", n, stride)
         programs = min(blocks(stride, KEYS), max(1, PROGRAMS // n))
-        sizes = {"ROWS": self.rows, "DIMS": self.dims, "KEYS": KEYS, "PTX": dense.ptx}
+        sizes = {"ROWS": self.rows, "DIMS": self.dims, "BLOCK": KEYS, "PTX": dense.ptx}
         dense.launch(index.index_scores, (programs, n), *made, rows, part, scores.at, stride, warps=8, **sizes)
         return self._best(scores, rows)
 
