@@ -50,6 +50,19 @@ def test_a_layer_gives_the_cpus_bits_and_goes_on_from_what_it_remembers(model, n
     check(model, LAYERS[name], cuts)
 
 
+def test_entries_may_lie_in_memory_of_the_host():
+    config, tree = gpu_models.nano()
+    hosted = gpu_models.both(config, tree, kv_host=True)
+    x = inputs(1, config.hidden_size)[:9]
+    cpu, gpu = (ops.new_state(TOKENS) for ops in (hosted.cpu.ops, hosted.gpu.ops))
+    for start in range(0, 9, 3):
+        want, got = gpu_models.fed(hosted, 1, (cpu, gpu), start, x[start : start + 3])
+        assert np.array_equal(want.view(np.uint32), got.view(np.uint32))
+    assert all(block.host is not None for block in gpu.layers[1].parts["main"].rows.values())
+    a, b = (remembered(state, 1, 9) for state in (cpu, gpu))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("rows", [1, 3, 64])
