@@ -15,7 +15,7 @@ TOKENS = 300
 @pytest.fixture(scope="module")
 def model():
     config, tree = gpu_models.nano()
-    return gpu_models.both(config, tree)
+    return gpu_models.both(config, tree, budget=1)  # more rows than a tile has go through attention in several
 
 
 def inputs(layer: int, dim: int) -> np.ndarray:
@@ -46,7 +46,7 @@ def check(model, layer: int, cuts: list[tuple[int, bool]]) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_gives_the_cpus_bits_and_goes_on_from_what_it_remembers(model, name):
-    cuts = [(3, True), (121, False), (3, True), (1, True), (1, True), (107, False), (64, True)]
+    cuts = [(3, True), (121, False), (3, True), (1, True), (1, True), (101, False), (70, True)]
     check(model, LAYERS[name], cuts)
 
 
