@@ -332,6 +332,7 @@ def test_shared_memory_is_written_before_it_is_read():
         "st.acquire.sys.global.b32 [%rd0], %r0;",
         "fence.sys;",
         "ld.local.b32 %r3, [%rd0];",
+        "ld.shared::cluster.b32 %r3, [%r0];",
         "ld.global.v4.b32 {%r3, %r4}, [%rd0];",
         "ld.global.L2::cache_hint.b32 %r3, [%rd0], %rd1;",
         "ld.global.b32 %rd3, %rd0;",
