@@ -1,24 +1,18 @@
-"""Device memory, shared memory, and what an access to them costs.
-
-Buffers lie at made-up addresses, far from each other and never at zero, so that an address that was computed wrong
-meets none of them.
-"""
+"""Bytes that threads access, shared memory, and what an access costs."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ptx.faults import Misaligned, OutOfBounds, Race
-from ptx.races import Clock, Shadow
-from ptx.values import UNSIGNED
+from ptx.races import Clock, Shadow, Sharing
+from ptx.values import UNSIGNED, everyone
 
-GUARD = 1 << 20  # bytes at least between two buffers
-FIRST_BUFFER = 0x7F00_0000_0000
 FIRST_SHARED = 1024
 SECTOR = 32  # bytes
 BANKS = 32  # of 4 bytes
+WHOLE = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)} | {16: np.dtype(complex), 32: np.dtype("V32")}  # to be copied
 
 
 @dataclass
@@ -46,22 +40,21 @@ class Access:
     """One memory instruction: of each thread that takes part, its number in the grid and its address."""
 
     thread: np.ndarray  # [n] int64
-    address: np.ndarray  # [n] int64
+    address: np.ndarray  # [n] int64; [1] where all have the same
     item: int  # bytes
     count: int  # items a thread
 
-    @property
-    def bytes(self) -> int:
-        return self.item * self.count
+    def __post_init__(self) -> None:
+        self.bytes = self.item * self.count
 
     def only(self, some: np.ndarray) -> "Access":
-        return Access(self.thread[some], self.address[some], self.item, self.count)
+        return Access(self.thread[some], everyone(self.address, len(self.thread))[some], self.item, self.count)
 
     def check_alignment(self) -> None:
-        wrong = self.address % self.bytes != 0
-        if wrong.any():
-            address = int(self.address[wrong][0])
-            raise Misaligned(f"address {address:#x} is no multiple of {self.bytes}", int(self.thread[wrong][0]))
+        low = self.address & (self.bytes - 1)
+        if np.count_nonzero(low):
+            address, thread = int(self.address[low != 0][0]), self.thread[: len(low)][low != 0]
+            raise Misaligned(f"address {address:#x} is no multiple of {self.bytes}", int(thread[0]))
 
 
 class Bytes:
@@ -72,131 +65,68 @@ class Bytes:
         self.shadow = shadow  # None: nothing writes there
 
     def read(self, access: Access, offset: np.ndarray, clock: Clock) -> np.ndarray:
-        """offset [n] -> unsigned [n, count]."""
+        """offset like access.address -> unsigned [n, count], or [1, count] where all have the same."""
         if self.shadow:
-            self.shadow.on_read(offset[:, None] + np.arange(access.bytes), access.thread, clock)
-        words = self.data.view(UNSIGNED[8 * access.item])
-        return words[(offset // access.item)[:, None] + np.arange(access.count)]
+            self.shadow.on_read(offset, access.bytes, access.thread, clock)
+        return self._at(access, offset)
 
     def write(self, access: Access, offset: np.ndarray, value: np.ndarray, clock: Clock) -> None:
-        """value unsigned [n, count]."""
-        at = offset[:, None] + np.arange(access.bytes)
-        value = np.ascontiguousarray(value).view(np.uint8)
-        self.shadow.on_write(at, access.thread, self.data[at] != value, clock)
-        self.data[at] = value
-        lost = self.data[at] != value
-        if lost.any():
+        """offset [n], value unsigned [n, count]."""
+        changed = lambda: self._at(access, offset) != value  # noqa: E731
+        self.shadow.on_write(offset, access.bytes, access.thread, changed, clock)
+        whole = WHOLE[access.bytes]
+        self.data.view(whole)[offset // access.bytes] = value.view(whole)[:, 0]
+        lost = self._at(access, offset) != value
+        if np.count_nonzero(lost):
             raise Race("two threads write different values there at once", int(access.thread[lost.any(1)][0]))
 
-
-class Buffer(Bytes):
-    """An array of the caller's, at an address. A read-only array cannot be written by a program either."""
-
-    def __init__(self, name: str, array: np.ndarray, address: int, block_threads: int):
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{name} is not contiguous")
-        padded = np.zeros(-(-array.nbytes // 16) * 16, np.uint8)
-        padded[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        super().__init__(padded, Shadow(len(padded), block_threads, True) if array.flags.writeable else None)
-        self.name, self.array, self.address, self.size = name, array, address, array.nbytes
-
-    def give_back(self) -> None:
-        if self.shadow:
-            self.array.reshape(-1).view(np.uint8)[:] = self.data[: self.size]
-
-
-class DeviceMemory:
-    def __init__(self, counters: Counters, block_threads: int):
-        self.counters, self.block_threads = counters, block_threads
-        self.buffers: list[Buffer] = []
-
-    def place(self, name: str, array: np.ndarray) -> int:
-        """Its address."""
-        end = self.buffers[-1].address + self.buffers[-1].size if self.buffers else FIRST_BUFFER - GUARD
-        buffer = Buffer(name, array, (end + 2 * GUARD - 1) // GUARD * GUARD, self.block_threads)
-        self.buffers.append(buffer)
-        return buffer.address
-
-    def load(self, access: Access, clock: Clock) -> np.ndarray:
-        """-> unsigned [n, count]."""
-        count_sectors(access, self.counters.global_loads)
-        value = np.empty((len(access.thread), access.count), UNSIGNED[8 * access.item])
-        for buffer, part, some in self._parts(access):
-            value[some] = buffer.read(part, part.address - buffer.address, clock)
-        return value
-
-    def store(self, access: Access, value: np.ndarray, clock: Clock) -> None:
-        count_sectors(access, self.counters.global_stores)
-        for buffer, part, some in self._parts(access):
-            if not buffer.shadow:
-                raise OutOfBounds(f"{buffer.name} is read-only", int(part.thread[0]))
-            buffer.write(part, part.address - buffer.address, value[some], clock)
-
-    def _parts(self, access: Access) -> Iterator[tuple[Buffer, Access, np.ndarray | slice]]:
-        """An access, by the buffers that it is within: nearly always one."""
-        access.check_alignment()
-        starts = [b.address for b in self.buffers]
-        ends = np.array([0] + [b.address + b.size for b in self.buffers])  # of none, in front of them all
-        low, high = np.searchsorted(starts, [access.address.min(), access.address.max()], "right")
-        which = np.searchsorted(starts, access.address, "right") if low != high else np.full(1, low)
-        outside = access.address + access.bytes > ends[which]
-        if outside.any():
-            raise OutOfBounds(self._where(int(access.address[outside][0])), int(access.thread[outside][0]))
-        if low == high:
-            yield self.buffers[low - 1], access, slice(None)
-            return
-        for i in np.unique(which):
-            some = which == i
-            yield self.buffers[i - 1], access.only(some), some
-
-    def _where(self, address: int) -> str:
-        if not self.buffers or address < FIRST_BUFFER - GUARD:
-            return f"address {address:#x}, near no buffer"
-        near = min(self.buffers, key=lambda b: max(b.address - address, address - b.address - b.size))
-        return f"byte {address - near.address} of {near.name}, which has {near.size}"
+    def _at(self, access: Access, offset: np.ndarray) -> np.ndarray:
+        """-> unsigned [n, count]"""
+        found = self.data.view(WHOLE[access.bytes])[offset // access.bytes]
+        return found.view(UNSIGNED[8 * access.item]).reshape(-1, access.count)
 
 
 class SharedMemory(Bytes):
     """Of `blocks` blocks beside each other, the first one being number `first` of the grid."""
 
-    def __init__(self, counters: Counters, size: int, first: int, blocks: int, block_threads: int):
+    def __init__(self, counters: Counters | None, size: int, first: int, blocks: int, sharing: Sharing):
         self.stride = -(-size // 16) * 16
-        self.counters, self.size, self.first, self.block_threads = counters, size, first, block_threads
+        self.counters, self.size, self.first, self.sharing = counters, size, first, sharing
         total = self.stride * blocks
-        super().__init__(np.zeros(total, np.uint8), Shadow(total, block_threads, False))
+        super().__init__(np.zeros(total, np.uint8), Shadow(total, sharing, False))
 
     def load(self, access: Access, clock: Clock, together: np.ndarray | None = None) -> np.ndarray:
         """`together`: see count_wavefronts."""
         offset = self._offset(access)
-        count_wavefronts(access, together, self.counters.shared_loads)
+        if self.counters:
+            count_wavefronts(access, together, self.counters.shared_loads)
         return self.read(access, offset, clock)
 
     def store(self, access: Access, value: np.ndarray, clock: Clock, together: np.ndarray | None = None) -> None:
         offset = self._offset(access)
-        count_wavefronts(access, together, self.counters.shared_stores)
+        if self.counters:
+            count_wavefronts(access, together, self.counters.shared_stores)
         self.write(access, offset, value, clock)
 
     def begin_copy(self, access: Access, value: np.ndarray, clock: Clock) -> None:
         """A store that happens any time until `end_copy`."""
         self.store(access, value, clock)
-        self.shadow.under_way[self._bytes(access)] = True
+        self.shadow.begin_copy(self._offset(access), access.bytes)
 
     def end_copy(self, access: Access, clock: Clock) -> None:
-        at = self._bytes(access)
-        self.shadow.under_way[at] = False
-        self.shadow.on_write(at, access.thread, np.ones(at.shape, bool), clock)
-
-    def _bytes(self, access: Access) -> np.ndarray:
-        return self._offset(access)[:, None] + np.arange(access.bytes)
+        self.shadow.end_copy(self._offset(access), access.bytes, access.thread, clock)
 
     def _offset(self, access: Access) -> np.ndarray:
         access.check_alignment()
         offset = access.address - FIRST_SHARED
-        outside = (offset < 0) | (offset + access.bytes > self.size)
-        if outside.any():
+        outside = offset.view(np.uint64) > self.size - access.bytes if self.size else offset == offset
+        if np.count_nonzero(outside):
             byte = int(offset[outside][0])
-            raise OutOfBounds(f"byte {byte} of shared memory, which has {self.size}", int(access.thread[outside][0]))
-        return offset + (access.thread // self.block_threads - self.first) * self.stride
+            thread = int(access.thread[: len(outside)][outside][0])
+            raise OutOfBounds(f"byte {byte} of shared memory, which has {self.size}", thread)
+        if self.stride == len(self.data):
+            return offset
+        return offset + (access.thread // self.sharing.block_threads - self.first) * self.stride
 
 
 def count_sectors(access: Access, requests: Requests) -> None:
