@@ -136,6 +136,35 @@ def down(
 
 
 @triton.jit
+def added(
+    where, ids, shared, hits, misses, out, N: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+    BY_PAIR: tl.constexpr,
+):  # fmt: skip
+    """out += shared, then the row of every pair, by ascending id: from hits, or a row of misses. `where` is the slot of
+    an expert, and misses have a row of every pair; or, BY_PAIR, it is a pair's row of misses, -1 for none."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1)
+    some = at < N
+    total = tl.load(out + row * N + at, some) + tl.load(shared + row * N + at, some)
+    j = tl.arange(0, 16)
+    END: tl.constexpr = 1 << 30  # above every key
+    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
+    keys = tl.where(j < TOP_K, keys, END)
+    for _ in range(TOP_K):
+        key = tl.min(keys, axis=0)
+        pair = row * TOP_K + key % 16
+        if BY_PAIR:
+            missed = tl.load(where + pair)
+        else:
+            missed = tl.where(tl.load(where + key // 16) >= 0, -1, pair)
+        of_hit = tl.load(hits + pair.to(tl.int64) * N + at, some & (missed < 0))
+        of_miss = tl.load(misses + missed.to(tl.int64) * N + at, some & (missed >= 0))
+        total += tl.where(missed < 0, of_hit, of_miss)
+        keys = tl.where(keys == key, END, keys)
+    tl.store(out + row * N + at, total, some)
+
+
+@triton.jit
 def add_experts(
     slots: i16p,  # [experts]
     ids: i64p,  # [rows, TOP_K]
@@ -148,19 +177,4 @@ def add_experts(
     BLOCK: tl.constexpr,  # values a program
 ):
     """out += shared, then the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.program_id(1)
-    some = at < N
-    total = tl.load(out + row * N + at, some) + tl.load(shared + row * N + at, some)
-    j = tl.arange(0, 16)
-    END: tl.constexpr = 1 << 30  # above every key
-    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
-    keys = tl.where(j < TOP_K, keys, END)
-    for _ in range(TOP_K):
-        key = tl.min(keys, axis=0)
-        pair = row * TOP_K + key % 16
-        hit = tl.load(slots + key // 16) >= 0
-        of_hit = tl.load(hits + pair * N + at, some & hit)
-        total += tl.where(hit, of_hit, tl.load(misses + pair * N + at, some & (hit == 0)))
-        keys = tl.where(keys == key, END, keys)
-    tl.store(out + row * N + at, total, some)
+    added(slots, ids, shared, hits, misses, out, N, TOP_K, BLOCK, False)
