@@ -2,11 +2,9 @@
 both see, and for each layer the launches of handoff.py. Nothing of a step asks the host, so it can be recorded.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from v4kernels.cpu.serve import HEAD, TIMEOUT_S, Ring, job_dtype
+from v4kernels.cpu.serve import HEAD, TIMEOUT_S, Ring, Told, job_dtype
 from v4kernels.triton import handoff
 from v4kernels.triton.device import Device
 from v4kernels.triton.launch import ALIGNMENT, assembly
@@ -15,17 +13,6 @@ BLOCK = 1024  # values that a program copies or adds at a time
 STATE_BYTES = 8 * handoff.STATE
 JOBS = 4  # of the ring: a step on the device has one on its way, what the host drives has several
 LOOKS_PER_S = 1e6  # where there is no clock: a look crosses the bus
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a step left: the V4K_E code that it ended with, or 0; how long it waited; and of every layer what was
-    routed, ids (layers, N, top_k) int64 and scores (layers, N, E) fp32."""
-
-    code: int
-    waited_s: float
-    ids: np.ndarray
-    scores: np.ndarray
 
 
 class Handoff:
@@ -104,9 +91,9 @@ class Handoff:
         arguments = self.ring_at, self.log_at, self.limit
         self.device.launch(handoff.wait, (1,), arguments, {"ASM": self.assembly}, warps=1)
 
-    def add(self, ids: int, shared: int, hits: int, out: int) -> None:
-        """Add to out (N, D) shared (N, D), and by ascending id hits (N, top_k, D) or what was waited for."""
-        arguments = self.ring_at, self.log_at, self.order_at, ids, shared, hits, out, self.ring.n_jobs
+    def add(self, ids: int, hits: int, out: int) -> None:
+        """Add to out (N, D), by ascending id, hits (N, top_k, D) or what was waited for."""
+        arguments = self.ring_at, self.log_at, self.order_at, ids, hits, out, self.ring.n_jobs
         constants = {"N": self.dim, "TOP_K": self.top_k, "JOB": self.places["JOB"], "Y": self.places["Y"]}
         grid = -(-self.dim // BLOCK), self.n
         self.device.launch(handoff.add_served, grid, arguments, constants | {"BLOCK": BLOCK})
