@@ -136,12 +136,10 @@ def down(
 
 
 @triton.jit
-def plus_pairs(
-    total, at, where, ids, hits, misses, N: tl.constexpr, TOP_K: tl.constexpr, BY_PAIR: tl.constexpr
-):  # fmt: skip
-    """total, numbers `at` of a row, and those of the row's pairs by ascending id: from hits, or a row of misses. `where`
-    is the slot of an expert, and misses have a row of every pair; or, BY_PAIR, it is a pair's row of misses, -1 for
-    none."""
+def plus_pairs(total, at, where, ids, hits, misses, N: tl.constexpr, TOP_K: tl.constexpr, BY_PAIR: tl.constexpr):
+    """total, numbers `at` of a row, and those of the row's pairs by ascending id: from hits, or a row of misses.
+    `where` is the slot of an expert, and misses have a row of every pair; or, BY_PAIR, it is a pair's row of misses, -1
+    for none."""
     row = tl.program_id(1)
     some = at < N
     j = tl.arange(0, 16)
