@@ -1,71 +1,62 @@
-"""Slots in the memory of a device whose kernels read them as a step does: by a table that is there too."""
+"""Experts in slots, as the host asks for them: with what it computes itself, v4k_experts to the bit."""
 
 import numpy as np
 import pytest
+from v4kernels import native
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
-import small_kernels
-from emulated import Emulated
-from hypothesis import settings
-from slot_machine import ALL, Slots
+import gpu_models
+from v4kernels.api import Routing
+from v4kernels.cpu import Buffer
+from v4kernels.triton import memory
+from v4kernels.triton.weights import SlotKind
 
-from v4cli.experts.device import parts_of
-
-
-class Late(Emulated):
-    """As slot_machine.py asks."""
-
-    def __init__(self, late: bool):
-        super().__init__(late=late)
-        self.failed: set[object] = set()
-
-    @property
-    def pending(self):
-        return self.coming
-
-    @property
-    def allocated(self):
-        return self.nbytes
-
-    def complete(self, count=None, which=0):
-        for _ in range(len(self.coming) if count is None else min(count, len(self.coming))):
-            self.coming.insert(0, self.coming.pop(which % len(self.coming)))
-            self.arrive(1)
-
-    def fail(self):
-        self.failed.add(self.coming.pop(0)[0])
-
-    def completed(self, ticket):
-        if ticket in self.failed:
-            raise OSError("a copy failed")
-        return super().completed(ticket)
-
-    def place(self, at, n_bytes):
-        return self.memory.at(at, n_bytes)
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+LAYER = 3
+F = np.float32
 
 
-class OnDevice(Slots):
-    def new_device(self, late):
-        return Late(late)
-
-    def read(self):
-        """By a kernel, in memory of its own that is given back."""
-        super().read()
-        slots, device = self.slots, self.device
-        if not slots.n_slots:
-            return
-        table, out = device.alloc(2 * ALL), device.alloc(2 * ALL)
-        device.write(table, slots.table)
-        device.write(out, np.zeros(2 * ALL, np.uint8))
-        last = slots.slot_bytes - 256 + parts_of(self.scratch)[-1][1] - 1
-        sizes = {"SLOT": slots.slot_bytes, "LAST": last}
-        device.launch(small_kernels.first_and_last, (ALL,), (slots.at, table, out), sizes, warps=1)
-        seen = device.read(out, 2 * ALL).reshape(ALL, 2)
-        want = np.where(slots.table.ravel() >= 0, np.arange(ALL) + 1, 0)
-        device.free(table)
-        device.free(out)
-        assert (seen == want[:, None]).all()
+@pytest.fixture(scope="module")
+def model():
+    config, tree = gpu_models.nano()
+    return gpu_models.both(config, tree)
 
 
-OnDevice.TestCase.settings = settings(max_examples=10, stateful_step_count=15, deadline=None)
-TestSlots = OnDevice.TestCase
+def alone(model, x: np.ndarray, row: int, expert: int, weight: float) -> np.ndarray:
+    """The row of one pair."""
+    ops, out = model.cpu.ops, np.zeros((1, x.shape[1]), F)
+    some = Buffer.of(x[row : row + 1].copy())
+    chosen, weights = np.array([[expert]], np.int64), np.array([[weight]], F)
+    ops.add_experts(LAYER, ops.layers[LAYER].ffn.experts, some, chosen, weights, out.ctypes.data)
+    return out[0]
+
+
+@pytest.mark.parametrize("n, hit", [(1, 2), (5, 0), (5, 8), (9, 5)])
+def test_hits_and_misses_are_added_as_the_cpu_adds(model, n, hit):
+    rng, experts = np.random.default_rng(n + hit), model.gpu.ops.tree.layers[LAYER].ffn.experts
+    x, out = (rng.standard_normal((n, model.config.hidden_size)).astype(F) for _ in range(2))
+    ids = np.stack([rng.permutation(8)[:2] for _ in range(n)]).astype(np.int64)
+    weights = rng.random((n, 2)).astype(F)
+    kind, held = SlotKind.of(experts[0]), model.gpu.ops.memory
+    slots = held.take(8 * kind.n_bytes)
+    slot_of = np.full(8, -1)
+    slot_of[rng.permutation(8)[:hit]] = np.arange(hit)
+    for expert in np.flatnonzero(slot_of >= 0):
+        for place, part in kind.parts(experts[expert]):
+            model.device.write(slots.at + int(slot_of[expert]) * kind.n_bytes + place, part)
+    there = slot_of[ids].ravel()
+    (misses,) = np.nonzero(there < 0)
+    place = np.full(2 * n, -1)
+    place[misses] = np.arange(len(misses))
+
+    at = [held.put(a) for a in (x, out, ids, weights)]
+    there_too = [memory.Buffer(block.at, n, a.shape[1], a.dtype.type) for block, a in zip(at, (x, out, ids, weights))]
+    device = model.gpu.ops.slot_experts(kind, slots.at)
+    results = device.begin(LAYER, there_too[0], Routing(*there_too[2:], there_too[3]))
+    device.compute(results, there)
+    rows = [alone(model, x, i // 2, ids.ravel()[i], weights.ravel()[i]) for i in misses]
+    got = device.values(device.add(there_too[1], results, np.array(rows, F).reshape(-1, x.shape[1]), place))
+
+    routing = Routing(Buffer.of(ids), Buffer.of(weights), Buffer())
+    want = model.cpu.ops.resident().begin(LAYER, Buffer.of(x), routing, Buffer()).add_to(Buffer.of(out.copy()))
+    assert np.array_equal(got.view(np.uint32), want.array().view(np.uint32))
