@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from v4kernels.api import Routing, Span
+from v4kernels.cpu import Buffer as HostBuffer
 from v4kernels.cpu.bound import MOST_DIMS, PackedTree
 from v4kernels.cpu.serve import TIMEOUT_S
 from v4kernels.tree import Hyper
@@ -117,7 +118,8 @@ class TritonOps:
             self.device.synchronize()  # nothing reads the record any more
             record = self._record(len(ids))
             record.fill(spans, ids)
-        return TritonBatch(record, max(span.start + len(span.ids) for span in spans))
+        last = max(span.start + len(span.ids) for span in spans)
+        return TritonBatch(record, last, HostBuffer.of(ids[:, None]))
 
     def _record(self, rows: int) -> StepRecord:
         if rows <= FEW:
