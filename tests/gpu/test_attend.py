@@ -15,7 +15,7 @@ import attend_parts as parts
 import gpu_kernels
 import sass
 from gpu_kernels import TARGETS, fixed, in_interpreter, on, same
-from test_gate import AMD, NVIDIA, Budget, complaints
+from test_gate import AMD, MORE_INSTRUCTIONS, NVIDIA, Budget, complaints
 from v4kernels.cpu import PackedWeight
 from v4kernels.triton import attend, linear
 
@@ -193,7 +193,7 @@ def test_attention_stays_within_its_budgets(name, gpu):
     assert complaints(budget, gpu) == []
     if name in EACH:
         _, loop = sass.nvidia(gpu_kernels.compiled(budget.kernel, gpu, budget.warps, **budget.constants))
-        assert loop.instructions / loop.opcodes["FFMA"] <= EACH[name]
+        assert loop.instructions / loop.opcodes["FFMA"] <= EACH[name] * MORE_INSTRUCTIONS
 
 
 @pytest.mark.parametrize("gpu", first_or_slow(AMD))

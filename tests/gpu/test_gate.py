@@ -3,6 +3,7 @@ its main loop has for what it does. A count of instructions bounds speed from ab
 the compiler made of it is seen here, without a GPU."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,16 @@ import pytest
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import sass
+import triton
 from v4kernels.triton import gemm, index, launch, linear, quantize
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 AMD = ("gfx942", "gfx1100")
+
+
+# Budgets are those of the Triton that constraints.txt names; what others make of a kernel may take a little more.
+NAMED = f"triton=={triton.__version__}" in (Path(__file__).parents[2] / "constraints.txt").read_text().split()
+MORE_REGISTERS, MORE_INSTRUCTIONS = (1.0, 1.0) if NAMED else (1.35, 1.1)
 
 
 @dataclass(frozen=True)
@@ -129,14 +136,18 @@ def complaints(budget: Budget, gpu: str) -> list[str]:
     used, loop = sass.amd(made) if gpu in AMD else sass.nvidia(made)
     found = [
         f"{name} {getattr(used, name)}, allowed {allowed}"
-        for name, allowed in (("registers", budget.registers), ("stack", 0), ("shared", budget.shared))
+        for name, allowed in (
+            ("registers", int(budget.registers * MORE_REGISTERS)),
+            ("stack", 0),
+            ("shared", budget.shared),
+        )
         if getattr(used, name) > allowed
     ]
     if ".ftz" in made.asm.get("ptx", ""):
         found.append("denormals flushed to zero")
     if gpu in budget.instructions:
         each = loop.instructions * budget.unit / loop.products
-        if each > budget.instructions[gpu]:
+        if each > budget.instructions[gpu] * MORE_INSTRUCTIONS:
             found.append(f"{each:.2f} instructions a unit, allowed {budget.instructions[gpu]}")
     if loop.wide_loads < budget.wide_loads:
         found.append(f"{loop.wide_loads} loads of 128 bits, expected {budget.wide_loads}")

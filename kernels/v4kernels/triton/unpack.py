@@ -39,11 +39,11 @@ FP4 = tl.constexpr(by_tables((0x03020100, 0x0C080604), (0xFDFEFF00, 0xF4F8FAFC))
 INT4 = tl.constexpr(by_tables((0xFBFAF9F8, 0xFFFEFDFC), (0x03020100, 0x07060504)))
 
 
-@triton.jit
-def in_words(FORMAT: tl.constexpr, ASM: tl.constexpr):
+@triton.constexpr_function
+def in_words(FORMAT: str, ASM: str) -> bool:
     """Whether `unpacked` takes words: AMD's GPUs look up bytes by bytes of one, and their compiler takes no assembly of
     anything smaller."""
-    return FORMAT == "fp4" and (ASM == "gfx9" or ASM == "gfx11")
+    return FORMAT == "fp4" and ASM in ("gfx9", "gfx11")
 
 
 @triton.jit
