@@ -3,9 +3,11 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 # glibc: keep freed memory, training allocates the same large tensors at every step
+TRITONS := 3.6.0 3.9.0
+COMPILED := budgets or librarys or handoff or interpreter
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl options recording clean
+.PHONY: help run test test-slow test-triton lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl options recording clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -29,6 +31,12 @@ test: $(VENV)/installed-test  ## install what tests need and run them
 
 test-slow: $(VENV)/installed-test  ## the tests that take minutes
 	$(PYTHON) -m pytest -m slow
+
+test-triton: $(VENV)/installed-test  ## GPU kernels as the oldest and the newest Triton compile them (half an hour, 800 MB in build/)
+	for version in $(TRITONS); do \
+	    test -d build/triton-$$version || $(VENV)/bin/pip install --quiet --no-deps --target build/triton-$$version triton==$$version || exit 1; \
+	    PYTHONPATH=build/triton-$$version $(PYTHON) -m pytest tests/gpu -k "$(COMPILED)" || exit 1; \
+	done
 
 lint: $(VENV)/installed-test  ## style, types of the engine room, layering
 	$(VENV)/bin/ruff check .

@@ -70,7 +70,7 @@ def run_queries(launch: Launch, tokens: Tokens) -> tuple[np.ndarray, np.ndarray,
 
 
 def run_scores(
-    launch: Launch, *fed: tuple[Tokens, Keys], ptx_form: bool = True, programs: int = 3, part: int = 0
+    launch: Launch, *fed: tuple[Tokens, Keys], asm: str = "ptx", programs: int = 3, part: int = 0
 ) -> np.ndarray:
     """[tokens, most keys] fp32 of timelines, in launches of `part` rows or one; minus one where no key is seen."""
     queries = [fixed(a) for a in run_queries(launch, together([tokens for tokens, _ in fed]))]
@@ -79,7 +79,7 @@ def run_scores(
     counts, (_, rows, dims) = [len(tokens.q) for tokens, _ in fed], queries[0].shape
     lines = fixed(timelines.lines_of([tokens.start for tokens, _ in fed], counts, tables))
     scores = np.full((len(lines), max(len(keys.codes) for _, keys in fed)), -1, F)
-    constants = {"ROWS": rows, "DIMS": dims, "BLOCK": 64, "PTX": ptx_form}
+    constants = {"ROWS": rows, "DIMS": dims, "BLOCK": 64, "ASM": asm}
     for of in timelines.parts(len(lines), part):
         arguments = *(a[of] for a in queries), lines[of], timelines.PART, scores[of], scores.shape[1]
         launch(index.index_scores, (programs, len(lines[of])), *arguments, **constants)

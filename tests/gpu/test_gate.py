@@ -3,6 +3,7 @@ its main loop has for what it does. A count of instructions bounds speed from ab
 the compiler made of it is seen here, without a GPU."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,16 @@ import pytest
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import sass
-from v4kernels.triton import gemm, index, linear, quantize
+import triton
+from v4kernels.triton import gemm, index, launch, linear, quantize
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 AMD = ("gfx942", "gfx1100")
+
+
+# Budgets are those of the Triton that constraints.txt names; what others make of a kernel may take a little more.
+NAMED = f"triton=={triton.__version__}" in (Path(__file__).parents[2] / "constraints.txt").read_text().split()
+MORE_REGISTERS, MORE_INSTRUCTIONS = (1.0, 1.0) if NAMED else (1.35, 1.1)
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ ON_NVIDIA = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=32, shared=128),
     "linear_int8": Budget(  # a weight is one product
         linear.linear_int8,
-        LINEAR | {"PTX": True},
+        LINEAR,
         registers=56,
         shared=1024,
         wide_loads=5,
@@ -49,7 +56,7 @@ ON_NVIDIA = {
     ),
     "linear_fp4": Budget(  # a weight is two products, one of its sign mask
         linear.linear_fp4,
-        LINEAR | {"PTX": True},
+        LINEAR,
         registers=56,
         shared=1024,
         wide_loads=4,
@@ -58,7 +65,7 @@ ON_NVIDIA = {
     ),
     "linear_int4": Budget(  # a weight is one product
         linear.linear_int4,
-        LINEAR | {"PTX": True},
+        LINEAR,
         registers=56,
         shared=1024,
         wide_loads=4,
@@ -66,7 +73,7 @@ ON_NVIDIA = {
     ),
     "gemm_int8": Budget(  # a unit is a group of one output
         gemm.gemm,
-        GEMM | {"FORMAT": "int8", "PTX": True},
+        GEMM | {"FORMAT": "int8"},
         registers=210,
         shared=16384,
         warps=8,
@@ -77,7 +84,7 @@ ON_NVIDIA = {
     ),
     "gemm_fp4": Budget(  # the same, and codes are looked up
         gemm.gemm,
-        GEMM | {"FORMAT": "fp4", "PTX": True},
+        GEMM | {"FORMAT": "fp4"},
         registers=210,
         shared=16384,
         warps=8,
@@ -88,7 +95,7 @@ ON_NVIDIA = {
     "index_queries": Budget(index.index_queries, QUERIES, registers=72, shared=2048),
     "index_scores": Budget(  # a unit is a group of one head and one key
         index.index_scores,
-        SCORES | {"PTX": True},
+        SCORES,
         registers=176,
         shared=2048,
         unit=32,
@@ -96,38 +103,51 @@ ON_NVIDIA = {
     ),
     "index_choice": Budget(index.index_choice, CHOICE, registers=128, shared=16384, warps=8),
 }
-ON_AMD = {
+ON_AMD = {  # units as above; no such GPU has run them yet
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=48, shared=128),
-    "linear_int8": Budget(linear.linear_int8, LINEAR | {"PTX": False}, registers=104, shared=1024),
-    "linear_fp4": Budget(linear.linear_fp4, LINEAR | {"PTX": False}, registers=144, shared=1024),
-    "linear_int4": Budget(linear.linear_int4, LINEAR | {"PTX": False}, registers=144, shared=1024),
-    "gemm_int8": Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": False}, registers=256, shared=16384, warps=8),
-    "gemm_fp4": Budget(gemm.gemm, GEMM | {"FORMAT": "fp4", "PTX": False}, registers=256, shared=16384, warps=8),
+    "linear_int8": Budget(
+        linear.linear_int8,
+        LINEAR,
+        registers=48,
+        shared=1024,
+        wide_loads=5,
+        instructions={"gfx942": 1.7, "gfx1100": 1.5},
+    ),
+    "linear_fp4": Budget(
+        linear.linear_fp4, LINEAR, 80, 1024, wide_loads=3, instructions={"gfx942": 3.7, "gfx1100": 3.3}
+    ),
+    "linear_int4": Budget(linear.linear_int4, LINEAR, 64, 1024, wide_loads=4, instructions=dict.fromkeys(AMD, 2.0)),
+    "gemm_int8": Budget(
+        gemm.gemm, GEMM | {"FORMAT": "int8"}, 256, 16384, 8, unit=32, instructions={"gfx942": 10.5, "gfx1100": 8.5}
+    ),
+    "gemm_fp4": Budget(
+        gemm.gemm, GEMM | {"FORMAT": "fp4"}, 256, 16384, 8, unit=32, instructions={"gfx942": 14.5, "gfx1100": 13.5}
+    ),
     "index_queries": Budget(index.index_queries, QUERIES, registers=96, shared=2048),
-    "index_scores": Budget(index.index_scores, SCORES | {"PTX": False}, registers=240, shared=16384, warps=8),
+    "index_scores": Budget(index.index_scores, SCORES, registers=240, shared=16384, warps=8),
     "index_choice": Budget(index.index_choice, CHOICE, registers=128, shared=32768, warps=8),
 }
 
 
 def complaints(budget: Budget, gpu: str) -> list[str]:
     """What goes beyond the budget."""
-    made = gpu_kernels.compiled(budget.kernel, gpu, budget.warps, budget.stages, **budget.constants)
-    if gpu in AMD:
-        used, loop = sass.amd(made), None
-    else:
-        used, loop = sass.nvidia(made)
+    given = {"ASM": launch.assembly(gpu)} if "ASM" in budget.kernel.arg_names else {}
+    made = gpu_kernels.compiled(budget.kernel, gpu, budget.warps, budget.stages, **budget.constants, **given)
+    used, loop = sass.amd(made) if gpu in AMD else sass.nvidia(made)
     found = [
         f"{name} {getattr(used, name)}, allowed {allowed}"
-        for name, allowed in (("registers", budget.registers), ("stack", 0), ("shared", budget.shared))
+        for name, allowed in (
+            ("registers", int(budget.registers * MORE_REGISTERS)),
+            ("stack", 0),
+            ("shared", budget.shared),
+        )
         if getattr(used, name) > allowed
     ]
-    if loop is None:
-        return found
-    if ".ftz" in made.asm["ptx"]:
+    if ".ftz" in made.asm.get("ptx", ""):
         found.append("denormals flushed to zero")
     if gpu in budget.instructions:
         each = loop.instructions * budget.unit / loop.products
-        if each > budget.instructions[gpu]:
+        if each > budget.instructions[gpu] * MORE_INSTRUCTIONS:
             found.append(f"{each:.2f} instructions a unit, allowed {budget.instructions[gpu]}")
     if loop.wide_loads < budget.wide_loads:
         found.append(f"{loop.wide_loads} loads of 128 bits, expected {budget.wide_loads}")
@@ -149,13 +169,19 @@ def test_kernels_compile_for_amd_within_their_budgets(name, gpu):
 
 
 def test_registers_that_are_spilled_are_seen():
-    crowded = Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": True}, registers=255, shared=16384, warps=4)
+    crowded = Budget(gemm.gemm, GEMM | {"FORMAT": "int8"}, registers=255, shared=16384, warps=4)
     assert any(complaint.startswith("stack") for complaint in complaints(crowded, "sm_80"))
 
 
 def test_a_loop_of_too_many_instructions_or_narrow_loads_is_seen():
     strict = Budget(
-        linear.linear_int8, LINEAR | {"PTX": True}, 56, 1024, wide_loads=99, instructions={"sm_89": 1.0}, permutes=False
+        linear.linear_int8,
+        LINEAR,
+        registers=56,
+        shared=1024,
+        wide_loads=99,
+        instructions={"sm_89": 1.0},
+        permutes=False,
     )
     seen = complaints(strict, "sm_89")
     assert [c.split()[1] for c in seen] == ["instructions", "loads", "byte"]

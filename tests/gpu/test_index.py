@@ -62,7 +62,7 @@ def test_scores_are_the_librarys(gpu, heads, dims):
 @LIBRARY
 def test_the_plain_form_of_scores_is_the_librarys_too():
     tokens, keys = queries(3, 2, 24, 64, 400), parts.random_keys(np.random.default_rng(3), 100, 64)
-    got = parts.run_scores(on("sm_89"), (tokens, keys), ptx_form=False)
+    got = parts.run_scores(on("sm_89"), (tokens, keys), asm="plain")
     assert same(got, parts.library_scores(tokens, keys))
 
 
@@ -187,7 +187,7 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
         ),
         "scores": (
             index.index_scores,
-            {"ROWS": 32, "DIMS": 64, "BLOCK": 64, "PTX": True},
+            {"ROWS": 32, "DIMS": 64, "BLOCK": 64, "ASM": "ptx"},
             [*inputs, lines, timelines.PART, np.zeros(256, F), 256],
         ),
         "choice": (
@@ -219,7 +219,7 @@ from gpu_kernels import interpreted as run, same
 
 tokens, keys = given.queries(3, 2, 5, 64, 400), parts.random_keys(np.random.default_rng(3), 100, 64)
 print("queries", all(map(same, parts.run_queries(run, tokens), parts.plain_queries(tokens))))
-scores = parts.run_scores(run, (tokens, keys), ptx_form=False, programs=1)
+scores = parts.run_scores(run, (tokens, keys), asm="plain", programs=1)
 print("scores", same(scores, parts.library_scores(tokens, keys)))
 print("choice", np.array_equal(parts.run_choice(run, scores, [400], 10, 32), given.best(scores, 400, 10)))
 """

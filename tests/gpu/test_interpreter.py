@@ -25,17 +25,18 @@ codes, steps = given.int8_weight(20, 352)
 want = native.linear(x, native.matrix(codes, steps, "int8"))
 y = torch.zeros(2, 20)
 bits = steps.view(torch.uint16)
-linear.linear_int8[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int32), scale, y, 20, K=352, ROWS=16, PTX=False)
+sizes = {"K": 352, "ROWS": 16, "ASM": "plain"}
+linear.linear_int8[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int32), scale, y, 20, **sizes)
 print("linear_int8", same(y, want))
 y = torch.zeros(2, 20)
-tile = {"K": 352, "TOKENS": 16, "ROWS": 16, "PTX": False}
+tile = {"K": 352, "TOKENS": 16, "ROWS": 16, "ASM": "plain"}
 gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="int8", **tile)
 print("gemm_int8", same(y, want))
 
 codes, steps = given.fp4_weight(20, 352)
 want = native.linear(x, native.matrix(codes, steps, "fp4"))
 y, bits = torch.zeros(2, 20), steps.view(torch.uint8)
-linear.linear_fp4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, K=352, ROWS=16, PTX=False)
+linear.linear_fp4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, **sizes)
 print("linear_fp4", same(y, want))
 y = torch.zeros(2, 20)
 gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="fp4", **tile)
@@ -44,7 +45,7 @@ print("gemm_fp4", same(y, want))
 codes, steps = given.int4_weight(20, 352)
 want = native.linear(x, native.matrix(codes, steps, "int4"))
 y, bits = torch.zeros(2, 20), steps.view(torch.uint16)
-linear.linear_int4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, K=352, ROWS=16, PTX=False)
+linear.linear_int4[(2, 2)](codes.view(torch.int32), bits, q.view(torch.int64), scale, y, 20, **sizes)
 print("linear_int4", same(y, want))
 y = torch.zeros(2, 20)
 gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="int4", **tile)
@@ -52,7 +53,11 @@ print("gemm_int4", same(y, want))
 """
 
 
+NAMES = ("quantize", "linear_int8", "gemm_int8", "linear_fp4", "gemm_fp4", "linear_int4", "gemm_int4")
+AMD = "import amd_words\namd_words.use()\n" + SCRIPT.replace('"plain"', '"gfx9"')
+
+
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
-def test_the_interpreter_gives_the_librarys_bits():
-    names = ("quantize", "linear_int8", "gemm_int8", "linear_fp4", "gemm_fp4", "linear_int4", "gemm_int4")
-    assert gpu_kernels.in_interpreter(SCRIPT) == [word for name in names for word in (name, "True")]
+@pytest.mark.parametrize("script", [SCRIPT, AMD], ids=["plain", "AMD"])
+def test_the_interpreter_gives_the_librarys_bits(script):
+    assert gpu_kernels.in_interpreter(script) == [word for name in NAMES for word in (name, "True")]

@@ -85,10 +85,14 @@ class Streamed:
         np.take(x.array(), rows, axis=0, out=some.array())
         self.ops.add_experts(layer, self._table, some, slots[:, None], weights, at)
 
+    def guesses(self, layer: int) -> bool:
+        """Whether a layer's experts are guessed; those of others are known by token."""
+        return self._hashed[layer] is None
+
     def guess(self, layer: int, streams: Buffer, share: float) -> None:
         """Keep the SSD busy when there is nothing else to read: what a layer's router makes of the streams as they are.
         For one token its first choices, `share` times as many as it uses; for many what several of them choose."""
-        if self._hashed[layer] is not None:
+        if not self.guesses(layer):
             return
         routing = self.ops.foreseen(layer, streams)
         chosen = routing.chosen.array()

@@ -4,8 +4,8 @@ Both describe to the server (v4kernels/cpu/serve.py) which experts lie in RAM, a
 caller's thread while no job is posted, and to the server's while one is.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from v4kernels.api import B_contra
@@ -22,6 +22,7 @@ A_contra = TypeVar("A_contra", contravariant=True)
 class Tier(Protocol[A_contra, B_contra]):
     """What Split asks of those below the device. `experts` are numbers within a layer, ascending."""
 
+    complete: bool  # all experts are in RAM and stay where they are
     layers: Sequence[ServedLayer]
     largest: Expert[PackedWeight]  # no other takes more bytes; its addresses mean nothing
 
@@ -54,6 +55,8 @@ class Tier(Protocol[A_contra, B_contra]):
 class InRam:
     """All experts of a tree."""
 
+    complete = True
+
     def __init__(self, tree_layers: Sequence[Layer[PackedWeight, np.ndarray]]):
         self.layers = [ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers]
         self._experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
@@ -82,8 +85,11 @@ class OnDemand:
     """Experts of a stream: those in its slots are served from there, jobs that ask for others go through it. What the
     device holds leaves the slots."""
 
-    def __init__(self, bank: Streamed):
-        self.bank, self.stream = bank, bank.stream
+    complete = False
+
+    def __init__(self, bank: Streamed, values: Callable[[Any], np.ndarray] = Buffer.array):
+        """`values`: streams of the op table that asks, as rows of the host."""
+        self.bank, self.stream, self.values = bank, bank.stream, values
         self._per_layer = bank.stream.reader.files.per_layer
         shapes = range(len(bank.stream.reader.files.shapes))
         self.largest = max((in_slot(bank.stream, 0, shape) for shape in shapes), key=slot_bytes)
@@ -110,10 +116,11 @@ class OnDemand:
         self.stream.release(arrived)
         self.bank.begin_step(batch)
 
-    def foresee(self, layer: int, streams: Buffer) -> None:
-        self.bank.foresee(layer, streams)
+    def foresee(self, layer: int, streams: Any) -> None:
+        if self._rows == 1 and self.bank.guesses(layer):
+            self.bank.foresee(layer, Buffer.of(self.values(streams)))
 
-    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: Buffer) -> None:
+    def ask(self, layer: int, uses: np.ndarray, near: np.ndarray | None, streams: Any) -> None:
         first = layer * self._per_layer
         if near is not None:
             self.stream.policy.scored(first, near)
@@ -122,8 +129,8 @@ class OnDemand:
         self._asked = {expert for expert in (used + first).tolist() if not self.stream.elsewhere[expert]}
         self.stream.forget(set(range(first, first + self._per_layer)) - self._asked)
         self._fetched.clear()
-        if layer + 1 < len(self.layers):
-            self.bank.guess(layer + 1, streams, 1.0)
+        if layer + 1 < len(self.layers) and self.bank.guesses(layer + 1):
+            self.bank.guess(layer + 1, Buffer.of(self.values(streams)), 1.0)
 
     def fetch(self, job: Job) -> None:
         n, first = job.pairs, job.layer * self._per_layer

@@ -96,13 +96,13 @@ class DeviceIndexer:
         scale = dense.take("index scale", n, self.rows * self.dims // 32)
         weight = dense.take("index weight", n, self.rows)
         turns, rows = batch.turns(OVERLAPPED).part(first, n).at, batch.lines.part(first, n).at
-        sizes = {"HEADS": self.heads, "ROWS": self.rows, "DIMS": self.dims, "ROPE": self.rope, "EACH": 4}
+        sizes: Constants = {"HEADS": self.heads, "ROWS": self.rows, "DIMS": self.dims, "ROPE": self.rope, "EACH": 4}
         made = codes.at, scale.at, weight.at
         dense.launch(index.index_queries, (self.rows // 4, n), queries.at, products.at, turns, *made, **sizes)
         stride = self.keys(batch)
         scores = dense.take("index scores", n, stride)
         programs = min(blocks(stride, KEYS), max(1, PROGRAMS // n))
-        sizes = {"ROWS": self.rows, "DIMS": self.dims, "BLOCK": KEYS, "PTX": dense.ptx}
+        sizes = {"ROWS": self.rows, "DIMS": self.dims, "BLOCK": KEYS, "ASM": dense.assembly}
         dense.launch(index.index_scores, (programs, n), *made, rows, part, scores.at, stride, warps=8, **sizes)
         return self._best(scores, rows)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from v4kernels.cpu import Buffer as HostBuffer
 from v4kernels.triton.dense import FEW
 from v4kernels.triton.memory import Buffer
 from v4kernels.triton.record import StepRecord
@@ -9,10 +10,12 @@ from v4kernels.triton.record import StepRecord
 
 @dataclass(frozen=True, slots=True)
 class TritonBatch:
-    """Rows of a step: `record` says them, `last` is how many tokens the longest of their timelines has behind it."""
+    """Rows of a step: `record` says them, `last` is how many tokens the longest of their timelines has behind it; `ids`
+    (N, 1) int64 are on the host."""
 
     record: StepRecord
     last: int
+    ids: HostBuffer
 
     @property
     def rows(self) -> int:

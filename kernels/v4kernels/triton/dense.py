@@ -11,6 +11,7 @@ import numpy as np
 from v4kernels.formats import GROUP
 from v4kernels.triton import experts, fp32, gemm, linear, quantize
 from v4kernels.triton.device import Device
+from v4kernels.triton.launch import assembly
 from v4kernels.triton.memory import Block, Buffer, Memory, Work
 from v4kernels.triton.weights import DeviceWeight, GroupedWeight
 
@@ -50,7 +51,7 @@ class Dense:
     def __init__(self, memory: Memory):
         self.device: Device = memory.device
         self.few, self.many = Work(memory, FEW), Work(memory, TILE)
-        self.ptx = self.device.gpu.startswith("sm_")
+        self.assembly = assembly(self.device.gpu)
         self._memory = memory
         self._ones: Block | None = None
         self._tilings: dict[int, tuple[int, Block, Block]] = {}
@@ -109,12 +110,12 @@ class Dense:
         q = q or self.quantize("inputs", x)
         n, inputs = x.rows, (q.codes.at, q.scale.at)
         if n > FEW:
-            sizes = {"K": w.cols, "TOKENS": TILE, "ROWS": TILE, "FORMAT": w.form, "PTX": self.ptx}
+            sizes = {"K": w.cols, "TOKENS": TILE, "ROWS": TILE, "FORMAT": w.form, "ASM": self.assembly}
             grid = blocks(n, TILE), blocks(w.rows, TILE)
             self.launch(gemm.gemm, grid, w.codes, w.scale, *inputs, y.at, w.rows, n, warps=8, stages=2, **sizes)
             return y
-        grid = (blocks(w.rows, ROWS), n, 1) if w.form == "int8" else (blocks(w.rows, ROWS), n)
-        self.launch(GEMV[w.form], grid, w.codes, w.scale, *inputs, y.at, w.rows, K=w.cols, ROWS=ROWS, PTX=self.ptx)
+        grid, kernel = (blocks(w.rows, ROWS), n, 1), GEMV[w.form]
+        self.launch(kernel, grid, w.codes, w.scale, *inputs, y.at, w.rows, K=w.cols, ROWS=ROWS, ASM=self.assembly)
         return y
 
     def _plain(self, y: Buffer, w: DeviceWeight, x: Buffer, groups: int) -> None:
@@ -143,11 +144,14 @@ class Dense:
                 "ROWS": rows,
             }
             grid = n * groups, w.rows // rows
-            self.launch(experts.down, grid, w.at, w.slots, w.pairs, *inputs, y.at, PTX=self.ptx, **sizes, **slots)
+            self.launch(experts.down, grid, w.at, w.slots, w.pairs, *inputs, y.at, ASM=self.assembly, **sizes, **slots)
             return y
         tiles, order = self._tiling(blocks(n, TILE), groups)
         sizes = {"K": w.cols, "N": w.rows, "SHARE": 1, "W": 0, "W_SCALE": w.scale_place, "FORMAT": w.form}
-        grid, tile = (blocks(n, TILE) * groups, blocks(w.rows, TILE)), {"TOKENS": TILE, "ROWS": TILE, "PTX": self.ptx}
+        grid, tile = (
+            (blocks(n, TILE) * groups, blocks(w.rows, TILE)),
+            {"TOKENS": TILE, "ROWS": TILE, "ASM": self.assembly},
+        )
         arguments = w.at, tiles, order, *inputs, y.at
         self.launch(gemm.gemm_experts, grid, *arguments, warps=8, stages=2, **sizes, **slots, **tile)
         return y

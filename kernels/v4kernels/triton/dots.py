@@ -1,11 +1,13 @@
 """Exact integer dot products of codes within one 32-bit word of weights.
 
 Each has a form in PTX, which is what makes a product of four codes one instruction, and a plain twin for other GPUs and
-for Triton's interpreter; PTX: tl.constexpr chooses. Codes of a word are in memory order, the lowest bits first.
+for Triton's interpreter; ASM: tl.constexpr chooses. Codes of a word are in memory order, the lowest bits first.
 """
 
 import triton
 import triton.language as tl
+
+from v4kernels.triton.amd import dot4, perm
 
 
 @triton.jit
@@ -15,12 +17,14 @@ def signed_byte(word, i: tl.constexpr):
 
 
 @triton.jit
-def dot_int8(w, x, PTX: tl.constexpr):
+def dot_int8(w, x, ASM: tl.constexpr):
     """w, x int32: four int8 each -> int32."""
-    if PTX:
+    if ASM == "ptx":
         dot = tl.inline_asm_elementwise(
             "dp4a.s32.s32 $0, $1, $2, 0;", "=r,r,r", [w, x], dtype=tl.int32, is_pure=True, pack=1
         )
+    elif ASM != "plain":
+        dot = dot4(w, x, 0, ASM)
     else:
         dot = signed_byte(w, 0) * signed_byte(x, 0)
         for i in tl.static_range(1, 4):
@@ -38,7 +42,17 @@ def doubled_e2m1(nibble):
 
 
 @triton.jit
-def dot_fp4(w, x, PTX: tl.constexpr):
+def signed_e2m1(codes):
+    """Twice the values of the e2m1 codes in the low halves of four bytes, int32, by AMD's `perm`: magnitudes are looked
+    up, and their negatives, and of every sign a mask is made."""
+    magnitude = codes & 0x07070707
+    mask = perm(0, 0, (codes >> 3) & 0x01010101 | 0x0C0C0C0C)
+    positive = perm(0x0C080604, 0x03020100, magnitude)
+    return (perm(-0x0B070504, -0x02010100, magnitude) & mask) | (positive & ~mask)
+
+
+@triton.jit
+def dot_fp4(w, x, ASM: tl.constexpr):
     """w int32: eight e2m1 codes; x int64: eight int8 -> int32, twice the dot product.
 
     In PTX, four codes at a time: `prmt` looks magnitudes up, and its mode that replicates signs makes of every code a
@@ -46,7 +60,7 @@ def dot_fp4(w, x, PTX: tl.constexpr):
     """
     low = x.to(tl.int32)
     high = (x >> 32).to(tl.int32)
-    if PTX:
+    if ASM == "ptx":
         dot = tl.inline_asm_elementwise(
             """
             {
@@ -73,6 +87,9 @@ def dot_fp4(w, x, PTX: tl.constexpr):
             is_pure=True,
             pack=1,
         )
+    elif ASM != "plain":
+        dot = dot4(signed_e2m1(w), perm(high, low, 0x06040200), 0, ASM)
+        dot = dot4(signed_e2m1(w >> 4), perm(high, low, 0x07050301), dot, ASM)
     else:
         dot = doubled_e2m1(w & 15) * signed_byte(low, 0)
         for i in tl.static_range(1, 8):
@@ -81,14 +98,14 @@ def dot_fp4(w, x, PTX: tl.constexpr):
 
 
 @triton.jit
-def dot_int4(w, x, PTX: tl.constexpr):
+def dot_int4(w, x, ASM: tl.constexpr):
     """w int32: eight codes c, of which c - 8 is the value; x int64: eight int8 -> int32, sixteen times the dot product.
 
-    In PTX, a code in the high half of a byte whose highest bit is flipped is sixteen times its value, as a signed byte.
+    A code in the high half of a byte whose highest bit is flipped is sixteen times its value, as a signed byte.
     """
     low = x.to(tl.int32)
     high = (x >> 32).to(tl.int32)
-    if PTX:
+    if ASM == "ptx":
         dot = tl.inline_asm_elementwise(
             """
             {
@@ -110,6 +127,9 @@ def dot_int4(w, x, PTX: tl.constexpr):
             is_pure=True,
             pack=1,
         )
+    elif ASM != "plain":
+        dot = dot4(((w << 4) & -0x0F0F0F10) ^ -0x7F7F7F80, perm(high, low, 0x06040200), 0, ASM)
+        dot = dot4((w & -0x0F0F0F10) ^ -0x7F7F7F80, perm(high, low, 0x07050301), dot, ASM)
     else:
         dot = ((w & 15) - 8) * signed_byte(low, 0)
         for i in tl.static_range(1, 8):

@@ -21,7 +21,7 @@ import triton.language as tl
 from v4kernels.triton.linear import inputs_at, last_step, products, weights_at, whole_step
 from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import exp_lanes, lanes_total
-from v4kernels.triton.types import f32p, i8p, i16p, i64p, u8p
+from v4kernels.triton.types import f32p, i8p, i16p, i32p, i64p, u8p
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def gate_up(
     W3_SCALE: tl.constexpr,
     W1_FORMAT: tl.constexpr,  # see linear.py
     W3_FORMAT: tl.constexpr,
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """A program makes one group of z, 32 rows of either matrix. Grid: (pairs, N / 32)."""
     pair = tl.program_id(0)
@@ -72,10 +72,10 @@ def gate_up(
         gates = tl.zeros((32, 8), tl.float32)
         ups = tl.zeros((32, 8), tl.float32)
         for i in range(K // 256):
-            gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, PTX)
-            ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, PTX)
-        gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, PTX), 32)
-        up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, PTX), 32)
+            gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, ASM)
+            ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, ASM)
+        gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, ASM), 32)
+        up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, ASM), 32)
         value = swiglu(gate, up, tl.load(weights + pair), limit)
         code, scale = quantized(tl.reshape(value, (1, 32)), 1)
         one = tl.arange(0, 1)
@@ -121,7 +121,7 @@ def down(
     W2_SCALE: tl.constexpr,
     W2_FORMAT: tl.constexpr,  # see linear.py
     ROWS: tl.constexpr,  # a divisor of N
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """Grid: (pairs, N / ROWS)."""
     pair = tl.program_id(0)
@@ -131,8 +131,33 @@ def down(
         row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         z += pair * K
         zscale += pair * (K // 32)
-        total = products(expert + W2, expert + W2_SCALE, z, zscale, row, K, ROWS, W2_FORMAT, PTX)
+        total = products(expert + W2, expert + W2_SCALE, z, zscale, row, K, ROWS, W2_FORMAT, ASM)
         tl.store(y + pair * N + row, total)
+
+
+@triton.jit
+def plus_pairs(total, at, where, ids, hits, misses, N: tl.constexpr, TOP_K: tl.constexpr, BY_PAIR: tl.constexpr):
+    """total, numbers `at` of a row, and those of the row's pairs by ascending id: from hits, or a row of misses.
+    `where` is the slot of an expert, and misses have a row of every pair; or, BY_PAIR, it is a pair's row of misses, -1
+    for none."""
+    row = tl.program_id(1)
+    some = at < N
+    j = tl.arange(0, 16)
+    END: tl.constexpr = 1 << 30  # above every key
+    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
+    keys = tl.where(j < TOP_K, keys, END)
+    for _ in range(TOP_K):
+        key = tl.min(keys, axis=0)
+        pair = row * TOP_K + key % 16
+        if BY_PAIR:
+            missed = tl.load(where + pair)
+        else:
+            missed = tl.where(tl.load(where + key // 16) >= 0, -1, pair)
+        of_hit = tl.load(hits + pair.to(tl.int64) * N + at, some & (missed < 0))
+        of_miss = tl.load(misses + missed.to(tl.int64) * N + at, some & (missed >= 0))
+        total += tl.where(missed < 0, of_hit, of_miss)
+        keys = tl.where(keys == key, END, keys)
+    return total
 
 
 @triton.jit
@@ -150,17 +175,24 @@ def add_experts(
     """out += shared, then the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1)
-    some = at < N
-    total = tl.load(out + row * N + at, some) + tl.load(shared + row * N + at, some)
-    j = tl.arange(0, 16)
-    END: tl.constexpr = 1 << 30  # above every key
-    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
-    keys = tl.where(j < TOP_K, keys, END)
-    for _ in range(TOP_K):
-        key = tl.min(keys, axis=0)
-        pair = row * TOP_K + key % 16
-        hit = tl.load(slots + key // 16) >= 0
-        of_hit = tl.load(hits + pair * N + at, some & hit)
-        total += tl.where(hit, of_hit, tl.load(misses + pair * N + at, some & (hit == 0)))
-        keys = tl.where(keys == key, END, keys)
-    tl.store(out + row * N + at, total, some)
+    total = tl.load(out + row * N + at, at < N) + tl.load(shared + row * N + at, at < N)
+    total = plus_pairs(total, at, slots, ids, hits, misses, N, TOP_K, False)
+    tl.store(out + row * N + at, total, at < N)
+
+
+@triton.jit
+def add_placed(
+    order: i32p,  # [rows, TOP_K]: a pair's row of misses, -1 where its expert has a slot
+    ids: i64p,  # [rows, TOP_K]
+    hits: f32p,  # [rows, TOP_K, N]
+    misses: f32p,  # [.., N]
+    out: f32p,  # in, out [rows, N]
+    N: tl.constexpr,
+    TOP_K: tl.constexpr,  # at most 16
+    BLOCK: tl.constexpr,  # values a program
+):
+    """out += the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    out += tl.program_id(1) * N + at
+    total = plus_pairs(tl.load(out, at < N), at, order, ids, hits, misses, N, TOP_K, True)
+    tl.store(out, total, at < N)

@@ -79,12 +79,13 @@ class DeviceMixture:
         codes = dense.take("pair codes", rows, top_k * kind.inner, np.int8)
         scale = dense.take("pair scale", rows, top_k * kind.inner // 32)
         given = q.codes.at, q.scale.at
-        sizes: Constants = {"K": kind.dim, "N": kind.inner, "TOP_K": top_k, "PTX": dense.ptx}
+        sizes: Constants = {"K": kind.dim, "N": kind.inner, "TOP_K": top_k, "ASM": dense.assembly}
         sizes |= kind.constants("w1", "w3")
         arguments: tuple = slots.memory_at, slots.table_at, ids, weights, *given, codes.at, scale.at, self.limit
         dense.launch(experts.gate_up, (n, kind.inner // 32), *arguments, **sizes)
         each = dividing(kind.dim)
-        sizes = {"K": kind.inner, "N": kind.dim, "ROWS": each, "PTX": dense.ptx} | kind.constants("w2")
+        sizes = {"K": kind.inner, "N": kind.dim, "ROWS": each, "ASM": dense.assembly}
+        sizes |= kind.constants("w2")
         arguments = slots.memory_at, slots.table_at, ids, codes.at, scale.at, y.at
         dense.launch(experts.down, (n, kind.dim // each), *arguments, **sizes)
         return y
@@ -102,7 +103,7 @@ class DeviceMixture:
         tiles = tiled(slot[order])
         order_at, tiles_at = dense.said("order", order), dense.said("tiles", tiles)
         gate, up = dense.take("pairs gate", n, kind.inner), dense.take("pairs up", n, kind.inner)
-        sizes = {"TOKENS": TILE, "ROWS": TILE, "PTX": dense.ptx}
+        sizes = {"TOKENS": TILE, "ROWS": TILE, "ASM": dense.assembly}
 
         def multiply(name: str, inputs: Quantized, to: Buffer, share: int) -> None:
             shape: Constants = {"K": inputs.codes.width, "N": to.width, "SHARE": share}
@@ -186,64 +187,3 @@ class Mixing:
             slot = slots.numbers[chosen].reshape(-1)
             ffn.sorted_pairs(slots.kind, slots.memory_at, slot, weights, q, k, y)
         ffn.add(ffn.one_slot, ids, y, y.at, out, k)
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """Results of pairs on their way: y, `top` rows of them for each row of x; `row` and `place` of each pair there."""
-
-    y: Buffer
-    top: int
-    row: np.ndarray
-    place: np.ndarray
-
-
-class SlotExperts:
-    """Experts in slots that a policy gives and takes (v4cli/experts/split.py), asked for by the host pair by pair."""
-
-    def __init__(self, layers: Sequence[DeviceMixture], dense: Dense, kind: SlotKind, memory_at: int):
-        self.layers, self.dense, self.kind, self.memory_at = layers, dense, kind, memory_at
-
-    def values(self, array: Buffer) -> np.ndarray:
-        """Activations or routing as an array of the host."""
-        return self.dense.values(array)
-
-    def start(self, layer: int, x: Buffer, row: np.ndarray, slot: np.ndarray, weight: np.ndarray) -> Hits:
-        """Compute pairs (m,) of rows of x and experts in slots."""
-        dense, ffn, n = self.dense, self.layers[layer], x.rows
-        place = ranks(row, n)
-        top = max(1, int(place.max(initial=-1)) + 1)
-        slots, weights = np.full(n * top, -1, np.int64), np.zeros(n * top, np.float32)
-        slots[row * top + place], weights[row * top + place] = slot, weight
-        y = dense.many.take("hits", n * top, x.width)
-        q = dense.quantize("expert input", x)
-        ffn.sorted_pairs(self.kind, self.memory_at, slots, dense.said("pair weights", weights), q, top, y)
-        return Hits(y, top, row, place)
-
-    def add(self, out: Buffer, hits: Hits, misses: np.ndarray, order: np.ndarray) -> Buffer:
-        """out (n, D) with results added: of row i those of order[i], one after the other. They number those of `start`
-        and, behind them, `misses` (m, D)."""
-        dense, (n, k), m = self.dense, order.shape, len(hits.row)
-        on_host, rank = order >= m, np.arange(k)
-        held = np.zeros((n, k, out.width), np.float32)
-        held[on_host] = misses[order[on_host] - m]
-        there = np.zeros((n, k), np.int64)  # rows of y
-        if m:
-            pair = hits.row * hits.top + hits.place
-            there[~on_host] = pair[order[~on_host]]
-        y = dense.many.take("ordered hits", n * k, out.width)
-        for to in np.flatnonzero(~on_host).tolist():
-            dense.device.move(y.part(to, 1).at, hits.y.part(int(there.flat[to]), 1).at, y.row_bytes)
-        ids = 2 * rank + on_host  # ascending; the odd ones have no slot
-        slots = np.where(np.arange(2 * k) % 2, -1, 0).astype(np.int16)
-        said = dense.said("hit or miss", slots), dense.said("ranks", ids.astype(np.int64))
-        return self.layers[0].add(*said, y, dense.said("misses", held), out, k)
-
-
-def ranks(row: np.ndarray, n: int) -> np.ndarray:
-    """How many of the pairs before have the same row, of pairs (m,) of n rows."""
-    order = np.argsort(row, kind="stable")
-    counts = np.bincount(row, minlength=n)
-    place = np.empty(len(row), np.int64)
-    place[order] = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place

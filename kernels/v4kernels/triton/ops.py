@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from v4kernels.api import Routing, Span
+from v4kernels.cpu import Buffer as HostBuffer
 from v4kernels.cpu.bound import MOST_DIMS, PackedTree
+from v4kernels.cpu.serve import TIMEOUT_S
 from v4kernels.tree import Hyper
 from v4kernels.triton import embed, hyper
 from v4kernels.triton.attention import DeviceAttention
@@ -21,8 +23,9 @@ from v4kernels.triton.batch import TritonBatch
 from v4kernels.triton.dense import FEW, Dense, blocks
 from v4kernels.triton.device import Device, Graph
 from v4kernels.triton.memory import Buffer, Memory
-from v4kernels.triton.mixture import DeviceMixture, Resident, SlotExperts
+from v4kernels.triton.mixture import DeviceMixture, Resident
 from v4kernels.triton.record import StepRecord
+from v4kernels.triton.slots import SlotExperts, StepExperts
 from v4kernels.triton.state import DeviceTimeline
 from v4kernels.triton.weights import SlotKind, Uploads
 
@@ -115,7 +118,8 @@ class TritonOps:
             self.device.synchronize()  # nothing reads the record any more
             record = self._record(len(ids))
             record.fill(spans, ids)
-        return TritonBatch(record, max(span.start + len(span.ids) for span in spans))
+        last = max(span.start + len(span.ids) for span in spans)
+        return TritonBatch(record, last, HostBuffer.of(ids[:, None]))
 
     def _record(self, rows: int) -> StepRecord:
         if rows <= FEW:
@@ -185,6 +189,10 @@ class TritonOps:
     def slot_experts(self, kind: SlotKind, memory_at: int) -> SlotExperts:
         """Experts of one kind in slots at an address of device memory, for a bank that gives and takes them."""
         return SlotExperts(self.mixture, self.dense, kind, memory_at)
+
+    def step_experts(self, kind: SlotKind, memory_at: int, timeout_s: float = TIMEOUT_S) -> StepExperts:
+        """The same, and a ring for those without a slot, for steps of few rows."""
+        return StepExperts(self.mixture, self.dense, self.memory, kind, memory_at, timeout_s)
 
     # -- head -------------------------------------------------------------------------------------------------------
 
