@@ -41,6 +41,21 @@ def test_attention_is_the_librarys(name, gpu):
     assert parts.equal(on(gpu), CASES[name])
 
 
+# At different places, with tokens of their own beside a prompt.
+TIMELINES = {
+    "windows": parts.timelines_of(20, 0, (0, 2), (11, 33), (77, 1), rows=3, **SMALL),
+    "every entry": parts.timelines_of(30, 4, (14, 18), (1800, 1), (2, 1), rows=3, **SMALL),
+    "chosen entries": parts.timelines_of(40, 4, (500, 1), (30, 21), (0, 1), top=12, rows=16, **SMALL),
+}
+
+
+@pytest.mark.parametrize("part", [0, 16])
+@pytest.mark.parametrize("name, gpu", list(zip(TIMELINES, TARGETS)))
+def test_tokens_of_several_timelines_are_as_of_each_alone(name, gpu, part):
+    """In one launch, and in parts that begin within a timeline."""
+    assert parts.equal(on(gpu), *TIMELINES[name], part=part)
+
+
 @pytest.mark.slow
 @GPUS
 @pytest.mark.parametrize("name", CASES)
@@ -58,7 +73,7 @@ def test_ties_and_numbers_that_are_not_finite_are_the_librarys():
 def test_programs_and_tiles_do_not_change_a_bit():
     case = CASES["fewer entries than may be chosen"]
     for programs, head_tile, columns, warps in ((1, 1, 32, 1), (7, 8, 128, 2)):
-        tiles = {"programs": programs, "head_tile": head_tile, "columns": columns, "warps": warps}
+        tiles = {"programs": programs, "heads": head_tile, "columns": columns, "warps": warps}
         assert parts.equal(on("sm_89"), case, **tiles)
 
 
@@ -67,7 +82,7 @@ def test_programs_and_tiles_do_not_change_a_bit():
 def test_attention_of_flash_is_the_librarys(gpu):
     flash = {"heads": 64, "dim": 512, "rope": 64, "window": 128}
     for case in (parts.random_case(12, 1, 5000, 4, top=512, **flash), parts.random_case(13, 1, 100_000, 128, **flash)):
-        assert parts.equal(on(gpu), case, programs=4, head_tile=16, columns=128, warps=1)
+        assert parts.equal(on(gpu), case, programs=4, heads=16, columns=128, warps=1)
 
 
 @pytest.mark.slow
@@ -98,7 +113,7 @@ def test_one_bit_of_the_last_key_matters():
     case = CASES["fewer entries than may be chosen"]
     other = replace(case, entries=case.entries.copy())
     other.entries[-1, 0] ^= 0x80
-    got, _ = parts.run(on("sm_89"), other)
+    [(got, _)] = parts.run(on("sm_89"), other)
     want, _ = parts.library(case)
     assert same(got[0], want[0]) and not same(got[1], want[1])
 
@@ -194,8 +209,10 @@ for case in (
     parts.random_case(4, 1, 100, 4, top=20, **small),
 ):
     print(parts.equal(gpu_kernels.interpreted, case, programs=1, columns=128))
+cases = parts.timelines_of(5, 4, (9, 1), (30, 17), rows=3, **small)
+print(parts.equal(gpu_kernels.interpreted, *cases, programs=1, columns=128, part=16))
 """
 
 
 def test_the_interpreter_gives_the_librarys_bits_of_attention():
-    assert in_interpreter(SCRIPT) == ["True"] * 3
+    assert in_interpreter(SCRIPT) == ["True"] * 4
