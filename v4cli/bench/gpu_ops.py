@@ -254,7 +254,7 @@ def indexed(sizes: Sizes, keys: int) -> Makes:
 
         def score(i: int) -> None:
             programs = min(blocks(keys, 64), 1024)
-            constants = {"ROWS": rows, "DIMS": dims, "KEYS": 64}
+            constants = {"ROWS": rows, "DIMS": dims, "BLOCK": 64}
             run(memory, index.index_scores, (programs, 1), (*queries, told, 0, scores, keys), **constants)
 
         yield Case("index scores", f"{keys} keys", keys * dims * 17 // 32, keys * rows * dims, score)
