@@ -11,10 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from v4kernels import native
 
-from v4cli.bench import gpu, gpu_check, gpu_table
+from v4cli.bench import gpu, gpu_check, gpu_parity, gpu_table
 from v4cli.bench.gpu_accept import FAIL, NOT_RUN, PASS, RULES, accept
 from v4cli.bench.gpu_check import DONE, FAILED, OVERRAN, Bound
+from v4cli.bench.gpu_part import Part
 
 ROOT = Path(__file__).parents[2]
 CARD = {
@@ -156,6 +158,31 @@ def test_without_a_card_it_says_what_is_missing(part, monkeypatch, capsys, tmp_p
     said = capsys.readouterr()
     assert "missing: a GPU" in said.err and said.err.count("\n") == 1 and not said.out
     assert not os.listdir(tmp_path)
+
+
+def test_tests_on_a_card_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_parity, "TESTS", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = device\n")
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.device\n@pytest.mark.parametrize('n', [0, 1, 2])\n"
+        "def test_it(n):\n    if n == 2: pytest.skip('not here')\n    assert n == 0\n"
+        "def test_other(): assert False\n"
+    )
+    part = Part(tmp_path / "found.json", 600)
+    gpu_parity.kernels(part, 600, tmp_path)
+    assert json.loads((tmp_path / "found.json").read_text())["tests"] == {
+        "run": 2, "passed": 1, "failed": ["test_it[1]"]
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+def test_nano_is_compared_token_by_token(monkeypatch):
+    part = Part(None, 600)
+    gpu_parity.nano(part, "cpu", 5)
+    assert part.found["nano"] == {"tokens": 5, "equal": 5}
+    gpu_parity.nano(part, "reference", 5)
+    assert part.found["nano"]["equal"] < 5, "other numerics, other bits"
 
 
 def test_the_readme_has_a_table_of_what_was_measured(tmp_path):

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def kernels(number: int, seconds: float, file: Path | None, only: str) -> None:
     beside(Stopwatch(Torch(where)), part, sizes, where, baselines())
 
 
+def parity(seconds: float, file: Path | None) -> None:
+    """The part `parity`: nano first, then the tests in the time that is left."""
+    from v4cli.bench import gpu_parity
+    from v4cli.bench.gpu_part import Part
+
+    part = Part(file, seconds)
+    with part.guarded("nano"):
+        gpu_parity.nano(part, "triton")
+    with part.guarded("tests"), tempfile.TemporaryDirectory() as scratch:
+        gpu_parity.kernels(part, part.left, Path(scratch))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="v4cli.bench.gpu", description=__doc__)
     parser.add_argument("part", choices=("check", *(part.name for part in gpu_check.PARTS)))
@@ -99,6 +112,8 @@ def main() -> int:
             return 0 if good else 1
         if asked.part == "kernels":
             kernels(asked.gpu, asked.seconds, asked.json, asked.only)
+        elif asked.part == "parity":
+            parity(asked.seconds, asked.json)
         return 0
     except V4Error as error:
         terminal.err.write(f"{error}; {error.hint}\n" if error.hint else f"{error}\n")

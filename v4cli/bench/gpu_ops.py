@@ -20,6 +20,7 @@ from v4cli.model.config import V4Config
 PIECES = 16  # at least, in a graph
 ROWS = (16, 32, 64)  # of a program of a GEMV, all of them tried
 RUN = 256  # keys of a partial result of attention
+PROGRAMS = 512  # that share the keys of a token
 BLOCK = 4096  # scores of a choice
 LINEAR = {"int8": linear.linear_int8, "int4": linear.linear_int4, "fp4": linear.linear_fp4}
 
@@ -208,7 +209,7 @@ def attention(sizes: Sizes, keys: int) -> Makes:
         partial, out = memory.empty(4 * runs * heads * dim), memory.empty(4 * heads * dim)
         some = {"ALL": heads, "WINDOW": window, "RATIO": ratio if others else 0, "TOP": top}
         whole = some | {"DIM": dim, "ROPE": c.qk_rope_head_dim}
-        tile, columns = min(16, heads), min(128, dim)
+        tile, few, columns = min(16, heads), min(4, heads), min(128, dim)
         tiles, cached = blocks(heads, tile), (told, 0, fresh, selected)
 
         def work(i: int) -> None:
@@ -217,12 +218,12 @@ def attention(sizes: Sizes, keys: int) -> Makes:
                 BYTES=width, HEADS=tile, **whole,
             )  # fmt: skip
             run(
-                memory, attend.attend_weights, (runs - 1, tiles, 1),
-                (scores, told, selected, shares, factors, peaks, totals, room), HEADS=tile, **some,
+                memory, attend.attend_weights, (runs - 1, blocks(heads, few), 1),
+                (scores, told, selected, shares, factors, peaks, totals, room), 1, HEADS=few, **some,
             )  # fmt: skip
             run(
                 memory, attend.attend_values, (runs - 1, tiles * blocks(dim, columns), 1),
-                (shares, factors, *cached, window, partial, room),
+                (shares, factors, *cached, window, partial, room), 1,
                 BYTES=width, HEADS=tile, COLUMNS=columns, UNROLL=4, **whole,
             )  # fmt: skip
             arguments = partial, peaks, totals, sink, turns, told, selected, out, room
@@ -253,9 +254,9 @@ def indexed(sizes: Sizes, keys: int) -> Makes:
         scores = memory.floats(keys)
 
         def score(i: int) -> None:
-            programs = min(blocks(keys, 64), 1024)
+            programs = min(blocks(keys, 64), PROGRAMS)
             constants = {"ROWS": rows, "DIMS": dims, "BLOCK": 64}
-            run(memory, index.index_scores, (programs, 1), (*queries, told, 0, scores, keys), **constants)
+            run(memory, index.index_scores, (programs, 1), (*queries, told, 0, scores, keys), 8, **constants)
 
         yield Case("index scores", f"{keys} keys", keys * dims * 17 // 32, keys * rows * dims, score)
         wanted = levels(keys, top, BLOCK)

@@ -20,6 +20,11 @@ class Part:
         self.end = clock() + seconds
         self.found: Found = {"missing": {}}  # why, by name of what is not there
 
+    @property
+    def left(self) -> float:
+        """Seconds, at least one."""
+        return max(1.0, self.end - self.clock())
+
     def begins(self, name: str) -> bool:
         """Whether there is time for something; else that is noted."""
         if self.clock() < self.end:
