@@ -3,7 +3,6 @@
 A `Launch` runs a kernel: launch(kernel, grid, *arguments, warps=4, **constants). Arrays that are `fixed` are only read.
 """
 
-import functools
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import ptx
 import torch
+from emulated import program
 from v4kernels.triton import gemm, launch, linear, quantize
 
 TARGETS = ("sm_80", "sm_89", "sm_120")
@@ -28,15 +28,8 @@ interpreter.InterpreterBuilder.create_fma = lambda self, x, y, z: interpreter.Te
 """
 
 
-@functools.cache
 def compiled(kernel: Any, gpu: str, warps: int = 4, stages: int = 1, **constants: Any) -> Any:
     return launch.compiled(kernel, constants, gpu, warps, stages)
-
-
-@functools.cache
-def program(kernel: Any, gpu: str, warps: int = 4, stages: int = 1, **constants: Any) -> ptx.Program:
-    made = compiled(kernel, gpu, warps, stages, **constants)
-    return ptx.load(made.asm["ptx"], made.metadata.shared)
 
 
 def run(program: ptx.Program, grid: tuple[int, ...], *arguments: int | torch.Tensor | np.ndarray) -> ptx.Counters:

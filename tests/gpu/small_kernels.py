@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from v4kernels.triton.sums import exp_lanes, sqrt_softplus_lanes
-from v4kernels.triton.types import f32p, i32p
+from v4kernels.triton.types import f32p, i32p, i64p
 
 
 @triton.jit
@@ -65,3 +65,11 @@ def square_roots_of_softplus(x: f32p, out: f32p, BLOCK: tl.constexpr):
     """out = sqrt(log(1 + e^x)), likewise."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + i, sqrt_softplus_lanes(tl.load(x + i)))
+
+
+@triton.jit
+def gather(table: i64p, out: f32p, N: tl.constexpr):
+    """out [rows, N]: the rows whose addresses are in table [rows]."""
+    row = tl.program_id(0)
+    at = tl.load(table + row).to(tl.pointer_type(tl.float32))
+    tl.store(out + row * N + tl.arange(0, N), tl.load(at + tl.arange(0, N)))

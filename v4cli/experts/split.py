@@ -39,6 +39,8 @@ class DeviceExperts(Protocol[A, H]):
 class Split(Generic[A, B, H]):
     """Experts in tiers, for one forward pass at a time. To be closed."""
 
+    repeatable = False
+
     def __init__(
         self,
         device: DeviceExperts[A, H],

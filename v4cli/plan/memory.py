@@ -4,6 +4,7 @@ A session's bytes are those of its arrays (v4kernels/cpu/state.py) to the byte, 
 tests compare both with what is really allocated. Of GPUs' layouts nothing is known yet: these figures stand for them.
 """
 
+from v4kernels.cpu import CpuOps
 from v4kernels.cpu.memory import in_pages
 from v4kernels.cpu.serve import job_dtype
 from v4kernels.native import GROUP, KEY_GROUP, SPARE_ROWS, entry_bytes, key_bytes
@@ -11,7 +12,7 @@ from v4kernels.tree import OVERLAPPED
 
 from v4cli.model.config import V4Config
 
-CHUNK = 512  # rows of a prefill that are computed at a time
+CHUNK = CpuOps.chunk  # rows of a prefill that are computed at a time
 FEW = 16  # rows at most that another session brings to the same step
 POINTS = 16  # rewind points: places a session can go back to without recomputing much
 FP32 = 4

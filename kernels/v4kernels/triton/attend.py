@@ -9,13 +9,15 @@ keep_window      the last entries into the ring, as soon as no step reads it any
 
 A token's keys are those of the window, the oldest first, then compressed entries; `keys` is how many. An entry has
 PLAIN = DIM - ROPE bytes of e4m3, ROPE bf16, a scale byte for every 64 of the former, padding to BYTES, a multiple of 8.
-Where the first token is, `start`, is read from memory, and so is everything that follows from it: programs of the
-first axis of a grid share blocks or runs however many there are, so one launch serves every position.
+Tokens are of any timelines (lines.py): those of a step's own rows have their entries in `fresh` [tokens, BYTES], row by
+row, those before in their timeline's ring [ring_rows, BYTES]. Programs of the first axis of a grid share blocks or runs
+however many there are, so one launch serves all positions.
 """
 
 import triton
 import triton.language as tl
 
+from v4kernels.triton.lines import AHEAD, BACK, ENTRIES, POSITION, RING, address, told
 from v4kernels.triton.sums import exp_lanes, from_bf16, lanes_total
 from v4kernels.triton.types import f32p, i32p, i64p, u8p
 
@@ -24,9 +26,9 @@ RUN_BLOCKS = tl.constexpr(4)  # of one partial result
 
 
 @triton.jit
-def seen(start, token, selected, WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP: tl.constexpr):
+def seen(lines, token, selected, WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP: tl.constexpr):
     """Position of a token, its keys in the window, and all of them."""
-    position = tl.load(start) + token
+    position = told(lines, token, POSITION)
     window = tl.minimum(position + 1, WINDOW)
     keys = window
     if TOP:
@@ -40,16 +42,16 @@ def seen(start, token, selected, WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP:
 
 @triton.jit
 def entry_of(
-    j, start, token, position, window, ring, ring_rows, fresh, entries, selected, RATIO: tl.constexpr,
+    j, token, position, first, window, ring, ring_rows, fresh, entries, selected, RATIO: tl.constexpr,
     TOP: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """Pointer to the j-th keys of a token, j below their number; j may be a number or a block."""
+    """Pointer to the j-th keys of a token, j below their number; j may be a number or a block. `first` is the position
+    of its timeline's first row."""
     oldest = position + 1 - window
     at = oldest + j
     slot = oldest % ring_rows + j
     slot = tl.where(slot >= ring_rows, slot - ring_rows, slot)
-    first = tl.load(start)
-    entry = tl.where(at >= first, fresh + (at - first) * BYTES, ring + slot * BYTES)
+    entry = tl.where(at >= first, fresh + (token - position + at) * BYTES, ring + slot * BYTES)
     if RATIO:
         i = tl.maximum(j - window, 0)
         if TOP:
@@ -79,10 +81,9 @@ def halves_of(entry, PLAIN: tl.constexpr):
 @triton.jit
 def attend_scores(
     q: f32p,  # [tokens, ALL, DIM]
-    start: i32p,  # [1]: position of the first token
-    ring: u8p,  # [ring_rows, BYTES]: entries before `start`, position p at p mod ring_rows
-    fresh: u8p,  # [tokens, BYTES]: those from `start` on
-    entries: u8p,  # [.., BYTES]: compressed ones
+    lines: i64p,  # [tokens, 4]
+    part: tl.int32,
+    fresh: u8p,  # [tokens, BYTES]
     selected: i32p,  # [tokens, TOP]: ascending, -1 behind them
     scores: f32p,  # out [tokens, room, ALL]
     ring_rows: tl.int32,  # at least WINDOW
@@ -99,7 +100,10 @@ def attend_scores(
     """Grid: (any number, ceil(ALL / HEADS), tokens)."""
     PLAIN: tl.constexpr = DIM - ROPE
     token = tl.program_id(2)
-    position, window, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
+    position, window, keys = seen(lines, token, selected, WINDOW, RATIO, TOP)
+    first = position - told(lines, token, BACK)
+    ring = address(lines, token, part, RING, u8p)
+    entries = address(lines, token, part, ENTRIES, u8p) if RATIO else ring
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     lane = tl.arange(0, 8)[None, :]
     q += (token * ALL + tl.minimum(h, ALL - 1)).to(tl.int64)[:, None] * DIM + lane
@@ -107,7 +111,7 @@ def attend_scores(
     for block in range(tl.program_id(0), tl.cdiv(keys, BLOCK_KEYS), tl.num_programs(0)):
         j = tl.arange(0, BLOCK_KEYS) + block * BLOCK_KEYS
         entry = entry_of(
-            tl.minimum(j, keys - 1), start, token, position, window, ring, ring_rows, fresh, entries, selected,
+            tl.minimum(j, keys - 1), token, position, first, window, ring, ring_rows, fresh, entries, selected,
             RATIO, TOP, BYTES,
         )  # fmt: skip
         lanes = tl.zeros((HEADS, BLOCK_KEYS, 8), tl.float32)
@@ -136,7 +140,7 @@ def step_of_lanes(q, key, lanes, HEADS: tl.constexpr):
 @triton.jit
 def attend_weights(
     scores: f32p,  # [tokens, room, ALL]
-    start: i32p,  # [1]
+    lines: i64p,  # [tokens, 4]
     selected: i32p,  # [tokens, TOP]
     weights: f32p,  # out [tokens, room, ALL]
     factors: f32p,  # out [tokens, room / 64, ALL]: what the sums of the blocks before are multiplied by
@@ -152,7 +156,7 @@ def attend_weights(
     """A score that is not finite makes a head's peak NaN, from there on. Grid: (any number, ceil(ALL / HEADS),
     tokens)."""
     token = tl.program_id(2)
-    _, _, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
+    _, _, keys = seen(lines, token, selected, WINDOW, RATIO, TOP)
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     real = h < ALL
     scores += (token * room).to(tl.int64) * ALL + h[:, None]
@@ -204,10 +208,9 @@ def columns_of(entry, c, DIM: tl.constexpr, ROPE: tl.constexpr):
 def attend_values(
     weights: f32p,  # [tokens, room, ALL]
     factors: f32p,  # [tokens, room / 64, ALL]
-    start: i32p,  # the next six as in attend_scores
-    ring: u8p,
+    lines: i64p,  # the next five as in attend_scores
+    part: tl.int32,
     fresh: u8p,
-    entries: u8p,
     selected: i32p,
     ring_rows: tl.int32,
     parts: f32p,  # out [tokens, room / 256, ALL, DIM]
@@ -226,7 +229,10 @@ def attend_values(
     """Grid: (any number, ceil(ALL / HEADS) * ceil(DIM / COLUMNS), tokens)."""
     TILES: tl.constexpr = (DIM + COLUMNS - 1) // COLUMNS
     token = tl.program_id(2)
-    position, window, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
+    position, window, keys = seen(lines, token, selected, WINDOW, RATIO, TOP)
+    first = position - told(lines, token, BACK)
+    ring = address(lines, token, part, RING, u8p)
+    entries = address(lines, token, part, ENTRIES, u8p) if RATIO else ring
     h = tl.program_id(1) // TILES * HEADS + tl.arange(0, HEADS)[:, None]
     c = tl.program_id(1) % TILES * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     real = h < ALL
@@ -236,10 +242,10 @@ def attend_values(
         out = tl.zeros((HEADS, COLUMNS), tl.float32)
         for block in range(run * RUN_BLOCKS, tl.minimum(run * RUN_BLOCKS + RUN_BLOCKS, blocks)):
             out *= tl.load(factors + (token * (room // BLOCK_KEYS) + block) * ALL + h, real, 0.0)
-            first, stop = block * BLOCK_KEYS, tl.minimum(block * BLOCK_KEYS + BLOCK_KEYS, keys)
-            for j in tl.range(first, stop, loop_unroll_factor=UNROLL):
+            stop = tl.minimum(block * BLOCK_KEYS + BLOCK_KEYS, keys)
+            for j in tl.range(block * BLOCK_KEYS, stop, loop_unroll_factor=UNROLL):
                 entry = entry_of(
-                    j, start, token, position, window, ring, ring_rows, fresh, entries, selected, RATIO, TOP, BYTES
+                    j, token, position, first, window, ring, ring_rows, fresh, entries, selected, RATIO, TOP, BYTES
                 )
                 value = tl.broadcast_to(columns_of(entry, c, DIM, ROPE), (HEADS, COLUMNS))
                 weight = tl.load(weights + j * ALL, real, 0.0)
@@ -255,7 +261,7 @@ def attend_merge(
     totals: f32p,  # [tokens, room / 256, ALL]
     sink: f32p,  # [ALL]
     turns: f32p,  # [tokens, ROPE / 2, 2]: cos, sin
-    start: i32p,  # [1]
+    lines: i64p,  # [tokens, 4]
     selected: i32p,  # [tokens, TOP]
     heads: f32p,  # out [tokens, ALL, DIM]
     room: tl.int32,
@@ -270,7 +276,7 @@ def attend_merge(
     COLUMNS: tl.constexpr = triton.next_power_of_2(DIM)
     h = tl.program_id(0)
     token = tl.program_id(1)
-    _position, _window, keys = seen(start, token, selected, WINDOW, RATIO, TOP)
+    _position, _window, keys = seen(lines, token, selected, WINDOW, RATIO, TOP)
     runs = room // BLOCK_KEYS // RUN_BLOCKS
     c = tl.arange(0, COLUMNS)
     at = (token * runs).to(tl.int64) * ALL + h
@@ -305,15 +311,16 @@ def attend_merge(
 @triton.jit
 def keep_window(
     fresh: i64p,  # [tokens, BYTES / 8]
-    start: i32p,  # [1]
-    ring: i64p,  # in place [ring_rows, BYTES / 8]
-    tokens: tl.int32,
+    lines: i64p,  # [tokens, 4]
+    part: tl.int32,
     ring_rows: tl.int32,
     BYTES: tl.constexpr,
 ):
-    """Grid: (min(tokens, ring_rows),)."""
-    i = tokens - tl.num_programs(0) + tl.program_id(0)
-    word = tl.arange(0, triton.next_power_of_2(BYTES // 8))
-    some = word < BYTES // 8
-    slot = (tl.load(start) + i) % ring_rows
-    tl.store(ring + slot * (BYTES // 8) + word, tl.load(fresh + i * (BYTES // 8) + word, some), some)
+    """Grid: (tokens,)."""
+    token = tl.program_id(0)
+    if told(lines, token, AHEAD) < ring_rows:
+        word = tl.arange(0, triton.next_power_of_2(BYTES // 8))
+        some = word < BYTES // 8
+        slot = told(lines, token, POSITION) % ring_rows
+        ring = address(lines, token, part, RING, i64p) + slot * (BYTES // 8)
+        tl.store(ring + word, tl.load(fresh + token * (BYTES // 8) + word, some), some)

@@ -1,6 +1,6 @@
 """The indexer of sparse attention: v4k_select, which scores all index keys for a query and chooses the best.
 
-Three kernels, for tokens at consecutive positions from `start` on; token t sees the first (start + t + 1) / 4 keys:
+Three kernels, for rows of any timelines (lines.py); a row sees the first (position + 1) / 4 keys of its timeline:
 
   index_queries  rotates and transforms queries, and quantizes them to e2m1, as keys are.
   index_scores   sum over heads of weight * max(s, 0), s the product of a head's query and a key.
@@ -12,8 +12,8 @@ tree over all numbers, with zeros where the other's heads are. Neighbours of a t
 apart, by bits in reverse: number n is row reverse(n). Then sums of halves, and of halves of these, are the tree.
 
 A choice is exact: by bisection for the lowest score that belongs to it, then equal ones by ascending id. Scores that
-are NaN or minus infinity are never chosen, unless all keys that the token sees are. `start` is read from memory, and
-blocks that have nothing to do end, so one launch serves every position.
+are NaN or minus infinity are never chosen, unless all keys that the row sees are. Programs that have nothing to do end,
+so a launch for the most keys serves all positions.
 """
 
 import triton
@@ -21,8 +21,9 @@ import triton.language as tl
 
 from v4kernels.triton.dots import doubled_e2m1
 from v4kernels.triton.kv import hadamard, log2, magnitude, over_root, rotated, scale_byte
+from v4kernels.triton.lines import KEY_SCALES, KEYS, POSITION, address, told
 from v4kernels.triton.sums import from_e8m0, nearest
-from v4kernels.triton.types import f32p, i8p, i32p, u8p
+from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p
 
 
 @triton.jit
@@ -169,9 +170,8 @@ def index_scores(
     codes: i8p,  # [tokens, ROWS, DIMS]
     scale: f32p,  # [tokens, DIMS/32, ROWS]
     weight: f32p,  # [tokens, ROWS]: all three by index_queries
-    keys: u8p,  # [keys, DIMS/2]: e2m1 pairs, the even dim in the low nibble
-    kscale: u8p,  # [keys, DIMS/32]: b = 2^(b-127)
-    start: i32p,  # [1]: position of the first token
+    lines: i64p,  # [tokens, 4]
+    part: tl.int32,
     scores: f32p,  # out [tokens, stride]: of the keys that a token sees; the rest is left as it is
     stride: tl.int32,
     ROWS: tl.constexpr,  # at least 16
@@ -181,7 +181,9 @@ def index_scores(
 ):
     """Grid: (programs, tokens); any number of programs, which take blocks in turns."""
     token = tl.program_id(1)
-    seen = (tl.load(start) + token + 1) >> 2
+    seen = (told(lines, token, POSITION) + 1) >> 2
+    keys = address(lines, token, part, KEYS, u8p)
+    kscale = address(lines, token, part, KEY_SCALES, u8p)
     row = tl.arange(0, ROWS)
     codes += (token * ROWS + row[:, None]) * DIMS + tl.arange(0, 32)[None, :]
     scale += token * (ROWS * DIMS // 32) + row
@@ -217,7 +219,7 @@ def last_chosen(order, TOP: tl.constexpr):
 def index_choice(
     scores: f32p,  # [tokens, stride]: level 0: of all keys; else what the level before left
     ids: i32p,  # [tokens, stride]: theirs; not read at level 0, where they are their numbers
-    start: i32p,  # [1]: position of the first token
+    lines: i64p,  # [tokens, 4]
     best: f32p,  # out [tokens, blocks, TOP]: scores of the chosen, minus infinity behind them; not at the last level
     chosen: i32p,  # out [tokens, blocks, TOP]: their ids, ascending, -1 behind them
     stride: tl.int32,
@@ -229,7 +231,7 @@ def index_choice(
     """Grid: (blocks, tokens), as many as most scores need, one at the last level."""
     block = tl.program_id(0)
     token = tl.program_id(1)
-    seen = (tl.load(start) + token + 1) >> 2
+    seen = (told(lines, token, POSITION) + 1) >> 2
     count = seen
     for _ in tl.static_range(LEVEL):
         count = tl.cdiv(count, BLOCK) * TOP

@@ -8,15 +8,16 @@ Each begins as a linear layer's fp32 rows; the kernels here do the rest (v4k.h h
 
 A norm is x * (1 / sqrt(sum of squares / dims + eps)), then * weight. Rotation turns the adjacent pairs (a, b) of the
 last ROPE dims: a * cos - b * sin, a * sin + b * cos, each product rounded; cos and sin come from the host
-(v4k_rotations). Where entries go, and at which position new tokens start, is read from memory, so one launch serves
-every position.
+(v4k_rotations). Rows are of any timelines (lines.py). A row that completes a block of RATIO positions makes its entry
+or key; programs of other rows end at once.
 """
 
 import triton
 import triton.language as tl
 
+from v4kernels.triton.lines import AHEAD, BACK, ENTRIES, KEY_SCALES, KEYS, POSITION, address, completed, told
 from v4kernels.triton.sums import exp_lanes, from_e8m0, nearest, rms_factor
-from v4kernels.triton.types import f32p, i32p, u8p, u16p
+from v4kernels.triton.types import f32p, i64p, u8p, u16p
 
 
 @triton.constexpr_function
@@ -153,11 +154,13 @@ def pack_entries(
     x: f32p,  # [n, DIMS]
     weight: f32p,  # [DIMS]: of the norm
     turns: f32p,  # [n, ROPE/2, 2]: cos, sin
-    places: i32p,  # [n]: where row i goes; -1: nowhere
-    entries: u8p,  # out [rows, bytes]: DIMS - ROPE e4m3, ROPE bf16, a scale byte of every 64 e4m3, padded to 8
+    lines: i64p,  # [n, 4]
+    part: tl.int32,
+    fresh: u8p,  # out [n, bytes]: DIMS - ROPE e4m3, ROPE bf16, a scale byte of every 64 e4m3, padded to 8
     DIMS: tl.constexpr,  # DIMS - ROPE a multiple of 64
     ROPE: tl.constexpr,  # a multiple of 16
     EPS: tl.constexpr,
+    RATIO: tl.constexpr,  # 0: all rows are stored, in `fresh`; else those that complete a block, in their timelines
 ):
     """Rows normed, rotated and stored. Scales: the smallest 2^(b-127) >= max(amax, 1e-4) / 448. Grid: (n,)."""
     PLAIN: tl.constexpr = DIMS - ROPE
@@ -165,11 +168,12 @@ def pack_entries(
     PADDED: tl.constexpr = (GROUPS + 7) // 8 * 8
     BYTES: tl.constexpr = PLAIN + 2 * ROPE + PADDED
     ROOM: tl.constexpr = max(8, triton.next_power_of_2(triton.cdiv(DIMS, 64)))  # groups a program has, padding included
-    place = tl.load(places + tl.program_id(0))
+    row = tl.program_id(0)
+    place = completed(told(lines, row, POSITION), RATIO) if RATIO else row
     if place >= 0:
-        token = tl.program_id(0).to(tl.int64)
-        value = normed(x + token * DIMS, weight, ROOM * 64, DIMS, EPS)
-        value = rotated(value, turns + token * ROPE, 1, ROOM * 64, DIMS, ROPE)
+        entries = address(lines, row, part, ENTRIES, u8p) if RATIO else fresh
+        value = normed(x + row.to(tl.int64) * DIMS, weight, ROOM * 64, DIMS, EPS)
+        value = rotated(value, turns + row * ROPE, 1, ROOM * 64, DIMS, ROPE)
         value = tl.reshape(value, (ROOM, 64))
         g = tl.arange(0, ROOM)
         c = g[:, None] * 64 + tl.arange(0, 64)[None, :]
@@ -187,63 +191,68 @@ def pack_keys(
     x: f32p,  # [n, DIMS]
     weight: f32p,  # [DIMS]: of the norm
     turns: f32p,  # [n, ROPE/2, 2]: cos, sin
-    places: i32p,  # [n]: where row i goes; -1: nowhere
-    codes: u8p,  # out [rows, DIMS/2]: e2m1 pairs, the low nibble first
-    scales: u8p,  # out [rows, DIMS/32]: b = 2^(b-127)
+    lines: i64p,  # [n, 4]
+    part: tl.int32,
     DIMS: tl.constexpr,  # a power of two, at least 32
     ROPE: tl.constexpr,  # even
     EPS: tl.constexpr,
+    RATIO: tl.constexpr,
 ):
-    """Rows normed, rotated, transformed and stored. Scales: the smallest 2^(b-127) >= max(amax, 6 * 2^-126) / 6.
-    Grid: (n,)."""
+    """Rows that complete a block normed, rotated, transformed and stored: DIMS/2 bytes of e2m1 pairs, the low nibble
+    first, and DIMS/32 scales, the smallest 2^(b-127) >= max(amax, 6 * 2^-126) / 6. Grid: (n,)."""
     GROUPS: tl.constexpr = DIMS // 32
-    place = tl.load(places + tl.program_id(0)).to(tl.int64)
+    row = tl.program_id(0)
+    place = completed(told(lines, row, POSITION), RATIO)
     if place >= 0:
-        token = tl.program_id(0).to(tl.int64)
-        value = normed(x + token * DIMS, weight, DIMS, DIMS, EPS)
-        value = rotated(value, turns + token * ROPE, 1, DIMS, DIMS, ROPE)
+        codes = address(lines, row, part, KEYS, u8p) + place.to(tl.int64) * (DIMS // 2)
+        scales = address(lines, row, part, KEY_SCALES, u8p) + place.to(tl.int64) * GROUPS
+        value = normed(x + row.to(tl.int64) * DIMS, weight, DIMS, DIMS, EPS)
+        value = rotated(value, turns + row * ROPE, 1, DIMS, DIMS, ROPE)
         value = tl.reshape(hadamard(value, 1, DIMS), (GROUPS, 32))
         top = tl.maximum(tl.max(magnitude(value), axis=1), 7.052966104933725e-38)
         scale = scale_byte(top, 6.0)
         code = to_e2m1(value * from_e8m0((254 - scale) & 255)[:, None])
         code = tl.reshape(code, (DIMS // 2, 2)) << (4 * tl.arange(0, 2))[None, :]
-        tl.store(codes + place * (DIMS // 2) + tl.arange(0, DIMS // 2), tl.sum(code, axis=1).to(tl.uint8))
-        tl.store(scales + place * GROUPS + tl.arange(0, GROUPS), scale.to(tl.uint8))
+        tl.store(codes + tl.arange(0, DIMS // 2), tl.sum(code, axis=1).to(tl.uint8))
+        tl.store(scales + tl.arange(0, GROUPS), scale.to(tl.uint8))
 
 
 @triton.jit
-def gate_of(gate, ape, i, position, c, mask, WIDTH: tl.constexpr, RATIO: tl.constexpr):
-    """Channels c of new token i: what wgate gave, and what is learned of the place in its block."""
+def gate_of(gate, ape, row, position, c, mask, WIDTH: tl.constexpr, RATIO: tl.constexpr):
+    """Channels c of a row: what wgate gave, and what is learned of the place in its block."""
     learned = tl.load(ape + position % RATIO * WIDTH + c, mask, 0.0)
-    return tl.load(gate + i.to(tl.int64) * WIDTH + c, mask, 0.0) + learned
+    return tl.load(gate + row.to(tl.int64) * WIDTH + c, mask, 0.0) + learned
 
 
 @triton.jit
 def pool(
-    kv: f32p,  # [n, C]: of new tokens; C = DIMS, twice that for ratio 4, whose blocks overlap
+    kv: f32p,  # [n, C]; C = DIMS, twice that for ratio 4, whose blocks overlap
     gate: f32p,  # [n, C]
     ape: f32p,  # [RATIO, C]
-    tail_kv: f32p,  # [SLOTS, C]: of tokens before, by position mod SLOTS
-    tail_gate: f32p,  # [SLOTS, C], ape included
-    start: i32p,  # [1]: position of the first new token
-    blocks: i32p,  # [blocks]: which block of RATIO tokens; -1: none
-    out: f32p,  # [blocks, DIMS]
+    lines: i64p,  # [n, 4]
+    part: tl.int32,
+    out: f32p,  # [n, DIMS]: of rows that complete a block; the others are left as they are
     RATIO: tl.constexpr,
     DIMS: tl.constexpr,
     SLOTS: tl.constexpr,
+    TAIL: tl.constexpr,  # TAIL_KV or KEY_TAIL_KV: [SLOTS, C] of tokens before the step, by position mod SLOTS
     CHANNELS: tl.constexpr,  # a program
 ):
     """Tokens of a block by the softmax of their gates, channel by channel. Of overlapping blocks the previous one's
-    tokens come first, with the first half of their channels; its own have the second. Grid: (blocks, ceil(DIMS /
+    tokens come first, with the first half of their channels; its own have the second. Grid: (n, ceil(DIMS /
     CHANNELS))."""
     OVERLAP: tl.constexpr = RATIO == 4
     WIDTH: tl.constexpr = 2 * DIMS if OVERLAP else DIMS
     BEFORE: tl.constexpr = RATIO if OVERLAP else 0
-    block = tl.load(blocks + tl.program_id(0))
+    row = tl.program_id(0)
+    last = told(lines, row, POSITION)
+    block = completed(last, RATIO)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     some = c < DIMS
     if block >= 0:
-        since = tl.load(start)
+        since = last - told(lines, row, BACK)
+        tail_kv = address(lines, row, part, TAIL, f32p)
+        tail_gate = address(lines, row, part, TAIL + 1, f32p)
         first = tl.where(block > 0, 0, BEFORE)  # no block is before the first one
         top = tl.full((CHANNELS,), float("-inf"), tl.float32)
         total = tl.zeros((CHANNELS,), tl.float32)
@@ -252,7 +261,7 @@ def pool(
             position = block * RATIO - BEFORE + j
             at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
             new = some & (position >= since)
-            g = gate_of(gate, ape, position - since, position, at, new, WIDTH, RATIO)
+            g = gate_of(gate, ape, row - last + position, position, at, new, WIDTH, RATIO)
             old = tl.load(tail_gate + position % SLOTS * WIDTH + at, some & (position < since), 0.0)
             g = tl.where(position >= since, g, old)
             top = tl.where(g > top, g, top)
@@ -261,14 +270,14 @@ def pool(
             at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
             new = some & (position >= since)
             kept = position % SLOTS * WIDTH + at
-            g = gate_of(gate, ape, position - since, position, at, new, WIDTH, RATIO)
+            g = gate_of(gate, ape, row - last + position, position, at, new, WIDTH, RATIO)
             g = tl.where(position >= since, g, tl.load(tail_gate + kept, some & (position < since), 0.0))
-            k = tl.load(kv + (position - since).to(tl.int64) * WIDTH + at, new, 0.0)
+            k = tl.load(kv + (row - last + position).to(tl.int64) * WIDTH + at, new, 0.0)
             k = tl.where(position >= since, k, tl.load(tail_kv + kept, some & (position < since), 0.0))
             weight = exp_lanes(g - top)
             total += weight
             mixed = tl.fma(weight, k, mixed)
-        tl.store(out + tl.program_id(0).to(tl.int64) * DIMS + c, tl.div_rn(mixed, total), some)
+        tl.store(out + row.to(tl.int64) * DIMS + c, tl.div_rn(mixed, total), some)
 
 
 @triton.jit
@@ -276,24 +285,25 @@ def keep_tail(
     kv: f32p,  # [n, C], as `pool` has them
     gate: f32p,  # [n, C]
     ape: f32p,  # [RATIO, C]
-    tail_kv: f32p,  # out [SLOTS, C]
-    tail_gate: f32p,  # out [SLOTS, C]
-    start: i32p,  # [1]: position of the first new token
-    n: tl.int32,
+    lines: i64p,  # [n, 4]
+    part: tl.int32,
     RATIO: tl.constexpr,
     DIMS: tl.constexpr,
     SLOTS: tl.constexpr,
+    TAIL: tl.constexpr,
     CHANNELS: tl.constexpr,  # a program
 ):
-    """What later blocks need of the new tokens: the unfinished block, and as many whole ones as always fit SLOTS. Comes
-    behind `pool`, which reads what this overwrites. Grid: (min(n, SLOTS), ceil(C / CHANNELS))."""
+    """What later blocks need of the rows: the unfinished block, and as many whole ones as always fit SLOTS. Comes behind
+    `pool` of all rows, which reads what this overwrites. Grid: (n, ceil(C / CHANNELS))."""
     WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
-    i = n - tl.num_programs(0) + tl.program_id(0)
-    since = tl.load(start)
-    position = since + i
-    first = tl.maximum(since + n - (SLOTS - RATIO), 0) // RATIO * RATIO
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    some = (c < WIDTH) & (position >= first)
-    to = position % SLOTS * WIDTH + c
-    tl.store(tail_kv + to, tl.load(kv + i.to(tl.int64) * WIDTH + c, some, 0.0), some)
-    tl.store(tail_gate + to, gate_of(gate, ape, i, position, c, some, WIDTH, RATIO), some)
+    row = tl.program_id(0)
+    position = told(lines, row, POSITION)
+    end = position + told(lines, row, AHEAD) + 1
+    if position >= tl.maximum(end - (SLOTS - RATIO), 0) // RATIO * RATIO:
+        c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        some = c < WIDTH
+        to = position % SLOTS * WIDTH + c
+        value = tl.load(kv + row.to(tl.int64) * WIDTH + c, some, 0.0)
+        tl.store(address(lines, row, part, TAIL, f32p) + to, value, some)
+        value = gate_of(gate, ape, row, position, c, some, WIDTH, RATIO)
+        tl.store(address(lines, row, part, TAIL + 1, f32p) + to, value, some)

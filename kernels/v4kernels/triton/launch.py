@@ -1,5 +1,6 @@
 """Compilation of a kernel, for any GPU that Triton knows, present or not."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +19,21 @@ def target(name: str) -> GPUTarget:
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], gpu: str, warps: int = 4, stages: int = 1) -> Any:
-    """A Triton function, whose arguments say their types, made for the GPU of that name (see `target`). All its forms
-    are in `asm` of the result.
+    """A Triton function, whose arguments say their types, made for the GPU of that name (see `target`); once in a
+    process. All its forms are in `asm` of the result.
 
     Products and sums are never contracted to fused ones that the source does not have: that would change bits.
     """
+    typed = tuple((name, type(value), value) for name, value in constants.items())  # 1 and 1.0 are two constants
+    return _compiled(kernel, typed, gpu, warps, stages)
+
+
+@functools.cache
+def _compiled(kernel: Any, constants: tuple[tuple[str, type, Any], ...], gpu: str, warps: int, stages: int) -> Any:
     signature = {p.name: "constexpr" if p.is_constexpr else p.annotation for p in kernel.params}
     aligned = {
         (i,): [["tt.divisibility", ALIGNMENT]] for i, kind in enumerate(signature.values()) if kind.startswith("*")
     }
-    source = ASTSource(kernel, signature, dict(constants), attrs=aligned)
+    source = ASTSource(kernel, signature, {name: value for name, _, value in constants}, attrs=aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
     return triton.compile(source, target=target(gpu), options=options)

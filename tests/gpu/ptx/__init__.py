@@ -13,6 +13,7 @@ an opcode, a number of operands, a result that the PTX manual leaves open. Not m
 makes of the PTX.
 """
 
+from ptx.buffers import Buffer, DeviceMemory
 from ptx.faults import (
     Divergence,
     Fault,
@@ -28,7 +29,9 @@ from ptx.memory import Counters, Requests
 from ptx.parse import Program, load
 
 __all__ = [
+    "Buffer",
     "Counters",
+    "DeviceMemory",
     "Divergence",
     "Fault",
     "Misaligned",

@@ -8,7 +8,7 @@ import numpy as np
 from ptx import alu, warp
 from ptx.faults import Misaligned, Unknown
 from ptx.group import Group, Read, Step, before, guard, named, reader, unwritten, writer
-from ptx.memory import Access, DeviceMemory
+from ptx.memory import Access
 from ptx.parse import Address, Immediate, Instruction, Operand, Program, Symbol, Vector
 from ptx.values import UNSIGNED, bits_of, everyone, typed, width
 
@@ -26,12 +26,9 @@ SHUFFLE = re.compile(r"shfl\.sync\.(bfly|idx|up|down)\.b32")
 
 @dataclass
 class Binder:
-    """Of the instructions of one launch."""
+    """Of the instructions of a program."""
 
     program: Program
-    grid: tuple[int, int, int]
-    parameters: dict[str, np.ndarray]
-    memory: DeviceMemory
 
     def bind(self, instruction: Instruction) -> Step:
         opcode = instruction.opcode
@@ -55,7 +52,7 @@ class Binder:
         return self.operation(instruction)
 
     def read(self, operand: Operand, kind: str) -> Read:
-        return reader(self.program, self.grid, operand, kind)
+        return reader(self.program, operand, kind)
 
     def operation(self, instruction: Instruction) -> Step:
         operation = alu.operation(instruction.opcode, len(instruction.operands))
@@ -116,12 +113,12 @@ class Binder:
         return self.store(instruction, space, place, items, kind)
 
     def parameter(self, instruction: Instruction, place: Address, kind: str) -> Step:
-        bits = self.parameters.get(place.base.name)
-        if bits is None or place.offset or 8 * bits.itemsize != width(kind):
+        name = place.base.name
+        declared = dict(self.program.parameters).get(name)
+        if declared is None or place.offset or width(declared) != width(kind):
             raise Unknown(f"parameter {named(place)} as {kind}")
         write = writer(instruction, instruction.operands[0], kind)
-        value = typed(bits, kind)
-        return lambda group: write(group, value)
+        return lambda group: write(group, typed(group.run.parameters[name], kind))
 
     def addresses(self, place: Address, space: str) -> Read:
         """int64 of each thread."""
@@ -141,7 +138,7 @@ class Binder:
                 at, thread = at[mask], thread[mask]
             if len(at) == 0:
                 return
-            memory = self.memory if space == "global" else group.shared
+            memory = group.run.memory if space == "global" else group.shared
             value = memory.load(Access(thread, at, item_bytes, len(items)), group.clock)
             for i, item in enumerate(items):
                 bits = bits_of(typed(value[:, i], kind), kind, item.bits)
@@ -167,7 +164,7 @@ class Binder:
                 at, thread, value = at[mask], thread[mask], value[mask]
             if len(at) == 0:
                 return
-            memory = self.memory if space == "global" else group.shared
+            memory = group.run.memory if space == "global" else group.shared
             memory.store(Access(thread, at, item_bytes, len(items)), value, group.clock)
 
         return step
@@ -193,7 +190,9 @@ class Binder:
             loaded = mask & (count > 0)
             value = np.zeros((n, words), np.uint32)
             if loaded.any():
-                value[loaded] = self.memory.load(Access(group.thread, at(group), 4, words).only(loaded), group.clock)
+                value[loaded] = group.run.memory.load(
+                    Access(group.thread, at(group), 4, words).only(loaded), group.clock
+                )
             access = Access(group.thread, to(group), 4, words).only(mask)
             group.copies.begin(group.shared, access, value[mask], group.clock)
 

@@ -1,13 +1,14 @@
 """Blocks that go in step: their registers, and how operands are read and written."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ptx.copies import Copies
 from ptx.faults import Uninitialised, Unknown
-from ptx.memory import FIRST_SHARED, SharedMemory
+from ptx.memory import FIRST_SHARED, GlobalMemory, SharedMemory
 from ptx.parse import Address, Immediate, Instruction, Operand, Program, Register, Symbol, Vector
 from ptx.races import Clock
 from ptx.values import JUNK, UNSIGNED, bits_of, constant, everyone, typed, width
@@ -16,9 +17,20 @@ DONE = -1
 
 
 @dataclass
+class Run:
+    """What is of one launch."""
+
+    grid: tuple[int, int, int]
+    parameters: dict[str, np.ndarray]  # bits
+    memory: GlobalMemory
+    waiting: list["Group"]  # blocks that go on when others have ended
+
+
+@dataclass
 class Group:
     """Registers are arrays of one element per thread or of a single one, or None until something is written."""
 
+    run: Run
     blocks: np.ndarray  # their numbers in the grid
     thread: np.ndarray  # of each thread of theirs, its number in the grid
     registers: list[np.ndarray | None]
@@ -33,7 +45,7 @@ class Group:
         registers = [r[each] if r is not None and len(r) == len(each) else r for r in self.registers]
         threads = self.thread[each]
         copies = self.copies.only(threads)
-        return Group(self.blocks[some], threads, registers, self.shared, replace(self.clock), copies, at)
+        return Group(self.run, self.blocks[some], threads, registers, self.shared, self.clock, copies, at)
 
 
 Step = Callable[[Group], None]
@@ -41,13 +53,13 @@ Read = Callable[[Group], np.ndarray]
 Write = Callable[[Group, np.ndarray], None]
 
 
-def reader(program: Program, grid: tuple[int, int, int], operand: Operand, kind: str) -> Read:
+def reader(program: Program, operand: Operand, kind: str) -> Read:
     """A function of a group that gives an operand as values of a type."""
     if isinstance(operand, Immediate):
         value = constant(operand.value, kind)
         return lambda group: value
     if isinstance(operand, Symbol):
-        special = special_register(program, grid, operand.name)
+        special = special_register(program, operand.name)
         return lambda group: typed(special(group).astype(UNSIGNED[width(kind)]), kind)
     if not isinstance(operand, Register) or width(kind) > operand.bits or (kind == "pred") != (operand.bits == 1):
         raise Unknown(f"{named(operand)} where a value of type {kind} belongs")
@@ -103,7 +115,7 @@ def guard(instruction: Instruction) -> Callable[[Group], np.ndarray | None]:
     return mask
 
 
-def special_register(program: Program, grid: tuple[int, int, int], name: str) -> Read:
+def special_register(program: Program, name: str) -> Read:
     size = program.threads
     if name == program.shared_name:
         return lambda group: np.array([FIRST_SHARED])
@@ -113,12 +125,17 @@ def special_register(program: Program, grid: tuple[int, int, int], name: str) ->
         "%ntid.x": lambda group: np.array([size]),
     }
     for axis, letter in enumerate("xyz"):
-        stride = int(np.prod(grid[:axis]))
-        known[f"%ctaid.{letter}"] = lambda group, s=stride, n=grid[axis]: group.thread // size // s % n
-        known[f"%nctaid.{letter}"] = lambda group, n=grid[axis]: np.array([n])
+        known[f"%ctaid.{letter}"] = lambda group, axis=axis: program_number(group, axis, size)
+        known[f"%nctaid.{letter}"] = lambda group, axis=axis: np.array([group.run.grid[axis]])
     if name not in known:
         raise Unknown(f"operand {name}")
     return known[name]
+
+
+def program_number(group: Group, axis: int, threads: int) -> np.ndarray:
+    grid = group.run.grid
+    number = group.blocks // math.prod(grid[:axis]) % grid[axis]
+    return number if len(number) == 1 else np.repeat(number, threads)
 
 
 def named(operand: Operand) -> str:

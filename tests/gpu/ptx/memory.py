@@ -1,21 +1,16 @@
-"""Device memory, shared memory, and what an access to them costs.
+"""Device memory, shared memory, and what an access to them costs."""
 
-Buffers lie at made-up addresses, far from each other and never at zero, so that an address that was computed wrong
-meets none of them.
-"""
-
+import bisect
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ptx.buffers import Buffer, DeviceMemory
 from ptx.faults import Misaligned, OutOfBounds, Race
-from ptx.races import Clock, Shadow
+from ptx.races import Clock, LateShadow, Shadow
 from ptx.values import UNSIGNED
 
-GUARD = 1 << 20  # bytes at least between two buffers
-FIRST_BUFFER = 0x7F00_0000_0000
 FIRST_SHARED = 1024
 SECTOR = 32  # bytes
 BANKS = 32  # of 4 bytes
@@ -67,14 +62,14 @@ class Access:
 class Bytes:
     """A range of memory that accesses are known to be within."""
 
-    def __init__(self, data: np.ndarray, shadow: Shadow | None):
+    def __init__(self, data: np.ndarray, shadow: Shadow | LateShadow | None):
         self.data = data  # uint8, as many as whole 16-byte words
         self.shadow = shadow  # None: nothing writes there
 
     def read(self, access: Access, offset: np.ndarray, clock: Clock) -> np.ndarray:
         """offset [n] -> unsigned [n, count]."""
         if self.shadow:
-            self.shadow.on_read(offset[:, None] + np.arange(access.bytes), access.thread, clock)
+            self.shadow.on_read(offset, access.bytes, access.thread, clock)
         words = self.data.view(UNSIGNED[8 * access.item])
         return words[(offset // access.item)[:, None] + np.arange(access.count)]
 
@@ -89,71 +84,55 @@ class Bytes:
             raise Race("two threads write different values there at once", int(access.thread[lost.any(1)][0]))
 
 
-class Buffer(Bytes):
-    """An array of the caller's, at an address. A read-only array cannot be written by a program either."""
+class GlobalMemory:
+    """Device memory as one launch sees it."""
 
-    def __init__(self, name: str, array: np.ndarray, address: int, block_threads: int):
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{name} is not contiguous")
-        padded = np.zeros(-(-array.nbytes // 16) * 16, np.uint8)
-        padded[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        super().__init__(padded, Shadow(len(padded), block_threads, True) if array.flags.writeable else None)
-        self.name, self.array, self.address, self.size = name, array, address, array.nbytes
-
-    def give_back(self) -> None:
-        if self.shadow:
-            self.array.reshape(-1).view(np.uint8)[:] = self.data[: self.size]
-
-
-class DeviceMemory:
-    def __init__(self, counters: Counters, block_threads: int):
-        self.counters, self.block_threads = counters, block_threads
-        self.buffers: list[Buffer] = []
-
-    def place(self, name: str, array: np.ndarray) -> int:
-        """Its address."""
-        end = self.buffers[-1].address + self.buffers[-1].size if self.buffers else FIRST_BUFFER - GUARD
-        buffer = Buffer(name, array, (end + 2 * GUARD - 1) // GUARD * GUARD, self.block_threads)
-        self.buffers.append(buffer)
-        return buffer.address
+    def __init__(self, memory: DeviceMemory, counters: Counters, block_threads: int):
+        self.memory, self.counters, self.block_threads = memory, counters, block_threads
+        self.seen: dict[Buffer, Bytes] = {}
 
     def load(self, access: Access, clock: Clock) -> np.ndarray:
         """-> unsigned [n, count]."""
         count_sectors(access, self.counters.global_loads)
+        parts = self._parts(access)
+        if len(parts) == 1:
+            buffer, part, _ = parts[0]
+            return self._seen(buffer).read(part, part.address - buffer.address, clock)
         value = np.empty((len(access.thread), access.count), UNSIGNED[8 * access.item])
-        for buffer, part, some in self._parts(access):
-            value[some] = buffer.read(part, part.address - buffer.address, clock)
+        for buffer, part, some in parts:
+            value[some] = self._seen(buffer).read(part, part.address - buffer.address, clock)
         return value
 
     def store(self, access: Access, value: np.ndarray, clock: Clock) -> None:
         count_sectors(access, self.counters.global_stores)
         for buffer, part, some in self._parts(access):
-            if not buffer.shadow:
+            if buffer.frozen:
                 raise OutOfBounds(f"{buffer.name} is read-only", int(part.thread[0]))
-            buffer.write(part, part.address - buffer.address, value[some], clock)
+            self._seen(buffer).write(part, part.address - buffer.address, value[some], clock)
 
-    def _parts(self, access: Access) -> Iterator[tuple[Buffer, Access, np.ndarray | slice]]:
+    def _seen(self, buffer: Buffer) -> Bytes:
+        found = self.seen.get(buffer)
+        if found is None:
+            shadow = None if buffer.frozen else LateShadow(len(buffer.data), self.block_threads)
+            found = self.seen[buffer] = Bytes(buffer.data, shadow)
+        return found
+
+    def _parts(self, access: Access) -> list[tuple[Buffer, Access, np.ndarray | slice]]:
         """An access, by the buffers that it is within: nearly always one."""
         access.check_alignment()
-        starts = [b.address for b in self.buffers]
-        ends = np.array([0] + [b.address + b.size for b in self.buffers])  # of none, in front of them all
-        low, high = np.searchsorted(starts, [access.address.min(), access.address.max()], "right")
-        which = np.searchsorted(starts, access.address, "right") if low != high else np.full(1, low)
-        outside = access.address + access.bytes > ends[which]
+        memory, lowest, highest = self.memory, int(access.address.min()), int(access.address.max())
+        low = bisect.bisect_right(memory.starts, lowest)
+        if low and highest + access.bytes <= memory.ends[low]:
+            return [(memory.buffers[low - 1], access, slice(None))]
+        which = np.searchsorted(memory.starts, access.address, "right")
+        outside = access.address + access.bytes > memory.ends[which]
         if outside.any():
-            raise OutOfBounds(self._where(int(access.address[outside][0])), int(access.thread[outside][0]))
-        if low == high:
-            yield self.buffers[low - 1], access, slice(None)
-            return
+            raise OutOfBounds(memory.where(int(access.address[outside][0])), int(access.thread[outside][0]))
+        parts = []
         for i in np.unique(which):
             some = which == i
-            yield self.buffers[i - 1], access.only(some), some
-
-    def _where(self, address: int) -> str:
-        if not self.buffers or address < FIRST_BUFFER - GUARD:
-            return f"address {address:#x}, near no buffer"
-        near = min(self.buffers, key=lambda b: max(b.address - address, address - b.address - b.size))
-        return f"byte {address - near.address} of {near.name}, which has {near.size}"
+            parts.append((memory.buffers[i - 1], access.only(some), some))
+        return parts
 
 
 class SharedMemory(Bytes):

@@ -62,6 +62,7 @@ class Program:
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # index of the instruction behind it
     registers: int = 0
+    steps: list = field(default_factory=list, repr=False)  # what each instruction does, once it was launched
 
 
 BITS = {"pred": 1, "b16": 16, "b32": 32, "b64": 64, "f32": 32}

@@ -6,7 +6,7 @@ thread read may be changed by another only behind a barrier. Several threads may
 copies of a tensor do.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,21 +15,18 @@ from ptx.faults import Race, Uninitialised
 SEVERAL = -1
 
 
-@dataclass
-class Clock:
+class Clock(NamedTuple):
     """Of threads in step: goes on at each barrier."""
 
     now: int = 1
     block: int = 1  # the last barrier of the block
     warp: int = 1  # the last one of the warp or the block
 
-    def block_barrier(self) -> None:
-        self.now += 1
-        self.block = self.warp = self.now
+    def block_barrier(self) -> "Clock":
+        return Clock(self.now + 1, self.now + 1, self.now + 1)
 
-    def warp_barrier(self) -> None:
-        self.now += 1
-        self.warp = self.now
+    def warp_barrier(self) -> "Clock":
+        return Clock(self.now + 1, self.block, self.now + 1)
 
 
 class Shadow:
@@ -43,8 +40,9 @@ class Shadow:
         self.readers = np.zeros((3, size), np.int32)  # the last one, or SEVERAL, at each level
         self.under_way = np.zeros(size, bool)  # asynchronous copies to it
 
-    def on_read(self, at: np.ndarray, thread: np.ndarray, clock: Clock) -> None:
-        """at [n, bytes of an access], thread [n]."""
+    def on_read(self, offset: np.ndarray, n_bytes: int, thread: np.ndarray, clock: Clock) -> None:
+        """Of n_bytes at each of offset [n], by thread [n]."""
+        at = offset[:, None] + np.arange(n_bytes)
         thread = np.broadcast_to(thread[:, None], at.shape)
         self._check_copies(at, thread)
         wrote, writer = self.wrote[at], self.writer[at]
@@ -76,6 +74,12 @@ class Shadow:
         self.writer[at] = thread
         self.wrote[at] = clock.now
 
+    def ordered(self, at: np.ndarray, thread: int, clock: Clock) -> np.ndarray:
+        """Which bytes [n] were last written by that thread or in front of a barrier between their writer and it."""
+        writer = self.writer[at]
+        who = [writer // level for level in self.levels]
+        return ~self._unordered(self.wrote[at], who, np.int64(thread), clock)
+
     def _check_copies(self, at: np.ndarray, thread: np.ndarray) -> None:
         if self.under_way[at].any():
             raise Race("an asynchronous copy to it is under way", _first(thread, self.under_way[at]))
@@ -89,3 +93,34 @@ class Shadow:
 
 def _first(thread: np.ndarray, where: np.ndarray) -> int:
     return int(thread[where][0])
+
+
+class LateShadow:
+    """A shadow that is made at the first store. Until then reads are only listed: most buffers are never written to in
+    a launch."""
+
+    MOST = 1 << 20  # reads that are listed
+
+    def __init__(self, size: int, block_threads: int):
+        self.size, self.block_threads = size, block_threads
+        self.shadow: Shadow | None = None
+        self.reads: list[tuple[np.ndarray, int, np.ndarray, Clock]] = []
+        self.listed = 0
+
+    def made(self) -> Shadow:
+        if self.shadow is None:
+            self.shadow = Shadow(self.size, self.block_threads, True)
+            for read in self.reads:
+                self.shadow.on_read(*read)
+            self.reads = []
+        return self.shadow
+
+    def on_read(self, offset: np.ndarray, n_bytes: int, thread: np.ndarray, clock: Clock) -> None:
+        if self.shadow is not None or self.listed > self.MOST:
+            self.made().on_read(offset, n_bytes, thread, clock)
+        else:
+            self.reads.append((offset, n_bytes, thread, clock))
+            self.listed += len(offset)
+
+    def on_write(self, at: np.ndarray, thread: np.ndarray, changed: np.ndarray, clock: Clock) -> None:
+        self.made().on_write(at, thread, changed, clock)
