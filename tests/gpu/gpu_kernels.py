@@ -112,13 +112,13 @@ def run_linear(
     scale: torch.Tensor,
     q: torch.Tensor,
     q_scale: torch.Tensor,
-    ptx_form: bool,
+    asm: str,
 ) -> tuple[np.ndarray, ptx.Counters]:
     """One linear layer of format int8, fp4 or int4 (v4k.h): y fp32 [tokens, rows]."""
     kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4, "int4": linear.linear_int4}[form]
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = program(kernel, gpu, K=k, ROWS=32, PTX=ptx_form)
+    made = program(kernel, gpu, K=k, ROWS=32, ASM=asm)
     return y, run(made, (blocks(rows, 32), tokens), codes, scale, q, q_scale, y, rows)
 
 
@@ -134,5 +134,5 @@ def run_gemm(
     """A linear layer of format int8, fp4 or int4 by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = program(gemm.gemm, gpu, 8, stages, K=k, TOKENS=64, ROWS=64, FORMAT=form, PTX=True)
+    made = program(gemm.gemm, gpu, 8, stages, K=k, TOKENS=64, ROWS=64, FORMAT=form, ASM="ptx")
     return y, run(made, (blocks(tokens, 64), blocks(rows, 64)), codes, scale, q, q_scale, y, rows, tokens)

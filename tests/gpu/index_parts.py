@@ -65,13 +65,13 @@ def run_queries(gpu: str, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def run_scores(
-    gpu: str, tokens: Tokens, keys: Keys, ptx_form: bool = True, programs: int = 3
+    gpu: str, tokens: Tokens, keys: Keys, asm: str = "ptx", programs: int = 3
 ) -> tuple[np.ndarray, ptx.Counters]:
     """[tokens, keys] fp32; minus one where a token does not see the key."""
     n, _, dims = tokens.q.shape
     codes, scale, weight = run_queries(gpu, tokens)
     scores = np.full((n, len(keys.codes)), -1, F)
-    made = gpu_kernels.program(index.index_scores, gpu, ROWS=codes.shape[1], DIMS=dims, KEYS=64, PTX=ptx_form)
+    made = gpu_kernels.program(index.index_scores, gpu, ROWS=codes.shape[1], DIMS=dims, KEYS=64, ASM=asm)
     inputs = [fixed(a) for a in (codes, scale, weight, keys.codes, keys.scales, np.array([tokens.start], np.int32))]
     return scores, gpu_kernels.run(made, (programs, n), *inputs, scores, scores.shape[1])
 

@@ -117,7 +117,7 @@ def project(gpu: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.n
     (rows, cols), tokens, each = codes.shape, len(x), len(codes) // groups
     q, q_scale = gpu_kernels.run_quantize(gpu, torch.from_numpy(x))
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = gpu_kernels.program(linear.linear_int8, gpu, K=cols, ROWS=32, PTX=True)
+    made = gpu_kernels.program(linear.linear_int8, gpu, K=cols, ROWS=32, ASM="ptx")
     inputs = map(fixed, (codes, scale, q, q_scale))
     gpu_kernels.run(made, (gpu_kernels.blocks(each, 32), tokens, groups), *inputs, y, each)
     return y

@@ -104,11 +104,11 @@ LIMIT = 1.5
 class PtxMachine:
     """Runs kernels as compiled for a GPU."""
 
-    def __init__(self, gpu: str, ptx_form: bool = True):
-        self.gpu, self.form = gpu, {"PTX": ptx_form}
+    def __init__(self, gpu: str, asm: str = "ptx"):
+        self.gpu, self.form = gpu, {"ASM": asm}
 
     def __call__(self, kernel, grid, arguments, **constants):
-        if "PTX" in {p.name for p in kernel.params}:
+        if "ASM" in {p.name for p in kernel.params}:
             constants |= self.form
         gpu_kernels.run(gpu_kernels.program(kernel, self.gpu, **constants), grid, *arguments)
 
@@ -255,7 +255,8 @@ def test_experts_of_random_sizes_and_formats_are_the_librarys():
         kind = Kind(int(dim), int(inner), tuple(rng.choice(["fp4", "int8", "int4"], 3).tolist()))
         made, shared = Experts(kind, 7, i), Experts(Kind(kind.dim, 64, ("int8", "int4", "int8")), 1, i)
         step = Step.random(int(rng.integers(1, 9)), kind.dim, 7, int(rng.integers(1, 7)), i)
-        got = all_of_it(PtxMachine(TARGETS[i % 3], i % 4 != 3), step, made, shared, rng.random(7) < 0.7)
+        run = PtxMachine(TARGETS[i % 3], "plain" if i % 4 == 3 else "ptx")
+        got = all_of_it(run, step, made, shared, rng.random(7) < 0.7)
         assert differing(got, by_the_library(step, made, shared)) == 0, kind
 
 
@@ -311,8 +312,8 @@ import numpy as np
 import test_experts as given
 
 def run(kernel, grid, arguments, **constants):
-    if "PTX" in kernel.arg_names:
-        constants["PTX"] = False
+    if "ASM" in kernel.arg_names:
+        constants["ASM"] = "plain"
     gpu_kernels.interpreted(kernel, grid, *arguments, **constants)
 
 kind = given.Kind(288, 32, ("int4", "fp4", "int8"))
@@ -336,7 +337,7 @@ ADDING = {"N": 4096, "TOP_K": 6, "BLOCK": 512}
 ON_NVIDIA = {
     "gate_up fp4": Budget(  # a weight is two products, one of its sign mask; inputs are loaded once for both matrices
         experts.gate_up,
-        FLASH.gate_up(6) | {"PTX": True},
+        FLASH.gate_up(6) | {"ASM": "ptx"},
         registers=64,
         shared=1024,
         wide_loads=6,
@@ -345,7 +346,7 @@ ON_NVIDIA = {
     ),
     "down fp4": Budget(
         experts.down,
-        FLASH.down() | {"PTX": True},
+        FLASH.down() | {"ASM": "ptx"},
         registers=56,
         shared=1024,
         wide_loads=4,
@@ -354,7 +355,7 @@ ON_NVIDIA = {
     ),
     "gemm_experts fp4": Budget(  # a unit is a group of one output
         gemm.gemm_experts,
-        GROUPED | {"PTX": True},
+        GROUPED | {"ASM": "ptx"},
         registers=210,
         shared=16384,
         warps=8,
@@ -366,9 +367,9 @@ ON_NVIDIA = {
     "add_experts": Budget(experts.add_experts, ADDING, registers=48, shared=0),
 }
 ON_AMD = {
-    "gate_up fp4": Budget(experts.gate_up, FLASH.gate_up(6) | {"PTX": False}, registers=256, shared=1024),
-    "down fp4": Budget(experts.down, FLASH.down() | {"PTX": False}, registers=256, shared=1024),
-    "gemm_experts fp4": Budget(gemm.gemm_experts, GROUPED | {"PTX": False}, registers=256, shared=16384, warps=8),
+    "gate_up fp4": Budget(experts.gate_up, FLASH.gate_up(6) | {"ASM": "plain"}, registers=256, shared=1024),
+    "down fp4": Budget(experts.down, FLASH.down() | {"ASM": "plain"}, registers=256, shared=1024),
+    "gemm_experts fp4": Budget(gemm.gemm_experts, GROUPED | {"ASM": "plain"}, registers=256, shared=16384, warps=8),
     "add_experts": Budget(experts.add_experts, ADDING, registers=64, shared=0),
 }
 

@@ -41,7 +41,7 @@ ON_NVIDIA = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=32, shared=128),
     "linear_int8": Budget(  # a weight is one product
         linear.linear_int8,
-        LINEAR | {"PTX": True},
+        LINEAR | {"ASM": "ptx"},
         registers=56,
         shared=1024,
         wide_loads=5,
@@ -49,7 +49,7 @@ ON_NVIDIA = {
     ),
     "linear_fp4": Budget(  # a weight is two products, one of its sign mask
         linear.linear_fp4,
-        LINEAR | {"PTX": True},
+        LINEAR | {"ASM": "ptx"},
         registers=56,
         shared=1024,
         wide_loads=4,
@@ -58,7 +58,7 @@ ON_NVIDIA = {
     ),
     "linear_int4": Budget(  # a weight is one product
         linear.linear_int4,
-        LINEAR | {"PTX": True},
+        LINEAR | {"ASM": "ptx"},
         registers=56,
         shared=1024,
         wide_loads=4,
@@ -66,7 +66,7 @@ ON_NVIDIA = {
     ),
     "gemm_int8": Budget(  # a unit is a group of one output
         gemm.gemm,
-        GEMM | {"FORMAT": "int8", "PTX": True},
+        GEMM | {"FORMAT": "int8", "ASM": "ptx"},
         registers=210,
         shared=16384,
         warps=8,
@@ -77,7 +77,7 @@ ON_NVIDIA = {
     ),
     "gemm_fp4": Budget(  # the same, and codes are looked up
         gemm.gemm,
-        GEMM | {"FORMAT": "fp4", "PTX": True},
+        GEMM | {"FORMAT": "fp4", "ASM": "ptx"},
         registers=210,
         shared=16384,
         warps=8,
@@ -88,7 +88,7 @@ ON_NVIDIA = {
     "index_queries": Budget(index.index_queries, QUERIES, registers=72, shared=2048),
     "index_scores": Budget(  # a unit is a group of one head and one key
         index.index_scores,
-        SCORES | {"PTX": True},
+        SCORES | {"ASM": "ptx"},
         registers=176,
         shared=2048,
         unit=32,
@@ -98,13 +98,13 @@ ON_NVIDIA = {
 }
 ON_AMD = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=48, shared=128),
-    "linear_int8": Budget(linear.linear_int8, LINEAR | {"PTX": False}, registers=104, shared=1024),
-    "linear_fp4": Budget(linear.linear_fp4, LINEAR | {"PTX": False}, registers=144, shared=1024),
-    "linear_int4": Budget(linear.linear_int4, LINEAR | {"PTX": False}, registers=144, shared=1024),
-    "gemm_int8": Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": False}, registers=256, shared=16384, warps=8),
-    "gemm_fp4": Budget(gemm.gemm, GEMM | {"FORMAT": "fp4", "PTX": False}, registers=256, shared=16384, warps=8),
+    "linear_int8": Budget(linear.linear_int8, LINEAR | {"ASM": "plain"}, registers=104, shared=1024),
+    "linear_fp4": Budget(linear.linear_fp4, LINEAR | {"ASM": "plain"}, registers=144, shared=1024),
+    "linear_int4": Budget(linear.linear_int4, LINEAR | {"ASM": "plain"}, registers=144, shared=1024),
+    "gemm_int8": Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "ASM": "plain"}, registers=256, shared=16384, warps=8),
+    "gemm_fp4": Budget(gemm.gemm, GEMM | {"FORMAT": "fp4", "ASM": "plain"}, registers=256, shared=16384, warps=8),
     "index_queries": Budget(index.index_queries, QUERIES, registers=96, shared=2048),
-    "index_scores": Budget(index.index_scores, SCORES | {"PTX": False}, registers=240, shared=16384, warps=8),
+    "index_scores": Budget(index.index_scores, SCORES | {"ASM": "plain"}, registers=240, shared=16384, warps=8),
     "index_choice": Budget(index.index_choice, CHOICE, registers=128, shared=32768, warps=8),
 }
 
@@ -149,13 +149,19 @@ def test_kernels_compile_for_amd_within_their_budgets(name, gpu):
 
 
 def test_registers_that_are_spilled_are_seen():
-    crowded = Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "PTX": True}, registers=255, shared=16384, warps=4)
+    crowded = Budget(gemm.gemm, GEMM | {"FORMAT": "int8", "ASM": "ptx"}, registers=255, shared=16384, warps=4)
     assert any(complaint.startswith("stack") for complaint in complaints(crowded, "sm_80"))
 
 
 def test_a_loop_of_too_many_instructions_or_narrow_loads_is_seen():
     strict = Budget(
-        linear.linear_int8, LINEAR | {"PTX": True}, 56, 1024, wide_loads=99, instructions={"sm_89": 1.0}, permutes=False
+        linear.linear_int8,
+        LINEAR | {"ASM": "ptx"},
+        registers=56,
+        shared=1024,
+        wide_loads=99,
+        instructions={"sm_89": 1.0},
+        permutes=False,
     )
     seen = complaints(strict, "sm_89")
     assert [c.split()[1] for c in seen] == ["instructions", "loads", "byte"]

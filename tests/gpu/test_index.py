@@ -61,7 +61,7 @@ def test_scores_are_the_librarys(gpu, heads, dims):
 @LIBRARY
 def test_the_plain_form_of_scores_is_the_librarys_too():
     tokens, keys = queries(3, 2, 24, 64, 400), parts.random_keys(np.random.default_rng(3), 100, 64)
-    got, _ = parts.run_scores("sm_89", tokens, keys, ptx_form=False)
+    got, _ = parts.run_scores("sm_89", tokens, keys, asm="plain")
     assert same(got, parts.library_scores(tokens, keys))
 
 
@@ -167,7 +167,7 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
         ),
         "scores": (
             index.index_scores,
-            {"ROWS": 32, "DIMS": 64, "KEYS": 64, "PTX": True},
+            {"ROWS": 32, "DIMS": 64, "KEYS": 64, "ASM": "ptx"},
             [*inputs, fixed(keys.codes), fixed(keys.scales), start, np.zeros(256, F), 256],
         ),
         "choice": (
@@ -208,7 +208,7 @@ made = torch.zeros(2, 16, 64, dtype=torch.int8), torch.zeros(2, 2, 16), torch.ze
 index.index_queries[(2, 2)](q, products, turns, *made, HEADS=5, ROWS=16, DIMS=64, ROPE=32, EACH=8)
 print("queries", all(same(a.numpy(), b) for a, b in zip(made, parts.plain_queries(tokens))))
 scores = torch.zeros(2, 100)
-index.index_scores[(1, 2)](*made, codes, scales, start, scores, 100, ROWS=16, DIMS=64, KEYS=64, PTX=False)
+index.index_scores[(1, 2)](*made, codes, scales, start, scores, 100, ROWS=16, DIMS=64, KEYS=64, ASM="plain")
 print("scores", same(scores.numpy(), parts.library_scores(tokens, keys)))
 best, ids, got = torch.zeros(2, 4, 10), torch.zeros(2, 4, 10, dtype=torch.int32), torch.zeros(2, 10, dtype=torch.int32)
 index.index_choice[(4, 2)](scores, ids, start, best, ids, 100, LEVEL=0, LAST=False, TOP=10, BLOCK=32)

@@ -140,7 +140,7 @@ FORMS = pytest.mark.parametrize("form", WEIGHTS)
 def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
     x = activations(tokens, k)
     codes, scale = WEIGHTS[form](rows, k)
-    y, _ = gpu_kernels.run_linear(gpu, form, codes, scale, *native.quantize(x), True)
+    y, _ = gpu_kernels.run_linear(gpu, form, codes, scale, *native.quantize(x), "ptx")
     assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
 
 
@@ -153,7 +153,7 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
         rows, k, tokens = int(rng.integers(1, 100)), 32 * int(rng.integers(1, 40)), int(rng.integers(1, 4))
         x = activations(tokens, k)
         codes, scale = WEIGHTS[form](rows, k)
-        y, _ = gpu_kernels.run_linear(TARGETS[i % 3], form, codes, scale, *native.quantize(x), True)
+        y, _ = gpu_kernels.run_linear(TARGETS[i % 3], form, codes, scale, *native.quantize(x), "ptx")
         assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0, (rows, k, tokens)
 
 
@@ -163,7 +163,7 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
     x = activations(2, 352)
     codes, scale = WEIGHTS[form](50, 352)
-    y, counted = gpu_kernels.run_linear(gpu, form, codes, scale, *native.quantize(x), False)
+    y, counted = gpu_kernels.run_linear(gpu, form, codes, scale, *native.quantize(x), "plain")
     assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
     assert not any(opcode.startswith("dp4a") for opcode in counted.instructions)
 
@@ -176,7 +176,7 @@ def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, fo
     x = activations(1, k)
     codes, scale = WEIGHTS[form](rows, k)
     q, q_scale = native.quantize(x)
-    y, counted = gpu_kernels.run_linear(gpu, form, codes, scale, q, q_scale, True)
+    y, counted = gpu_kernels.run_linear(gpu, form, codes, scale, q, q_scale, "ptx")
     assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
     steps, programs = k // 256, rows // 32
     weights = rows * k * bytes_each / 32
@@ -225,10 +225,10 @@ def test_without_any_one_barrier_or_wait_a_kernel_has_a_race(gpu, name, harmless
         made = gpu_kernels.compiled(quantize.quantize, gpu, BLOCK=32)
         arguments = (x, np.zeros((1, k), np.int8), np.zeros((1, k // 32), np.float32), k // 32)
     elif name.startswith("gemm"):
-        made = gpu_kernels.compiled(gemm.gemm, gpu, 8, 2, K=k, TOKENS=64, ROWS=64, FORMAT=form, PTX=True)
+        made = gpu_kernels.compiled(gemm.gemm, gpu, 8, 2, K=k, TOKENS=64, ROWS=64, FORMAT=form, ASM="ptx")
         arguments = (*layer, tokens)
     else:
-        made, arguments = gpu_kernels.compiled(getattr(linear, name), gpu, K=k, ROWS=32, PTX=True), layer
+        made, arguments = gpu_kernels.compiled(getattr(linear, name), gpu, K=k, ROWS=32, ASM="ptx"), layer
     text = made.asm["ptx"]
     guards = list(re.finditer(r"bar\.sync\s+0;|cp\.async\.wait_group[^;]*;", text))
     missed = []

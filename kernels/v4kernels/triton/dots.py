@@ -1,7 +1,7 @@
 """Exact integer dot products of codes within one 32-bit word of weights.
 
 Each has a form in PTX, which is what makes a product of four codes one instruction, and a plain twin for other GPUs and
-for Triton's interpreter; PTX: tl.constexpr chooses. Codes of a word are in memory order, the lowest bits first.
+for Triton's interpreter; ASM: tl.constexpr chooses. Codes of a word are in memory order, the lowest bits first.
 """
 
 import triton
@@ -15,9 +15,9 @@ def signed_byte(word, i: tl.constexpr):
 
 
 @triton.jit
-def dot_int8(w, x, PTX: tl.constexpr):
+def dot_int8(w, x, ASM: tl.constexpr):
     """w, x int32: four int8 each -> int32."""
-    if PTX:
+    if ASM == "ptx":
         dot = tl.inline_asm_elementwise(
             "dp4a.s32.s32 $0, $1, $2, 0;", "=r,r,r", [w, x], dtype=tl.int32, is_pure=True, pack=1
         )
@@ -38,7 +38,7 @@ def doubled_e2m1(nibble):
 
 
 @triton.jit
-def dot_fp4(w, x, PTX: tl.constexpr):
+def dot_fp4(w, x, ASM: tl.constexpr):
     """w int32: eight e2m1 codes; x int64: eight int8 -> int32, twice the dot product.
 
     In PTX, four codes at a time: `prmt` looks magnitudes up, and its mode that replicates signs makes of every code a
@@ -46,7 +46,7 @@ def dot_fp4(w, x, PTX: tl.constexpr):
     """
     low = x.to(tl.int32)
     high = (x >> 32).to(tl.int32)
-    if PTX:
+    if ASM == "ptx":
         dot = tl.inline_asm_elementwise(
             """
             {
@@ -81,14 +81,14 @@ def dot_fp4(w, x, PTX: tl.constexpr):
 
 
 @triton.jit
-def dot_int4(w, x, PTX: tl.constexpr):
+def dot_int4(w, x, ASM: tl.constexpr):
     """w int32: eight codes c, of which c - 8 is the value; x int64: eight int8 -> int32, sixteen times the dot product.
 
     In PTX, a code in the high half of a byte whose highest bit is flipped is sixteen times its value, as a signed byte.
     """
     low = x.to(tl.int32)
     high = (x >> 32).to(tl.int32)
-    if PTX:
+    if ASM == "ptx":
         dot = tl.inline_asm_elementwise(
             """
             {

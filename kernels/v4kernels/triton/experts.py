@@ -54,7 +54,7 @@ def gate_up(
     W3_SCALE: tl.constexpr,
     W1_FORMAT: tl.constexpr,  # see linear.py
     W3_FORMAT: tl.constexpr,
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """A program makes one group of z, 32 rows of either matrix. Grid: (pairs, N / 32)."""
     pair = tl.program_id(0)
@@ -72,10 +72,10 @@ def gate_up(
         gates = tl.zeros((32, 8), tl.float32)
         ups = tl.zeros((32, 8), tl.float32)
         for i in range(K // 256):
-            gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, PTX)
-            ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, PTX)
-        gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, PTX), 32)
-        up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, PTX), 32)
+            gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, ASM)
+            ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, ASM)
+        gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, ASM), 32)
+        up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, ASM), 32)
         value = swiglu(gate, up, tl.load(weights + pair), limit)
         code, scale = quantized(tl.reshape(value, (1, 32)), 1)
         one = tl.arange(0, 1)
@@ -121,7 +121,7 @@ def down(
     W2_SCALE: tl.constexpr,
     W2_FORMAT: tl.constexpr,  # see linear.py
     ROWS: tl.constexpr,  # a divisor of N
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """Grid: (pairs, N / ROWS)."""
     pair = tl.program_id(0)
@@ -131,7 +131,7 @@ def down(
         row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
         z += pair * K
         zscale += pair * (K // 32)
-        total = products(expert + W2, expert + W2_SCALE, z, zscale, row, K, ROWS, W2_FORMAT, PTX)
+        total = products(expert + W2, expert + W2_SCALE, z, zscale, row, K, ROWS, W2_FORMAT, ASM)
         tl.store(y + pair * N + row, total)
 
 

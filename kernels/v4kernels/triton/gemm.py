@@ -23,7 +23,7 @@ def lane_sum(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     FORMAT: tl.constexpr,
-    PTX: tl.constexpr,
+    ASM: tl.constexpr,
 ):
     """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [ROWS, 32] int8 or [ROWS, 16] pairs,
     wscale [ROWS], x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
@@ -32,7 +32,7 @@ def lane_sum(
     for g in range(lane, K // 32, 8):
         codes = tl.load(w + g * BYTES)
         if FORMAT != "int8":
-            codes = unpacked(codes, ROWS, FORMAT, PTX)
+            codes = unpacked(codes, ROWS, FORMAT, ASM)
         # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone, twice as fast as converted.
         zero = tl.full((TOKENS, ROWS), 0x4B400000, tl.int32)
         dot = tl.dot(tl.load(x + g * 32), tl.trans(codes), acc=zero, out_dtype=tl.int32)
@@ -57,14 +57,14 @@ def tile(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     FORMAT: tl.constexpr,
-    PTX: tl.constexpr,
+    ASM: tl.constexpr,
 ):
     """Outputs of a tile, those that `some` [TOKENS, ROWS] tells, to pointers y; others as in `lane_sum`."""
     # Lanes 0 4 2 6 1 5 3 7, that is i with its bits reversed, added in pairs, pairs of pairs and halves.
     one = tl.zeros((TOKENS, ROWS), tl.float32)
     two = tl.zeros((TOKENS, ROWS), tl.float32)
     for i in range(8):
-        total = lane_sum(w, wscale, x, xscale, (i & 1) * 4 + (i & 2) + (i >> 2), K, TOKENS, ROWS, FORMAT, PTX)
+        total = lane_sum(w, wscale, x, xscale, (i & 1) * 4 + (i & 2) + (i >> 2), K, TOKENS, ROWS, FORMAT, ASM)
         if i & 1 == 0:
             one = total
         else:
@@ -101,7 +101,7 @@ def gemm(
     TOKENS: tl.constexpr,  # a program's tile
     ROWS: tl.constexpr,
     FORMAT: tl.constexpr,  # a name of formats.py
-    PTX: tl.constexpr,  # see unpack.py
+    ASM: tl.constexpr,  # see unpack.py
 ):
     """Grid: (ceil(tokens / TOKENS), ceil(rows / ROWS))."""
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -111,7 +111,7 @@ def gemm(
     x += token[:, None] * K + tl.arange(0, 32)[None, :]
     y += t[:, None] * rows + r[None, :]
     some = (t[:, None] < tokens) & (r[None, :] < rows)
-    tile(w, wscale, x, xscale + token * (K // 32), y, some, K, TOKENS, ROWS, FORMAT, PTX)
+    tile(w, wscale, x, xscale + token * (K // 32), y, some, K, TOKENS, ROWS, FORMAT, ASM)
 
 
 @triton.jit
@@ -131,7 +131,7 @@ def gemm_experts(
     TOKENS: tl.constexpr,  # a program's tile
     ROWS: tl.constexpr,
     FORMAT: tl.constexpr,  # a name of formats.py
-    PTX: tl.constexpr,  # see unpack.py
+    ASM: tl.constexpr,  # see unpack.py
 ):
     """One matrix of many experts, each times its pairs. Grid: (tiles, ceil(N / ROWS))."""
     tiles += tl.program_id(0) * 3
@@ -144,4 +144,4 @@ def gemm_experts(
     x += (pair // SHARE)[:, None] * K + tl.arange(0, 32)[None, :]
     y += pair[:, None] * N + r[None, :]
     some = (t[:, None] < count) & (r[None, :] < N)
-    tile(w, wscale, x, xscale + pair // SHARE * (K // 32), y, some, K, TOKENS, ROWS, FORMAT, PTX)
+    tile(w, wscale, x, xscale + pair // SHARE * (K // 32), y, some, K, TOKENS, ROWS, FORMAT, ASM)

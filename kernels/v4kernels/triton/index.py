@@ -91,13 +91,13 @@ def index_queries(
 
 
 @triton.jit
-def unpacked(pair, PTX: tl.constexpr):
+def unpacked(pair, ASM: tl.constexpr):
     """Bytes of two e2m1 codes, uint8 -> twice their values, int8: of low nibbles, of high ones.
 
     In PTX, four bytes at a time: `prmt` looks eight magnitudes m up, brings them to their places, and spreads signs to
     masks. 128 - m never borrows from the next byte, and with its highest bit turned it is -m.
     """
-    if PTX:
+    if ASM == "ptx":
         low, high = tl.inline_asm_elementwise(
             """
             {
@@ -146,12 +146,12 @@ def tree(x, N: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def scores_of(
-    keys, kscale, codes, scale, weight, KEYS: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, PTX: tl.constexpr
+    keys, kscale, codes, scale, weight, KEYS: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, ASM: tl.constexpr
 ):
     """[KEYS] fp32; pointers of group 0: keys [KEYS, 16], kscale [KEYS], codes [ROWS, 32], scale, weight [ROWS]."""
     total = tl.zeros((KEYS, ROWS), tl.float32)
     for g in tl.static_range(DIMS // 32):
-        low, high = unpacked(tl.load(keys + g * 16), PTX)
+        low, high = unpacked(tl.load(keys + g * 16), ASM)
         key = tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (KEYS, 32))
         # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone.
         zero = tl.full((KEYS, ROWS), 0x4B400000, tl.int32)
@@ -177,7 +177,7 @@ def index_scores(
     ROWS: tl.constexpr,  # at least 16
     DIMS: tl.constexpr,
     KEYS: tl.constexpr,  # a block's
-    PTX: tl.constexpr,  # see `unpacked`
+    ASM: tl.constexpr,  # see `unpacked`
 ):
     """Grid: (programs, tokens); any number of programs, which take blocks in turns."""
     token = tl.program_id(1)
@@ -193,7 +193,7 @@ def index_scores(
         k = block * KEYS + tl.arange(0, KEYS)
         key = tl.minimum(k, seen - 1)
         at = keys + key[:, None] * (DIMS // 2) + tl.arange(0, 16)[None, :]
-        score = scores_of(at, kscale + key * (DIMS // 32), codes, scale, weight, KEYS, ROWS, DIMS, PTX)
+        score = scores_of(at, kscale + key * (DIMS // 32), codes, scale, weight, KEYS, ROWS, DIMS, ASM)
         tl.store(scores + k, score, k < seen)
 
 

@@ -18,6 +18,11 @@ def target(name: str) -> GPUTarget:
     return GPUTarget("hip", name, 64 if name.startswith("gfx9") else 32)
 
 
+def assembly(name: str) -> str:
+    """What kernels call ASM (dots.py), of a GPU by name."""
+    return "ptx" if name.startswith("sm_") else "gfx9" if name.startswith("gfx9") else "gfx11"
+
+
 def compiled(kernel: Any, constants: Mapping[str, Any], gpu: str, warps: int = 4, stages: int = 1) -> Any:
     """A Triton function, whose arguments say their types, made for the GPU of that name (see `target`); once in a
     process. All its forms are in `asm` of the result.

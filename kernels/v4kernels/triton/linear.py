@@ -39,49 +39,49 @@ def inputs_at(x, xscale, row, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def step(lanes, w, wscale, x, xscale, FORMAT: tl.constexpr, PTX: tl.constexpr):
+def step(lanes, w, wscale, x, xscale, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """lanes [ROWS, 8] and one more group of each."""
     if FORMAT == "int8":
-        dot = tl.sum(dot_int8(tl.load(w), tl.load(x), PTX), axis=2)
+        dot = tl.sum(dot_int8(tl.load(w), tl.load(x), ASM), axis=2)
         scale = from_bf16(tl.load(wscale)) * tl.load(xscale)
     elif FORMAT == "int4":
-        dot = tl.sum(dot_int4(tl.load(w), tl.load(x), PTX), axis=2) >> 4
+        dot = tl.sum(dot_int4(tl.load(w), tl.load(x), ASM), axis=2) >> 4
         scale = from_bf16(tl.load(wscale)) * tl.load(xscale)
     else:  # codes are doubled to be integers, so the scale of x is halved
-        dot = tl.sum(dot_fp4(tl.load(w), tl.load(x), PTX), axis=2)
+        dot = tl.sum(dot_fp4(tl.load(w), tl.load(x), ASM), axis=2)
         scale = from_e8m0(tl.load(wscale)) * (tl.load(xscale) * 0.5)
     return tl.fma(dot.to(tl.float32), scale, lanes)
 
 
 @triton.jit
-def whole_step(lanes, i, w, wscale, x, xscale, FORMAT: tl.constexpr, PTX: tl.constexpr):
+def whole_step(lanes, i, w, wscale, x, xscale, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Step i, from pointers of the first one."""
     WORDS: tl.constexpr = 64 if FORMAT == "int8" else 32
-    return step(lanes, w + i * WORDS, wscale + i * 8, x + i * WORDS, xscale + i * 8, FORMAT, PTX)
+    return step(lanes, w + i * WORDS, wscale + i * 8, x + i * WORDS, xscale + i * 8, FORMAT, ASM)
 
 
 @triton.jit
-def last_step(lanes, w, wscale, x, xscale, K: tl.constexpr, FORMAT: tl.constexpr, PTX: tl.constexpr):
+def last_step(lanes, w, wscale, x, xscale, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """The groups behind whole steps, if there are any, from pointers of the first step."""
     WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
     if K % 256:
         lane = tl.arange(0, 8)[None, :]
         at = K // 256 * 8 - tl.maximum(lane - (K // 32 % 8 - 1), 0)  # lanes without a group see the last one again
         words = WORDS * at[:, :, None]
-        more = step(lanes, w + words, wscale + at, x + words, xscale + at, FORMAT, PTX)
+        more = step(lanes, w + words, wscale + at, x + words, xscale + at, FORMAT, ASM)
         lanes = tl.where(lane < K // 32 % 8, more, lanes)
     return lanes
 
 
 @triton.jit
-def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, PTX: tl.constexpr):
+def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Rows [ROWS] of a matrix times one token: [ROWS] fp32."""
     w, wscale = weights_at(w, wscale, row[:, None], K, FORMAT)
     x, xscale = inputs_at(x, xscale, row[:, None], FORMAT)
     lanes = tl.zeros((ROWS, 8), tl.float32)
     for i in range(K // 256):
-        lanes = whole_step(lanes, i, w, wscale, x, xscale, FORMAT, PTX)
-    return lanes_total(last_step(lanes, w, wscale, x, xscale, K, FORMAT, PTX), ROWS)
+        lanes = whole_step(lanes, i, w, wscale, x, xscale, FORMAT, ASM)
+    return lanes_total(last_step(lanes, w, wscale, x, xscale, K, FORMAT, ASM), ROWS)
 
 
 @triton.jit
@@ -94,7 +94,7 @@ def linear_int8(
     rows: tl.int32,  # of a group
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """Each group has inputs of its own; a plain layer is one group. Grid: (ceil(rows / ROWS), tokens, groups)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -102,7 +102,7 @@ def linear_int8(
     w, wscale = w + group * rows * (K // 4), wscale + group * rows * (K // 32)
     t = tl.program_id(1) * tl.num_programs(2) + group
     x, xscale = x + t * (K // 4), xscale + t * (K // 32)
-    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int8", PTX)
+    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int8", ASM)
     tl.store(y + t * rows + r, total, r < rows)
 
 
@@ -116,13 +116,13 @@ def linear_fp4(
     rows: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     t = tl.program_id(1)
     x, xscale = x + t * (K // 8), xscale + t * (K // 32)
-    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "fp4", PTX)
+    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "fp4", ASM)
     tl.store(y + t * rows + r, total, r < rows)
 
 
@@ -136,11 +136,11 @@ def linear_int4(
     rows: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
-    PTX: tl.constexpr,  # see dots.py
+    ASM: tl.constexpr,  # see dots.py
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     t = tl.program_id(1)
     x, xscale = x + t * (K // 8), xscale + t * (K // 32)
-    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int4", PTX)
+    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int4", ASM)
     tl.store(y + t * rows + r, total, r < rows)

@@ -39,9 +39,9 @@ INT4 = tl.constexpr(by_tables((0xFBFAF9F8, 0xFFFEFDFC), (0x03020100, 0x07060504)
 
 
 @triton.jit
-def unpacked(codes, ROWS: tl.constexpr, FORMAT: tl.constexpr, PTX: tl.constexpr):
+def unpacked(codes, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Pairs of codes of a group, [ROWS, 16] uint8 -> [ROWS, 32] int8: values of int4, twice those of fp4."""
-    if PTX:
+    if ASM == "ptx":
         TABLES: tl.constexpr = FP4 if FORMAT == "fp4" else INT4
         low, high = tl.inline_asm_elementwise(
             TABLES, "=&r,=r,r", [codes], dtype=(tl.int8, tl.int8), is_pure=True, pack=4
