@@ -197,8 +197,9 @@ def test_probes_measure_something_and_leave_nothing_behind(tmp_path):
 
 def test_plan_shows_what_sessions_hold(capsys):
     from v4cli.cli.plan import plan_model
+    from v4cli.cli.plan_card import Wanted
 
-    plan_model("nano", "1G", "0", "1k", 3, None, False)
+    plan_model("nano", "1G", Wanted("0", None, None, False), "1k", 3, None, False)
     told = capsys.readouterr().out
     assert "3 sessions of 1," in told and "rewind points of at most" in told
     assert all(f"{item} " in told for item in ("scratch", "staging", "KV", "rewind points", "experts"))

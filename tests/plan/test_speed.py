@@ -41,7 +41,7 @@ def predicted(name, store, n_tokens, cpu=68e9, exponent=EXPONENT, sampling_s=SAM
         return None
     plan = make_plan(needs, Budget(AMPLE, vram, 1, 1, 1, kv_host), exponent)
     rates = speed.Rates(card, cpu, 1.0, sampling_s)
-    return Predicted(plan.slots, plan.hits, 1 / speed.decode_s(plan, needs, FLASH, n_tokens, rates))
+    return Predicted(plan.slots, plan.hits, 1 / speed.decode_s(plan, FLASH, n_tokens, rates))
 
 
 # The figures that the backend was designed with: card, store, GB/s of experts on its CPU; at 4k, 128k and 1M slots and
@@ -197,7 +197,7 @@ def test_published_speeds_of_others_are_met(told):
         assert plan.hits == pytest.approx(told.hits, rel=0.01)
     assert plan.resident == pytest.approx(1 if told.ssd is None else told.share, rel=0.01)
     rates = speed.Rates(told.card, told.cpu, told.ssd or 1.0)
-    rate = 1 / speed.decode_s(plan, needs, FLASH, told.n_tokens, rates)
+    rate = 1 / speed.decode_s(plan, FLASH, told.n_tokens, rates)
     assert (1 - NEAR) * told.low <= rate <= (1 + NEAR) * told.high
 
 

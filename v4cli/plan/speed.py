@@ -34,7 +34,7 @@ class Rates:
     cpu_rows: float = CPU_ROWS
 
 
-def decode_s(plan: Plan, needs: Needs, config: V4Config, n_tokens: int, rates: Rates) -> float:
+def decode_s(plan: Plan, config: V4Config, n_tokens: int, rates: Rates) -> float:
     """Seconds of a token at n_tokens of context."""
     card, vram, ram = rates.card, plan.vram.reads, plan.ram.reads
     work, layers = flops(config, n_tokens), config.num_hidden_layers

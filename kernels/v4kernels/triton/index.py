@@ -21,7 +21,7 @@ import triton.language as tl
 
 from v4kernels.triton.dots import doubled_e2m1
 from v4kernels.triton.kv import hadamard, log2, magnitude, over_root, rotated, scale_byte
-from v4kernels.triton.lines import KEY_SCALES, KEYS, POSITION, address, told
+from v4kernels.triton.lines import KEY_SCALES, POSITION, address, told
 from v4kernels.triton.sums import from_e8m0, nearest
 from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p
 
