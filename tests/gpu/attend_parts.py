@@ -6,6 +6,7 @@ import ctypes
 from dataclasses import dataclass, replace
 
 import numpy as np
+import timelines
 from gpu_kernels import Launch, blocks, fixed, same
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
@@ -17,8 +18,8 @@ RUN = 256  # keys
 
 @dataclass
 class Case:
-    """Tokens from position `start` on. q [tokens, heads, dim], turns [tokens, rope], sink [heads]; ring [rows, bytes],
-    fresh [tokens, bytes], entries [n, bytes] uint8; selected [tokens, top] int32, or None."""
+    """Tokens of one timeline from position `start` on. q [tokens, heads, dim], turns [tokens, rope], sink [heads]; ring
+    [rows, bytes], fresh [tokens, bytes], entries [n, bytes] uint8; selected [tokens, top] int32, or None."""
 
     start: int
     window: int
@@ -79,6 +80,12 @@ def random_case(
     return Case(start, window, ratio, rope, q, turns, sink, ring, fresh, entries, selected)
 
 
+def timelines_of(seed: int, ratio: int, *spans: tuple[int, int], **sizes: int) -> list[Case]:
+    """Of one model: from which position on, and how many tokens each."""
+    cases = [random_case(seed + i, tokens, start, ratio, **sizes) for i, (start, tokens) in enumerate(spans)]
+    return [replace(case, sink=cases[0].sink) for case in cases]
+
+
 def with_extremes(case: Case, seed: int) -> Case:
     """Heads whose scores are tied, NaN, infinite, huge; far sinks, one key twice, and scale bytes of any value."""
     rng = np.random.default_rng(seed)
@@ -133,44 +140,69 @@ def library(case: Case) -> tuple[np.ndarray, np.ndarray]:
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def run(
-    launch: Launch, case: Case, programs: int = 2, head_tile: int = 4, columns: int = 64, warps: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
-    """Like `library`, by all steps. Every buffer between them begins as NaN."""
-    tokens, heads, dim = case.sizes
-    runs = max(blocks(case.keys(i), RUN) for i in range(tokens)) + 1
-    room, rows, tiles = runs * RUN, len(case.ring), blocks(heads, head_tile)
+@dataclass
+class Tiles:
+    """Programs of the first axis; heads and columns of a program."""
+
+    programs: int = 2
+    heads: int = 4
+    columns: int = 64
+    warps: int = 4
+
+
+def attend_rows(
+    launch: Launch, case: Case, runs: int, q: np.ndarray, turns: np.ndarray, cached: tuple, tiles: Tiles
+) -> np.ndarray:
+    """Heads [tokens, heads, dim] of some rows by the four steps; cached: lines, part, fresh, selected. Every buffer
+    between steps begins as NaN."""
+    (tokens, heads, dim), rows, room, warps = q.shape, len(case.ring), runs * RUN, tiles.warps
+    told, _, _, selected = cached
+    grid = tiles.programs, blocks(heads, tiles.heads), tokens
     some = {"ALL": heads, "WINDOW": case.window, "RATIO": case.ratio, "TOP": case.top}
-    sizes = some | {"DIM": dim, "ROPE": case.rope}
-    layout = {"BYTES": case.ring.shape[1]}
-    start = fixed(np.array([case.start], np.int32))
-    selected = fixed(np.full((1, 1), -1, np.int32) if case.selected is None else case.selected)
-    cached = [start, *map(fixed, (case.ring, case.fresh, case.entries)), selected]
+    sizes, tile = some | {"DIM": dim, "ROPE": case.rope}, {"HEADS": tiles.heads}
+    layout = sizes | {"BYTES": case.ring.shape[1]} | tile
 
     def empty(*shape: int) -> np.ndarray:
         return np.full((tokens, *shape), np.nan, F)
 
     scores, weights, factors = empty(room, heads), empty(room, heads), empty(runs * 4, heads)
     peaks, totals, parts, out = empty(runs, heads), empty(runs, heads), empty(runs, heads, dim), empty(heads, dim)
+    launch(attend.attend_scores, grid, fixed(q), *cached, scores, rows, room, **layout, warps=warps)
+    between = weights, factors, peaks, totals
+    launch(attend.attend_weights, grid, fixed(scores), told, selected, *between, room, **some, **tile, warps=warps)
+    grid = tiles.programs, grid[1] * blocks(dim, tiles.columns), tokens
     launch(
-        attend.attend_scores, (programs, tiles, tokens), fixed(case.q), *cached, scores, rows, room, **sizes, **layout,
-        HEADS=head_tile, warps=warps,
+        attend.attend_values, grid, fixed(weights), fixed(factors), *cached, rows, parts, room, **layout,
+        COLUMNS=tiles.columns, UNROLL=4, warps=warps,
     )  # fmt: skip
-    launch(
-        attend.attend_weights, (programs, tiles, tokens), fixed(scores), start, selected, weights, factors, peaks,
-        totals, room, **some, HEADS=head_tile, warps=warps,
-    )  # fmt: skip
-    launch(
-        attend.attend_values, (programs, tiles * blocks(dim, columns), tokens), fixed(weights),
-        fixed(factors), *cached, rows, parts, room, **sizes, **layout, HEADS=head_tile, COLUMNS=columns, UNROLL=4,
-        warps=warps,
-    )  # fmt: skip
-    merged = *map(fixed, (parts, peaks, totals, case.sink, case.turns)), start, selected
+    merged = *map(fixed, (parts, peaks, totals, case.sink, turns)), told, selected
     launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)
-    ring, words = case.ring.copy(), fixed(case.fresh.view(np.int64))
-    launch(attend.keep_window, (min(tokens, rows),), words, start, ring.view(np.int64), tokens, rows, **layout, warps=1)
-    return out, ring
+    return out
 
 
-def equal(launch: Launch, case: Case, **tiles: int) -> bool:
-    return all(map(same, run(launch, case, **tiles), library(case)))
+def run(launch: Launch, *cases: Case, part: int = 0, **tiles: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Like `library` of each, all tokens at once or `part` of them at a time. Cases are timelines of one model."""
+    case, counts = cases[0], [len(case.q) for case in cases]
+    rings = [launch.place(case.ring) for case in cases]
+    tables = [timelines.table(launch, RING=r, ENTRIES=launch.place(c.entries)) for r, c in zip(rings, cases)]
+    lines = fixed(timelines.lines_of([case.start for case in cases], counts, tables))
+    fresh = launch.place(np.concatenate([case.fresh for case in cases]))
+    q, turns = (np.concatenate([getattr(case, name) for case in cases]) for name in ("q", "turns"))
+    chosen = np.concatenate([case.selected for case in cases]) if case.top else np.zeros((len(q), 1), np.int32)
+    runs = max(blocks(case.keys(i), RUN) for case in cases for i in range(len(case.q))) + 1
+    out = np.concatenate([
+        attend_rows(
+            launch, case, runs, q[of], turns[of], (fixed(lines[of]), timelines.PART, fresh[of], fixed(chosen[of])),
+            Tiles(**tiles),
+        )
+        for of in timelines.parts(len(q), part)
+    ])  # fmt: skip
+    words = fresh.view(np.int64)
+    arguments = words, lines, timelines.PART, len(case.ring)
+    launch(attend.keep_window, (len(q),), *arguments, BYTES=fresh.shape[1], warps=1)
+    return [(out[of], ring) for of, ring in zip(timelines.spans(counts), rings)]
+
+
+def equal(launch: Launch, *cases: Case, part: int = 0, **tiles: int) -> bool:
+    pairs = zip(run(launch, *cases, part=part, **tiles), map(library, cases))
+    return all(same(*both) for got, want in pairs for both in zip(got, want))

@@ -1,14 +1,14 @@
 """Triton kernels in the PTX machine, and in Triton's interpreter. Import behind `pytest.importorskip("triton")`.
 
 A `Launch` runs a kernel: launch(kernel, grid, *arguments, warps=4, **constants). Arrays that are `fixed` are only read.
+Those that kernels find by their addresses are its own (`place`), and views of them say what lies around.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ptx
@@ -17,7 +17,6 @@ from emulated import program
 from v4kernels.triton import gemm, launch, linear, quantize
 
 TARGETS = ("sm_80", "sm_89", "sm_120")
-Launch = Callable[..., None]
 FMA = """# Before 3.9 the interpreter rounds it twice.
 from ptx import floats
 from triton.runtime import interpreter
@@ -32,11 +31,16 @@ def compiled(kernel: Any, gpu: str, warps: int = 4, stages: int = 1, **constants
     return launch.compiled(kernel, constants, gpu, warps, stages)
 
 
-def run(program: ptx.Program, grid: tuple[int, ...], *arguments: int | torch.Tensor | np.ndarray) -> ptx.Counters:
+def run(
+    program: ptx.Program,
+    grid: tuple[int, ...],
+    *arguments: int | torch.Tensor | np.ndarray,
+    memory: ptx.DeviceMemory | None = None,
+) -> ptx.Counters:
     """Tensors are read only, arrays are outputs. Pointers that Triton adds for scratch memory, which no kernel has, are
     null."""
     given = [constant(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-    return ptx.launch(program, grid, given + [0] * (len(program.parameters) - len(given)))
+    return ptx.launch(program, grid, given + [0] * (len(program.parameters) - len(given)), memory)
 
 
 def constant(tensor: torch.Tensor) -> np.ndarray:
@@ -45,18 +49,70 @@ def constant(tensor: torch.Tensor) -> np.ndarray:
     return array
 
 
-def on(gpu: str) -> Launch:
-    """In the PTX machine, as compiled for that GPU."""
+class Launch(Protocol):
+    def __call__(
+        self, kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any
+    ) -> None: ...
 
-    def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
-        run(program(kernel, gpu, warps, **constants), grid, *arguments)
+    def place(self, array: np.ndarray) -> np.ndarray:
+        """A copy where it has an address, as long as this launch is there."""
 
-    return launch
+    def address(self, array: np.ndarray) -> int:
+        """Of such a copy, or a view of one that begins within it."""
 
 
-def interpreted(kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+class Machine:
+    """In the PTX machine, as compiled for a GPU."""
+
+    def __init__(self, gpu: str):
+        self.gpu, self.memory = gpu, ptx.DeviceMemory()
+        self.counted = ptx.Counters()  # of the last launch
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+        self.run(program(kernel, self.gpu, warps, **constants), grid, *arguments)
+
+    def run(self, program: ptx.Program, grid: tuple[int, ...], *arguments: Any) -> None:
+        given = [self._found(a) or a if isinstance(a, np.ndarray) else a for a in arguments]
+        self.counted = run(program, grid, *given, memory=self.memory)
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        held = self.memory.place("a placed array", array.nbytes).bytes.view(array.dtype).reshape(array.shape)
+        held[...] = array
+        return held
+
+    def address(self, array: np.ndarray) -> int:
+        found = self._found(array)
+        assert found
+        return found
+
+    def _found(self, array: np.ndarray) -> int:
+        """0: it is not placed."""
+        for buffer in self.memory.buffers:
+            offset = array.ctypes.data - buffer.data.ctypes.data
+            if 0 <= offset < buffer.size:
+                return buffer.address + offset
+        return 0
+
+
+class Interpreter:
     """By Triton's interpreter, in a process that has it switched on (`in_interpreter`)."""
-    kernel[grid](*map(_tensor, arguments), **constants)
+
+    def __init__(self) -> None:
+        self.placed: list[np.ndarray] = []
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, warps: int = 4, **constants: Any) -> None:
+        kernel[grid](*map(_tensor, arguments), **constants)
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        self.placed.append(array.copy())
+        return self.placed[-1]
+
+    def address(self, array: np.ndarray) -> int:
+        return array.ctypes.data
+
+
+on = Machine
+interpreted = Interpreter()
 
 
 def _tensor(argument: Any) -> Any:

@@ -3,12 +3,12 @@
 Import behind `pytest.importorskip("triton")`."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import gpu_kernels
 import numpy as np
-import ptx
-from gpu_kernels import fixed
+import timelines
+from gpu_kernels import Launch, blocks, fixed
 from v4kernels import native
 from v4kernels.triton import index
 
@@ -51,51 +51,61 @@ def padded(heads: int) -> int:
     return max(16, 1 << (heads - 1).bit_length())
 
 
-def run_queries(gpu: str, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def together(fed: Sequence[Tokens]) -> Tokens:
+    """Rows of several timelines; `start` is of the first."""
+    rows = (np.concatenate([getattr(each, name) for each in fed]) for name in ("q", "products", "turns"))
+    return Tokens(fed[0].start, *rows)
+
+
+def run_queries(launch: Launch, tokens: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Codes [tokens, rows, dims], scales [tokens, dims/32, rows], weights [tokens, rows]."""
     n, heads, dims = tokens.q.shape
     rows = padded(heads)
     codes = np.full((n, rows, dims), 99, np.int8)
     scale, weight = np.full((n, dims // 32, rows), 99, F), np.full((n, rows), 99, F)
     constants = {"HEADS": heads, "ROWS": rows, "DIMS": dims, "ROPE": 2 * tokens.turns.shape[1], "EACH": 4}
-    made = gpu_kernels.program(index.index_queries, gpu, **constants)
     inputs = [fixed(a) for a in (tokens.q, tokens.products, tokens.turns)]
-    gpu_kernels.run(made, (rows // 4, n), *inputs, codes, scale, weight)
+    launch(index.index_queries, (rows // 4, n), *inputs, codes, scale, weight, **constants)
     return codes, scale, weight
 
 
 def run_scores(
-    gpu: str, tokens: Tokens, keys: Keys, asm: str = "ptx", programs: int = 3
-) -> tuple[np.ndarray, ptx.Counters]:
-    """[tokens, keys] fp32; minus one where a token does not see the key."""
-    n, _, dims = tokens.q.shape
-    codes, scale, weight = run_queries(gpu, tokens)
-    scores = np.full((n, len(keys.codes)), -1, F)
-    made = gpu_kernels.program(index.index_scores, gpu, ROWS=codes.shape[1], DIMS=dims, KEYS=64, ASM=asm)
-    inputs = [fixed(a) for a in (codes, scale, weight, keys.codes, keys.scales, np.array([tokens.start], np.int32))]
-    return scores, gpu_kernels.run(made, (programs, n), *inputs, scores, scores.shape[1])
+    launch: Launch, *fed: tuple[Tokens, Keys], asm: str = "ptx", programs: int = 3, part: int = 0
+) -> np.ndarray:
+    """[tokens, most keys] fp32 of timelines, in launches of `part` rows or one; minus one where no key is seen."""
+    queries = [fixed(a) for a in run_queries(launch, together([tokens for tokens, _ in fed]))]
+    placed = [(launch.place(keys.codes), launch.place(keys.scales)) for _, keys in fed]
+    tables = [timelines.table(launch, KEYS=codes, KEY_SCALES=scales) for codes, scales in placed]
+    counts, (_, rows, dims) = [len(tokens.q) for tokens, _ in fed], queries[0].shape
+    lines = fixed(timelines.lines_of([tokens.start for tokens, _ in fed], counts, tables))
+    scores = np.full((len(lines), max(len(keys.codes) for _, keys in fed)), -1, F)
+    constants = {"ROWS": rows, "DIMS": dims, "KEYS": 64, "ASM": asm}
+    for of in timelines.parts(len(lines), part):
+        arguments = *(a[of] for a in queries), lines[of], timelines.PART, scores[of], scores.shape[1]
+        launch(index.index_scores, (programs, len(lines[of])), *arguments, **constants)
+    return scores
 
 
 def levels(capacity: int, top: int, block: int) -> list[int]:
     """Blocks of each level of a choice among up to so many scores."""
-    found = [-(-max(capacity, 1) // block)]
+    found = [blocks(max(capacity, 1), block)]
     while found[-1] > 1:
-        found.append(-(-found[-1] * top // block))
+        found.append(blocks(found[-1] * top, block))
     return found
 
 
-def run_choice(gpu: str, scores: np.ndarray, start: int, top: int, block: int = BLOCK, warps: int = 8) -> np.ndarray:
-    """scores [tokens, capacity] -> ids int32 [tokens, top]."""
-    n = len(scores)
-    ids, position = np.zeros(1, np.int32), np.array([start], np.int32)
-    blocks = levels(scores.shape[1], top, block)
-    for level, count in enumerate(blocks):
-        last = level == len(blocks) - 1
+def run_choice(
+    launch: Launch, scores: np.ndarray, starts: Sequence[int], top: int, block: int = BLOCK, warps: int = 8,
+    counts: Sequence[int] = (),
+) -> np.ndarray:  # fmt: skip
+    """scores [tokens, capacity] of timelines at `starts`, so many tokens each -> ids int32 [tokens, top]."""
+    n, ids = len(scores), np.zeros(1, np.int32)
+    lines, found = timelines.lines_of(starts, counts or [n], [0] * len(starts)), levels(scores.shape[1], top, block)
+    for level, count in enumerate(found):
         best, chosen = np.full((n, count, top), 99, F), np.full((n, count, top), 99, np.int32)
-        constants = {"LEVEL": level, "LAST": last, "TOP": top, "BLOCK": block}
-        made = gpu_kernels.program(index.index_choice, gpu, warps, **constants)
-        inputs = fixed(scores), fixed(ids), fixed(position)
-        gpu_kernels.run(made, (count, n), *inputs, best, chosen, scores[0].size)
+        constants = {"LEVEL": level, "LAST": level == len(found) - 1, "TOP": top, "BLOCK": block}
+        arguments = fixed(scores), fixed(ids), fixed(lines), best, chosen, scores[0].size
+        launch(index.index_choice, (count, n), *arguments, warps=warps, **constants)
         scores, ids = best, chosen
     return ids[:, 0]
 

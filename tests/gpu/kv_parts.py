@@ -1,11 +1,13 @@
 """Queries, entries and index keys by kernels, and the same by the CPU library. Import behind
 `pytest.importorskip("triton")`."""
 
+import copy
 import ctypes
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import timelines
 import torch
 from gpu_kernels import Launch, blocks, fixed, same
 from ptx import floats
@@ -13,7 +15,7 @@ from v4kernels import native
 from v4kernels.cpu import PackedWeight
 from v4kernels.cpu.bound import BoundCompressor, pointer
 from v4kernels.tree import OVERLAPPED, Compressor
-from v4kernels.triton import kv
+from v4kernels.triton import kv, lines
 
 F = np.float32
 
@@ -104,11 +106,12 @@ def library_entries(a: Heads, x: np.ndarray, turns: np.ndarray) -> np.ndarray:
     return out
 
 
-def put_entries(launch: Launch, a: Heads, x: np.ndarray, turns: np.ndarray, places: list[int], ring: np.ndarray):
-    """Into the rows `places` of the ring (rows, bytes)."""
-    rows = fixed(np.array(places, np.int32))
-    arguments = fixed(linear(x, a.wkv)), fixed(a.kv_norm), fixed(turns), rows, ring
-    return launch(kv.pack_entries, (len(x),), *arguments, DIMS=a.dims, ROPE=a.rope, EPS=a.eps)
+def entries(launch: Launch, a: Heads, x: np.ndarray, turns: np.ndarray) -> np.ndarray:
+    n, out = len(x), np.full((len(x), native.entry_bytes(a.dims, a.rope)), 7, np.uint8)
+    rows = fixed(np.zeros((n, lines.LINE.value), np.int64)), 0
+    arguments = fixed(linear(x, a.wkv)), fixed(a.kv_norm), fixed(turns), *rows, out
+    launch(kv.pack_entries, (n,), *arguments, DIMS=a.dims, ROPE=a.rope, EPS=a.eps, RATIO=0)
+    return out
 
 
 # -- compressors ------------------------------------------------------------------------------------------------------
@@ -133,6 +136,9 @@ class Kept:
         sizes = native.key_bytes(c.head_dim) if c.is_index else (native.entry_bytes(c.head_dim, c.rope_dims),)
         self.entries = [np.full((tokens // c.ratio + 1, size), 7, np.uint8) for size in sizes]
 
+    def copy(self) -> "Kept":
+        return copy.deepcopy(self)
+
     def __eq__(self, other: object) -> bool:
         assert isinstance(other, Kept)
         return same(self.tails, other.tails) and all(map(np.array_equal, self.entries, other.entries))
@@ -146,22 +152,53 @@ def library_compress(c: Compressor, x: np.ndarray, start: int, to: Kept) -> None
     native.checked(code)
 
 
-def compress(launch: Launch, c: Compressor, x: np.ndarray, start: int, to: Kept, channels: int = 128) -> None:
-    n, slots, dims = len(x), to.tails.shape[1], c.head_dim
-    first, last = start // c.ratio, (start + n) // c.ratio
-    new = fixed(linear(x, c.wkv)), fixed(linear(x, c.wgate)), fixed(c.ape)
-    since = fixed(np.array([start], np.int32))
-    places = fixed(np.array([*range(first, last), -1], np.int32))  # the last one has nothing to do
-    sizes = {"RATIO": c.ratio, "DIMS": dims, "SLOTS": slots, "CHANNELS": channels}
-    pooled, (tail_kv, tail_gate) = np.full((len(places), dims), 7, F), to.tails
-    grid = (len(places), blocks(dims, channels))
-    launch(kv.pool, grid, *new, fixed(tail_kv), fixed(tail_gate), since, places, pooled, **sizes)
-    turns = rotations(c.freqs, first * c.ratio, c.ratio, len(places))
-    pack = kv.pack_keys if c.is_index else kv.pack_entries
-    arguments = fixed(pooled), fixed(c.norm), fixed(turns), places, *to.entries
-    launch(pack, (len(places),), *arguments, DIMS=dims, ROPE=c.rope_dims, EPS=c.eps)
-    grid = (min(n, slots), blocks(c.wkv.matrix.rows, channels))
-    launch(kv.keep_tail, grid, *new, tail_kv, tail_gate, since, n, **sizes)
+@dataclass
+class Fed:
+    """Tokens x [n, width] of one timeline, from position `start` on."""
+
+    x: np.ndarray
+    start: int
+    to: Kept
+
+    def placed(self, launch: Launch, is_index: bool) -> tuple[int, list[np.ndarray]]:
+        """A table, and what it leads to: both tails, then entries."""
+        names = (
+            ("KEY_TAIL_KV", "KEY_TAIL_GATE", "KEYS", "KEY_SCALES") if is_index else ("TAIL_KV", "TAIL_GATE", "ENTRIES")
+        )
+        arrays = [launch.place(array) for array in (*self.to.tails, *self.to.entries)]
+        return timelines.table(launch, **dict(zip(names, arrays))), arrays
+
+    def take(self, arrays: list[np.ndarray]) -> None:
+        for array, other in zip((*self.to.tails, *self.to.entries), arrays):
+            array[...] = other
+
+
+def block_turns(freqs: np.ndarray, position: np.ndarray, ratio: int) -> np.ndarray:
+    """(n, ROPE): of the first positions of blocks."""
+    return np.concatenate([rotations(freqs, int(p) // ratio * ratio, 1, 1) for p in position])
+
+
+def compress(launch: Launch, c: Compressor, fed: list[Fed], channels: int = 128, part: int = 0) -> None:
+    """Of several timelines at once; `part` rows at a time, or all."""
+    counts, placed = [len(f.x) for f in fed], [f.placed(launch, c.is_index) for f in fed]
+    rows = timelines.lines_of([f.start for f in fed], counts, [table for table, _ in placed])
+    x, slots, dims, width = np.concatenate([f.x for f in fed]), fed[0].to.tails.shape[1], c.head_dim, c.wkv.matrix.rows
+    new, ape = [launch.place(linear(x, w)) for w in (c.wkv, c.wgate)], fixed(c.ape)
+    tail = lines.KEY_TAIL_KV if c.is_index else lines.TAIL_KV
+    sizes = {"RATIO": c.ratio, "DIMS": dims, "SLOTS": slots, "TAIL": tail.value, "CHANNELS": channels}
+    turns = block_turns(c.freqs, rows[:, lines.POSITION.value], c.ratio)
+    for of in timelines.parts(len(x), part):
+        n, told = len(x[of]), (fixed(rows[of]), timelines.PART)
+        pooled = np.full((n, dims), np.nan, F)
+        launch(kv.pool, (n, blocks(dims, channels)), *(a[of] for a in new), ape, *told, pooled, **sizes)
+        pack, fresh = (kv.pack_keys, ()) if c.is_index else (kv.pack_entries, (0,))
+        arguments = fixed(pooled), fixed(c.norm), fixed(turns[of]), *told, *fresh
+        launch(pack, (n,), *arguments, DIMS=dims, ROPE=c.rope_dims, EPS=c.eps, RATIO=c.ratio)
+    for of in timelines.parts(len(x), part):
+        told = fixed(rows[of]), timelines.PART
+        launch(kv.keep_tail, (len(x[of]), blocks(width, channels)), *(a[of] for a in new), ape, *told, **sizes)
+    for f, (_, arrays) in zip(fed, placed):
+        f.take(arrays)
 
 
 def plain_pool(values: np.ndarray, gates: np.ndarray) -> np.ndarray:

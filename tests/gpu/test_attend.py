@@ -41,6 +41,21 @@ def test_attention_is_the_librarys(name, gpu):
     assert parts.equal(on(gpu), CASES[name])
 
 
+# At different places, with tokens of their own beside a prompt.
+TIMELINES = {
+    "windows": parts.timelines_of(20, 0, (0, 2), (11, 33), (77, 1), rows=3, **SMALL),
+    "every entry": parts.timelines_of(30, 4, (14, 18), (1800, 1), (2, 1), rows=3, **SMALL),
+    "chosen entries": parts.timelines_of(40, 4, (500, 1), (30, 21), (0, 1), top=12, rows=16, **SMALL),
+}
+
+
+@pytest.mark.parametrize("part", [0, 16])
+@pytest.mark.parametrize("name, gpu", list(zip(TIMELINES, TARGETS)))
+def test_tokens_of_several_timelines_are_as_of_each_alone(name, gpu, part):
+    """In one launch, and in parts that begin within a timeline."""
+    assert parts.equal(on(gpu), *TIMELINES[name], part=part)
+
+
 @pytest.mark.slow
 @GPUS
 @pytest.mark.parametrize("name", CASES)
@@ -58,7 +73,7 @@ def test_ties_and_numbers_that_are_not_finite_are_the_librarys():
 def test_programs_and_tiles_do_not_change_a_bit():
     case = CASES["fewer entries than may be chosen"]
     for programs, head_tile, columns, warps in ((1, 1, 32, 1), (7, 8, 128, 2)):
-        tiles = {"programs": programs, "head_tile": head_tile, "columns": columns, "warps": warps}
+        tiles = {"programs": programs, "heads": head_tile, "columns": columns, "warps": warps}
         assert parts.equal(on("sm_89"), case, **tiles)
 
 
@@ -67,7 +82,7 @@ def test_programs_and_tiles_do_not_change_a_bit():
 def test_attention_of_flash_is_the_librarys(gpu):
     flash = {"heads": 64, "dim": 512, "rope": 64, "window": 128}
     for case in (parts.random_case(12, 1, 5000, 4, top=512, **flash), parts.random_case(13, 1, 100_000, 128, **flash)):
-        assert parts.equal(on(gpu), case, programs=4, head_tile=16, columns=128, warps=1)
+        assert parts.equal(on(gpu), case, programs=4, heads=16, columns=128, warps=1)
 
 
 @pytest.mark.slow
@@ -98,7 +113,7 @@ def test_one_bit_of_the_last_key_matters():
     case = CASES["fewer entries than may be chosen"]
     other = replace(case, entries=case.entries.copy())
     other.entries[-1, 0] ^= 0x80
-    got, _ = parts.run(on("sm_89"), other)
+    [(got, _)] = parts.run(on("sm_89"), other)
     want, _ = parts.library(case)
     assert same(got[0], want[0]) and not same(got[1], want[1])
 
@@ -106,34 +121,38 @@ def test_one_bit_of_the_last_key_matters():
 # -- the output projection --------------------------------------------------------------------------------------------
 
 
-def int8_weight(rng: np.random.Generator, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and bf16 scales."""
+def random_weight(rng: np.random.Generator, form: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of int8, or pairs of int4, and bf16 scales."""
     scale = (rng.random((rows, cols // 32), np.float32) * np.float32(0.01)).view(np.uint32) >> 16
-    return rng.integers(-128, 128, (rows, cols), np.int8), scale.astype(np.uint16)
+    if form == "int8":
+        return rng.integers(-128, 128, (rows, cols), np.int8), scale.astype(np.uint16)
+    return rng.integers(0, 256, (rows, cols // 2), np.uint8), scale.astype(np.uint16)
 
 
-def project(gpu: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """x [tokens, groups * cols] -> [tokens, rows] by quantization and an int8 layer of so many groups."""
-    (rows, cols), tokens, each = codes.shape, len(x), len(codes) // groups
+def project(gpu: str, form: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """x [tokens, groups * cols] -> [tokens, rows] by quantization and a layer of so many groups."""
+    tokens, cols, each = len(x), x.shape[1] // groups, len(codes) // groups
     q, q_scale = gpu_kernels.run_quantize(gpu, torch.from_numpy(x))
-    y = np.full((tokens, rows), np.nan, np.float32)
-    made = gpu_kernels.program(linear.linear_int8, gpu, K=cols, ROWS=32, ASM="ptx")
+    y = np.full((tokens, len(codes)), np.nan, np.float32)
+    kernel = linear.linear_int8 if form == "int8" else linear.linear_int4
+    made = gpu_kernels.program(kernel, gpu, K=cols, ROWS=32, ASM="ptx")
     inputs = map(fixed, (codes, scale, q, q_scale))
     gpu_kernels.run(made, (gpu_kernels.blocks(each, 32), tokens, groups), *inputs, y, each)
     return y
 
 
-@GPUS
-def test_the_output_projection_by_groups_of_heads_is_the_librarys(gpu):
+@pytest.mark.parametrize("gpu, form", [*((gpu, "int8") for gpu in gpu_kernels.TARGETS), ("sm_89", "int4")])
+def test_the_output_projection_by_groups_of_heads_is_the_librarys(gpu, form):
     rng, (heads, dim, groups, low, width) = np.random.default_rng(16), (6, 80, 3, 64, 96)
-    a, b = int8_weight(rng, groups * low, heads // groups * dim), int8_weight(rng, width, groups * low)
-    wo_a, wo_b = (PackedWeight.of("int8", *w) for w in (a, b))
+    a = random_weight(rng, form, groups * low, heads // groups * dim)
+    b = random_weight(rng, form, width, groups * low)
+    wo_a, wo_b = (PackedWeight.of(form, *w) for w in (a, b))
     x, sink = rng.standard_normal((3, heads * dim)).astype(np.float32), np.zeros(heads, np.float32)
     described, _kept = parts.attention(heads, dim, 16, sink, groups=groups, wo_a=wo_a, wo_b=wo_b)
     want = np.empty((3, width), np.float32)
     code = native.library().v4k_attention_output(ctypes.addressof(described), x.ctypes.data, 3, want.ctypes.data)
     native.checked(code)
-    assert same(project(gpu, project(gpu, x, groups, *a), 1, *b), want)
+    assert same(project(gpu, form, project(gpu, form, x, groups, *a), 1, *b), want)
 
 
 # -- what kernels take of a GPU ---------------------------------------------------------------------------------------
@@ -194,8 +213,10 @@ for case in (
     parts.random_case(4, 1, 100, 4, top=20, **small),
 ):
     print(parts.equal(gpu_kernels.interpreted, case, programs=1, columns=128))
+cases = parts.timelines_of(5, 4, (9, 1), (30, 17), rows=3, **small)
+print(parts.equal(gpu_kernels.interpreted, *cases, programs=1, columns=128, part=16))
 """
 
 
 def test_the_interpreter_gives_the_librarys_bits_of_attention():
-    assert in_interpreter(SCRIPT) == ["True"] * 3
+    assert in_interpreter(SCRIPT) == ["True"] * 4

@@ -11,7 +11,8 @@ from v4kernels import native
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import index_parts as parts
-from gpu_kernels import TARGETS, fixed, in_interpreter, same
+import timelines
+from gpu_kernels import TARGETS, fixed, in_interpreter, on, same
 from index_parts import F, Keys, Tokens
 from v4kernels.triton import index
 
@@ -36,7 +37,7 @@ def test_queries_are_rotated_transformed_quantized_and_ordered_for_the_trees(gpu
     tokens.q[1] = np.round(tokens.q[1])  # with ties
     tokens.products[1], tokens.products[2] = np.abs(tokens.products[1]), -np.abs(tokens.products[2])
     tokens.products[0, 2:4] = 0, np.nan
-    for got, want in zip(parts.run_queries(gpu, tokens), parts.plain_queries(tokens)):
+    for got, want in zip(parts.run_queries(on(gpu), tokens), parts.plain_queries(tokens)):
         assert same(got, want)
 
 
@@ -53,21 +54,21 @@ def test_scores_are_the_librarys(gpu, heads, dims):
     tokens.products[3], tokens.products[4, -1] = 0, np.nan
     tokens.q[5, 0, :3] = np.nan, np.inf, 0
     tokens.q[0, -1, 1] = np.inf
-    got, counted = parts.run_scores(gpu, tokens, keys)
-    assert same(got, parts.library_scores(tokens, keys))
-    assert any(opcode.startswith("mma.sync") for opcode in counted.instructions)
+    launch = on(gpu)
+    assert same(parts.run_scores(launch, (tokens, keys)), parts.library_scores(tokens, keys))
+    assert any(opcode.startswith("mma.sync") for opcode in launch.counted.instructions)
 
 
 @LIBRARY
 def test_the_plain_form_of_scores_is_the_librarys_too():
     tokens, keys = queries(3, 2, 24, 64, 400), parts.random_keys(np.random.default_rng(3), 100, 64)
-    got, _ = parts.run_scores("sm_89", tokens, keys, asm="plain")
+    got = parts.run_scores(on("sm_89"), (tokens, keys), asm="plain")
     assert same(got, parts.library_scores(tokens, keys))
 
 
 def test_scores_are_not_written_beyond_what_a_token_sees():
     tokens, keys = queries(4, 9, 5, 32, 0), parts.random_keys(np.random.default_rng(4), 3, 32)
-    got, _ = parts.run_scores("sm_89", tokens, keys)
+    got = parts.run_scores(on("sm_89"), (tokens, keys))
     assert (got != -1).sum(1).tolist() == [(t + 1) // 4 for t in range(9)]
 
 
@@ -95,7 +96,7 @@ def test_choices_are_those_of_a_stable_sort(gpu, warps, capacity):
     scores[12] = np.sort(scores[12])
     for start in (4 * capacity - n, 0, 31, 4 * 33):
         if (start + n) // 4 <= capacity:
-            got = parts.run_choice(gpu, scores, start, 10, 32, warps)
+            got = parts.run_choice(on(gpu), scores, [start], 10, 32, warps)
             assert np.array_equal(got, best(scores, start, 10)), start
 
 
@@ -110,8 +111,8 @@ def test_the_chosen_are_those_of_the_library(gpu, seen, distinct):
     rng = np.random.default_rng(seen)
     keys = parts.random_keys(rng, seen + 1, 64, distinct)
     layer = parts.layer(rng, max(4 * seen - 1, 0), 3, 5, 64, 512, keys)
-    scores, _ = parts.run_scores(gpu, layer.tokens, keys, programs=16)
-    assert np.array_equal(parts.run_choice(gpu, scores, layer.tokens.start, 512), layer.chosen)
+    scores = parts.run_scores(on(gpu), (layer.tokens, keys), programs=16)
+    assert np.array_equal(parts.run_choice(on(gpu), scores, [layer.tokens.start], 512), layer.chosen)
 
 
 @LIBRARY
@@ -120,8 +121,8 @@ def test_the_chosen_of_70000_keys_are_those_of_the_library(distinct):
     rng = np.random.default_rng(distinct)
     keys = parts.random_keys(rng, 70_001, 32, distinct)
     layer = parts.layer(rng, 4 * 70_000 - 1, 1, 2, 32, 512, keys)
-    scores, _ = parts.run_scores("sm_89", layer.tokens, keys, programs=128)
-    assert np.array_equal(parts.run_choice("sm_89", scores, layer.tokens.start, 512), layer.chosen)
+    scores = parts.run_scores(on("sm_89"), (layer.tokens, keys), programs=128)
+    assert np.array_equal(parts.run_choice(on("sm_89"), scores, [layer.tokens.start], 512), layer.chosen)
 
 
 @GPUS
@@ -133,8 +134,8 @@ def test_the_chosen_of_262144_keys_are_those_of_the_library(gpu, distinct):
     rng = np.random.default_rng(distinct)
     keys = parts.random_keys(rng, 1 << 18, 128, distinct)
     layer = parts.layer(rng, (1 << 20) - 1, 1, 64, 128, 512, keys)
-    scores, _ = parts.run_scores(gpu, layer.tokens, keys, programs=512)
-    assert np.array_equal(parts.run_choice(gpu, scores, layer.tokens.start, 512), layer.chosen)
+    scores = parts.run_scores(on(gpu), (layer.tokens, keys), programs=512)
+    assert np.array_equal(parts.run_choice(on(gpu), scores, [layer.tokens.start], 512), layer.chosen)
 
 
 @LIBRARY
@@ -147,17 +148,36 @@ def test_the_chosen_of_random_sizes_are_those_of_the_library():
         keys = parts.random_keys(rng, seen + 2, dims, int(rng.choice([0, 30])))
         layer = parts.layer(rng, max(4 * seen - 1, 0), n, heads, dims, top, keys)
         gpu = TARGETS[i % 3]
-        scores, _ = parts.run_scores(gpu, layer.tokens, keys, programs=16)
-        got = parts.run_choice(gpu, scores, layer.tokens.start, top)
+        scores = parts.run_scores(on(gpu), (layer.tokens, keys), programs=16)
+        got = parts.run_choice(on(gpu), scores, [layer.tokens.start], top)
         assert np.array_equal(got, layer.chosen), (heads, dims, top, seen, n)
+
+
+@LIBRARY
+@pytest.mark.parametrize("gpu", TARGETS)
+@pytest.mark.parametrize("part", [0, 16])
+def test_keys_chosen_for_several_timelines_are_as_for_each_alone(gpu, part):
+    """Tokens of their own beside a prompt, of contexts that take one, three and no blocks of a choice."""
+    rng, fed, want = np.random.default_rng(6), [], []
+    counts = 1, 18, 1, 2
+    for start, n in zip((4 * 40, 4 * 150, 1, 4 * 12), counts):
+        tokens = queries(start, n, 5, 32, start)
+        fed.append((tokens, parts.random_keys(rng, (start + n) // 4 + 1, 32, 30)))
+        want.append(best(parts.library_scores(*fed[-1]), start, 10))
+    launch = on(gpu)
+    scores = parts.run_scores(launch, *fed, part=part)
+    got = parts.run_choice(launch, scores, [tokens.start for tokens, _ in fed], 10, 64, counts=counts)
+    assert np.array_equal(got, np.concatenate(want))
 
 
 @pytest.mark.parametrize("name, harmless", [("queries", 1), ("scores", 1), ("choice", 1)])
 def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmless):
     """But for those in front of the very first exchange, which guard nothing."""
     tokens, keys = queries(3, 1, 24, 64, 1023), parts.random_keys(np.random.default_rng(3), 256, 64)
-    start = fixed(np.array([1023], np.int32))
-    inputs = [fixed(a) for a in parts.run_queries("sm_80", tokens)]
+    launch = on("sm_80")
+    inputs = [fixed(a) for a in parts.run_queries(launch, tokens)]
+    table = timelines.table(launch, KEYS=launch.place(keys.codes), KEY_SCALES=launch.place(keys.scales))
+    lines = fixed(timelines.lines_of([1023], [1], [table]))
     scores = np.random.default_rng(5).standard_normal(256).astype(F)
     kernel, constants, arguments = {
         "queries": (
@@ -168,12 +188,12 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
         "scores": (
             index.index_scores,
             {"ROWS": 32, "DIMS": 64, "KEYS": 64, "ASM": "ptx"},
-            [*inputs, fixed(keys.codes), fixed(keys.scales), start, np.zeros(256, F), 256],
+            [*inputs, lines, timelines.PART, np.zeros(256, F), 256],
         ),
         "choice": (
             index.index_choice,
             {"LEVEL": 0, "LAST": False, "TOP": 10, "BLOCK": 256},
-            [fixed(scores), fixed(np.zeros(1, np.int32)), start, np.zeros(10, F), np.zeros(10, np.int32), 256],
+            [fixed(scores), fixed(np.zeros(1, np.int32)), lines, np.zeros(10, F), np.zeros(10, np.int32), 256],
         ),
     }[name]
     made = gpu_kernels.compiled(kernel, "sm_80", **constants)
@@ -183,7 +203,7 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
     for i, found in enumerate(guards):
         program = ptx.load(text[: found.start()] + text[found.end() :], made.metadata.shared)
         try:
-            gpu_kernels.run(program, (1, 1), *arguments)
+            launch.run(program, (1, 1), *arguments)
             missed.append(i)
         except ptx.Race:
             pass
@@ -193,29 +213,15 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
 
 SCRIPT = """
 import numpy as np
-import torch
-from v4kernels.triton import index
 import index_parts as parts
-from gpu_kernels import same
 import test_index as given
+from gpu_kernels import interpreted as run, same
 
 tokens, keys = given.queries(3, 2, 5, 64, 400), parts.random_keys(np.random.default_rng(3), 100, 64)
-q, products, turns, codes, scales = map(
-    torch.from_numpy, (tokens.q, tokens.products, tokens.turns, keys.codes, keys.scales)
-)
-start = torch.tensor([400], dtype=torch.int32)
-made = torch.zeros(2, 16, 64, dtype=torch.int8), torch.zeros(2, 2, 16), torch.zeros(2, 16)
-index.index_queries[(2, 2)](q, products, turns, *made, HEADS=5, ROWS=16, DIMS=64, ROPE=32, EACH=8)
-print("queries", all(same(a.numpy(), b) for a, b in zip(made, parts.plain_queries(tokens))))
-scores = torch.zeros(2, 100)
-index.index_scores[(1, 2)](*made, codes, scales, start, scores, 100, ROWS=16, DIMS=64, KEYS=64, ASM="plain")
-print("scores", same(scores.numpy(), parts.library_scores(tokens, keys)))
-best, ids, got = torch.zeros(2, 4, 10), torch.zeros(2, 4, 10, dtype=torch.int32), torch.zeros(2, 10, dtype=torch.int32)
-index.index_choice[(4, 2)](scores, ids, start, best, ids, 100, LEVEL=0, LAST=False, TOP=10, BLOCK=32)
-two, two_ids = torch.zeros(2, 2, 10), torch.zeros(2, 2, 10, dtype=torch.int32)
-index.index_choice[(2, 2)](best, ids, start, two, two_ids, 40, LEVEL=1, LAST=False, TOP=10, BLOCK=32)
-index.index_choice[(1, 2)](two, two_ids, start, two, got, 20, LEVEL=2, LAST=True, TOP=10, BLOCK=32)
-print("choice", np.array_equal(got.numpy(), given.best(scores.numpy(), 400, 10)))
+print("queries", all(map(same, parts.run_queries(run, tokens), parts.plain_queries(tokens))))
+scores = parts.run_scores(run, (tokens, keys), asm="plain", programs=1)
+print("scores", same(scores, parts.library_scores(tokens, keys)))
+print("choice", np.array_equal(parts.run_choice(run, scores, [400], 10, 32), given.best(scores, 400, 10)))
 """
 
 

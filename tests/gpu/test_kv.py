@@ -10,8 +10,9 @@ from v4kernels import native
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import kv_parts as parts
+import timelines
 from gpu_kernels import TARGETS, fixed, in_interpreter, on, same
-from kv_parts import F, Heads, Kept
+from kv_parts import F, Fed, Heads, Kept
 from test_gate import AMD, NVIDIA, Budget, complaints
 from v4kernels.cpu import PackedWeight
 from v4kernels.triton import kv
@@ -41,7 +42,7 @@ def check_queries(launch, seed, heads, dims, rope, rank, n):
     "gpu, dims, rope",
     [*((gpu, 512, 64) for gpu in TARGETS), ("sm_80", 192, 64), ("sm_120", 80, 16), ("sm_89", 1024, 512)],
 )
-def test_window_entries_are_the_librarys_and_go_to_their_rows(gpu, dims, rope):
+def test_window_entries_are_the_librarys(gpu, dims, rope):
     check_entries(on(gpu), dims, dims, rope, n=9)
 
 
@@ -49,13 +50,7 @@ def check_entries(launch, seed, dims, rope, n):
     rng = np.random.default_rng(seed)
     a, x = Heads.random(rng, 64, 2, dims, rope, 32), parts.activations(rng, n, 64)
     turns = parts.rotations(parts.frequencies(rope), int(rng.integers(1 << 20)), 1, n)
-    ring = np.full((n + 3, native.entry_bytes(dims, rope)), 7, np.uint8)
-    places = rng.permutation(n + 3)[:n]
-    places[1] = -1
-    want = ring.copy()
-    want[places[places >= 0]] = parts.library_entries(a, x, turns)[places >= 0]
-    parts.put_entries(launch, a, x, turns, places.tolist(), ring)
-    assert np.array_equal(ring, want)
+    assert np.array_equal(parts.entries(launch, a, x, turns), parts.library_entries(a, x, turns))
 
 
 def awkward(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -76,9 +71,7 @@ def check_any_entry(launch, seed, dims, rope):
     a.kv_norm[5] = 448  # of scale 1
     x = rng.choice(np.array([-1, 1], F), (2, width))
     turns = np.tile(np.array([1, 0], F), (2, rope // 2))
-    got, want = np.zeros((2, native.entry_bytes(dims, rope)), np.uint8), parts.library_entries(a, x, turns)
-    parts.put_entries(launch, a, x, turns, [0, 1], got)
-    assert np.array_equal(got, want)
+    assert np.array_equal(parts.entries(launch, a, x, turns), parts.library_entries(a, x, turns))
 
 
 @GPUS
@@ -93,7 +86,7 @@ def check_compressor(launch, seed, ratio, dims, rope, is_index, cuts, spare=16):
     c, x = parts.compressor(rng, 32, ratio, dims, rope, is_index), parts.activations(rng, cuts[-1], 32)
     got, want = Kept(c, len(x), spare), Kept(c, len(x), spare)
     for start, stop in zip([0, *cuts], cuts):
-        parts.compress(launch, c, x[start:stop], start, got)
+        parts.compress(launch, c, [Fed(x[start:stop], start, got)])
         parts.library_compress(c, x[start:stop], start, want)
         assert got == want, (start, stop)
     assert (want.entries[0][len(x) // ratio] == 7).all()
@@ -119,6 +112,35 @@ def test_without_slots_to_spare_the_least_is_kept():
     check_compressor(on("sm_89"), 1, 4, 80, 16, False, [3, 8, 21, 22], spare=0)
 
 
+def check_timelines(launch, seed, ratio, dims, rope, is_index, at, counts, part=0):
+    """Of several timelines that are anywhere, in one launch: as each of them alone."""
+    rng = np.random.default_rng(seed)
+    c = parts.compressor(rng, 32, ratio, dims, rope, is_index)
+    fed, want = [], []
+    for start, n in zip(at, counts):
+        x, kept = parts.activations(rng, start + n, 32), Kept(c, start + n, 16)
+        parts.library_compress(c, x[:start], 0, kept)
+        fed.append(Fed(x[start:], start, kept.copy()))
+        parts.library_compress(c, x[start:], start, kept)
+        want.append(kept)
+    parts.compress(launch, c, fed, part=part)
+    assert [f.to for f in fed] == want
+
+
+# Tokens of their own beside a prompt, of which some end a block.
+AT, COUNTS = (3, 0, 130, 7, 129), (1, 33, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "gpu, ratio, is_index",
+    [*((gpu, 4, i) for gpu in TARGETS for i in (False, True)), ("sm_89", 128, False), ("sm_120", 3, False)],
+)
+@pytest.mark.parametrize("part", [0, 16])
+def test_rows_of_several_timelines_are_as_of_each_alone(gpu, ratio, is_index, part):
+    at = [start + 127 for start in AT] if ratio == 128 else AT
+    check_timelines(on(gpu), ratio, ratio, 64 if is_index else 80, 16, is_index, at, COUNTS, part)
+
+
 @GPUS
 def test_pooled_numbers_are_those_of_v4k_h(gpu):
     """Before they are rounded to codes; weights down to the least, of values as large as their inverse."""
@@ -126,12 +148,12 @@ def test_pooled_numbers_are_those_of_v4k_h(gpu):
     kv_rows, gates = (rng.standard_normal((128, 72)).astype(F) for _ in range(2))
     kv_rows[:, 8:] *= 2.0 ** rng.integers(-100, 100, (128, 64))
     gates[:, 8:] *= 2.0 ** rng.integers(-3, 7, (128, 64))
-    given = (kv_rows, gates, np.zeros((128, 72)), *np.zeros((2, 128, 72)))
-    numbers = (fixed(np.zeros(1, np.int32)), fixed(np.zeros(1, np.int32)))
-    got = np.full((1, 72), 7, F)
-    sizes = {"RATIO": 128, "DIMS": 72, "SLOTS": 128, "CHANNELS": 32}
-    on(gpu)(kv.pool, (1, 3), *(fixed(a.astype(F)) for a in given), *numbers, got, **sizes)
-    assert same(got[0], parts.plain_pool(kv_rows, gates))
+    launch, got = on(gpu), np.full((128, 72), 7, F)
+    tails = dict.fromkeys(("TAIL_KV", "TAIL_GATE"), launch.place(np.full((128, 72), np.nan, F)))
+    lines = timelines.lines_of([0], [128], [timelines.table(launch, **tails)])
+    given = [fixed(a.astype(F)) for a in (kv_rows, gates, np.zeros((128, 72)))]
+    launch(kv.pool, (128, 3), *given, fixed(lines), timelines.PART, got, **POOL | {"DIMS": 72, "CHANNELS": 32})
+    assert same(got[127], parts.plain_pool(kv_rows, gates)) and (got[:127] == 7).all()
 
 
 @GPUS
@@ -149,7 +171,7 @@ def check_any_key(launch, seed):
     object.__setattr__(c, "eps", 0.0)
     x = rng.choice(np.array([-1, 1], F), (n, dims))
     got, want = Kept(c, n, 0), Kept(c, n, 0)
-    parts.compress(launch, c, x, 0, got)
+    parts.compress(launch, c, [Fed(x, 0, got)])
     parts.library_compress(c, x, 0, want)
     assert got == want
 
@@ -184,6 +206,7 @@ of.check_any_key(run, 1)
 of.check_compressor(run, 1, 4, 80, 16, False, [3, 4, 13])
 of.check_compressor(run, 1, 4, 32, 32, True, [3, 4, 13])
 of.check_compressor(run, 1, 7, 80, 16, False, [8, 15])
+of.check_timelines(run, 1, 4, 32, 32, True, [3, 0], [1, 18], part=16)
 print("all")
 """
 
@@ -202,13 +225,16 @@ def test_without_any_one_barrier_a_kernel_has_a_race(gpu, name):
     rng = np.random.default_rng(1)
     d = 128 if name == "pack_keys" else 512
     x, norm, turns = (fixed(rng.standard_normal(s).astype(F)) for s in ((2, d), (d,), (2, 64)))
-    places, like = fixed(np.arange(2, dtype=np.int32)), np.zeros((2, d), F)
-    packed = [np.zeros((2, size), np.uint8) for size in (native.entry_bytes(512, 64), *native.key_bytes(128))]
+    launch, like = on(gpu), np.zeros((2, d), F)
+    packed = [launch.place(np.zeros((2, size), np.uint8)) for size in native.key_bytes(128)]
+    table = timelines.table(launch, **dict(zip(("KEYS", "KEY_SCALES"), packed)))
+    told = fixed(timelines.lines_of([0], [2], [table])), timelines.PART
+    fresh = np.zeros((2, native.entry_bytes(512, 64)), np.uint8)
     arguments, constants = {
         "norm": ((x, norm, like), {"COUNT": d, "EPS": 1e-6}),
         "turn_queries": ((x, turns, like), V4),
-        "pack_entries": ((x, norm, turns, places, packed[0]), V4),
-        "pack_keys": ((x, norm, turns, places, *packed[1:]), KEY),
+        "pack_entries": ((x, norm, turns, *told, fresh), V4 | {"RATIO": 0}),
+        "pack_keys": ((x, norm, turns, *told), KEY | {"RATIO": 1}),
     }[name]
     made = gpu_kernels.compiled(getattr(kv, name), gpu, **constants)
     text, grid = made.asm["ptx"], (1, 2) if name == "turn_queries" else (2,)
@@ -217,15 +243,15 @@ def test_without_any_one_barrier_a_kernel_has_a_race(gpu, name):
     for found in barriers:
         with pytest.raises(ptx.Race):
             program = ptx.load(text[: found.start()] + text[found.end() :], made.metadata.shared)
-            gpu_kernels.run(program, grid, *arguments)
+            launch.run(program, grid, *arguments)
 
 
-POOL = {"RATIO": 128, "DIMS": 512, "SLOTS": 144, "CHANNELS": 128}
+POOL = {"RATIO": 128, "DIMS": 512, "SLOTS": 144, "TAIL": 2, "CHANNELS": 128}
 BUDGETS = {
     "norm": Budget(kv.norm, {"COUNT": 1536, "EPS": 1e-6}, registers=48, shared=256),
     "turn_queries": Budget(kv.turn_queries, V4, registers=32, shared=2048),
-    "pack_entries": Budget(kv.pack_entries, V4, registers=40, shared=1024),
-    "pack_keys": Budget(kv.pack_keys, KEY, registers=32, shared=512),
+    "pack_entries": Budget(kv.pack_entries, V4 | {"RATIO": 4}, registers=40, shared=1024),
+    "pack_keys": Budget(kv.pack_keys, KEY | {"RATIO": 4}, registers=32, shared=512),
     "pool": Budget(kv.pool, POOL, registers=48, shared=0),
     "pool, overlapping": Budget(kv.pool, POOL | {"RATIO": 4, "SLOTS": 24}, registers=48, shared=0),
     "keep_tail": Budget(kv.keep_tail, POOL, registers=24, shared=0),

@@ -293,8 +293,8 @@ def keep_tail(
     TAIL: tl.constexpr,
     CHANNELS: tl.constexpr,  # a program
 ):
-    """What later blocks need of the rows: the unfinished block, and as many whole ones as always fit SLOTS. Comes behind
-    `pool` of all rows, which reads what this overwrites. Grid: (n, ceil(C / CHANNELS))."""
+    """What later blocks need of a timeline's rows: the unfinished block, and as many whole ones as always fit SLOTS.
+    Comes behind `pool` of all rows, which reads what this overwrites. Grid: (n, ceil(C / CHANNELS))."""
     WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
     row = tl.program_id(0)
     position = told(lines, row, POSITION)

@@ -7,7 +7,8 @@ A table is int64 [layers, 8]: the addresses of what a layer of the timeline keep
 8 * layer. What is kept has the bytes of the CPU's (v4k.h): positions go around in rings and tails, entries lie one
 behind the other. All addresses are multiples of launch.ALIGNMENT.
 
-A launch over a part of the rows is one with pointers, `lines` among them, that begin at its first row, a multiple of 16.
+A launch over a part of the rows is one with pointers that begin at its first row, a multiple of 16. Rows read what is
+in front of them there, of the rows of their timeline.
 """
 
 import triton
