@@ -107,6 +107,11 @@ class Bank(Protocol[A, B_contra]):
     """Who holds the routed experts: in memory, or elsewhere for as long as nothing needs them. A step is begin_step,
     for each layer foresee and begin, end_step; one that is not ended has failed."""
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether foresee and begin do the same in every step of so many rows, and nothing on the host: what they
+        start may be recorded once (Ops.step)."""
+
     def begin_step(self, batch: B_contra) -> None:
         """A step begins; what its tokens will surely need may be fetched."""
 
@@ -126,6 +131,10 @@ class Ops(Protocol[A, X, S, B]):
     name: str
     numerics: str
 
+    @property
+    def chunk(self) -> int:
+        """Rows that a step of a prefill should bring at most."""
+
     def inference(self) -> AbstractContextManager:
         """What to run a forward in when no gradient is wanted."""
 
@@ -135,6 +144,10 @@ class Ops(Protocol[A, X, S, B]):
 
     def batch(self, spans: Sequence[Span[S]]) -> B:
         """The rows of a step, prepared for the other ops. The states of the spans must have room (`reserve`)."""
+
+    def step(self, batch: B, walk: Callable[[], A], repeatable: bool) -> A:
+        """What `walk` makes of the batch by the other ops, from embed to final_hidden. If it does the same in every
+        step of so many rows, `repeatable`, a backend may record it once and play that again instead."""
 
     def embed(self, batch: B) -> A:
         """Streams (N, S, D), all alike."""

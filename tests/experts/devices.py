@@ -1,6 +1,7 @@
 """A device in numpy, and the cpu op table playing one: experts in slots are computed from the slots' bytes."""
 
 import mmap
+from dataclasses import dataclass
 
 import numpy as np
 from v4kernels.cpu import Buffer, ExpertTable
@@ -17,6 +18,8 @@ class NumpyDevice:
         self.room, self.late, self.allocated = room, late, 0
         self.pending: list[tuple[object, list]] = []
         self.failed: set[object] = set()
+        self.launched: list = []
+        self.copied = 0  # bytes
 
     def alloc(self, n_bytes):
         if self.allocated + n_bytes > self.room:
@@ -36,6 +39,7 @@ class NumpyDevice:
     def copy(self, parts):
         ticket = object()
         taken = [(at, array.copy()) for at, array in parts]
+        self.copied += sum(len(array) for _, array in taken)
         for at, array in taken:
             self.place(at, len(array))[:] = 0xAA
         self.pending.append((ticket, taken))
@@ -49,6 +53,11 @@ class NumpyDevice:
             for at, array in self.pending.pop(which % len(self.pending))[1]:
                 self.place(at, len(array))[:] = array
 
+    def synchronize(self):
+        launched, self.launched = self.launched, []
+        for each in launched:
+            each()
+
     def fail(self):
         """The oldest copy fails."""
         self.failed.add(self.pending.pop(0)[0])
@@ -59,39 +68,58 @@ class NumpyDevice:
         return all(ticket is not other for other, _ in self.pending)
 
 
-class CpuDevice:
-    """DeviceExperts by the kernels of the cpu op table."""
+@dataclass
+class Results:
+    layer: int
+    x: Buffer
+    ids: np.ndarray
+    weights: np.ndarray
+    y: np.ndarray
 
-    def __init__(self, ops):
-        self.ops = ops
+
+class CpuDevice:
+    """DeviceExperts by the kernels of the cpu op table. What is launched is computed as late as may be."""
+
+    def __init__(self, ops, device):
+        self.ops, self.device = ops, device
         self.slots: DeviceSlots | None = None
         self.pairs = 0  # computed in slots
 
     def values(self, array):
         return array.array()
 
-    def start(self, layer, x, row, slot, weight):
-        y = np.zeros((len(row), x.width), np.float32)
-        if len(row):
-            used, chosen = np.unique(slot, return_inverse=True)
-            table = ExpertTable([self.slots.held[i] for i in used])
-            some = Buffer.of(np.ascontiguousarray(x.array()[row]))
-            self.ops.add_experts(layer, table, some, chosen.astype(np.int64)[:, None], weight, y.ctypes.data)
-            self.pairs += len(row)
-        return y
+    def begin(self, layer, x, routing):
+        ids = routing.chosen.array()
+        return Results(layer, x, ids, routing.weights.array(), np.zeros((ids.size, x.width), np.float32))
 
-    def add(self, out, hits, misses, order):
-        rows = np.concatenate([hits, misses])
-        for column in order.T:
+    def compute(self, results, slot):
+        (there,) = np.nonzero(slot >= 0)
+        used, chosen = np.unique(slot[there], return_inverse=True)
+        table = ExpertTable([self.slots.held[i] for i in used])
+
+        def launched():
+            some = Buffer.of(np.ascontiguousarray(results.x.array()[there // results.ids.shape[1]]))
+            y, weights = np.zeros((len(there), some.width), np.float32), results.weights.ravel()[there]
+            self.ops.add_experts(results.layer, table, some, chosen.astype(np.int64)[:, None], weights, y.ctypes.data)
+            results.y[there] = y
+
+        self.device.launched.append(launched)
+        self.pairs += len(there)
+
+    def add(self, out, results, misses, place):
+        self.device.synchronize()
+        rows, (n, k) = results.y, results.ids.shape
+        rows[place >= 0] = misses[place[place >= 0]]
+        for column in (np.argsort(results.ids, axis=1, kind="stable") + k * np.arange(n)[:, None]).T:
             out.array()[:] += rows[column]
         return out
 
 
-def split(ops, tier, n_slots, n_experts, *, device=None, n_jobs=2, pairs=16, timeout_s=60.0):
+def split(ops, tier, n_slots, n_experts, *, device=None, n_jobs=2, pairs=16, spare=0, rates=None, timeout_s=60.0):
     """A Split over a numpy device, whose CpuDevice is `split.device`."""
-    cpu, layers = CpuDevice(ops), ops.tree.layers
-    shape = len(layers), n_experts
-    slots = DeviceSlots(device or NumpyDevice(), shape, n_slots, slot_bytes(tier.largest), tier.expert)
+    device, layers = device or NumpyDevice(), ops.tree.layers
+    cpu, shape = CpuDevice(ops, device), (len(layers), n_experts)
+    slots = DeviceSlots(device, shape, n_slots, slot_bytes(tier.largest), tier.expert, spare)
     cpu.slots = slots
     hashed = [layer.ffn.tid2eid is not None for layer in layers]
-    return Split(cpu, slots, tier, Ring(n_jobs, pairs, ops.hc_head.dim), hashed, timeout_s)
+    return Split(cpu, slots, tier, Ring(n_jobs, pairs, ops.hc_head.dim), hashed, timeout_s, rates=rates)

@@ -15,7 +15,9 @@ from v4cli.engine.engine import Engine
 from v4cli.engine.loading import model_of
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError, ResourceError
+from v4cli.experts.device import parts_of
 from v4cli.experts.files import ExpertFiles
+from v4cli.experts.passing import Rates
 from v4cli.experts.policy import RATES
 from v4cli.experts.slots import ExpertStream
 from v4cli.experts.tiers import InRam, OnDemand
@@ -97,6 +99,33 @@ def test_single_steps_are_a_prefill(opened, expected, ram):
         engine.model.bank.slots.device.run(2)
     assert [step.token for step in session.generate(Sampling(temperature=0.0), 24)] == expected[0]
     assert engine.model.bank.device.pairs > 0
+
+
+class Some(Rates):
+    """Copies those that are used most, a share of them."""
+
+    def worth_a_copy(self, uses, n_bytes):
+        return np.arange(len(uses)) < self.link * len(uses)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("spare, ram", [(2, None), (6, None), (4, 5)])
+def test_same_bits_for_experts_that_pass_through(opened, expected, spare, ram, share):
+    engine = opened(3, ram, spare=spare, rates=Some(share, 1.0, 1.0))
+    assert answer(engine) == expected
+    assert engine.model.bank.slots.bytes_passed > 0
+
+
+def test_an_expert_that_passes_through_is_copied_once_a_layer_and_no_other_is(opened):
+    engine = opened(7, spare=4, rates=Some(1.0, 1.0, 1.0))
+    session, bank = engine.session(), engine.model.bank
+    session.feed(PROMPT)
+    counts, slots, device = bank.counts, bank.slots, bank.slots.device
+    assert counts.hits == 0 and counts.misses > 0
+    each = sum(n_bytes for _, n_bytes in parts_of(bank.tier.largest))
+    assert slots.bytes_passed == counts.misses * each
+    resident = len(slots._slot) * each
+    assert device.copied == slots.bytes_passed + resident
 
 
 @pytest.mark.parametrize("ram", [None, 5])

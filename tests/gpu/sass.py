@@ -52,9 +52,13 @@ def nvidia(compiled: Any) -> tuple[Resources, Loop]:
 def innermost(lines: list[tuple[int, str]]) -> list[list[str]]:
     """Bodies of loops that have none within."""
     jumps = [(int(m[1], 16), at) for at, text in lines if (m := re.match(r"BRA.*\b0x([0-9a-f]+)", text))]
+    return [[text for at, text in lines if first <= at <= last] for first, last in inner_spans(jumps)]
+
+
+def inner_spans(jumps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of jumps (to, from) those back that have none within."""
     spans = [(to, at) for to, at in jumps if to < at]
-    inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
-    return [[text for at, text in lines if first <= at <= last] for first, last in inner]
+    return [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
 
 
 def summed(body: list[str]) -> Loop:
@@ -70,10 +74,28 @@ def summed(body: list[str]) -> Loop:
     return Loop(len(body), opcodes, sum(t.startswith("LDG.E.128") for t in body), products)
 
 
-def amd(compiled: Any) -> Resources:
+def amd(compiled: Any) -> tuple[Resources, Loop]:
     """There is no register spilled where there is no stack, but for scalar ones, which go to vector registers."""
+    code = compiled.asm["amdgcn"]
     registers, stack = (
-        int(re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"])[1])
-        for name in ("vgpr_count", "private_segment_fixed_size")
+        int(re.search(rf"\.{name}:\s+(\d+)", code)[1]) for name in ("vgpr_count", "private_segment_fixed_size")
     )
-    return Resources(registers, stack, compiled.metadata.shared)
+    lines = re.findall(r"^(\.LBB\w+)(?=:)|^\t([a-z]\w*.*?)\s*(?:;.*)?$", code, re.M)
+    labels = {label: at for at, (label, _) in enumerate(lines) if label}
+    spans = [
+        (labels[m[1]], at) for at, (_, text) in enumerate(lines) if (m := re.match(r"s_c?branch\w* (\.LBB\w+)", text))
+    ]
+    bodies = [[text for _, text in lines[first : last + 1] if text] for first, last in inner_spans(spans)]
+    loop = max(map(amd_summed, bodies), key=lambda b: b.products, default=Loop(0, Counter(), 0, 0))
+    return Resources(registers, stack, compiled.metadata.shared), loop
+
+
+def amd_summed(body: list[str]) -> Loop:
+    opcodes = Counter(text.split()[0] for text in body)
+    products = 4 * sum(count for opcode, count in opcodes.items() if opcode.startswith("v_dot4"))
+    for opcode, count in opcodes.items():
+        if shape := re.match(r"v_(mfma|wmma)_i32_(\d+)x(\d+)x(\d+)_", opcode):
+            m, n, k = (int(size) for size in shape.groups()[1:])
+            products += count * m * n * k // (64 if shape[1] == "mfma" else 32)
+    wide = opcodes["global_load_dwordx4"] + opcodes["global_load_b128"]
+    return Loop(len(body), opcodes, wide, products)

@@ -121,34 +121,38 @@ def test_one_bit_of_the_last_key_matters():
 # -- the output projection --------------------------------------------------------------------------------------------
 
 
-def int8_weight(rng: np.random.Generator, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and bf16 scales."""
+def random_weight(rng: np.random.Generator, form: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of int8, or pairs of int4, and bf16 scales."""
     scale = (rng.random((rows, cols // 32), np.float32) * np.float32(0.01)).view(np.uint32) >> 16
-    return rng.integers(-128, 128, (rows, cols), np.int8), scale.astype(np.uint16)
+    if form == "int8":
+        return rng.integers(-128, 128, (rows, cols), np.int8), scale.astype(np.uint16)
+    return rng.integers(0, 256, (rows, cols // 2), np.uint8), scale.astype(np.uint16)
 
 
-def project(gpu: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """x [tokens, groups * cols] -> [tokens, rows] by quantization and an int8 layer of so many groups."""
-    (rows, cols), tokens, each = codes.shape, len(x), len(codes) // groups
+def project(gpu: str, form: str, x: np.ndarray, groups: int, codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """x [tokens, groups * cols] -> [tokens, rows] by quantization and a layer of so many groups."""
+    tokens, cols, each = len(x), x.shape[1] // groups, len(codes) // groups
     q, q_scale = gpu_kernels.run_quantize(gpu, torch.from_numpy(x))
-    y = np.full((tokens, rows), np.nan, np.float32)
-    made = gpu_kernels.program(linear.linear_int8, gpu, K=cols, ROWS=32, ASM="ptx")
+    y = np.full((tokens, len(codes)), np.nan, np.float32)
+    kernel = linear.linear_int8 if form == "int8" else linear.linear_int4
+    made = gpu_kernels.program(kernel, gpu, K=cols, ROWS=32, ASM="ptx")
     inputs = map(fixed, (codes, scale, q, q_scale))
     gpu_kernels.run(made, (gpu_kernels.blocks(each, 32), tokens, groups), *inputs, y, each)
     return y
 
 
-@GPUS
-def test_the_output_projection_by_groups_of_heads_is_the_librarys(gpu):
+@pytest.mark.parametrize("gpu, form", [*((gpu, "int8") for gpu in gpu_kernels.TARGETS), ("sm_89", "int4")])
+def test_the_output_projection_by_groups_of_heads_is_the_librarys(gpu, form):
     rng, (heads, dim, groups, low, width) = np.random.default_rng(16), (6, 80, 3, 64, 96)
-    a, b = int8_weight(rng, groups * low, heads // groups * dim), int8_weight(rng, width, groups * low)
-    wo_a, wo_b = (PackedWeight.of("int8", *w) for w in (a, b))
+    a = random_weight(rng, form, groups * low, heads // groups * dim)
+    b = random_weight(rng, form, width, groups * low)
+    wo_a, wo_b = (PackedWeight.of(form, *w) for w in (a, b))
     x, sink = rng.standard_normal((3, heads * dim)).astype(np.float32), np.zeros(heads, np.float32)
     described, _kept = parts.attention(heads, dim, 16, sink, groups=groups, wo_a=wo_a, wo_b=wo_b)
     want = np.empty((3, width), np.float32)
     code = native.library().v4k_attention_output(ctypes.addressof(described), x.ctypes.data, 3, want.ctypes.data)
     native.checked(code)
-    assert same(project(gpu, project(gpu, x, groups, *a), 1, *b), want)
+    assert same(project(gpu, form, project(gpu, form, x, groups, *a), 1, *b), want)
 
 
 # -- what kernels take of a GPU ---------------------------------------------------------------------------------------

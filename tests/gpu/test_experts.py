@@ -337,7 +337,7 @@ ADDING = {"N": 4096, "TOP_K": 6, "BLOCK": 512}
 ON_NVIDIA = {
     "gate_up fp4": Budget(  # a weight is two products, one of its sign mask; inputs are loaded once for both matrices
         experts.gate_up,
-        FLASH.gate_up(6) | {"ASM": "ptx"},
+        FLASH.gate_up(6),
         registers=64,
         shared=1024,
         wide_loads=6,
@@ -346,7 +346,7 @@ ON_NVIDIA = {
     ),
     "down fp4": Budget(
         experts.down,
-        FLASH.down() | {"ASM": "ptx"},
+        FLASH.down(),
         registers=56,
         shared=1024,
         wide_loads=4,
@@ -355,7 +355,7 @@ ON_NVIDIA = {
     ),
     "gemm_experts fp4": Budget(  # a unit is a group of one output
         gemm.gemm_experts,
-        GROUPED | {"ASM": "ptx"},
+        GROUPED,
         registers=210,
         shared=16384,
         warps=8,
@@ -367,9 +367,15 @@ ON_NVIDIA = {
     "add_experts": Budget(experts.add_experts, ADDING, registers=48, shared=0),
 }
 ON_AMD = {
-    "gate_up fp4": Budget(experts.gate_up, FLASH.gate_up(6) | {"ASM": "plain"}, registers=256, shared=1024),
-    "down fp4": Budget(experts.down, FLASH.down() | {"ASM": "plain"}, registers=256, shared=1024),
-    "gemm_experts fp4": Budget(gemm.gemm_experts, GROUPED | {"ASM": "plain"}, registers=256, shared=16384, warps=8),
+    "gate_up fp4": Budget(
+        experts.gate_up, FLASH.gate_up(6), 96, 1024, wide_loads=4, instructions={"gfx942": 3.5, "gfx1100": 3.1}
+    ),
+    "down fp4": Budget(
+        experts.down, FLASH.down(), 80, 1024, wide_loads=3, instructions={"gfx942": 3.7, "gfx1100": 3.5}
+    ),
+    "gemm_experts fp4": Budget(
+        gemm.gemm_experts, GROUPED, 256, 16384, 8, unit=32, instructions={"gfx942": 14.5, "gfx1100": 13.5}
+    ),
     "add_experts": Budget(experts.add_experts, ADDING, registers=64, shared=0),
 }
 

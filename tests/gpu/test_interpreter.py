@@ -53,7 +53,11 @@ print("gemm_int4", same(y, want))
 """
 
 
+NAMES = ("quantize", "linear_int8", "gemm_int8", "linear_fp4", "gemm_fp4", "linear_int4", "gemm_int4")
+AMD = "import amd_words\namd_words.use()\n" + SCRIPT.replace('"plain"', '"gfx9"')
+
+
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
-def test_the_interpreter_gives_the_librarys_bits():
-    names = ("quantize", "linear_int8", "gemm_int8", "linear_fp4", "gemm_fp4", "linear_int4", "gemm_int4")
-    assert gpu_kernels.in_interpreter(SCRIPT) == [word for name in names for word in (name, "True")]
+@pytest.mark.parametrize("script", [SCRIPT, AMD], ids=["plain", "AMD"])
+def test_the_interpreter_gives_the_librarys_bits(script):
+    assert gpu_kernels.in_interpreter(script) == [word for name in NAMES for word in (name, "True")]

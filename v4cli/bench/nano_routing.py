@@ -49,6 +49,8 @@ def _inputs(n_tokens: int, split: str, seed: int) -> Tensor:
 class Noting:
     """A bank that notes what the routers see."""
 
+    repeatable = False
+
     def __init__(self, bank, n_layers: int):
         self.seen: list[list[np.ndarray]] = [[] for _ in range(n_layers)]
         self._bank = bank

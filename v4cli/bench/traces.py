@@ -54,6 +54,8 @@ class Trace:
 class Recorder:
     """A bank that notes what the routers of a model on the cpu backend choose for every decoded token, from now on."""
 
+    repeatable = False
+
     def __init__(self, model):
         self.config, self._model, self._bank = model.config, model, model.bank
         self._noted: list[tuple[np.ndarray, np.ndarray]] = []  # experts and scores

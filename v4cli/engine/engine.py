@@ -155,7 +155,7 @@ def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
 
 def _identity(checkpoint: Model, backend: Backend) -> dict:
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
-    kind = {"backend": backend.name, "numerics": backend.numerics, "config": config, "version": __version__}
+    kind = {"numerics": backend.numerics, "config": config, "version": __version__}
     kind |= {"kernels": str(native.ABI_VERSION), "arithmetic": _arithmetic(backend)}
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
 
@@ -163,7 +163,7 @@ def _identity(checkpoint: Model, backend: Backend) -> dict:
 def _arithmetic(backend: Backend) -> str:
     """Digest of all that computes: where a line of it changes, numbers computed before may be others."""
     digest = hashlib.sha256()
-    if backend.name == "reference":
+    if backend.numerics != "int8":
         import torch
 
         digest.update(torch.__version__.encode())

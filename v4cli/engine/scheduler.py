@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from v4cli.experts.slots import Counts, ExpertStream
 from v4cli.model.state import Checkpoint, State
 from v4cli.model.v4 import V4
-from v4cli.plan.memory import CHUNK, FEW
+from v4cli.plan.memory import FEW
 
 SLICE_S = 0.1  # of a prefill at a time while others wait
 LEAST_SLICE = 32  # rows
@@ -73,6 +72,7 @@ class Scheduler:
         """`stream`: where experts come from, if on demand. `before_step` is called before each step. `fault` gives the
         error for tokens whose results after a state are not finite."""
         self.model, self.stream, self.before_step, self.fault = model, stream, before_step, fault
+        self.chunk = model.ops.chunk
         self._changed = threading.Condition()
         self._waiting: list[Job] = []  # in the order of their coming, until they are done
         self._computing = False
@@ -111,8 +111,8 @@ class Scheduler:
         """Rows that a prefill should bring next: a chunk; while others wait what takes about SLICE_S, but with experts
         on demand a chunk all the same, for which each of them is read once."""
         if self._active < 2 or self.stream or not self._row_s:
-            return CHUNK
-        return int(min(max(SLICE_S / self._row_s, LEAST_SLICE), CHUNK))
+            return self.chunk
+        return int(min(max(SLICE_S / self._row_s, LEAST_SLICE), self.chunk))
 
     @contextmanager
     def busy(self, decoding: bool) -> Iterator[None]:
@@ -218,7 +218,7 @@ class Scheduler:
         self.before_step()
         before = self.stream.counts if self.stream else None
 
-        def watch(name: str, streams: Any) -> None:
+        def pause() -> None:
             nonlocal asked
             if time.perf_counter() < asked + HEED_S:
                 return
@@ -227,7 +227,7 @@ class Scheduler:
                 raise Withdrawn
 
         with model.ops.inference():
-            hidden = model.forward([(job.ids, job.state) for job in jobs], watch)
+            hidden = model.forward([(job.ids, job.state) for job in jobs], pause=pause)
             wanted: list[int] = []
             end = 0
             for job in jobs:

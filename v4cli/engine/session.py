@@ -16,7 +16,6 @@ from v4cli.engine.stats import Stats
 from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
 from v4cli.interrupts import wished
-from v4cli.plan.memory import CHUNK
 from v4cli.prefixes.prefixes import Prefixes, Snapshot
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ class Session:
         with scheduler.busy(decoding=False):
             while len(self.tokens) < len(tokens) and not cancelled():
                 at = len(self.tokens)
-                whole = (at // CHUNK + 1) * CHUNK
+                whole = (at // scheduler.chunk + 1) * scheduler.chunk
                 end = min(whole, at + scheduler.slice_rows(), len(tokens), *stops[:1])
                 if self._run(tokens[at:end], cancelled=cancelled) is None:
                     break

@@ -20,6 +20,8 @@ GUESSES = 1.5  # as many as a token uses: most likely all of them, and what is w
 class Streamed:
     """Experts of a stream, computed by the cpu ops."""
 
+    repeatable = False
+
     def __init__(self, ops: CpuOps, stream: ExpertStream):
         self.ops, self.stream = ops, stream
         self._hashed = [layer.ffn.tid2eid for layer in ops.tree.layers]

@@ -32,7 +32,10 @@ class Device(Protocol):
         """Start to copy arrays of bytes to addresses there: a ticket. The arrays may change when this returns."""
 
     def completed(self, ticket: Any) -> bool:
-        """Whether that copy is complete, so that steps which begin now see it."""
+        """Whether that copy is complete, so that what is launched now sees it."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was launched."""
 
 
 def parts_of(expert: Expert[PackedWeight]) -> list[tuple[int, int]]:
@@ -52,7 +55,8 @@ def slot_bytes(expert: Expert[PackedWeight]) -> int:
 
 
 class DeviceSlots:
-    """`n_slots` slots for the experts of a model, numbered layer by layer."""
+    """`n_slots` slots for the experts of a model, numbered layer by layer, and behind them `spare` ones, of an even
+    number, for experts that only pass through (passing.py)."""
 
     def __init__(
         self,
@@ -61,20 +65,25 @@ class DeviceSlots:
         n_slots: int,
         n_bytes: int,
         source: Callable[[int], Expert[PackedWeight] | None],
+        spare: int = 0,
     ):
         """`shape`: layers and experts of each; `n_bytes`: of a slot; `source`: an expert in RAM, None if it is not
         there. ResourceError without memory on the device, ValueError for more slots than a table can name."""
-        if not 0 <= n_slots <= MOST_SLOTS:
-            raise ValueError(f"{n_slots} slots; a table names up to {MOST_SLOTS}")
+        if not 0 <= n_slots <= MOST_SLOTS or spare % 2:
+            raise ValueError(f"{n_slots} slots; a table names up to {MOST_SLOTS}, and {spare} spare ones")
         self.device, self.n_slots, self.slot_bytes, self.source = device, n_slots, n_bytes, source
+        self.spare, self.bytes_passed = spare, 0
         self.table = np.full(shape, -1, np.int16)  # slots of experts, for the step that began last
         self.policy = Residency(self.table.size, n_slots)
-        self.held: list[Expert[PackedWeight] | None] = [None] * n_slots  # what lies in a slot: addresses there
+        self.held: list[Expert[PackedWeight] | None] = [None] * (
+            n_slots + spare
+        )  # what lies in a slot: addresses there
         try:
-            self._at = device.alloc(self.nbytes) if n_slots else 0
+            self.at = device.alloc(self.nbytes) if n_slots + spare else 0
         except MemoryError:
             raise ResourceError(
-                f"no memory on the device for {n_slots} experts ({self.nbytes / 1e9:.1f} GB)", "fewer of them fit"
+                f"no memory on the device for {n_slots + spare} experts ({self.nbytes / 1e9:.1f} GB)",
+                "fewer of them fit",
             ) from None
         self._slot: dict[int, int] = {}  # of experts that are there or on their way
         self._copies: dict[int, Any] = {}  # tickets of those on their way
@@ -85,7 +94,16 @@ class DeviceSlots:
     @property
     def nbytes(self) -> int:
         """Bytes taken of the device's memory, for good."""
-        return self.n_slots * self.slot_bytes
+        return (self.n_slots + self.spare) * self.slot_bytes
+
+    def parts_in(self, slot: int, expert: Expert[PackedWeight]) -> list[tuple[int, np.ndarray]]:
+        """What to copy where, so that a slot holds this expert of RAM; it is `held` there from now on."""
+        at, parts = self.at + slot * self.slot_bytes, []
+        self.held[slot] = _at(expert, at)
+        for address, n_bytes in parts_of(expert):
+            parts.append((at, np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))))
+            at += _aligned(n_bytes)
+        return parts
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
@@ -143,11 +161,7 @@ class DeviceSlots:
         if victim is not None:
             self._drop(victim)
         slot = self._slot[expert] = self._free.pop()
-        sources, at, parts = parts_of(found), self._at + slot * self.slot_bytes, []
-        self.held[slot] = _at(found, at)
-        for address, n_bytes in sources:
-            parts.append((at, np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))))
-            at += _aligned(n_bytes)
+        parts = self.parts_in(slot, found)
         self.policy.hold([expert])
         try:
             self._copies[expert] = self.device.copy(parts)

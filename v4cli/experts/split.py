@@ -5,39 +5,65 @@ A row's experts that lie in slots are computed by the device, the others by the 
 are those of experts in memory to the bit, wherever each of them lies.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from v4kernels.api import A, B, Routing
-from v4kernels.cpu.serve import TIMEOUT_S, Ring, Server, Stopped
+from v4kernels.api import A, B, Pending, Routing
+from v4kernels.cpu import PackedWeight
+from v4kernels.cpu.serve import TIMEOUT_S, Ring, Server, Stopped, Told
+from v4kernels.tree import Expert
 
 from v4cli.errors import ResourceError
-from v4cli.experts.device import DeviceSlots
+from v4cli.experts.device import DeviceSlots, parts_of
+from v4cli.experts.passing import Passing, Rates
 from v4cli.experts.policy import nearness
+from v4cli.experts.slots import Counts
 from v4cli.experts.tiers import Tier
 
 H = TypeVar("H")  # results of a device on their way
 
 
 class DeviceExperts(Protocol[A, H]):
-    """Experts of an op table's device, in its slots."""
+    """Experts of an op table's device, in its slots; a pair is a row of x and one of its top_k experts."""
 
     def values(self, array: A) -> np.ndarray:
         """Activations or routing as an array of the host, not to be changed."""
 
-    def start(self, layer: int, x: A, row: np.ndarray, slot: np.ndarray, weight: np.ndarray) -> H:
-        """Compute pairs (n,) of rows of x and experts in slots: for each the row that a ring's y would hold (v4k.h)."""
+    def begin(self, layer: int, x: A, routing: Routing[A]) -> H:
+        """Room for the results of all pairs of x (N, D); both stay untouched until they are added."""
 
-    def add(self, out: A, hits: H, misses: np.ndarray, order: np.ndarray) -> A:
-        """out (N, D) with results added: of row i those of order[i], one after the other. They number those of `start`
-        and, behind them, `misses` (m, D). `out` may be changed."""
+    def compute(self, results: H, slot: np.ndarray) -> None:
+        """Of pairs (N * top_k,), those that have a slot, others are -1: the row that a ring's y would hold (v4k.h)."""
+
+    def add(self, out: A, results: H, misses: np.ndarray, place: np.ndarray) -> A:
+        """out (N, D) with a row of every pair added, a row's by ascending expert: of misses (m, D) number `place`
+        (N * top_k,), or what was computed where that is -1. `out` may be changed."""
+
+
+class StepExperts(Protocol[A]):
+    """Steps of up to `rows` rows for which a device posts and waits by itself: nothing of them is done on the host."""
+
+    rows: int
+
+    def begin_step(self, table: np.ndarray, rows: int) -> None:
+        """A step begins, the one before is over on the device; `table` (layers, E) int16: slots of experts."""
+
+    def begin(self, layer: int, x: A, routing: Routing[A]) -> Pending[A]:
+        """See Bank."""
+
+    def end_step(self) -> Told:
+        """All is launched: wait until it is done."""
 
 
 class Split(Generic[A, B, H]):
-    """Experts in tiers, for one forward pass at a time. To be closed."""
+    """Experts in tiers, for one forward pass at a time. To be closed.
+
+    `counts`: of each layer and step distinct experts that lay in slots (hits) or elsewhere (misses), and how long the
+    device waited for others."""
 
     def __init__(
         self,
@@ -47,12 +73,17 @@ class Split(Generic[A, B, H]):
         ring: Ring,
         hashed: list[bool],
         timeout_s: float = TIMEOUT_S,
+        alone: StepExperts[A] | None = None,
+        rates: Rates | None = None,
     ):
-        """`hashed`: layers that route by token. ResourceError if there can be no thread."""
+        """`hashed`: layers that route by token. `alone`: for steps of few rows, where all experts are in RAM. `rates`:
+        by which experts go through spare slots, if there are any. ResourceError if there can be no thread."""
         self.device, self.slots, self.tier, self.ring, self.hashed = device, slots, tier, ring, hashed
-        self.timeout_s = timeout_s
+        self.timeout_s, self.alone, self.rates = timeout_s, alone, rates
+        self.repeatable = False  # whether the step that began is left to the device
+        self.counts = Counts()
         self._in_step, self._rows = False, 0
-        with self._told():
+        with self.told():
             self.server = Server(ring, tier.layers, lambda number: tier.fetch(ring.job(number)), timeout_s)
 
     def close(self) -> None:
@@ -67,49 +98,87 @@ class Split(Generic[A, B, H]):
         self._in_step, self._rows = True, batch.rows
         arrived = self.slots.begin_step()
         self.tier.begin_step(batch, self.slots.table >= 0, arrived)
-        with self._told():
+        with self.told():
             self.server.begin()
+        self.repeatable = self.alone is not None and self.tier.complete and batch.rows <= self.alone.rows
+        if self.alone is not None and self.repeatable:
+            self.alone.begin_step(self.slots.table, batch.rows)
 
     def _abandon(self) -> None:
         """The step before failed: once the thread is at rest, nothing is kept of it."""
-        with self._told():
+        with self.told():
             self.server.rest()
         self.tier.abandon()
         self.slots.abandon()
         self._in_step = False
 
     def foresee(self, layer: int, streams: A) -> None:
-        self.tier.foresee(layer, streams)
+        if not self.repeatable:
+            self.tier.foresee(layer, streams)
 
-    def begin(self, layer: int, x: A, routing: Routing[A], streams: A) -> "Sharing[A, B, H]":
+    def begin(self, layer: int, x: A, routing: Routing[A], streams: A) -> Pending[A]:
+        if self.alone is not None and self.repeatable:
+            return self.alone.begin(layer, x, routing)
         ids, weights = self.device.values(routing.chosen), self.device.values(routing.weights)  # (n, k)
-        n, k = ids.shape
-        n_experts = self.slots.table.shape[1]
-        if ids.min() < 0 or ids.max() >= n_experts:
+        if ids.min() < 0 or ids.max() >= self.slots.table.shape[1]:
             raise ValueError("an expert that is not there (v4k.h)")
-        uses = np.bincount(ids.ravel(), minlength=n_experts)
-        near = None if self.hashed[layer] else nearness(self.device.values(routing.scores), k)
-        slot = self.slots.table[layer][ids].ravel()  # by pair: row and choice
-        self.slots.used(layer, uses, near, n)
+        scores = None if self.hashed[layer] else self.device.values(routing.scores)
+        uses, near = self._used(layer, ids, scores)
         self.tier.ask(layer, uses, near, streams)
-        hits, misses = np.flatnonzero(slot >= 0), np.flatnonzero(slot < 0)
-        misses = misses[np.argsort(ids.ravel()[misses], kind="stable")]  # by expert
-        of_ram = Jobs(self, layer, self.device.values(x), misses // k, ids.ravel()[misses], weights.ravel()[misses])
-        of_device = self.device.start(layer, x, hits // k, slot[hits].astype(np.int64), weights.ravel()[hits])
-        place = np.empty(n * k, np.int64)
-        place[np.concatenate([hits, misses])] = np.arange(n * k)
-        order = np.take_along_axis(place.reshape(n, k), np.argsort(ids, axis=1, kind="stable"), axis=1)
-        return Sharing(self, of_device, of_ram, order)
+        slot = self.slots.table[layer][ids].ravel().astype(np.int64)  # by pair
+        passing = self._passing(layer, np.where(self.slots.table[layer] < 0, uses, 0))
+        streamed = Passing(self.slots, layer, passing)
+        missing = np.flatnonzero((slot < 0) & ~np.isin(ids.ravel(), list(passing)))
+        missing = missing[np.argsort(ids.ravel()[missing], kind="stable")]  # by expert
+        expert, row, k = ids.ravel()[missing], missing // ids.shape[1], ids.shape[1]
+        of_ram = Jobs(self, layer, self.device.values(x), row, expert, weights.ravel()[missing])
+        results = self.device.begin(layer, x, routing)
+        if (slot >= 0).any():
+            self.device.compute(results, slot)
+        place = np.full(len(ids) * k, -1, np.int32)
+        place[missing] = np.arange(len(missing))
+        return Sharing(self, results, streamed, ids.ravel(), of_ram, place)
+
+    def _used(self, layer: int, ids: np.ndarray, scores: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """The policy hears of a layer's ids (n, k) and scores (n, E): uses of each expert, and see policy.nearness."""
+        n, k = ids.shape
+        table = self.slots.table[layer]
+        uses = np.bincount(ids.ravel(), minlength=len(table))
+        near = None if scores is None else nearness(scores, k)
+        self.slots.used(layer, uses, near, n)
+        hits = int(np.count_nonzero(table[uses > 0] >= 0))
+        self.counts.hits += hits
+        self.counts.misses += int(np.count_nonzero(uses)) - hits
+        return uses, near
+
+    def _passing(self, layer: int, uses: np.ndarray) -> dict[int, Expert[PackedWeight]]:
+        """Those of a layer's experts, used so often (E,), that are worth a copy to the device for this step alone, and
+        in RAM. While they pass, the thread computes the others."""
+        if self.rates is None or not self.slots.spare or not uses.any():
+            return {}
+        first, asked = layer * len(uses), np.flatnonzero(uses)
+        found = {e: expert for e in asked.tolist() if (expert := self.tier.expert(first + e)) is not None}
+        known = np.array(list(found), np.int64)
+        n_bytes = np.array([sum(size for _, size in parts_of(expert)) for expert in found.values()])
+        return {e: found[e] for e in known[self.rates.worth_a_copy(uses[known], n_bytes)].tolist()}
 
     def end_step(self, rows: int) -> None:
-        with self._told():
+        told = self.alone.end_step() if self.alone is not None and self.repeatable else None
+        with self.told():
+            if told is not None:
+                self.counts.wait_s += told.waited_s
+                self.server.check(told.code)
             self.server.rest()
+        if told is not None:
+            for layer, (ids, scores) in enumerate(zip(told.ids, told.scores)):
+                self._used(layer, ids, None if self.hashed[layer] else scores)
         self.tier.end_step(rows)
         self.slots.end_step(rows)
         self._in_step = False
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def told(self) -> Iterator[None]:
+        """What the server raises, as who asked for an answer should hear it."""
         try:
             yield
         except TimeoutError:
@@ -131,6 +200,7 @@ class Jobs:
         """Pairs (m,) by expert, of rows of x (n, D)."""
         self.bank, self.layer, self.x = bank, layer, x
         self.row, self.expert, self.weight = row, expert, weight
+        self._y = np.empty((len(row), bank.ring.dim), np.float32)
         self._parts = self._cut()
         self._on_their_way: list[tuple[int, int, int]] = []  # number, pairs from, to
         self._post()
@@ -155,28 +225,43 @@ class Jobs:
             ring.post(number)
             self._on_their_way.append((number, *part))
 
+    def advance(self) -> None:
+        """Take what is there, and post what then has room."""
+        while self._on_their_way and self._on_their_way[0][0] <= self.bank.ring.served:
+            self._take()
+
     def results(self) -> np.ndarray:
         """(m, D) fp32, once all are there. ResourceError, ModelError."""
-        y = np.empty((len(self.row), self.bank.ring.dim), np.float32)
         while self._on_their_way:
-            number, start, end = self._on_their_way.pop(0)
-            with self.bank._told():
-                self.bank.server.wait(number)
-            y[start:end] = self.bank.ring.job(number).y[: end - start]
-            self._post()
-        return y
+            self._take()
+        return self._y
+
+    def _take(self) -> None:
+        number, start, end = self._on_their_way.pop(0)
+        began = time.perf_counter()
+        with self.bank.told():
+            self.bank.server.wait(number)
+        self.bank.counts.wait_s += time.perf_counter() - began
+        self._y[start:end] = self.bank.ring.job(number).y[: end - start]
+        self._post()
 
 
 @dataclass(slots=True)
 class Sharing(Generic[A, B, H]):
-    """Routed experts of one layer, computed on both sides; `order` (n, k) of their results."""
+    """Routed experts of one layer, computed on both sides: of pairs with these `experts` those in slots, those that
+    pass through spare ones, and jobs of the others, whose results have a `place`."""
 
     bank: Split[A, B, H]
-    of_device: H
-    of_ram: Jobs
-    order: np.ndarray
+    results: H
+    passing: Passing
+    experts: np.ndarray
+    jobs: Jobs
+    place: np.ndarray
 
     def add_to(self, out: A) -> A:
-        misses = self.of_ram.results()
+        for slots in self.passing.arriving():
+            self.bank.device.compute(self.results, slots[self.experts])
+            self.jobs.advance()
+        misses = self.jobs.results()
         self.bank.tier.served()
-        return self.bank.device.add(out, self.of_device, misses, self.order)
+        return self.bank.device.add(out, self.results, misses, self.place)

@@ -22,6 +22,7 @@ A_contra = TypeVar("A_contra", contravariant=True)
 class Tier(Protocol[A_contra, B_contra]):
     """What Split asks of those below the device. `experts` are numbers within a layer, ascending."""
 
+    complete: bool  # all experts are in RAM and stay where they are
     layers: Sequence[ServedLayer]
     largest: Expert[PackedWeight]  # no other takes more bytes; its addresses mean nothing
 
@@ -54,6 +55,8 @@ class Tier(Protocol[A_contra, B_contra]):
 class InRam:
     """All experts of a tree."""
 
+    complete = True
+
     def __init__(self, tree_layers: Sequence[Layer[PackedWeight, np.ndarray]]):
         self.layers = [ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers]
         self._experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
@@ -81,6 +84,8 @@ class InRam:
 class OnDemand:
     """Experts of a stream: those in its slots are served from there, jobs that ask for others go through it. What the
     device holds leaves the slots."""
+
+    complete = False
 
     def __init__(self, bank: Streamed):
         self.bank, self.stream = bank, bank.stream

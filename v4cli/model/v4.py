@@ -34,21 +34,38 @@ class V4(Generic[A, X, S, B]):
     def forward(
         self,
         feeds: Sequence[tuple[Sequence[int], State[S]]],
-        watch: Callable[[str, A], None] = lambda name, streams: None,
+        watch: Callable[[str, A], None] | None = None,
+        pause: Callable[[], None] = lambda: None,
     ) -> A:
         """Each timeline's next tokens, (n,) int64 with the state before them -> hidden (N, D), normed for the head, of
         all of them one behind the other. The states advance. ResourceError without room for them.
 
         `watch(name, streams)` is called with the streams after the embedding and after each sublayer, named like its
-        tensors. What it raises ends the forward; some layers have advanced then.
+        tensors; `pause()` between sublayers, unless the step is played from a record. What they raise ends the forward;
+        some layers have advanced then.
         """
         ops, bank = self.ops, self.bank
         for ids, state in feeds:
             state.begin(len(ids))
         batch = ops.batch([Span(ids, state.timeline, state.n_tokens) for ids, state in feeds])
-        streams = ops.embed(batch)  # (N, S, D)
-        watch("embed", streams)
         bank.begin_step(batch)
+        hidden = ops.step(batch, lambda: self._walk(batch, watch, pause), bank.repeatable and watch is None)
+        bank.end_step(batch.rows)
+        for ids, state in feeds:
+            state.n_tokens += len(ids)
+        return hidden
+
+    def _walk(self, batch: B, watch: Callable[[str, A], None] | None, pause: Callable[[], None]) -> A:
+        """All layers, for the rows of a batch (N) -> hidden (N, D)."""
+        ops, bank = self.ops, self.bank
+
+        def seen(name: str, streams: A) -> None:
+            if watch is not None:
+                watch(name, streams)
+            pause()
+
+        streams = ops.embed(batch)  # (N, S, D)
+        seen("embed", streams)
         for layer, kind in enumerate(self.kinds):
             bank.foresee(layer, streams)
             x, mix = ops.attention_input(layer, streams)  # (N, D)
@@ -59,7 +76,7 @@ class V4(Generic[A, X, S, B]):
             else:  # these, and all of the heavily compressed entries
                 x = ops.hca_attention(layer, x, batch)  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
-            watch(f"layers.{layer}.attn", streams)
+            seen(f"layers.{layer}.attn", streams)
 
             x, mix = ops.ffn_input(layer, streams)  # (N, D)
             if layer < self.config.num_hash_layers:
@@ -69,10 +86,7 @@ class V4(Generic[A, X, S, B]):
             experts = bank.begin(layer, x, routing, streams)
             x = experts.add_to(ops.shared_expert(layer, x))  # (N, D)
             streams = ops.sublayer_output(x, streams, mix)  # (N, S, D)
-            watch(f"layers.{layer}.ffn", streams)
-        bank.end_step(batch.rows)
-        for ids, state in feeds:
-            state.n_tokens += len(ids)
+            seen(f"layers.{layer}.ffn", streams)
         return ops.final_hidden(streams)  # (N, D)
 
     def logits(self, hidden: A) -> A:

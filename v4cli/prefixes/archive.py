@@ -119,7 +119,7 @@ def _identity(member: tuple[str, int, int], file: BinaryIO) -> dict:
 
 
 def _shape(identity: dict) -> tuple:
-    return identity.get("config"), identity.get("backend"), identity.get("numerics")
+    return identity.get("config"), identity.get("numerics")
 
 
 def _same(identity: dict, other: dict) -> bool:

@@ -8,7 +8,7 @@ do not depend on ISA tier, threads or which rows are computed together: decoding
 import contextlib
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,7 @@ class CpuOps:
 
     name = Cpu.name
     numerics = Cpu.numerics
+    chunk = 512
 
     def __init__(self, tree: PackedTree):
         self.tree = tree
@@ -145,6 +146,9 @@ class CpuOps:
                 native.checked(code)
             row += count
         return CpuBatch(ids, held, ctypes.addressof(held), rotations)
+
+    def step(self, batch: CpuBatch, walk: Callable[[], Buffer], repeatable: bool) -> Buffer:
+        return walk()
 
     def embed(self, batch: CpuBatch) -> Buffer:
         table, n_streams = self.tree.embed.matrix, self.hc_head.streams
@@ -258,6 +262,8 @@ class CpuOps:
 
 class Resident:
     """The bank of the experts in the tree: nothing has to be fetched."""
+
+    repeatable = True
 
     def __init__(self, ops: CpuOps):
         self.ops = ops

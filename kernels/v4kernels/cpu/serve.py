@@ -60,6 +60,17 @@ class Job:
         self.row[: len(row)], self.expert[: len(row)], self.weight[: len(row)] = row, expert, weight
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a step left on a device that posted and waited by itself: the V4K_E code that it ended with, or 0; how long
+    it waited; and of every layer what was routed, ids (layers, N, top_k) int64 and scores (layers, N, E) fp32."""
+
+    code: int
+    waited_s: float
+    ids: np.ndarray
+    scores: np.ndarray
+
+
 class Ring:
     """`n_jobs` jobs of up to `pairs` pairs of D = `dim`."""
 
@@ -87,6 +98,11 @@ class Ring:
     def posted(self) -> int:
         """Number of the last job that was posted."""
         return int(self.head["posted"])
+
+    @property
+    def served(self) -> int:
+        """Number of the last job whose y is there, or was when this was read."""
+        return int(self.head["served"])
 
     def job(self, number: int) -> Job:
         """The job of this number; what lay in its place is `n_jobs` older."""
@@ -166,7 +182,10 @@ class Server:
 
     def wait(self, number: int) -> None:
         """Until a job's y is there. TimeoutError, Stopped, what `fetch` raised, ValueError for a job that is none."""
-        code = self.ring.wait(number, self.timeout_s)
+        self.check(self.ring.wait(number, self.timeout_s))
+
+    def check(self, code: int) -> None:
+        """Raise what `wait` raises, of a V4K_E code that a device's own wait ended with; 0: nothing."""
         if code == native.EFETCH and self._fetching and self._fetching.problem:
             raise self._fetching.problem
         checked(code)

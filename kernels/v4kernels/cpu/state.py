@@ -94,7 +94,7 @@ class PackedLayer:
     def restore(self, mark: dict[str, np.ndarray], n_tokens: int) -> None:
         """Be at n_tokens again. ValueError if the mark is not of such a layer and place."""
         now = self.mark(n_tokens)
-        if _kinds(mark) != _kinds(now):
+        if kinds(mark) != kinds(now):
             raise ValueError("arrays of another shape")
         self.ring[self._latest(n_tokens)] = mark["window"]
         for name, part in self.parts.items():
@@ -118,22 +118,14 @@ class PackedLayer:
         """Write what `entries(first, last)` gave elsewhere. ValueError if it does not fit."""
         self.reserve(last)
         own = self.entries(first, last)
-        if _kinds(entries) != _kinds(own):
+        if kinds(entries) != kinds(own):
             raise ValueError("arrays of another shape")
         for name, array in own.items():
             array[...] = entries[name]
 
     def finite(self, arrays: dict[str, np.ndarray]) -> bool:
         """Whether what `entries` or `mark` gave elsewhere is finite."""
-        ok = True
-        for name, array in arrays.items():
-            if name in ("window", "main.entries"):
-                ok &= _finite_entries(array, *self.dims)
-            elif name == "index.scales":
-                ok &= bool((array != NAN).all())
-            elif name.endswith(".tail"):
-                ok &= bool(np.isfinite(array).all())
-        return ok
+        return finite_arrays(arrays, *self.dims)
 
     @property
     def nbytes(self) -> int:
@@ -153,6 +145,19 @@ class Timeline:
         self.at = ctypes.addressof(self._memories)
 
 
+def finite_arrays(arrays: dict[str, np.ndarray], dims: int, rope_dims: int) -> bool:
+    """Whether what a layer's `entries` or `mark` gave is finite."""
+    ok = True
+    for name, array in arrays.items():
+        if name in ("window", "main.entries"):
+            ok &= _finite_entries(array, dims, rope_dims)
+        elif name == "index.scales":
+            ok &= bool((array != NAN).all())
+        elif name.endswith(".tail"):
+            ok &= bool(np.isfinite(array).all())
+    return ok
+
+
 def _finite_entries(rows: np.ndarray, dims: int, rope_dims: int) -> bool:
     """Whether no e4m3 code, bf16 value or scale of these KV entries (v4k.h) is not finite."""
     plain = dims - rope_dims
@@ -163,5 +168,6 @@ def _finite_entries(rows: np.ndarray, dims: int, rope_dims: int) -> bool:
     return not bad
 
 
-def _kinds(arrays: dict[str, np.ndarray]) -> dict[str, tuple]:
+def kinds(arrays: dict[str, np.ndarray]) -> dict[str, tuple]:
+    """Shapes and types by name."""
     return {name: (array.shape, array.dtype) for name, array in arrays.items()}

@@ -70,6 +70,7 @@ class ReferenceOps(Equations):
     """The op table over a tree of torch weights."""
 
     name = "reference"
+    chunk = 512
 
     def __init__(self, tree: TorchTree, numerics: str = "exact"):
         super().__init__(numerics)
@@ -86,6 +87,9 @@ class ReferenceOps(Equations):
     def batch(self, spans: Sequence[Span[Timeline]]) -> TorchBatch:
         ids = [torch.as_tensor(span.ids) for span in spans]
         return TorchBatch(torch.cat(ids), spans)
+
+    def step(self, batch: TorchBatch, walk: Callable[[], Tensor], repeatable: bool) -> Tensor:
+        return walk()
 
     def embed(self, batch: TorchBatch) -> Tensor:
         return self.lookup(batch.ids, self.tree.embed)[:, None].expand(-1, self.tree.hc_head.streams, -1)
@@ -264,6 +268,8 @@ class ReferenceOps(Equations):
 
 class Resident:
     """The bank of the experts in the tree."""
+
+    repeatable = True
 
     def __init__(self, ops: ReferenceOps):
         self.ops = ops

@@ -7,6 +7,8 @@ for Triton's interpreter; ASM: tl.constexpr chooses. Codes of a word are in memo
 import triton
 import triton.language as tl
 
+from v4kernels.triton.amd import dot4, perm
+
 
 @triton.jit
 def signed_byte(word, i: tl.constexpr):
@@ -21,6 +23,8 @@ def dot_int8(w, x, ASM: tl.constexpr):
         dot = tl.inline_asm_elementwise(
             "dp4a.s32.s32 $0, $1, $2, 0;", "=r,r,r", [w, x], dtype=tl.int32, is_pure=True, pack=1
         )
+    elif ASM != "plain":
+        dot = dot4(w, x, 0, ASM)
     else:
         dot = signed_byte(w, 0) * signed_byte(x, 0)
         for i in tl.static_range(1, 4):
@@ -35,6 +39,16 @@ def doubled_e2m1(nibble):
     mantissa = nibble & 1
     magnitude = tl.where(exponent == 0, mantissa, (2 + mantissa) << tl.maximum(exponent - 1, 0))
     return tl.where((nibble & 8) != 0, -magnitude, magnitude)
+
+
+@triton.jit
+def signed_e2m1(codes):
+    """Twice the values of the e2m1 codes in the low halves of four bytes, int32, by AMD's `perm`: magnitudes are looked
+    up, and their negatives, and of every sign a mask is made."""
+    magnitude = codes & 0x07070707
+    mask = perm(0, 0, (codes >> 3) & 0x01010101 | 0x0C0C0C0C)
+    positive = perm(0x0C080604, 0x03020100, magnitude)
+    return (perm(-0x0B070504, -0x02010100, magnitude) & mask) | (positive & ~mask)
 
 
 @triton.jit
@@ -73,6 +87,9 @@ def dot_fp4(w, x, ASM: tl.constexpr):
             is_pure=True,
             pack=1,
         )
+    elif ASM != "plain":
+        dot = dot4(signed_e2m1(w), perm(high, low, 0x06040200), 0, ASM)
+        dot = dot4(signed_e2m1(w >> 4), perm(high, low, 0x07050301), dot, ASM)
     else:
         dot = doubled_e2m1(w & 15) * signed_byte(low, 0)
         for i in tl.static_range(1, 8):
@@ -84,7 +101,7 @@ def dot_fp4(w, x, ASM: tl.constexpr):
 def dot_int4(w, x, ASM: tl.constexpr):
     """w int32: eight codes c, of which c - 8 is the value; x int64: eight int8 -> int32, sixteen times the dot product.
 
-    In PTX, a code in the high half of a byte whose highest bit is flipped is sixteen times its value, as a signed byte.
+    A code in the high half of a byte whose highest bit is flipped is sixteen times its value, as a signed byte.
     """
     low = x.to(tl.int32)
     high = (x >> 32).to(tl.int32)
@@ -110,6 +127,9 @@ def dot_int4(w, x, ASM: tl.constexpr):
             is_pure=True,
             pack=1,
         )
+    elif ASM != "plain":
+        dot = dot4(((w << 4) & -0x0F0F0F10) ^ -0x7F7F7F80, perm(high, low, 0x06040200), 0, ASM)
+        dot = dot4((w & -0x0F0F0F10) ^ -0x7F7F7F80, perm(high, low, 0x07050301), dot, ASM)
     else:
         dot = ((w & 15) - 8) * signed_byte(low, 0)
         for i in tl.static_range(1, 8):

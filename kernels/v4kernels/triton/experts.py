@@ -21,7 +21,7 @@ import triton.language as tl
 from v4kernels.triton.linear import inputs_at, last_step, products, weights_at, whole_step
 from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import exp_lanes, lanes_total
-from v4kernels.triton.types import f32p, i8p, i16p, i64p, u8p
+from v4kernels.triton.types import f32p, i8p, i16p, i32p, i64p, u8p
 
 
 @triton.jit
@@ -136,6 +136,31 @@ def down(
 
 
 @triton.jit
+def plus_pairs(total, at, where, ids, hits, misses, N: tl.constexpr, TOP_K: tl.constexpr, BY_PAIR: tl.constexpr):
+    """total, numbers `at` of a row, and those of the row's pairs by ascending id: from hits, or a row of misses.
+    `where` is the slot of an expert, and misses have a row of every pair; or, BY_PAIR, it is a pair's row of misses, -1
+    for none."""
+    row = tl.program_id(1)
+    some = at < N
+    j = tl.arange(0, 16)
+    END: tl.constexpr = 1 << 30  # above every key
+    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
+    keys = tl.where(j < TOP_K, keys, END)
+    for _ in range(TOP_K):
+        key = tl.min(keys, axis=0)
+        pair = row * TOP_K + key % 16
+        if BY_PAIR:
+            missed = tl.load(where + pair)
+        else:
+            missed = tl.where(tl.load(where + key // 16) >= 0, -1, pair)
+        of_hit = tl.load(hits + pair.to(tl.int64) * N + at, some & (missed < 0))
+        of_miss = tl.load(misses + missed.to(tl.int64) * N + at, some & (missed >= 0))
+        total += tl.where(missed < 0, of_hit, of_miss)
+        keys = tl.where(keys == key, END, keys)
+    return total
+
+
+@triton.jit
 def add_experts(
     slots: i16p,  # [experts]
     ids: i64p,  # [rows, TOP_K]
@@ -150,17 +175,24 @@ def add_experts(
     """out += shared, then the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1)
-    some = at < N
-    total = tl.load(out + row * N + at, some) + tl.load(shared + row * N + at, some)
-    j = tl.arange(0, 16)
-    END: tl.constexpr = 1 << 30  # above every key
-    keys = tl.load(ids + row * TOP_K + j, j < TOP_K, 0).to(tl.int32) * 16 + j  # pairs of one id in their own order
-    keys = tl.where(j < TOP_K, keys, END)
-    for _ in range(TOP_K):
-        key = tl.min(keys, axis=0)
-        pair = row * TOP_K + key % 16
-        hit = tl.load(slots + key // 16) >= 0
-        of_hit = tl.load(hits + pair * N + at, some & hit)
-        total += tl.where(hit, of_hit, tl.load(misses + pair * N + at, some & (hit == 0)))
-        keys = tl.where(keys == key, END, keys)
-    tl.store(out + row * N + at, total, some)
+    total = tl.load(out + row * N + at, at < N) + tl.load(shared + row * N + at, at < N)
+    total = plus_pairs(total, at, slots, ids, hits, misses, N, TOP_K, False)
+    tl.store(out + row * N + at, total, at < N)
+
+
+@triton.jit
+def add_placed(
+    order: i32p,  # [rows, TOP_K]: a pair's row of misses, -1 where its expert has a slot
+    ids: i64p,  # [rows, TOP_K]
+    hits: f32p,  # [rows, TOP_K, N]
+    misses: f32p,  # [.., N]
+    out: f32p,  # in, out [rows, N]
+    N: tl.constexpr,
+    TOP_K: tl.constexpr,  # at most 16
+    BLOCK: tl.constexpr,  # values a program
+):
+    """out += the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    out += tl.program_id(1) * N + at
+    total = plus_pairs(tl.load(out, at < N), at, order, ids, hits, misses, N, TOP_K, True)
+    tl.store(out, total, at < N)

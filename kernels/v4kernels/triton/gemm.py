@@ -9,7 +9,7 @@ import triton.language as tl
 
 from v4kernels.triton.sums import from_bf16, from_e8m0
 from v4kernels.triton.types import f32p, i8p, i32p, u8p
-from v4kernels.triton.unpack import unpacked
+from v4kernels.triton.unpack import in_words, unpacked
 
 
 @triton.jit
@@ -25,12 +25,12 @@ def lane_sum(
     FORMAT: tl.constexpr,
     ASM: tl.constexpr,
 ):
-    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [ROWS, 32] int8 or [ROWS, 16] pairs,
+    """Groups lane, lane + 8, ... of every output of a tile; pointers of group 0: w [ROWS, 32] int8 or what is unpacked,
     wscale [ROWS], x [TOKENS, 32], xscale [TOKENS] -> [TOKENS, ROWS] fp32."""
-    BYTES: tl.constexpr = 32 if FORMAT == "int8" else 16
+    EACH: tl.constexpr = 32 if FORMAT == "int8" else 4 if in_words(FORMAT, ASM) else 16
     total = tl.zeros((TOKENS, ROWS), tl.float32)
     for g in range(lane, K // 32, 8):
-        codes = tl.load(w + g * BYTES)
+        codes = tl.load(w + g * EACH)
         if FORMAT != "int8":
             codes = unpacked(codes, ROWS, FORMAT, ASM)
         # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone, twice as fast as converted.
@@ -79,12 +79,13 @@ def tile(
 
 
 @triton.jit
-def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr):
+def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Pointers of group 0 of rows [ROWS] of a matrix."""
-    BYTES: tl.constexpr = 32 if FORMAT == "int8" else 16
-    CODES: tl.constexpr = tl.pointer_type(tl.int8 if FORMAT == "int8" else tl.uint8)
+    WORDS: tl.constexpr = in_words(FORMAT, ASM)
+    EACH: tl.constexpr = 32 if FORMAT == "int8" else 4 if WORDS else 16
+    CODES: tl.constexpr = tl.pointer_type(tl.int8 if FORMAT == "int8" else tl.int32 if WORDS else tl.uint8)
     SCALE: tl.constexpr = tl.pointer_type(tl.uint8 if FORMAT == "fp4" else tl.uint16)
-    codes = w.to(CODES) + row[:, None] * (K // 32 * BYTES) + tl.arange(0, BYTES)[None, :]
+    codes = w.to(CODES) + row[:, None] * (K // 32 * EACH) + tl.arange(0, EACH)[None, :]
     return codes, wscale.to(SCALE) + row * (K // 32)
 
 
@@ -107,7 +108,7 @@ def gemm(
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     token = tl.minimum(t, tokens - 1)
-    w, wscale = weights_at(w, wscale, tl.minimum(r, rows - 1), K, FORMAT)
+    w, wscale = weights_at(w, wscale, tl.minimum(r, rows - 1), K, FORMAT, ASM)
     x += token[:, None] * K + tl.arange(0, 32)[None, :]
     y += t[:, None] * rows + r[None, :]
     some = (t[:, None] < tokens) & (r[None, :] < rows)
@@ -140,7 +141,7 @@ def gemm_experts(
     r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     pair = tl.load(order + first + tl.minimum(t, count - 1))
     expert = memory + tl.load(tiles).to(tl.int64) * SLOT
-    w, wscale = weights_at(expert + W, expert + W_SCALE, tl.minimum(r, N - 1), K, FORMAT)
+    w, wscale = weights_at(expert + W, expert + W_SCALE, tl.minimum(r, N - 1), K, FORMAT, ASM)
     x += (pair // SHARE)[:, None] * K + tl.arange(0, 32)[None, :]
     y += pair[:, None] * N + r[None, :]
     some = (t[:, None] < count) & (r[None, :] < N)

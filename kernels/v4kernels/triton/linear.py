@@ -128,19 +128,21 @@ def linear_fp4(
 
 @triton.jit
 def linear_int4(
-    w: i32p,  # [rows, K/8]: eight codes a word, value = code - 8
-    wscale: u16p,  # [rows, K/32]: bf16
-    x: i64p,  # [tokens, K/8]: eight int8 codes a word
-    xscale: f32p,  # [tokens, K/32]
-    y: f32p,  # out [tokens, rows]
-    rows: tl.int32,
+    w: i32p,  # [groups, rows, K/8]: eight codes a word, value = code - 8
+    wscale: u16p,  # [groups, rows, K/32]: bf16
+    x: i64p,  # [tokens, groups, K/8]: eight int8 codes a word
+    xscale: f32p,  # [tokens, groups, K/32]
+    y: f32p,  # out [tokens, groups, rows]
+    rows: tl.int32,  # of a group
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
     ASM: tl.constexpr,  # see dots.py
 ):
-    """Grid: (ceil(rows / ROWS), tokens)."""
+    """Groups as in `linear_int8`. Grid: (ceil(rows / ROWS), tokens, groups)."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    t = tl.program_id(1)
+    group = tl.program_id(2)
+    w, wscale = w + group * rows * (K // 8), wscale + group * rows * (K // 32)
+    t = tl.program_id(1) * tl.num_programs(2) + group
     x, xscale = x + t * (K // 8), xscale + t * (K // 32)
     total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int4", ASM)
     tl.store(y + t * rows + r, total, r < rows)
