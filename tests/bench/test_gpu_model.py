@@ -1,4 +1,4 @@
-"""A model measured as on a card: rows for all that is asked, hits as they are forced; on the CPU, by a made-up clock."""
+"""A model measured as on a card: rows for all that is asked, hits as they are forced; on the CPU, by a made clock."""
 
 import numpy as np
 import pytest
