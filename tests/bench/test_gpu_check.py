@@ -6,13 +6,14 @@ import json
 import os
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from v4kernels import native
 
+from v4cli import hardware
 from v4cli.bench import gpu, gpu_check, gpu_parity, gpu_table
 from v4cli.bench.gpu_accept import FAIL, NOT_RUN, PASS, RULES, accept
 from v4cli.bench.gpu_check import DONE, FAILED, OVERRAN, Bound
@@ -116,7 +117,7 @@ with open({str(pids)!r}, "w") as file:
 time.sleep(600)
 """
 
-    def command(part: Bound, file: Path) -> list[str]:
+    def command(part: Bound, file: Path, number: int) -> list[str]:
         if part.name == "kernels":
             file.write_text(json.dumps(FOUND["kernels"]))  # what it had before it hung
             return script(hang)
@@ -126,7 +127,7 @@ time.sleep(600)
         return script("pass")
 
     parts = Bound("parity", 600), Bound("kernels", 2), Bound("model", 600)
-    file, good = gpu_check.check(CARD, tmp_path / "results", parts, command)
+    file, good = gpu_check.check(CARD, tmp_path / "results", 0, parts, command)
     result = json.loads(file.read_text())
     about = {name: part["status"] for name, part in result["parts"].items()}
     assert file.name == "gpu-nvidia-h200.json" and not good
@@ -152,12 +153,20 @@ def test_parts_and_what_ends_them_take_no_more_than_25_minutes():
 
 @pytest.mark.parametrize("part", ["check", "kernels", "model", "parity"])
 def test_without_a_card_it_says_what_is_missing(part, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(hardware, "gpus", list)
     monkeypatch.setattr(sys, "argv", ["gpu", part, "--out", str(tmp_path / "results")])
     assert gpu.main() == 2
     said = capsys.readouterr()
-    assert "missing: a GPU" in said.err and said.err.count("\n") == 1 and not said.out
+    assert "no card to measure: " in said.err and said.err.count("\n") == 1 and not said.out
     assert not os.listdir(tmp_path)
+
+
+def test_the_file_says_which_card_and_which_versions(monkeypatch):
+    made = hardware.Gpu(0, "NVIDIA H200", "GPU-1", "580.1", "9.0", 143_771 << 20, 1 << 30)
+    monkeypatch.setattr(hardware, "gpus", lambda: [made])
+    about = gpu.card(0)
+    assert (about["name"], about["driver"], about["capability"]) == ("NVIDIA H200", "580.1", "9.0")
+    assert about["memory_bytes"] == 143_771 << 20 and about["versions"]["torch"] == metadata.version("torch")
 
 
 def test_tests_on_a_card_are_counted(tmp_path, monkeypatch):

@@ -38,10 +38,10 @@ class Bound:
 PARTS = Bound("parity", 420), Bound("kernels", 480), Bound("model", 480)  # with GRACE less than 25 minutes
 
 
-def command_of(part: Bound, file: Path) -> list[str]:
-    """What runs a part."""
-    module = [sys.executable, "-m", "v4cli.bench.gpu"]
-    return [*module, part.name, "--seconds", str(part.seconds), "--json", str(file)]
+def command_of(part: Bound, file: Path, number: int) -> list[str]:
+    """What runs a part on a card."""
+    module = [sys.executable, "-m", "v4cli.bench.gpu", part.name]
+    return [*module, "--gpu", str(number), "--seconds", str(part.seconds), "--json", str(file)]
 
 
 def run_part(command: Sequence[str], seconds: float, file: Path) -> dict[str, Any]:
@@ -75,11 +75,12 @@ def _end(process: subprocess.Popen) -> None:
 def check(
     card: dict[str, Any],
     folder: Path,
+    number: int,
     parts: Sequence[Bound] = PARTS,
-    command: Callable[[Bound, Path], list[str]] = command_of,
+    command: Callable[[Bound, Path, int], list[str]] = command_of,
 ) -> tuple[Path, bool]:
     """Run all parts: the file of results, and whether all are done and nothing that was asked failed. `card`: what the
-    file says of it, `name` among that."""
+    file says of it, `name` among that; `number`: its own."""
     found: dict[str, Any] = {}
     result = card | {"parts": found}
     file = folder / f"gpu-{re.sub('[^a-z0-9]+', '-', card['name'].lower()).strip('-')}.json"
@@ -88,7 +89,7 @@ def check(
         for part in parts:
             terminal.err.write(f"{part.name}: up to {part.seconds + GRACE:.0f} s\n")
             into = Path(scratch) / f"{part.name}.json"
-            found[part.name] = run_part(command(part, into), part.seconds + GRACE, into)
+            found[part.name] = run_part(command(part, into, number), part.seconds + GRACE, into)
             about = found[part.name]
             terminal.err.write(f"{part.name}: {about['status']} after {about['took_s']} s {about.get('why', '')}\n")
             result["acceptance"] = accept(card["name"], found)

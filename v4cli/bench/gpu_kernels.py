@@ -54,7 +54,7 @@ class Torch:
             yield graph
 
 
-def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[str, Callable]) -> None:
+def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[str, Callable], only: str = "") -> None:
     """The dense matrices of a layer, and one of them times many tokens, by layers of other libraries (baselines.py)."""
     import torch
 
@@ -65,7 +65,7 @@ def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[st
     for library, make in made.items():
         for of, rows, cols, tokens in shapes:
             name = f"{library} {of} {tokens}x{cols}x{rows}"
-            if not part.begins(name):
+            if only not in name or not part.begins(name):
                 continue
             with part.guarded(name), torch.inference_mode():
                 layers = [make(rows, cols, tokens, where)]

@@ -1,7 +1,7 @@
 """What a card can do at most, and what it takes to have it do anything: limits that kernels are shown beside."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from v4kernels.triton import probe
@@ -33,6 +33,14 @@ def limits(device: Device, watch: Stopwatch, probes: Probes) -> Iterator[tuple[s
     yield from launching(device, watch, probes)
     yield "gather_us", gathering(device, watch, probes)
     yield from copying(device, watch, probes)
+
+
+def rates(device: Device, probes: Probes | None = None) -> dict[str, float]:
+    """bytes/s of reading the card's memory, `read`, and of large copies to it, `link`."""
+    watch, probes = Stopwatch(device), probes or Probes()
+    copied = dict(copying(device, watch, replace(probes, copied=probes.copied[-1:])))
+    link = next(value for name, value in copied.items() if name.startswith("to_card"))
+    return {"read": 1e9 * read_bandwidth(device, watch, probes), "link": 1e9 * link}
 
 
 def read_bandwidth(device: Device, watch: Stopwatch, probes: Probes) -> float:

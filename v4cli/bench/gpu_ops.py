@@ -18,7 +18,6 @@ from v4cli.bench.gpu_memory import Memory
 from v4cli.model.config import V4Config
 
 PIECES = 16  # at least, in a graph
-ROWS = (16, 32, 64)  # of a program of a GEMV, all of them tried
 RUN = 256  # keys of a partial result of attention
 PROGRAMS = 512  # that share the keys of a token
 BLOCK = 4096  # scores of a choice
@@ -33,6 +32,7 @@ class Sizes:
     rotated: int = 1 << 29  # bytes, several times the largest cache
     keys: tuple[int, ...] = (640, 8320)  # of attention: a CSA layer's, an HCA layer's at 1M tokens
     scored: tuple[int, ...] = (1024, 32768, 262144)  # index keys
+    tiles: tuple[int, ...] = (16, 32, 64)  # rows of a program of a GEMV, all of them tried
     prompt: tuple[int, ...] = (64, 512, 2048, 8192)  # rows of a product by matrix units
 
     def dense(self) -> dict[str, tuple[int, int]]:
@@ -101,7 +101,7 @@ def gemv(sizes: Sizes, form: str, name: str) -> Makes:
     def cases(memory: Memory) -> Iterator[Case]:
         held = weights(memory, form, rows, cols, sizes.rotated)
         x, y = inputs(memory, 1, cols * groups), memory.empty(4 * rows)
-        for tile in ROWS:
+        for tile in sizes.tiles:
             grid = (blocks(rows // groups, tile), 1, groups) if form == "int8" else (blocks(rows, tile), 1)
 
             def work(i: int, tile: int = tile, grid: tuple[int, ...] = grid) -> None:
