@@ -75,3 +75,16 @@ def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[st
                 case = Case(library, f"{of} {tokens}x{cols}x{rows}", n_bytes, tokens * rows * cols, lambda i: None)
                 seconds = watch.piece(lambda i, layers=layers: layers[i][0](), wanted)
                 part.row("beside", timed(case, seconds, read))
+
+
+def as_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lines for CSV, names first: limits, kernels, and what is beside them; `of_read`: part of read bandwidth."""
+    lines = [("op", "shape", "us", "GB/s", "GMAC/s", "of_read")]
+    for name, value in found.get("limits", {}).items():
+        us, rate = (f"{value:.3f}", "") if name.endswith("_us") else ("", f"{value:.2f}")
+        lines.append((name.removesuffix("_us"), "", us, rate, "", ""))
+    for row in [*found.get("kernels", []), *found.get("beside", [])]:
+        of_read = "" if row["of_read"] is None else f"{row['of_read']:.3f}"
+        numbers = f"{row['us']:.3f}", f"{row['rate']:.2f}", f"{row['gmacs']:.1f}", of_read
+        lines.append((row["op"], row["shape"], *numbers))
+    return lines
