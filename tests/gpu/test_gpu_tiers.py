@@ -46,7 +46,7 @@ def made(nano):
         hashed = [layer.ffn.tid2eid is not None for layer in tree.layers]
         of_device = ops.slot_experts(kind, slots.at)
         banks.append(Split(of_device, slots, tier, alone.ring, hashed, timeout_s, alone, rates))
-        return gpu_models.Both(V4(config, CpuOps(tree)), V4(config, ops, banks[-1]), device)
+        return gpu_models.Both(config, V4(config, CpuOps(tree)), V4(config, ops, banks[-1]), device)
 
     yield made
     for bank in banks:

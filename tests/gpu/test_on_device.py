@@ -1,5 +1,5 @@
-"""Every kernel by a device's own launches: `-m device` on a card (make gpu-check), a few of them on the PTX machine's
-device in each run. The bits are the CPU library's."""
+"""Every kernel by a device's own launches: on a card where there is one, a few of them on the PTX machine's device. The
+bits are the CPU library's."""
 
 import numpy as np
 import pytest
@@ -21,30 +21,21 @@ from v4kernels.triton import gemm, linear, quantize
 from v4kernels.triton.launch import assembly
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
-MACHINE = "the PTX machine"
-CARD = pytest.param("a card", marks=pytest.mark.device)
+CARD = pytest.param("card", marks=pytest.mark.device)  # conftest.py
 
 
 @pytest.fixture(scope="module")
-def devices():
-    return {}
+def machine():
+    return Emulated("sm_89")
 
 
 @pytest.fixture
-def launch(request, devices):
-    """Of the device that a test names, which all tests of this file share."""
-    kind = request.param
-    if kind not in devices:
-        if kind == MACHINE:
-            devices[kind] = Emulated("sm_89")
-        else:
-            from v4kernels.triton.cuda import Cuda
-
-            devices[kind] = Cuda(0)
-    return OnDevice(devices[kind])
+def launch(request):
+    """Of the device that a test names."""
+    return OnDevice(request.getfixturevalue(request.param))
 
 
-ON_BOTH = pytest.mark.parametrize("launch", [MACHINE, CARD], indirect=True)
+ON_BOTH = pytest.mark.parametrize("launch", ["machine", CARD], indirect=True)
 ON_CARD = pytest.mark.parametrize("launch", [CARD], indirect=True)
 
 

@@ -1,18 +1,16 @@
 """What a card can do at most, and what it takes to have it do anything: limits that kernels are shown beside."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from v4kernels.triton import probe
+from v4kernels.triton import measure, probe
 from v4kernels.triton.device import Device
 
 from v4cli.bench.gpu_clock import Stopwatch
 from v4cli.bench.gpu_memory import Memory
 
 MIB = 1 << 20
-BLOCK = 4096  # words of a program's step
-PROGRAMS = 512, 2048, 8192  # that read memory together, all of them tried
 
 
 @dataclass(frozen=True)
@@ -29,48 +27,11 @@ class Probes:
 
 def limits(device: Device, watch: Stopwatch, probes: Probes) -> Iterator[tuple[str, float]]:
     """Yields names and values: GB/s, and microseconds (`_us`)."""
-    yield "read", read_bandwidth(device, watch, probes)
-    yield from launching(device, watch, probes)
+    yield "read", measure.read_bandwidth(device, probes.read, clock=watch.clock) / 1e9
+    yield "launch_us", 1e6 * measure.launch_cost(device, probes.launches, clock=watch.clock)
+    yield "node_us", 1e6 * measure.node_cost(device, probes.launches, clock=watch.clock)
     yield "gather_us", gathering(device, watch, probes)
     yield from copying(device, watch, probes)
-
-
-def rates(device: Device, probes: Probes | None = None) -> dict[str, float]:
-    """bytes/s of reading the card's memory, `read`, and of large copies to it, `link`."""
-    watch, probes = Stopwatch(device), probes or Probes()
-    copied = dict(copying(device, watch, replace(probes, copied=probes.copied[-1:])))
-    link = next(value for name, value in copied.items() if name.startswith("to_card"))
-    return {"read": 1e9 * read_bandwidth(device, watch, probes), "link": 1e9 * link}
-
-
-def read_bandwidth(device: Device, watch: Stopwatch, probes: Probes) -> float:
-    """GB/s of kernels that only read, the best number of programs."""
-    with Memory(device) as memory:
-        words, out, n = memory.random(probes.read), memory.empty(4 * max(PROGRAMS)), probes.read // 4
-
-        def seconds(programs: int) -> float:
-            def work(i: int) -> None:
-                device.launch(probe.read_words, (programs,), (words, out, n), {"BLOCK": BLOCK}, 8)
-
-            return watch.piece(work, 4)
-
-        return probes.read / min(seconds(programs) for programs in PROGRAMS) / 1e9
-
-
-def launching(device: Device, watch: Stopwatch, probes: Probes) -> Iterator[tuple[str, float]]:
-    """A kernel that does nothing, launched and as a node of a graph."""
-    with Memory(device) as memory:
-        out = memory.empty(4)
-
-        def work(i: int) -> None:
-            device.launch(probe.nothing, (1,), (out,), {}, 1)
-
-        def launches() -> None:
-            for i in range(probes.launches):
-                work(i)
-
-        yield "launch_us", 1e6 * watch.typical(launches) / probes.launches
-        yield "node_us", 1e6 * watch.piece(work, probes.launches)
 
 
 def gathering(device: Device, watch: Stopwatch, probes: Probes) -> float:

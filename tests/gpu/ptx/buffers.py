@@ -50,7 +50,7 @@ class DeviceMemory:
 
     def changed(self) -> None:
         self.starts = [b.address for b in self.buffers]
-        self.ends = np.array([0] + [b.address + b.size for b in self.buffers])  # of none, in front of them all
+        self.ends = [0] + [b.address + b.size for b in self.buffers]  # of none, in front of them all
 
     def freeze(self) -> None:
         for buffer in self.buffers:
