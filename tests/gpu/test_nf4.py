@@ -1,15 +1,19 @@
 """Dense matrices by bitsandbytes, on its CPU ops: what is quantized, and that products are those of what is held."""
 
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from v4kernels import native
-from v4kernels.cpu import PackedWeight
+from v4kernels.cpu import CpuOps, PackedWeight
+from v4kernels.formats import FORMATS
 from v4kernels.triton import nf4
 
 from v4cli.bench.synthetic import shape
 from v4cli.model.schema import expected_tensors
+from v4cli.model.v4 import V4
 from v4cli.store import formats
 from v4cli.store.recipe import RECIPES, formats_by
 
@@ -73,6 +77,44 @@ def test_products_are_those_of_the_values(rows, groups):
     got = held.times(x)
     assert got.shape == (rows, 64) and got.dtype == torch.float32
     assert ((got - want).norm() / want.norm()).item() < 2**-7, "bf16 has 8 bits"
+
+
+@LIBRARY
+def test_nano_runs_with_it_and_a_recorded_step_repeats_its_products():
+    """Recorded or walked, alone or in a prompt: up to rounding the logits of the CPU over the same rounded weights."""
+    bitsandbytes()
+    pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+    import gpu_models
+    from emulated import Emulated
+    from v4kernels.triton.ops import TritonOps
+
+    config, tree = gpu_models.nano()
+    device = Emulated()
+    gpu = V4(config, TritonOps(tree, device, 256, nf4=True))
+    cpu = V4(config, CpuOps(rounded(tree)))
+    assert gpu.ops.numerics == "nf4" and cpu.ops.numerics == "int8"
+    states = gpu.new_state(), cpu.new_state()
+    for ids in ([1, 2, 3], [4], [5], [6]):  # few rows: the first step of a number is walked, the third replayed
+        got, want = (model.logits(model.forward([(ids, state)])) for model, state in zip((gpu, cpu), states))
+        assert np.abs(got - want).max() < 0.15 * want.std(), "bf16 inputs against int8 ones"
+    assert 1 in gpu.ops._graphs
+
+
+def rounded(tree):
+    """A tree whose weights are in fp32 what nf4 makes of them."""
+
+    def change(w):
+        if not FORMATS[w.form].packed:
+            return w
+        return PackedWeight.of("f32", nf4.Nf4(nf4.values(w)).values().numpy())
+
+    layers = []
+    for layer in tree.layers:
+        a = layer.attn
+        indexer = a.indexer and replace(a.indexer, wq_b=change(a.indexer.wq_b))
+        matrices = {name: change(getattr(a, name)) for name in ("wq_a", "wq_b", "wkv", "wo_a", "wo_b")}
+        layers.append(replace(layer, attn=replace(a, indexer=indexer, **matrices)))
+    return replace(tree, layers=layers, head=change(tree.head))
 
 
 def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):

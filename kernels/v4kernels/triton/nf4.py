@@ -14,6 +14,8 @@ import torch
 
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
+from v4kernels.triton.device import Device
+from v4kernels.triton.memory import Buffer, Memory
 
 NUMERICS = "nf4"
 BLOCK = 64  # inputs of a scale
@@ -45,11 +47,13 @@ def values(weight: PackedWeight) -> torch.Tensor:
 class Nf4:
     """A matrix whose rows are `groups` equal parts with inputs of their own, as in v4k_linear; usually one."""
 
+    quantized = False  # it takes inputs as they are
+
     def __init__(self, matrix: torch.Tensor, groups: int = 1):
         """`matrix`: fp32 (rows, cols), on the device that is to hold it; it is not kept. ValueError without
         bitsandbytes."""
         quantize = library().functional.quantize_4bit
-        self.shape = matrix.shape
+        self.rows, self.cols = matrix.shape
         self.parts = [
             quantize(part, blocksize=BLOCK, quant_type="nf4", compress_statistics=True) for part in matrix.chunk(groups)
         ]
@@ -71,3 +75,31 @@ class Nf4:
         inputs = x.bfloat16().chunk(len(self.parts), 1)
         found = [multiply(part, codes, quant_state=state) for part, (codes, state) in zip(inputs, self.parts)]
         return torch.cat(found, 1).float()
+
+    def multiply(self, device: Device, x: Buffer, y: Buffer) -> Buffer:
+        """x (n, groups * cols) -> y (n, rows) in memory of a device, in the order of its launches."""
+        inputs, outputs = viewed(device, x), viewed(device, y)
+
+        def work() -> None:
+            outputs.copy_(self.times(inputs))
+
+        device.call(work)
+        return y
+
+
+def viewed(device: Device, array: Buffer) -> torch.Tensor:
+    """An array fp32 in memory of a device, (rows, width)."""
+    raw = device.tensor(array.at, array.rows * array.row_bytes)
+    return raw.view(torch.float32).reshape(array.rows, array.width)
+
+
+def upload(memory: Memory, weight: PackedWeight, groups: int) -> Nf4:
+    """A matrix of the host, quantized on the device: its values are there meanwhile. MemoryError."""
+    exact = memory.put(values(weight).numpy())
+    matrix = viewed(memory.device, Buffer(exact.at, weight.matrix.rows, weight.matrix.cols))
+    made: list[Nf4] = []
+    try:
+        memory.device.call(lambda: made.append(Nf4(matrix, groups)))
+    except torch.OutOfMemoryError:
+        raise MemoryError("no memory on the device for a matrix and its quantized form") from None
+    return made[0]
