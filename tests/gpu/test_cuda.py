@@ -93,6 +93,9 @@ class Driver:
         self.log.append(f"load {name}")
         return "module", "function", 0, 0, 1024
 
+    def unload_module(self, module):
+        pass
+
     def launcher_cls(self, source, metadata):
         return lambda *arguments: self.log.append(arguments)
 

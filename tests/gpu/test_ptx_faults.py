@@ -4,6 +4,7 @@ import numpy as np
 import ptx
 import pytest
 from assembly import assemble, run
+from ptx import races
 
 
 def read_only(n: int) -> np.ndarray:
@@ -62,6 +63,43 @@ def test_overwriting_what_another_thread_read_takes_a_barrier_of_both(barrier):
     """
     with pytest.raises(ptx.Race, match="another thread used"):
         run(body, np.zeros(1, np.uint32), threads=64, shared_bytes=256)
+
+
+OVERWRITTEN = """
+    mov.b32 %r3, global_smem;
+    add.s32 %r4, %r3, %r2;
+    xor.b32 %r5, %r4, 128;
+    st.shared.b32 [%r4], %r0;
+    bar.sync 0;
+    ld.shared.b32 %r6, [%r5];
+    setp.eq.u32 %p1, %r1, 1;
+    @%p1 bra $OTHER;
+    {barrier}
+    st.shared.b32 [%r4], 7;
+    ret;
+$OTHER:
+    bar.sync 0;
+    bar.sync 0;
+    st.shared.b32 [%r4], 7;
+"""
+
+
+def test_what_was_read_is_known_when_blocks_have_parted():
+    """Block 1 meets twice before it overwrites what the other warp read, block 0 goes on later and does not."""
+    run(OVERWRITTEN.format(barrier="bar.sync 0;"), np.zeros(1, np.uint32), threads=64, blocks=2, shared_bytes=256)
+    with pytest.raises(ptx.Race, match=r"block 0, .*another thread used"):
+        run(OVERWRITTEN.format(barrier=""), np.zeros(1, np.uint32), threads=64, blocks=2, shared_bytes=256)
+
+
+@pytest.mark.parametrize("most", [0, 1 << 20])
+def test_what_was_read_before_the_first_store_counts(monkeypatch, most):
+    """Listed or not."""
+    monkeypatch.setattr(races.Shadow, "MOST", most)
+    body = f"{AT_OWN_WORD}\nxor.b32 %r3, %r2, {{to}};\ncvt.u64.u32 %rd5, %r3;\nadd.s64 %rd5, %rd5, %rd0;\n"
+    body += "ld.global.b32 %r4, [%rd5];\nst.global.b32 [%rd4], 7;"
+    run(body.format(to=0), np.zeros(32, np.uint32))
+    with pytest.raises(ptx.Race, match="another thread used"):
+        run(body.format(to=4), np.zeros(32, np.uint32))
 
 
 def test_a_barrier_of_the_warp_is_enough_within_it():
@@ -332,6 +370,7 @@ def test_shared_memory_is_written_before_it_is_read():
         "st.acquire.sys.global.b32 [%rd0], %r0;",
         "fence.sys;",
         "ld.local.b32 %r3, [%rd0];",
+        "ld.shared::cluster.b32 %r3, [%r0];",
         "ld.global.v4.b32 {%r3, %r4}, [%rd0];",
         "ld.global.L2::cache_hint.b32 %r3, [%rd0], %rd1;",
         "ld.global.b32 %rd3, %rd0;",

@@ -201,6 +201,21 @@ def test_words_of_one_bank_are_served_one_after_the_other(stride, wavefronts):
     assert counted.shared_loads == ptx.Requests(2, 2 * wavefronts)
 
 
+def test_shared_memory_is_of_the_block_whether_that_is_said_or_not():
+    out = np.zeros(32, np.uint32)
+    body = """
+        mov.b32 %r3, global_smem;
+        add.s32 %r3, %r3, %r2;
+        st.shared::cta.b32 [%r3], %r0;
+        ld.shared.b32 %r4, [%r3];
+        mul.wide.u32 %rd4, %r0, 4;
+        add.s64 %rd4, %rd4, %rd0;
+        st.global.b32 [%rd4], %r4;
+    """
+    run(body, out, shared_bytes=128)
+    assert out.tolist() == list(range(32))
+
+
 def test_wide_accesses_go_by_halves_and_quarters_of_a_warp():
     body = """
         mov.b32 %r3, global_smem;

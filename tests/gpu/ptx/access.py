@@ -65,7 +65,7 @@ def cell(program: Program, space: str) -> int:
     sizes = [2 if matrices else 4]
     for instruction in program.instructions:
         found = ACCESS.fullmatch(instruction.opcode)
-        if found and space in found[2].split("."):
+        if found and space in _words(found[2]):
             sizes.append(width(found[4]) // 8)
     return min(sizes)
 
@@ -105,12 +105,17 @@ def _order(words: list[str], kinds: tuple[str, ...]) -> Order:
     )
 
 
+def _words(modifiers: str) -> list[str]:
+    """One by one; shared memory is the block's own, whether that is said or not."""
+    return ["shared" if word == "shared::cta" else word for word in modifiers.split(".")[1:]]
+
+
 def _load_or_store(program: Program, instruction: Instruction) -> Action:
     found = ACCESS.fullmatch(instruction.opcode)
     if not found:
         raise Unknown(f"opcode {instruction.opcode}")
     operation, modifiers, count, kind = found.groups()
-    words = modifiers.split(".")[1:]
+    words = _words(modifiers)
     spaces = [word for word in words if word in SPACES]
     words = [word for word in words if word not in SPACES]
     order = _order(words, ("weak", "volatile", "relaxed", "acquire" if operation == "ld" else "release"))
