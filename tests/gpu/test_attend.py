@@ -162,7 +162,7 @@ ENTRY = TOKEN | {"DIM": 512, "ROPE": 64}
 SCORES = ENTRY | {"BYTES": 584, "HEADS": 16}
 VALUES = SCORES | {"COLUMNS": 128, "UNROLL": 2}
 ON_NVIDIA = {
-    "attend_scores": Budget(attend.attend_scores, SCORES, registers=160, shared=2048),
+    "attend_scores": Budget(attend.attend_scores, SCORES, registers=168, shared=2048),  # three blocks
     "attend_weights": Budget(attend.attend_weights, TOKEN | {"HEADS": 4}, registers=88, shared=0, warps=1),
     "attend_values": Budget(attend.attend_values, VALUES, registers=168, shared=2048, warps=1),
     "attend_values of few heads": Budget(
