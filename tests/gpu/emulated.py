@@ -84,7 +84,7 @@ class Emulated(Recording):
         self.launches += 1
         made = program(node.kernel, self.gpu, node.warps, node.stages, **node.constants)
         extra = [NULL] * (len(made.parameters) - len(node.arguments))
-        ptx.launch(made, node.grid, [*node.arguments, *extra], self.memory)
+        ptx.launch_in(self.memory, made, node.grid, [*node.arguments, *extra])
 
     def _move(self, node: Move) -> None:
         to, source = self.memory.at(node.to, node.n_bytes), self.memory.at(node.source, node.n_bytes)

@@ -11,6 +11,7 @@ from emulated import Emulated
 from v4kernels.api import Span
 from v4kernels.cpu import Buffer, CpuOps
 from v4kernels.cpu.bound import PackedTree
+from v4kernels.cpu.state import Timeline
 from v4kernels.triton import memory
 from v4kernels.triton.device import Recorded
 from v4kernels.triton.ops import TritonOps
@@ -39,6 +40,7 @@ class Recorder(Emulated):
 class Both:
     """The model `cpu`, and `gpu` on `device`."""
 
+    config: V4Config
     cpu: V4
     gpu: V4
     device: Recorder
@@ -62,12 +64,15 @@ def both(config: V4Config, tree: PackedTree, **options: int) -> Both:
     device = Recorder()
     gpu = V4(config, TritonOps(tree, device, MOST_TOKENS, **options))
     device.freeze()
-    return Both(V4(config, CpuOps(tree)), gpu, device)
+    return Both(config, V4(config, CpuOps(tree)), gpu, device)
+
+
+NANO = Path(str(resources.files("v4cli.nano").joinpath("checkpoint")))
 
 
 def nano() -> tuple[V4Config, PackedTree]:
     """nano as it comes with the package; its indexers choose 16 entries, so that they have to choose early."""
-    checkpoint = open_model(Path(str(resources.files("v4cli.nano").joinpath("checkpoint"))))
+    checkpoint = open_model(NANO)
     tree = build(checkpoint.config, PackedSource(checkpoint, check=True))
     layers = []
     for layer in tree.layers:
@@ -79,15 +84,17 @@ def nano() -> tuple[V4Config, PackedTree]:
 
 def fed(model: Both, layer: int, states: tuple, start: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the attention of one layer gives on both sides for rows x (n, D) at positions from `start` on."""
-    results, n = [], len(x)
-    for ops, state in zip((model.cpu.ops, model.gpu.ops), states):
-        for part in state.layers:
-            part.reserve(start + n)
-        batch = ops.batch([Span([0] * n, state, start)])
-        if isinstance(ops, CpuOps):
-            results.append(ops.window_attention(layer, Buffer.of(x), batch).array().copy())
-        else:
-            batch.record.start()
-            block = ops.memory.put(x)
-            results.append(ops.dense.values(ops.window_attention(layer, memory.Buffer(block.at, *x.shape), batch)))
-    return results[0], results[1]
+    (cpu, gpu), ops, n = states, model.gpu.ops, len(x)
+    gpu.layers[layer].reserve(start + n)
+    batch = ops.batch([Span([0] * n, gpu, start)])
+    batch.record.start()
+    block = ops.memory.put(x)
+    out = ops.window_attention(layer, memory.Buffer(block.at, *x.shape), batch)
+    return fed_cpu(model, layer, cpu, start, x), ops.dense.values(out)
+
+
+def fed_cpu(model: Both, layer: int, state: Timeline, start: int, x: np.ndarray) -> np.ndarray:
+    """The same on the CPU alone."""
+    state.layers[layer].reserve(start + len(x))
+    batch = model.cpu.ops.batch([Span([0] * len(x), state, start)])
+    return model.cpu.ops.window_attention(layer, Buffer.of(x), batch).array().copy()

@@ -79,7 +79,7 @@ def run_scores(
     counts, (_, rows, dims) = [len(tokens.q) for tokens, _ in fed], queries[0].shape
     lines = fixed(timelines.lines_of([tokens.start for tokens, _ in fed], counts, tables))
     scores = np.full((len(lines), max(len(keys.codes) for _, keys in fed)), -1, F)
-    constants = {"ROWS": rows, "DIMS": dims, "KEYS": 64, "ASM": asm}
+    constants = {"ROWS": rows, "DIMS": dims, "BLOCK": 64, "ASM": asm}
     for of in timelines.parts(len(lines), part):
         arguments = *(a[of] for a in queries), lines[of], timelines.PART, scores[of], scores.shape[1]
         launch(index.index_scores, (programs, len(lines[of])), *arguments, **constants)

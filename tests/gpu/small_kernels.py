@@ -73,3 +73,16 @@ def gather(table: i64p, out: f32p, N: tl.constexpr):
     row = tl.program_id(0)
     at = tl.load(table + row).to(tl.pointer_type(tl.float32))
     tl.store(out + row * N + tl.arange(0, N), tl.load(at + tl.arange(0, N)))
+
+
+@triton.jit
+def squares(posted: i32p, data: i32p, answered: i32p, answer: i32p, out: i32p, rounds: tl.int32, N: tl.constexpr):
+    """In each round i data [N] = i + 0, 1, ..., and posted [1] = i; when answered [1] is i, out [N] += answer [N]."""
+    c = tl.arange(0, N)
+    for i in range(1, rounds + 1):
+        tl.store(data + c, i + c)
+        tl.debug_barrier()  # all have stored when one of them posts
+        tl.atomic_xchg(posted, i, sem="release", scope="sys")
+        while tl.atomic_add(answered, 0, sem="acquire", scope="sys") != i:
+            pass
+        tl.store(out + c, tl.load(out + c) + tl.load(answer + c))

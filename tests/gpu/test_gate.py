@@ -35,7 +35,7 @@ class Budget:
 LINEAR = {"K": 4096, "ROWS": 32}
 GEMM = {"K": 4096, "TOKENS": 64, "ROWS": 64}
 QUERIES = {"HEADS": 64, "ROWS": 64, "DIMS": 128, "ROPE": 64, "EACH": 4}
-SCORES = {"ROWS": 64, "DIMS": 128, "KEYS": 64}
+SCORES = {"ROWS": 64, "DIMS": 128, "BLOCK": 64}
 CHOICE = {"LEVEL": 0, "LAST": False, "TOP": 512, "BLOCK": 4096}
 ON_NVIDIA = {
     "quantize": Budget(quantize.quantize, {"BLOCK": 32}, registers=32, shared=128),

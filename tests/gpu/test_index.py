@@ -187,7 +187,7 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
         ),
         "scores": (
             index.index_scores,
-            {"ROWS": 32, "DIMS": 64, "KEYS": 64, "ASM": "ptx"},
+            {"ROWS": 32, "DIMS": 64, "BLOCK": 64, "ASM": "ptx"},
             [*inputs, lines, timelines.PART, np.zeros(256, F), 256],
         ),
         "choice": (

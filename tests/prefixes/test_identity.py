@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from stored_contexts import IDS, SHAPE, imported_by, open_engine, stored_at
 from tiny import make_store, random_checkpoint
-from v4kernels import native
+from v4kernels import backend, native
 
-from v4cli.engine.engine import Engine
+from v4cli.engine.engine import Engine, identity_of
 from v4cli.prefixes import archive
+from v4cli.store.store import open_model
 
 
 def test_identity_tells_models_apart(engine, prefixes, tmp_path, model):
@@ -19,6 +20,15 @@ def test_identity_tells_models_apart(engine, prefixes, tmp_path, model):
     other = open_engine(random_checkpoint(tmp_path / "other", SHAPE, seed=9, shards=1))
     assert other.identity != identity and Engine.open(model, "reference").identity != identity
     assert other.prefixes(prefixes.root, 1, 1).folder != prefixes.folder
+
+
+def test_backends_whose_numbers_are_the_same_share_an_identity(engine):
+    checkpoint = open_model(engine.path)
+
+    class Other:
+        name, numerics = "other", backend("cpu").numerics
+
+    assert identity_of(checkpoint, Other()) == engine.identity == identity_of(checkpoint, backend("cpu"))
 
 
 def overwritten(folder, other):

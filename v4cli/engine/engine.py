@@ -95,7 +95,7 @@ class Engine:
         except ValueError as error:
             raise UsageError(str(error)) from None
         checkpoint = open_model(Path(path))
-        identity = _identity(checkpoint, chosen)
+        identity = identity_of(checkpoint, chosen)
         place, stream, weights = None, None, None
         if chosen.name == "cpu":
             place = residence_in(checkpoint, ram)
@@ -179,10 +179,11 @@ def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
     config = checkpoint.config
     attentions = [layer.attn for layer in build(config, NoWeights(), experts=False).layers]
     state = State(lambda: backend.new_state(attentions, config.max_position_embeddings))
-    return _identity(checkpoint, backend), config, state
+    return identity_of(checkpoint, backend), config, state
 
 
-def _identity(checkpoint: Model, backend: Backend) -> dict:
+def identity_of(checkpoint: Model, backend: Backend) -> dict:
+    """What stored prefixes depend on: the model, and the numerics, whoever computes in them."""
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
     kind = {"numerics": backend.numerics, "config": config, "version": __version__}
     kind |= {"kernels": str(native.ABI_VERSION), "arithmetic": _arithmetic(backend)}

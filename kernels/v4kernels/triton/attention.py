@@ -102,7 +102,7 @@ class DeviceIndexer:
         stride = self.keys(batch)
         scores = dense.take("index scores", n, stride)
         programs = min(blocks(stride, KEYS), max(1, PROGRAMS // n))
-        sizes = {"ROWS": self.rows, "DIMS": self.dims, "KEYS": KEYS, "ASM": dense.assembly}
+        sizes = {"ROWS": self.rows, "DIMS": self.dims, "BLOCK": KEYS, "ASM": dense.assembly}
         dense.launch(index.index_scores, (programs, n), *made, rows, part, scores.at, stride, warps=8, **sizes)
         return self._best(scores, rows)
 

@@ -19,6 +19,10 @@ Number = int | float
 Grid = tuple[int, ...]  # one to three dimensions
 
 
+class DeviceError(RuntimeError):
+    """A GPU that is not there, that cannot run something, or that failed: in one line."""
+
+
 class Graph(Protocol):
     """Launches and moves that were recorded. They keep the addresses and numbers of then; memory that they name must
     stay allocated."""
@@ -70,7 +74,7 @@ class Device(Protocol):
         """Launches and moves within are recorded and not run. The graph can be replayed when the context has ended."""
 
     def synchronize(self) -> None:
-        """Wait for all that was launched. What kernels did wrong is raised here at the latest."""
+        """Wait for all that was launched. DeviceError for what went wrong with it, here and in `read` and `free`."""
 
     def copy(self, parts: Sequence[tuple[int, np.ndarray]]) -> Any:
         """Begin to copy arrays of bytes to addresses on the device, beside what is launched: a ticket. The arrays may

@@ -173,6 +173,7 @@ def wait(
     error = (ring + ERROR).to(i64p)
     if (tl.load(state + PENDING) != 0) & (tl.load(state + OUTCOME) == 0):
         number = tl.load(state + NUMBER)
+        waited = tl.load(state + WAITED)
         looks = number * 0
         begin = now(looks, ASM)
         outcome = number * 0
@@ -184,7 +185,7 @@ def wait(
                 release((ring + FAILED).to(i64p), outcome, ASM)
         tl.debug_barrier()
         tl.store(state + OUTCOME, outcome)
-        tl.store(state + WAITED, tl.load(state + WAITED) + now(looks, ASM) - begin)
+        tl.store(state + WAITED, waited + now(looks, ASM) - begin)
         tl.store(state + PENDING, number * 0)
 
 

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from v4kernels.triton.dots import doubled_e2m1
 from v4kernels.triton.kv import hadamard, log2, magnitude, over_root, rotated, scale_byte
-from v4kernels.triton.lines import KEY_SCALES, POSITION, address, told
+from v4kernels.triton.lines import KEY_SCALES, KEYS, POSITION, address, told
 from v4kernels.triton.sums import from_e8m0, nearest
 from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p
 
@@ -146,23 +146,23 @@ def tree(x, N: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def scores_of(
-    keys, kscale, codes, scale, weight, KEYS: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, ASM: tl.constexpr
+    keys, kscale, codes, scale, weight, BLOCK: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr, ASM: tl.constexpr
 ):
-    """[KEYS] fp32; pointers of group 0: keys [KEYS, 16], kscale [KEYS], codes [ROWS, 32], scale, weight [ROWS]."""
-    total = tl.zeros((KEYS, ROWS), tl.float32)
+    """[BLOCK] fp32; pointers of group 0: keys [BLOCK, 16], kscale [BLOCK], codes [ROWS, 32], scale, weight [ROWS]."""
+    total = tl.zeros((BLOCK, ROWS), tl.float32)
     for g in tl.static_range(DIMS // 32):
         low, high = unpacked(tl.load(keys + g * 16), ASM)
-        key = tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (KEYS, 32))
+        key = tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (BLOCK, 32))
         # 2^23 + 2^22 as float bits: the sum, below 2^22, becomes a float by its bits alone.
-        zero = tl.full((KEYS, ROWS), 0x4B400000, tl.int32)
+        zero = tl.full((BLOCK, ROWS), 0x4B400000, tl.int32)
         dot = tl.dot(key, tl.trans(tl.load(codes + g * 32)), acc=zero, out_dtype=tl.int32)
         dot = dot.to(tl.float32, bitcast=True) - 12582912.0
         step = from_e8m0(tl.load(kscale + g))[:, None] * tl.load(scale + g * ROWS)[None, :]
         total = tl.fma(dot, step, total)
     by = tl.load(weight)[None, :]
     term = by * tl.where(total > 0, total, 0.0)
-    up = tree(tl.where(by > 0, term, 0.0), KEYS, ROWS)
-    return up + tree(tl.where(by > 0, 0.0, term), KEYS, ROWS)
+    up = tree(tl.where(by > 0, term, 0.0), BLOCK, ROWS)
+    return up + tree(tl.where(by > 0, 0.0, term), BLOCK, ROWS)
 
 
 @triton.jit
@@ -176,7 +176,7 @@ def index_scores(
     stride: tl.int32,
     ROWS: tl.constexpr,  # at least 16
     DIMS: tl.constexpr,
-    KEYS: tl.constexpr,  # a block's
+    BLOCK: tl.constexpr,  # keys a program scores at once
     ASM: tl.constexpr,  # see `unpacked`
 ):
     """Grid: (programs, tokens); any number of programs, which take blocks in turns."""
@@ -189,11 +189,11 @@ def index_scores(
     scale += token * (ROWS * DIMS // 32) + row
     weight += token * ROWS + row
     scores += token.to(tl.int64) * stride
-    for block in range(tl.program_id(0), tl.cdiv(seen, KEYS), tl.num_programs(0)):
-        k = block * KEYS + tl.arange(0, KEYS)
+    for block in range(tl.program_id(0), tl.cdiv(seen, BLOCK), tl.num_programs(0)):
+        k = block * BLOCK + tl.arange(0, BLOCK)
         key = tl.minimum(k, seen - 1)
         at = keys + key[:, None] * (DIMS // 2) + tl.arange(0, 16)[None, :]
-        score = scores_of(at, kscale + key * (DIMS // 32), codes, scale, weight, KEYS, ROWS, DIMS, ASM)
+        score = scores_of(at, kscale + key * (DIMS // 32), codes, scale, weight, BLOCK, ROWS, DIMS, ASM)
         tl.store(scores + k, score, k < seen)
 
 

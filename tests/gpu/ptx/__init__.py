@@ -24,7 +24,7 @@ from ptx.faults import (
     Uninitialised,
     Unknown,
 )
-from ptx.machine import launch
+from ptx.machine import launch, launch_in
 from ptx.memory import Counters, Requests
 from ptx.parse import Program, load
 
@@ -43,5 +43,6 @@ __all__ = [
     "Uninitialised",
     "Unknown",
     "launch",
+    "launch_in",
     "load",
 ]

@@ -53,12 +53,16 @@ def multiply_high(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def shift_left(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     size = 8 * a.dtype.itemsize
+    if len(count) == 1 and count[0] < size:
+        return a << count.astype(a.dtype)
     return np.where(count < size, a << np.minimum(count, size - 1).astype(a.dtype), a.dtype.type(0))
 
 
 def shift_right(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Counts are clamped to the size, so what is left is nothing, or the sign."""
     size = 8 * a.dtype.itemsize
+    if len(count) == 1 and count[0] < size:
+        return a >> count.astype(a.dtype)
     shifted = a >> np.minimum(count, size - 1).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(count < size, shifted, a.dtype.type(0))
 
@@ -83,6 +87,9 @@ def field(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray
     sign where they reach beyond it."""
     size = 8 * a.dtype.itemsize
     position, length = position & 255, length & 255
+    if len(position) == len(length) == 1 and 0 < length[0] and position[0] + length[0] <= size:
+        above = size - (position + length).astype(a.dtype)
+        return (a << above) >> (above + position.astype(a.dtype))
     bits = shift_right(a, position)
     spare = (size - np.minimum(length, size)).astype(np.uint32)
     if a.dtype.kind == "i":
@@ -101,14 +108,15 @@ def count_ones(a: np.ndarray) -> np.ndarray:
 def permute(a: np.ndarray, b: np.ndarray, selectors: np.ndarray) -> np.ndarray:
     """prmt: each of four selectors names one of the 8 bytes of b:a, or, with its highest bit, that byte's sign eight
     times."""
-    both = b.astype(np.uint64) << 32 | a
-    result = np.zeros(1, np.uint32)
-    for i in range(4):
-        selector = (selectors >> (4 * i)) & 15
-        byte = (both >> (8 * (selector & 7)).astype(np.uint64)).astype(np.uint8)
-        sign = np.where(byte > 127, 255, 0)
-        result = result | np.where(selector > 7, sign, byte).astype(np.uint32) << (8 * i)
-    return result
+    both = np.stack(np.broadcast_arrays(a, b, selectors)[:2], axis=1).view(np.uint8)
+    selector = (selectors[:, None] >> (4 * np.arange(4, dtype=np.uint32))) & 15
+    if len(selectors) == 1:
+        chosen = both[:, selector[0] & 7]
+    else:
+        chosen = np.take_along_axis(both, selector & 7, axis=1)
+    if (selector > 7).any():
+        chosen = np.where(selector > 7, chosen.view(np.int8) >> 7, chosen.view(np.int8))
+    return np.ascontiguousarray(chosen).view(np.uint32)[:, 0]
 
 
 def logic(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -122,11 +130,9 @@ def logic(a: np.ndarray, b: np.ndarray, c: np.ndarray, table: np.ndarray) -> np.
 
 def dot(a: np.ndarray, b: np.ndarray, c: np.ndarray, kinds: tuple[str, str]) -> np.ndarray:
     """dp4a: four products of bytes, added to c."""
-    total = c
-    for i in range(4):
-        bytes_of = [(x >> (8 * i)).astype(np.uint8).view(DTYPES[kind]) for x, kind in zip((a, b), kinds)]
-        total = total + bytes_of[0].astype(c.dtype) * bytes_of[1].astype(c.dtype)
-    return total
+    bytes_of = [np.ascontiguousarray(x).view(DTYPES[kind]).reshape(-1, 4) for x, kind in zip((a, b), kinds)]
+    products = bytes_of[0].astype(c.dtype) * bytes_of[1]
+    return c + products[:, 0] + products[:, 1] + products[:, 2] + products[:, 3]
 
 
 def define_integers() -> None:

@@ -9,6 +9,7 @@ from ptx.faults import OutOfBounds
 
 GUARD = 1 << 20  # bytes at least between two buffers
 FIRST_BUFFER = 0x7F00_0000_0000
+ALIGN = 256  # bytes, of addresses on either side
 WORD = 16  # bytes; whole words are held, so that they can be seen as numbers of any size
 
 
@@ -18,7 +19,8 @@ class Buffer:
 
     def __init__(self, name: str, address: int, size: int, hosted: bool = False):
         self.name, self.address, self.size, self.hosted = name, address, size, hosted
-        self.data = np.zeros(-(-size // WORD) * WORD, np.uint8)
+        room = np.zeros(-(-size // WORD) * WORD + ALIGN, np.uint8)
+        self.data = room[-room.ctypes.data % ALIGN :][: len(room) - ALIGN]  # for the host too
         self.frozen = False
 
     @property
@@ -48,7 +50,7 @@ class DeviceMemory:
 
     def changed(self) -> None:
         self.starts = [b.address for b in self.buffers]
-        self.ends = np.array([0] + [b.address + b.size for b in self.buffers])  # of none, in front of them all
+        self.ends = [0] + [b.address + b.size for b in self.buffers]  # of none, in front of them all
 
     def freeze(self) -> None:
         for buffer in self.buffers:

@@ -1,19 +1,18 @@
-"""Device memory, shared memory, and what an access to them costs."""
+"""Bytes that threads access, shared memory, and what an access costs."""
 
-import bisect
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ptx.buffers import Buffer, DeviceMemory
 from ptx.faults import Misaligned, OutOfBounds, Race
-from ptx.races import Clock, LateShadow, Shadow
-from ptx.values import UNSIGNED
+from ptx.races import Clock, Shadow, Sharing
+from ptx.values import UNSIGNED, everyone
 
 FIRST_SHARED = 1024
 SECTOR = 32  # bytes
 BANKS = 32  # of 4 bytes
+WHOLE = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)} | {16: np.dtype(complex), 32: np.dtype("V32")}  # to be copied
 
 
 @dataclass
@@ -41,141 +40,93 @@ class Access:
     """One memory instruction: of each thread that takes part, its number in the grid and its address."""
 
     thread: np.ndarray  # [n] int64
-    address: np.ndarray  # [n] int64
+    address: np.ndarray  # [n] int64; [1] where all have the same
     item: int  # bytes
     count: int  # items a thread
 
-    @property
-    def bytes(self) -> int:
-        return self.item * self.count
+    def __post_init__(self) -> None:
+        self.bytes = self.item * self.count
 
     def only(self, some: np.ndarray) -> "Access":
-        return Access(self.thread[some], self.address[some], self.item, self.count)
+        return Access(self.thread[some], everyone(self.address, len(self.thread))[some], self.item, self.count)
 
     def check_alignment(self) -> None:
-        wrong = self.address % self.bytes != 0
-        if wrong.any():
-            address = int(self.address[wrong][0])
-            raise Misaligned(f"address {address:#x} is no multiple of {self.bytes}", int(self.thread[wrong][0]))
+        low = self.address & (self.bytes - 1)
+        if np.count_nonzero(low):
+            address, thread = int(self.address[low != 0][0]), self.thread[: len(low)][low != 0]
+            raise Misaligned(f"address {address:#x} is no multiple of {self.bytes}", int(thread[0]))
 
 
 class Bytes:
     """A range of memory that accesses are known to be within."""
 
-    def __init__(self, data: np.ndarray, shadow: Shadow | LateShadow | None):
+    def __init__(self, data: np.ndarray, shadow: Shadow | None):
         self.data = data  # uint8, as many as whole 16-byte words
         self.shadow = shadow  # None: nothing writes there
 
     def read(self, access: Access, offset: np.ndarray, clock: Clock) -> np.ndarray:
-        """offset [n] -> unsigned [n, count]."""
+        """offset like access.address -> unsigned [n, count], or [1, count] where all have the same."""
         if self.shadow:
             self.shadow.on_read(offset, access.bytes, access.thread, clock)
-        words = self.data.view(UNSIGNED[8 * access.item])
-        return words[(offset // access.item)[:, None] + np.arange(access.count)]
+        return self._at(access, offset)
 
     def write(self, access: Access, offset: np.ndarray, value: np.ndarray, clock: Clock) -> None:
-        """value unsigned [n, count]."""
-        at = offset[:, None] + np.arange(access.bytes)
-        value = np.ascontiguousarray(value).view(np.uint8)
-        self.shadow.on_write(at, access.thread, self.data[at] != value, clock)
-        self.data[at] = value
-        lost = self.data[at] != value
-        if lost.any():
+        """offset [n], value unsigned [n, count]."""
+        changed = lambda: self._at(access, offset) != value  # noqa: E731
+        self.shadow.on_write(offset, access.bytes, access.thread, changed, clock)
+        whole = WHOLE[access.bytes]
+        self.data.view(whole)[offset // access.bytes] = value.view(whole)[:, 0]
+        lost = self._at(access, offset) != value
+        if np.count_nonzero(lost):
             raise Race("two threads write different values there at once", int(access.thread[lost.any(1)][0]))
 
-
-class GlobalMemory:
-    """Device memory as one launch sees it."""
-
-    def __init__(self, memory: DeviceMemory, counters: Counters, block_threads: int):
-        self.memory, self.counters, self.block_threads = memory, counters, block_threads
-        self.seen: dict[Buffer, Bytes] = {}
-
-    def load(self, access: Access, clock: Clock) -> np.ndarray:
-        """-> unsigned [n, count]."""
-        count_sectors(access, self.counters.global_loads)
-        parts = self._parts(access)
-        if len(parts) == 1:
-            buffer, part, _ = parts[0]
-            return self._seen(buffer).read(part, part.address - buffer.address, clock)
-        value = np.empty((len(access.thread), access.count), UNSIGNED[8 * access.item])
-        for buffer, part, some in parts:
-            value[some] = self._seen(buffer).read(part, part.address - buffer.address, clock)
-        return value
-
-    def store(self, access: Access, value: np.ndarray, clock: Clock) -> None:
-        count_sectors(access, self.counters.global_stores)
-        for buffer, part, some in self._parts(access):
-            if buffer.frozen:
-                raise OutOfBounds(f"{buffer.name} is read-only", int(part.thread[0]))
-            self._seen(buffer).write(part, part.address - buffer.address, value[some], clock)
-
-    def _seen(self, buffer: Buffer) -> Bytes:
-        found = self.seen.get(buffer)
-        if found is None:
-            shadow = None if buffer.frozen else LateShadow(len(buffer.data), self.block_threads)
-            found = self.seen[buffer] = Bytes(buffer.data, shadow)
-        return found
-
-    def _parts(self, access: Access) -> list[tuple[Buffer, Access, np.ndarray | slice]]:
-        """An access, by the buffers that it is within: nearly always one."""
-        access.check_alignment()
-        memory, lowest, highest = self.memory, int(access.address.min()), int(access.address.max())
-        low = bisect.bisect_right(memory.starts, lowest)
-        if low and highest + access.bytes <= memory.ends[low]:
-            return [(memory.buffers[low - 1], access, slice(None))]
-        which = np.searchsorted(memory.starts, access.address, "right")
-        outside = access.address + access.bytes > memory.ends[which]
-        if outside.any():
-            raise OutOfBounds(memory.where(int(access.address[outside][0])), int(access.thread[outside][0]))
-        parts = []
-        for i in np.unique(which):
-            some = which == i
-            parts.append((memory.buffers[i - 1], access.only(some), some))
-        return parts
+    def _at(self, access: Access, offset: np.ndarray) -> np.ndarray:
+        """-> unsigned [n, count]"""
+        found = self.data.view(WHOLE[access.bytes])[offset // access.bytes]
+        return found.view(UNSIGNED[8 * access.item]).reshape(-1, access.count)
 
 
 class SharedMemory(Bytes):
     """Of `blocks` blocks beside each other, the first one being number `first` of the grid."""
 
-    def __init__(self, counters: Counters, size: int, first: int, blocks: int, block_threads: int):
+    def __init__(self, counters: Counters | None, size: int, first: int, blocks: int, sharing: Sharing):
         self.stride = -(-size // 16) * 16
-        self.counters, self.size, self.first, self.block_threads = counters, size, first, block_threads
+        self.counters, self.size, self.first, self.sharing = counters, size, first, sharing
         total = self.stride * blocks
-        super().__init__(np.zeros(total, np.uint8), Shadow(total, block_threads, False))
+        super().__init__(np.zeros(total, np.uint8), Shadow(total, sharing, False))
 
     def load(self, access: Access, clock: Clock, together: np.ndarray | None = None) -> np.ndarray:
         """`together`: see count_wavefronts."""
         offset = self._offset(access)
-        count_wavefronts(access, together, self.counters.shared_loads)
+        if self.counters:
+            count_wavefronts(access, together, self.counters.shared_loads)
         return self.read(access, offset, clock)
 
     def store(self, access: Access, value: np.ndarray, clock: Clock, together: np.ndarray | None = None) -> None:
         offset = self._offset(access)
-        count_wavefronts(access, together, self.counters.shared_stores)
+        if self.counters:
+            count_wavefronts(access, together, self.counters.shared_stores)
         self.write(access, offset, value, clock)
 
     def begin_copy(self, access: Access, value: np.ndarray, clock: Clock) -> None:
         """A store that happens any time until `end_copy`."""
         self.store(access, value, clock)
-        self.shadow.under_way[self._bytes(access)] = True
+        self.shadow.begin_copy(self._offset(access), access.bytes)
 
     def end_copy(self, access: Access, clock: Clock) -> None:
-        at = self._bytes(access)
-        self.shadow.under_way[at] = False
-        self.shadow.on_write(at, access.thread, np.ones(at.shape, bool), clock)
-
-    def _bytes(self, access: Access) -> np.ndarray:
-        return self._offset(access)[:, None] + np.arange(access.bytes)
+        self.shadow.end_copy(self._offset(access), access.bytes, access.thread, clock)
 
     def _offset(self, access: Access) -> np.ndarray:
         access.check_alignment()
         offset = access.address - FIRST_SHARED
-        outside = (offset < 0) | (offset + access.bytes > self.size)
-        if outside.any():
+        outside = offset.view(np.uint64) > self.size - access.bytes if self.size else offset == offset
+        if np.count_nonzero(outside):
             byte = int(offset[outside][0])
-            raise OutOfBounds(f"byte {byte} of shared memory, which has {self.size}", int(access.thread[outside][0]))
-        return offset + (access.thread // self.block_threads - self.first) * self.stride
+            thread = int(access.thread[: len(outside)][outside][0])
+            raise OutOfBounds(f"byte {byte} of shared memory, which has {self.size}", thread)
+        if self.stride == len(self.data):
+            return offset
+        return offset + (access.thread // self.sharing.block_threads - self.first) * self.stride
 
 
 def count_sectors(access: Access, requests: Requests) -> None:

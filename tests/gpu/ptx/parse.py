@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from ptx.faults import Unknown
 
@@ -62,7 +63,7 @@ class Program:
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # index of the instruction behind it
     registers: int = 0
-    steps: list = field(default_factory=list, repr=False)  # what each instruction does, once it was launched
+    composed: Any = field(default=None, repr=False)  # what its instructions do (compose.Composed), from a launch on
 
 
 BITS = {"pred": 1, "b16": 16, "b32": 32, "b64": 64, "f32": 32}

@@ -1,10 +1,19 @@
 """What the 32 threads of a warp do together: shuffles, matrices in shared memory, matrix units. [warps, 32] arrays."""
 
+import functools
+
 import numpy as np
 
 from ptx.faults import NotRepeatable
 
 LANE = np.arange(32)
+
+
+@functools.cache
+def sources(mode: str, by: int, clamp: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of shfl.sync where all threads name the same: which lane each takes from, and whether it is of its segment."""
+    lanes, valid = shuffle(mode, LANE[None], *(np.full((1, 32), value) for value in (by, clamp)))
+    return lanes[0], valid[0]
 
 
 def shuffle(mode: str, value: np.ndarray, by: np.ndarray, clamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
