@@ -173,7 +173,7 @@ def attend_rows(
     grid = tiles.programs, grid[1] * blocks(dim, tiles.columns), tokens
     launch(
         attend.attend_values, grid, fixed(weights), fixed(factors), *cached, rows, parts, room, **layout,
-        COLUMNS=tiles.columns, UNROLL=4, warps=warps,
+        COLUMNS=tiles.columns, UNROLL=2, warps=warps,
     )  # fmt: skip
     merged = *map(fixed, (parts, peaks, totals, case.sink, turns)), told, selected
     launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)

@@ -70,16 +70,20 @@ def both(config: V4Config, tree: PackedTree, **options: int) -> Both:
 NANO = Path(str(resources.files("v4cli.nano").joinpath("checkpoint")))
 
 
+def opened(folder: Path) -> tuple[V4Config, PackedTree]:
+    checkpoint = open_model(folder)
+    return checkpoint.config, build(checkpoint.config, PackedSource(checkpoint, check=True))
+
+
 def nano() -> tuple[V4Config, PackedTree]:
     """nano as it comes with the package; its indexers choose 16 entries, so that they have to choose early."""
-    checkpoint = open_model(NANO)
-    tree = build(checkpoint.config, PackedSource(checkpoint, check=True))
+    config, tree = opened(NANO)
     layers = []
     for layer in tree.layers:
         if layer.attn.indexer is not None:
             layer = replace(layer, attn=replace(layer.attn, indexer=replace(layer.attn.indexer, top_k=16)))
         layers.append(layer)
-    return checkpoint.config, replace(tree, layers=layers)
+    return config, replace(tree, layers=layers)
 
 
 def fed(model: Both, layer: int, states: tuple, start: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

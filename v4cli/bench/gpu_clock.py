@@ -6,9 +6,9 @@ replayed until a round takes long enough for the clock; a piece takes the median
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from statistics import median
-
-from v4kernels.triton.device import Device
+from typing import Protocol
 
 ROUNDS = 5
 ROUND_S = 0.02  # a round takes at least that long
@@ -17,10 +17,22 @@ MOST_REPLAYS = 1000
 Piece = Callable[[int], None]
 
 
+class Replayed(Protocol):
+    def replay(self) -> None: ...
+
+
+class Timed(Protocol):
+    """What of a device (v4kernels/triton/device.py) its time is told by."""
+
+    def synchronize(self) -> None: ...
+
+    def record(self) -> AbstractContextManager[Replayed]: ...
+
+
 class Stopwatch:
     """Times pieces of work on one device."""
 
-    def __init__(self, device: Device, clock: Callable[[], float] = time.perf_counter, round_s: float = ROUND_S):
+    def __init__(self, device: Timed, clock: Callable[[], float] = time.perf_counter, round_s: float = ROUND_S):
         self.device, self.clock, self.round_s = device, clock, round_s
 
     def seconds(self, work: Callable[[], object]) -> float:

@@ -231,8 +231,9 @@ def attend_values(
     token = tl.program_id(2)
     position, window, keys = seen(lines, token, selected, WINDOW, RATIO, TOP)
     first = position - told(lines, token, BACK)
-    ring = address(lines, token, part, RING, u8p)
-    entries = address(lines, token, part, ENTRIES, u8p) if RATIO else ring
+    # Columns are loaded byte by byte, so that neighbours have neighbours': then a thread's weights come by fours.
+    ring = address(lines, token, part, RING, u8p, 1)
+    entries = address(lines, token, part, ENTRIES, u8p, 1) if RATIO else ring
     h = tl.program_id(1) // TILES * HEADS + tl.arange(0, HEADS)[:, None]
     c = tl.program_id(1) % TILES * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     real = h < ALL

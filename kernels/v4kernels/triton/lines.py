@@ -33,7 +33,7 @@ KEY_SCALES = tl.constexpr(5)
 KEY_TAIL_KV = tl.constexpr(6)
 KEY_TAIL_GATE = tl.constexpr(7)
 
-MULTIPLE = tl.constexpr(ALIGNMENT)
+WORD = tl.constexpr(ALIGNMENT)
 
 
 @triton.jit
@@ -43,8 +43,9 @@ def told(lines, row, WHAT: tl.constexpr):
 
 
 @triton.jit
-def address(lines, row, part, WHAT: tl.constexpr, TYPE: tl.constexpr):
-    """Pointer of that type to what a row's timeline keeps: RING, ENTRIES, ..."""
+def address(lines, row, part, WHAT: tl.constexpr, TYPE: tl.constexpr, MULTIPLE: tl.constexpr = WORD):
+    """Pointer of that type to what a row's timeline keeps: RING, ENTRIES, ... The compiler takes it for a multiple of
+    MULTIPLE."""
     table = tl.load(lines + row * LINE + TABLE).to(i64p)
     return tl.multiple_of(tl.load(table + part + WHAT).to(TYPE), MULTIPLE)
 

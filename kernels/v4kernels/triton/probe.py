@@ -1,29 +1,9 @@
-"""Kernels that do nothing else than what a GPU's limits are measured by."""
+"""A kernel that does nothing else than what a limit of a GPU is measured by; measure.py has others."""
 
 import triton
 import triton.language as tl
 
 from v4kernels.triton.types import i32p, i64p
-
-
-@triton.jit
-def nothing(out: i32p):
-    """Grid: any."""
-
-
-@triton.jit
-def read_words(
-    words: i32p,  # [n]
-    out: i32p,  # out [programs]: the sum of what each has read
-    n: tl.int64,  # a multiple of BLOCK
-    BLOCK: tl.constexpr,
-):
-    """Grid: (programs,), which take blocks in turns."""
-    total = tl.zeros((BLOCK,), tl.int32)
-    first = tl.program_id(0).to(tl.int64) * BLOCK
-    for at in range(first, n, tl.num_programs(0).to(tl.int64) * BLOCK):
-        total += tl.load(words + at + tl.arange(0, BLOCK))
-    tl.store(out + tl.program_id(0), tl.sum(total, axis=0))
 
 
 @triton.jit
