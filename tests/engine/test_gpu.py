@@ -1,4 +1,4 @@
-"""What is missing to use a GPU, and what was found out about one: with a driver, a device and packages that are fake."""
+"""What is missing to use a GPU, and what was found out about one; driver, device and packages are fake."""
 
 import importlib.util
 import platform

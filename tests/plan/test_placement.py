@@ -13,7 +13,7 @@ from v4cli.model.schema import expected_tensors
 from v4cli.plan import cost
 from v4cli.plan.hits import EXPONENT
 from v4cli.plan.ledger import RUNTIME
-from v4cli.plan.placement import BESIDE, Budget, card_shortage, make_plan, shortage
+from v4cli.plan.placement import VRAM_RUNTIME, VRAM_STAGING, VRAM_WORK, Budget, card_shortage, make_plan, shortage
 from v4cli.store.library import n_parts
 from v4cli.store.recipe import RECIPES
 from v4cli.store.store import layout
@@ -114,8 +114,9 @@ def test_a_card_holds_what_every_token_reads_or_is_not_used(needs):
     plan = make_plan(needs, budget(64, 24))
     assert plan.on_card and {"dense", "head", "KV", "experts"} <= set(plan.vram.holds)
     assert not {"dense", "head", "KV"} & set(plan.ram.holds)
-    assert BESIDE.items() <= plan.vram.holds.items() and plan.ram.holds["runtime"] == RUNTIME
-    least = card_shortage(needs, 0)
+    beside = {"runtime": VRAM_RUNTIME, "work": VRAM_WORK, "staging": VRAM_STAGING}
+    assert beside.items() <= plan.vram.holds.items() and plan.ram.holds["runtime"] == RUNTIME
+    least = card_shortage(needs, budget(64))
     room = replace(budget(64), vram=least)
     assert make_plan(needs, room).vram.held == least and make_plan(needs, room).slots == 0
     without = make_plan(needs, replace(room, vram=least - 1))

@@ -8,10 +8,10 @@ import pytest
 
 from v4cli.bench.synthetic import shape
 from v4cli.model.schema import expected_tensors
-from v4cli.plan import cost, speed
+from v4cli.plan import cost, memory, speed
 from v4cli.plan.cards import CARDS, Card, like, named
 from v4cli.plan.hits import EXPONENT, RANGE, served
-from v4cli.plan.placement import BESIDE, Budget, card_shortage, make_plan, shortage
+from v4cli.plan.placement import Budget, card_shortage, make_plan, shortage
 from v4cli.store.store import layout
 
 FLASH = shape("flash")
@@ -36,10 +36,10 @@ class Predicted(NamedTuple):
 def predicted(name, store, n_tokens, cpu=68e9, exponent=EXPONENT, sampling_s=SAMPLING_S, kv_host=False):
     """None where the card cannot hold what it must."""
     card, needs = named(name), cost.at_context(STORES[store], FLASH, n_tokens)
-    vram = int(USABLE * card.vram)
-    if card_shortage(needs, vram, kv_host) > 0:
+    budget = Budget(AMPLE, int(USABLE * card.vram), 1, 1, 1, kv_host)
+    if card_shortage(needs, budget) > 0:
         return None
-    plan = make_plan(needs, Budget(AMPLE, vram, 1, 1, 1, kv_host), exponent)
+    plan = make_plan(needs, budget, exponent)
     rates = speed.Rates(card, cpu, 1.0, sampling_s)
     return Predicted(plan.slots, plan.hits, 1 / speed.decode_s(plan, FLASH, n_tokens, rates))
 
@@ -189,7 +189,7 @@ OTHERS = [
 def test_published_speeds_of_others_are_met(told):
     needs = replace(STORES["official"], expert=told.expert, slot=told.expert)
     needs = cost.at_context(needs, FLASH, told.n_tokens)
-    vram = int(card_shortage(needs, 0) + told.share * needs.n_experts * needs.slot) + 1
+    vram = int(card_shortage(needs, Budget(0, 0, 1, 1, 1)) + told.share * needs.n_experts * needs.slot) + 1
     ram = AMPLE if told.ssd is None else shortage(needs, Budget(0, vram, 1, 1, 1))
     exponent = EXPONENT if told.hits is None else log(told.hits) / log(told.share)
     plan = make_plan(needs, Budget(ram, vram, 1, 1, 1), exponent)
@@ -241,5 +241,9 @@ def test_published_figures_keep_their_proportions():
         assert 8e9 < card.vram < 160e9 and not card.measured
 
 
-def test_a_card_holds_runtime_work_and_staging_whatever_the_model():
-    assert sum(BESIDE.values()) == 1_500_000_000
+def test_chunks_grow_with_the_card_and_what_they_work_in_does_not_outgrow_it():
+    chunks = [memory.card_chunk(FLASH, card.vram) for card in CARDS]
+    assert min(chunks) >= memory.CHUNK and max(chunks) == memory.MOST_CHUNK
+    for card, chunk in zip(CARDS, chunks):
+        assert chunk == memory.CHUNK or memory.card_work_bytes(FLASH, chunk) <= 0.15 * card.vram, card.name
+    assert memory.card_chunk(FLASH, 24 << 30) == 8192 and memory.card_chunk(FLASH, 8 << 30) < 8192

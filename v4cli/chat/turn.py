@@ -14,7 +14,7 @@ from v4cli.chat.requests import encode_request
 from v4cli.chat.special import Prompt
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
-from v4cli.engine.gpu import OnCard
+from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
@@ -50,7 +50,7 @@ class Chat:
         session: Callable[[Engine], Session] = Engine.session,
         ram: int | None = None,
         learned: Path | None = None,
-        on_card: OnCard = OnCard(),
+        on_card: OnCard = ANYHOW,
     ) -> "Chat":
         """Load a model folder: weights, tokenizer.json and generation_config.json; `session` makes the timeline. `ram`,
         `learned` and `on_card` are those of Engine.open.

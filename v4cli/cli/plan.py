@@ -9,6 +9,7 @@ from v4cli.cli import output, plan_card
 from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
 from v4cli.errors import ResourceError, UsageError
 from v4cli.plan import cost
+from v4cli.plan import memory as memory_of
 from v4cli.plan.budget import CONTEXT, SHARE, longest_context
 from v4cli.plan.cards import Card
 from v4cli.plan.machines import (
@@ -62,6 +63,8 @@ def plan_model(
 ) -> None:
     """Print the plan and the fit table. ResourceError (exit 4) if this machine cannot hold the least there must be."""
     card, vram = wanted.card()
+    config = Subject.find(model).config
+    chunk = wanted.chunk or memory_of.card_chunk(config, vram)
     memory = Budget(
         ram=int(SHARE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
         vram=vram,
@@ -69,15 +72,15 @@ def plan_model(
         vram_speed=card.read if card else 1.0,
         ssd_speed=SSD_SPEED,
         kv_host=wanted.kv_host,
+        work=memory_of.card_work_bytes(config, chunk),
     )
     request = _request(model, None if ctx is None else output.parse_tokens(ctx, "--ctx"), sessions, quant)
     if shortage(request.needs, memory) > 0:
         raise _does_not_fit(request, memory)
     folder = request.subject.folder or paths.models_dir() / model
     budget, assumed = _with_speeds(memory, card, folder)
-    config = request.subject.config
     about = _about(request, outlook(request.needs, config, request.n_tokens, budget, card), assumed, folder)
-    about["card"] = plan_card.about(request.needs, config, budget, card, wanted.chunk, assumed) if card else None
+    about["card"] = plan_card.about(request.needs, config, budget, card, chunk, assumed) if card else None
     if as_json:
         output.json_page(about)
     else:

@@ -14,7 +14,6 @@ from v4cli.plan.hits import EXPONENT, RANGE, served
 from v4cli.plan.placement import Budget, Needs, card_shortage, make_plan, shortage
 
 CONTEXTS = 4_096, 131_072, 1 << 20
-CHUNK = 8192  # rows of a prefill: experts that are not in VRAM are copied once for each chunk
 ASSUMPTION = (
     f"of the requests for experts, share^{EXPONENT} find theirs in VRAM where it holds that share of all (from "
     f"share^{RANGE[0]} of a poor cache to share^{RANGE[1]} of a good one); nothing of this was measured on a GPU"
@@ -49,23 +48,22 @@ class Wanted:
         return (None, 0) if asked is None else (like(asked), asked)
 
 
-def about(bare: Needs, config: V4Config, budget: Budget, card: Card, chunk: int | None, assumed: list[str]) -> dict:
+def about(bare: Needs, config: V4Config, budget: Budget, card: Card, chunk: int, assumed: list[str]) -> dict:
     """The part of the page as data; bytes, seconds, bytes per second."""
     rates = speed.Rates(card, speed.CPU_SHARE * budget.ram_speed, budget.ssd_speed)
     contexts = [n for n in CONTEXTS if n < config.max_position_embeddings] + [config.max_position_embeddings]
-    rows = chunk or CHUNK
     return {
         "name": card.name,
         "vram": budget.vram,
         "kv_host": budget.kv_host,
-        "chunk": rows,
+        "chunk": chunk,
         "bandwidths": {
             "VRAM": {"bytes_per_second": card.read, "measured": "read" in card.measured},
             "PCIe": {"bytes_per_second": card.link, "measured": "link" in card.measured},
             "RAM": {"bytes_per_second": budget.ram_speed, "measured": True},
             "SSD": {"bytes_per_second": rates.ssd, "measured": "SSD" not in assumed},
         },
-        "contexts": [_at(bare, config, n, budget, rates, rows) for n in sorted(set(contexts))],
+        "contexts": [_at(bare, config, n, budget, rates, chunk) for n in sorted(set(contexts))],
     }
 
 
@@ -73,7 +71,7 @@ def _at(bare: Needs, config: V4Config, n_tokens: int, budget: Budget, rates: spe
     """What holds at a length of every context."""
     needs = cost.at_context(bare, config, n_tokens, bare.sessions)
     row = {"context_tokens": n_tokens, "sessions": needs.sessions}
-    missing, ram = card_shortage(needs, budget.vram, budget.kv_host), shortage(needs, budget)
+    missing, ram = card_shortage(needs, budget), shortage(needs, budget)
     if missing > 0 or ram > 0:
         return row | {"fits": False, "missing_vram": max(0, missing), "missing_ram": max(0, ram)}
     plan = make_plan(needs, budget)

@@ -51,6 +51,9 @@ class OnCard:
     nf4: bool = False
 
 
+ANYHOW = OnCard()
+
+
 @dataclass(frozen=True)
 class Finding:
     """What was found out about a card. `versions` are those it holds for; `fault` is why it did not pass, empty if it

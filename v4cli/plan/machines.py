@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from v4cli.model.config import V4Config
-from v4cli.plan import speed
+from v4cli.plan import memory, speed
 from v4cli.plan.budget import SHARE, VRAM_SHARE
 from v4cli.plan.cards import Card, named
 from v4cli.plan.hits import EXPONENT, RANGE
@@ -23,9 +23,10 @@ class Machine:
     ram_speed: float
     card: Card | None = None
 
-    def budget(self, ssd_speed: float) -> Budget:
+    def budget(self, config: V4Config, ssd_speed: float) -> Budget:
         vram, read = (int(VRAM_SHARE * self.card.vram), self.card.read) if self.card else (0, 1.0)
-        return Budget(int(SHARE * (self.ram << 30)), vram, self.ram_speed, read, ssd_speed)
+        work = memory.card_work_bytes(config, memory.card_chunk(config, vram))
+        return Budget(int(SHARE * (self.ram << 30)), vram, self.ram_speed, read, ssd_speed, work=work)
 
 
 def _with(ram: int, card: str, ram_speed: float = DESKTOP) -> Machine:
@@ -46,10 +47,10 @@ MACHINES = (
 
 def plans(needs: Needs, config: V4Config, n_tokens: int, machine: Machine) -> tuple[dict[float, "Outlook"], int]:
     """The outlook on a machine by speed of its SSD; bytes of RAM missing, if there is none."""
-    missing = shortage(needs, machine.budget(SSD_SPEED))
+    missing = shortage(needs, machine.budget(config, SSD_SPEED))
     if missing > 0:
         return {}, missing
-    return {ssd: outlook(needs, config, n_tokens, machine.budget(ssd), machine.card) for ssd in SSD_SPEEDS}, 0
+    return {ssd: outlook(needs, config, n_tokens, machine.budget(config, ssd), machine.card) for ssd in SSD_SPEEDS}, 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ SELECTED_ROWS, KEY_BLOCK = 256, 32  # rows that select at a time, and of these, 
 SPLIT_KEYS, SPLIT_HEADS, FEW_QUERIES = 256, 32, 8  # of attention: keys and heads of a partial result; rows that split
 SLOTS = 4096  # pairs of rows and experts that the kernels compute at a time
 FEW_ROWS, JOBS = 8, 4  # rows that a card decodes in one graph; jobs of its experts on their way to the CPU
+MOST_CHUNK, WORK_SHARE = 8192, 0.15  # rows of a prefill on a card; of its memory, that they may work in
+TILES = 128 << 20  # of a card: results of some of the rows at a time
 RECORD_ROW = 32 << 10  # bytes of a step's record for each row: its place, its embedding, its turns
 SLACK = 1 << 20  # of a step: small arrays
 
@@ -100,6 +102,21 @@ def pinned_bytes(config: V4Config) -> int:
     """Memory that card and host both see: the ring of jobs for the CPU, and what is said of every row of a step."""
     pairs = FEW_ROWS * config.num_experts_per_tok
     return JOBS * job_dtype(pairs, config.hidden_size).itemsize + FEW_ROWS * RECORD_ROW
+
+
+def card_work_bytes(config: V4Config, rows: int) -> int:
+    """Memory of a card that a prefill of so many rows at a time works in: what is kept of every row, and tiles."""
+    c = config
+    experts = c.num_experts_per_tok * FP32 * (c.hidden_size + 3 * c.moe_intermediate_size)
+    return rows * (FP32 * (c.hc_mult + 6) * c.hidden_size + experts + FP32 * c.n_routed_experts) + TILES
+
+
+def card_chunk(config: V4Config, vram: int) -> int:
+    """Rows of a prefill at a time that suit a card with so much memory: what they work in is a small part of it."""
+    rows = MOST_CHUNK
+    while rows > CHUNK and card_work_bytes(config, rows) > vram * WORK_SHARE:
+        rows //= 2
+    return rows
 
 
 # -- a step --------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ LEAST_POINTS = 2  # of a session: one that is kept, and the one that the step in
 VRAM_RUNTIME = 600_000_000  # driver context, kernels, graphs
 VRAM_WORK = 388_000_000  # what the ops of a step work in: of many rows, so many at a time as fit
 VRAM_STAGING = 2 * 256_000_000  # experts on their way to the card in a prefill: one batch is copied, one computed
-BESIDE = {"runtime": VRAM_RUNTIME, "work": VRAM_WORK, "staging": VRAM_STAGING}  # of a card, whatever the model
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class Budget:
     vram_speed: float
     ssd_speed: float
     kv_host: bool = False  # the entries that a token chooses from lie in pinned memory
+    work: int = VRAM_WORK  # bytes of VRAM that ops work in
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,15 @@ def shortage(needs: Needs, budget: Budget) -> int:
     return _place(needs, budget, EXPONENT)[1]
 
 
-def card_shortage(needs: Needs, vram: int, kv_host: bool = False) -> int:
+def card_shortage(needs: Needs, budget: Budget) -> int:
     """Bytes of VRAM missing for a card to be of use; 0 or less if it is."""
-    return sum(BESIDE.values()) + sum(use.held for use in _always(needs, kv_host).values()) - vram
+    held = sum(use.held for use in _always(needs, budget.kv_host).values())
+    return sum(_beside(budget).values()) + held - budget.vram
+
+
+def _beside(budget: Budget) -> dict[str, int]:
+    """What a card holds whatever the model."""
+    return {"runtime": VRAM_RUNTIME, "work": budget.work, "staging": VRAM_STAGING}
 
 
 def _always(needs: Needs, kv_host: bool) -> dict[str, Use]:
@@ -178,7 +184,7 @@ def _place(needs: Needs, budget: Budget, exponent: float) -> tuple[Plan, int]:
     vram = Tier("VRAM", budget.vram, budget.vram_speed)
     ram = Tier("RAM", budget.ram, budget.ram_speed)
     ssd = Tier("SSD", None, budget.ssd_speed)
-    uses = card_shortage(needs, budget.vram, budget.kv_host) <= 0
+    uses = card_shortage(needs, budget) <= 0
     ram.put("runtime", RUNTIME, 0)
     ram.put("scratch", needs.scratch, 0)
     ram.put("staging", needs.staging, 0)
@@ -186,7 +192,7 @@ def _place(needs: Needs, budget: Budget, exponent: float) -> tuple[Plan, int]:
         ram.put("pinned", needs.pinned + VRAM_STAGING, 0)
         if budget.kv_host:
             ram.put("pinned KV", needs.sessions * needs.chosen.held, needs.chosen.read)
-        for what, n_bytes in BESIDE.items():
+        for what, n_bytes in _beside(budget).items():
             vram.put(what, n_bytes, 0)
     else:
         exponent = EVEN
