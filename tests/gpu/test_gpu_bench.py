@@ -4,12 +4,15 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from v4kernels import native
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from emulated import Emulated
 from v4kernels.triton.device import Launch, Move
 
+from v4cli.bench import gpu_kernels as gpu_kernels_bench
 from v4cli.bench.gpu_clock import Stopwatch
+from v4cli.bench.gpu_handoff import round_trip
 from v4cli.bench.gpu_kernels import beside, measure
 from v4cli.bench.gpu_limits import Probes
 from v4cli.bench.gpu_memory import Memory
@@ -17,6 +20,7 @@ from v4cli.bench.gpu_ops import Sizes, cases, gemv
 from v4cli.bench.gpu_part import Part
 from v4cli.bench.synthetic import shape
 
+LIBRARY = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 COSTS = {"read_words": 3e-3, "touch": 1e-6, "gather_rows": 5e-5, "linear_int8": 2e-6, "gate_up": 4e-6, "down": 3e-6}
 COSTS |= {"attend_scores": 1e-6, "attend_weights": 2e-6, "attend_values": 4e-6, "attend_merge": 8e-6, "gemm": 1e-4}
 COSTS |= {"index_scores": 6e-6, "index_choice": 7e-6, "hyper_products": 1e-6, "hyper_pre": 2e-6, "hyper_post": 4e-6}
@@ -51,12 +55,26 @@ class Costed(Emulated):
         return self.now
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_server():
+    """A clock that goes on by launches knows nothing of threads; their hand-off has a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_kernels_bench, "round_trip", lambda device: 5.0)
+        yield
+
+
+@LIBRARY
+def test_a_hand_off_takes_a_time_by_the_devices_clock():
+    device = Emulated()
+    assert 0 < round_trip(device, layers=2, steps=2) < 1e9 and device.nbytes == 0
+
+
 def watch_of(device: Costed) -> Stopwatch:
     return Stopwatch(device, device.clock, round_s=0.0)
 
 
 @pytest.fixture(scope="module")
-def everything():
+def everything(without_server):
     device = Costed()
     part = Part(None, 1e9)
     measure(device, watch_of(device), part, SIZES, PROBES)

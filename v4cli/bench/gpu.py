@@ -12,8 +12,11 @@ from typing import Any
 from v4cli import __version__, hardware, terminal
 from v4cli.bench import gpu_check
 from v4cli.engine import gpu
-from v4cli.errors import UsageError, V4Error
+from v4cli.errors import ResourceError, UsageError, V4Error
 
+RESERVED = 18e9  # bytes of a card that are not for slots: dense weights, KV at 1M tokens, working memory
+SLOT = 13_369_344  # bytes of a Flash expert
+MOST_SLOTS = 9_800
 PACKAGES = "torch", "triton", "bitsandbytes", "numpy"
 
 
@@ -67,6 +70,30 @@ def parity(seconds: float, file: Path | None) -> None:
         gpu_parity.kernels(part, part.left, Path(scratch))
 
 
+def model(number: int, seconds: float, file: Path | None) -> None:
+    """The part `model`: all of Flash with random weights, with as many slots as its memory has room for."""
+    device = gpu.device(number)
+    from v4cli.bench import gpu_model
+    from v4cli.bench.gpu_part import Part
+    from v4cli.bench.gpu_synthetic import on_card
+    from v4cli.bench.synthetic import shape
+    from v4cli.plan import memory
+
+    part, config, free = Part(file, seconds), shape("flash"), hardware.gpus()[number].free
+    n_slots = min(MOST_SLOTS, max(config.n_routed_experts, int(free - RESERVED) // SLOT))
+    part.found["slots"] = n_slots
+    with part.guarded("model"):
+        engine, slots = on_card(
+            config, device, n_slots, memory.card_chunk(config, free), name="random weights of flash"
+        )
+        try:
+            gpu_model.measure(engine, slots, part, gpu_model.Wanted())
+        finally:
+            engine.model.bank.close()
+    if not part.found.get("decode"):
+        raise ResourceError(f"nothing was decoded: {part.found['missing']}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="v4cli.bench.gpu", description=__doc__)
     parser.add_argument("part", choices=("check", *(part.name for part in gpu_check.PARTS)))
@@ -86,6 +113,8 @@ def main() -> int:
             kernels(asked.gpu, asked.seconds, asked.json, asked.only)
         elif asked.part == "parity":
             parity(asked.seconds, asked.json)
+        else:
+            model(asked.gpu, asked.seconds, asked.json)
     except V4Error as error:
         terminal.err.write(f"{error}; {error.hint}\n" if error.hint else f"{error}\n")
         return error.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 from v4kernels.triton.device import Device
 
 from v4cli.bench.gpu_clock import Stopwatch
+from v4cli.bench.gpu_handoff import round_trip
 from v4cli.bench.gpu_limits import Probes, limits
 from v4cli.bench.gpu_memory import Memory
 from v4cli.bench.gpu_ops import Case, Sizes, cases
@@ -19,6 +20,8 @@ def measure(device: Device, watch: Stopwatch, part: Part, sizes: Sizes, probes: 
     """Limits, then every case whose name has `only` in it, into `part` as they come."""
     for name, value in part.each("limits", limits(device, watch, probes)):
         part.found["limits"][name] = value
+    with part.guarded("hand-off"):
+        part.found["limits"]["hand_off_us"] = round_trip(device)
     read = part.found["limits"].get("read")
     for name, make in cases(sizes):
         if only not in name or not part.begins(name):

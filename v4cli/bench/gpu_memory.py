@@ -36,12 +36,9 @@ class Memory:
     def random(self, n_bytes: int) -> int:
         """Address of so many random bytes."""
         at = self.empty(n_bytes)
-        done = min(n_bytes, POOL)
-        self.device.write(at, self.rng.integers(0, 256, done, np.uint8))
-        while done < n_bytes:
-            more = min(done, n_bytes - done)
-            self.device.move(at + done, at, more)
-            done += more
+        first = min(n_bytes, POOL)
+        self.device.write(at, self.rng.integers(0, 256, first, np.uint8))
+        repeat(self.device, at, first, n_bytes)
         return at
 
     def floats(self, *shape: int) -> int:
@@ -55,3 +52,11 @@ class Memory:
         each = -(-n_bytes // PAGE) * PAGE
         first = self.random(each * count)
         return [first + i * each for i in range(count)]
+
+
+def repeat(device: Device, at: int, first: int, n_bytes: int) -> None:
+    """The first bytes there again and again, n_bytes in all."""
+    while first < n_bytes:
+        more = min(first, n_bytes - first)
+        device.move(at + first, at, more)
+        first += more

@@ -7,13 +7,13 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from v4kernels import backend as backend_of
 from v4kernels import native
-from v4kernels.api import Backend
+from v4kernels.api import Backend, Ops
 
 from v4cli import __version__, hardware
 from v4cli.engine import gpu, loading
@@ -116,9 +116,9 @@ class Engine:
         card = hardware.gpus()[on_card.number]
         vram = int(VRAM_SHARE * card.free) if on_card.vram is None else on_card.vram
         checkpoint = open_model(path)
-        identity = _identity(checkpoint, backend_of("cpu"))  # the numbers are the same
         device = gpu.device(on_card.number)
         placed = put(checkpoint, device, gpu.rated(card), vram, int(SHARE * hardware.usable_ram()), on_card)
+        identity = identity_of(checkpoint, placed.model.ops)  # by its numerics: mostly the numbers are the CPU's
         engine = cls(placed.model, path, time.monotonic() - start, identity)
         engine.placed = placed
         return engine
@@ -182,7 +182,7 @@ def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
     return identity_of(checkpoint, backend), config, state
 
 
-def identity_of(checkpoint: Model, backend: Backend) -> dict:
+def identity_of(checkpoint: Model, backend: Backend | Ops) -> dict:
     """What stored prefixes depend on: the model, and the numerics, whoever computes in them."""
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
     kind = {"numerics": backend.numerics, "config": config, "version": __version__}
@@ -190,13 +190,15 @@ def identity_of(checkpoint: Model, backend: Backend) -> dict:
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
 
 
-def _arithmetic(backend: Backend) -> str:
+def _arithmetic(backend: Backend | Ops) -> str:
     """Digest of all that computes: where a line of it changes, numbers computed before may be others."""
     digest = hashlib.sha256()
     if backend.numerics != "int8":
         import torch
 
         digest.update(torch.__version__.encode())
+    if backend.numerics == "nf4":
+        digest.update(metadata.version("bitsandbytes").encode())
     folders = [resources.files(package) for package in ("v4kernels", "v4cli.model")]
     while folders:
         for entry in sorted(folders.pop().iterdir(), key=lambda entry: entry.name):

@@ -74,7 +74,7 @@ def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_c
     try:
         tree = build(config, source, experts=whole)
         most = config.max_position_embeddings
-        ops = TritonOps(tree, device, most, chunk=chunk, kv_host=on_card.kv_host, budget=memory.TILES)
+        ops = TritonOps(tree, device, most, chunk=chunk, kv_host=on_card.kv_host, budget=memory.TILES, nf4=on_card.nf4)
         if whole:
             return Placed(V4(config, ops), plan, None)
         tier = InRam(build(config, source).layers)
