@@ -12,7 +12,7 @@ from v4cli.experts.split import Split
 
 
 class NumpyDevice:
-    """Copies take effect when `run` is called, at once by default; until then the bytes there are rubbish."""
+    """Copies take effect when `complete` is called, at once by default; until then the bytes there are rubbish."""
 
     def __init__(self, room: int = 1 << 30, late: bool = False):
         self.room, self.late, self.allocated = room, late, 0
@@ -44,10 +44,10 @@ class NumpyDevice:
             self.place(at, len(array))[:] = 0xAA
         self.pending.append((ticket, taken))
         if not self.late:
-            self.run()
+            self.complete()
         return ticket
 
-    def run(self, count=None, which=0):
+    def complete(self, count=None, which=0):
         """Complete copies, by default the oldest."""
         for _ in range(len(self.pending) if count is None else min(count, len(self.pending))):
             for at, array in self.pending.pop(which % len(self.pending))[1]:

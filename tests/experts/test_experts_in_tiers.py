@@ -96,7 +96,7 @@ def test_single_steps_are_a_prefill(opened, expected, ram):
     session = engine.session()
     for token in PROMPT:
         session.feed([token])
-        engine.model.bank.slots.device.run(2)
+        engine.model.bank.slots.device.complete(2)
     assert [step.token for step in session.generate(Sampling(temperature=0.0), 24)] == expected[0]
     assert engine.model.bank.device.pairs > 0
 

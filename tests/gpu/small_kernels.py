@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 from v4kernels.triton.sums import exp_lanes, sqrt_softplus_lanes
-from v4kernels.triton.types import f32p, i32p, i64p
+from v4kernels.triton.types import f32p, i16p, i32p, i64p, u8p
 
 
 @triton.jit
@@ -86,3 +86,13 @@ def squares(posted: i32p, data: i32p, answered: i32p, answer: i32p, out: i32p, r
         while tl.atomic_add(answered, 0, sem="acquire", scope="sys") != i:
             pass
         tl.store(out + c, tl.load(out + c) + tl.load(answer + c))
+
+
+@triton.jit
+def first_and_last(memory: u8p, slots: i16p, out: u8p, SLOT: tl.constexpr, LAST: tl.constexpr):
+    """out [experts, 2] = the first byte and byte LAST of each expert's slot of SLOT bytes, if it has one."""
+    e = tl.program_id(0)
+    slot = tl.load(slots + e)
+    if slot >= 0:
+        i = tl.arange(0, 2)
+        tl.store(out + 2 * e + i, tl.load(memory + slot.to(tl.int64) * SLOT + i * LAST))

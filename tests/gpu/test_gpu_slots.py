@@ -1,4 +1,4 @@
-"""Experts in slots, pair by pair as the host asks for them: with what it computes itself, v4k_experts to the bit."""
+"""Experts in slots, as the host asks for them: with what it computes itself, v4k_experts to the bit."""
 
 import numpy as np
 import pytest
@@ -45,17 +45,17 @@ def test_hits_and_misses_are_added_as_the_cpu_adds(model, n, hit):
         for place, part in kind.parts(experts[expert]):
             model.device.write(slots.at + int(slot_of[expert]) * kind.n_bytes + place, part)
     there = slot_of[ids].ravel()
-    hits, misses = np.flatnonzero(there >= 0), np.flatnonzero(there < 0)
-    place = np.empty(2 * n, np.int64)
-    place[np.concatenate([hits, misses])] = np.arange(2 * n)
-    order = np.take_along_axis(place.reshape(n, 2), np.argsort(ids, axis=1, kind="stable"), axis=1)
+    (misses,) = np.nonzero(there < 0)
+    place = np.full(2 * n, -1)
+    place[misses] = np.arange(len(misses))
 
-    at = [held.put(a) for a in (x, out)]
-    x_there, out_there = (memory.Buffer(block.at, n, x.shape[1]) for block in at)
+    at = [held.put(a) for a in (x, out, ids, weights)]
+    there_too = [memory.Buffer(block.at, n, a.shape[1], a.dtype.type) for block, a in zip(at, (x, out, ids, weights))]
     device = model.gpu.ops.slot_experts(kind, slots.at)
-    started = device.start(LAYER, x_there, hits // 2, there[hits].astype(np.int64), weights.ravel()[hits])
+    results = device.begin(LAYER, there_too[0], Routing(*there_too[2:], there_too[3]))
+    device.compute(results, there)
     rows = [alone(model, x, i // 2, ids.ravel()[i], weights.ravel()[i]) for i in misses]
-    got = device.values(device.add(out_there, started, np.array(rows, F).reshape(-1, x.shape[1]), order))
+    got = device.values(device.add(there_too[1], results, np.array(rows, F).reshape(-1, x.shape[1]), place))
 
     routing = Routing(Buffer.of(ids), Buffer.of(weights), Buffer())
     want = model.cpu.ops.resident().begin(LAYER, Buffer.of(x), routing, Buffer()).add_to(Buffer.of(out.copy()))
