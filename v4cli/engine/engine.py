@@ -116,7 +116,7 @@ class Engine:
         card = hardware.gpus()[on_card.number]
         vram = int(VRAM_SHARE * card.free) if on_card.vram is None else on_card.vram
         checkpoint = open_model(path)
-        identity = _identity(checkpoint, backend_of("cpu"))  # the numbers are the same
+        identity = identity_of(checkpoint, backend_of("cpu"))  # the numbers are the same
         device = gpu.device(on_card.number)
         placed = put(checkpoint, device, gpu.rated(card), vram, int(SHARE * hardware.usable_ram()), on_card)
         engine = cls(placed.model, path, time.monotonic() - start, identity)
