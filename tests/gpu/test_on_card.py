@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from emulated import Emulated
+from tiny import make_store
 
 from v4cli import hardware
 from v4cli.engine import gpu, on_card
@@ -15,7 +16,7 @@ from v4cli.plan.placement import Budget, card_shortage
 from v4cli.store.store import open_model
 
 GIB = 1 << 30
-PROMPT = [0, 5, 9, 120, 7]
+PROMPT = [0, 5, 9]
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def least(folder) -> tuple[int, int]:
     return card_shortage(needs, budget), needs.slot
 
 
-def answer(engine, n=3) -> list[int]:
+def answer(engine, n=2) -> list[int]:
     session = engine.session()
     session.sync(PROMPT)
     return [token for token, _ in zip(greedy(session), range(n))]
@@ -51,8 +52,16 @@ def greedy(session):
         session.feed([token])
 
 
-@pytest.mark.parametrize("experts", [None, 5])
-def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made, experts):
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    """A store of each recipe."""
+    folder = tmp_path_factory.mktemp("on_card")
+    return {quant: make_store(source, folder / quant, quant) for quant in ("native", "q4")}
+
+
+@pytest.mark.parametrize(("quant", "experts"), [("native", 5), pytest.param("q4", None, marks=pytest.mark.slow)])
+def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made, quant, experts):
+    made = made[quant]
     if experts is not None:
         without, slot = least(made)
         engine = Engine.open(made, on_card=OnCard(vram=without + experts * slot, chunk=64))
@@ -66,9 +75,22 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
 
 
 def test_a_model_that_does_not_fit_goes_to_the_cpu_unless_the_card_was_asked_for(card, made):
+    made = made["native"]
     without, _ = least(made)
     small = OnCard(vram=without - 1, chunk=64)
     assert Engine.open(made, on_card=small).model.ops.name == "cpu"
     with pytest.raises(ResourceError, match="MiB of VRAM") as told:
         Engine.open(made, "triton", on_card=small)
     assert "--backend cpu" in told.value.hint
+
+
+def test_a_step_is_checked_against_the_cpu(made):
+    assert on_card.same_step(Emulated(), made["native"], PROMPT[:1]) == ""
+
+    class Wrong(Emulated):
+        def read(self, address, n_bytes):
+            found = super().read(address, n_bytes)
+            found[-1] ^= 1
+            return found
+
+    assert "logits are not" in on_card.same_step(Wrong(), made["native"], PROMPT[:1])

@@ -4,8 +4,14 @@ plan/placement.py says what goes where, and this does it. Where all experts have
 the host; else the thread of experts/split.py computes the others, and a step of few rows still drives itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import numpy as np
+from v4kernels.cpu import CpuOps
+from v4kernels.triton import check
 from v4kernels.triton.batch import TritonBatch
 from v4kernels.triton.device import Device
 from v4kernels.triton.memory import Buffer
@@ -13,12 +19,14 @@ from v4kernels.triton.ops import TritonOps
 from v4kernels.triton.slots import Pairs
 from v4kernels.triton.weights import SlotKind
 
-from v4cli.engine.gpu import OnCard
+from v4cli import paths
+from v4cli.engine.gpu import Check, OnCard
 from v4cli.errors import ResourceError, UsageError
 from v4cli.experts.device import DeviceSlots
 from v4cli.experts.passing import Rates
 from v4cli.experts.split import Split
 from v4cli.experts.tiers import InRam
+from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.plan import cost, memory
@@ -28,7 +36,7 @@ from v4cli.plan.machines import DESKTOP
 from v4cli.plan.placement import VRAM_STAGING, Budget, Needs, Plan, card_shortage, make_plan, shortage
 from v4cli.plan.speed import CPU_ROWS, CPU_SHARE
 from v4cli.store.sources import Model, PackedSource
-from v4cli.store.store import Store, layout
+from v4cli.store.store import Store, layout, open_model
 
 
 @dataclass(frozen=True)
@@ -101,3 +109,22 @@ def _kind(tier: InRam) -> SlotKind:
     if len(kinds) > 1:
         raise ValueError("experts of several formats do not share slots of a GPU yet")
     return kinds.pop()
+
+
+def checks() -> dict[str, Check]:
+    """What a card has to pass, in the order of what is to blame if it does not."""
+    return {"quantization": check.quantizing, "FP4 products": check.multiplying, "a step of nano": same_step}
+
+
+def same_step(device: Device, folder: Path = paths.NANO, ids: Sequence[int] = (0, 11, 22, 33, 44)) -> str:
+    """Whether a device computes the logits that the CPU computes, to the bit: what differs, or nothing."""
+    checkpoint = open_model(folder)
+    tree = build(checkpoint.config, PackedSource(checkpoint, check=False))
+    most = min(checkpoint.config.max_position_embeddings, CONTEXT)
+    found = []
+    for ops in (CpuOps(tree), TritonOps(tree, device, most)):
+        model: V4 = V4(checkpoint.config, ops)
+        state = State(partial(ops.new_state, most))
+        found.append(np.asarray(model.logits(model.forward([(ids, state)]))).copy())
+    wrong = int((found[0].view(np.uint32) != found[1].view(np.uint32)).sum())
+    return f"{wrong:,} of {found[0].size:,} logits are not the CPU's" if wrong else ""
