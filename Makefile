@@ -2,12 +2,12 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
-# glibc: keep freed memory, training allocates the same large tensors at every step
 TRITONS := 3.6.0 3.9.0
 COMPILED := budgets or librarys or handoff or interpreter
+# glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow test-triton lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl options recording clean
+.PHONY: help run test test-slow test-triton lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl gpu-check gpu-table options recording clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -68,6 +68,12 @@ bench-contexts: $(VENV)/installed  ## saving, loading and sharing contexts, as C
 
 bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
 	$(VENV)/bin/v4 bench kernels
+
+gpu-check: $(VENV)/installed-test  ## all that a GPU has to show, into bench/results (up to 25 minutes)
+	$(PYTHON) -m v4cli.bench.gpu check
+
+gpu-table: $(VENV)/installed  ## write the table of bench/results into README.md
+	$(PYTHON) -m v4cli.bench.gpu_table README.md bench/results
 
 bench-repl: $(VENV)/installed  ## time to the prompt and from key to screen, as CSV (a minute)
 	$(PYTHON) tests/bench/repl_latency.py

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 PROBE_RAM = 512 << 20  # larger than the caches of nearly every processor
 PROBE_DISK = 256 << 20
@@ -45,16 +46,35 @@ def system_text(path: str) -> str:
         return ""
 
 
-def vram() -> tuple[int, int]:
-    """Bytes of VRAM of the largest NVIDIA GPU: all, and free. (0, 0) without one; asks the driver, not torch."""
-    command = ["nvidia-smi", "--query-gpu=memory.total,memory.free", "--format=csv,noheader,nounits"]
+class Gpu(NamedTuple):
+    """An NVIDIA GPU, as its driver tells; bytes of memory."""
+
+    number: int
+    name: str
+    uuid: str
+    driver: str
+    capability: str  # 8.9
+    total: int
+    free: int
+
+
+def gpus() -> list[Gpu]:
+    """Those of this machine; none where no driver answers. Asks the driver, not torch."""
+    fields = "index,name,uuid,driver_version,compute_cap,memory.total,memory.free"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     if not shutil.which(command[0]):
-        return 0, 0
+        return []
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        return max(tuple(int(field) << 20 for field in line.split(",", 1)) for line in lines)
+        return [_gpu(line) for line in lines if line.strip()]
     except (OSError, subprocess.SubprocessError, ValueError):
-        return 0, 0
+        return []
+
+
+def _gpu(line: str) -> Gpu:
+    """Of a line of the driver's answer. ValueError."""
+    number, name, uuid, driver, capability, total, free = (field.strip() for field in line.split(","))
+    return Gpu(int(number), name, uuid, driver, str(float(capability)), int(total) << 20, int(free) << 20)
 
 
 def existing(folder: Path) -> Path:

@@ -110,8 +110,9 @@ class Loading:
     """How a model is loaded, and where its cache is."""
 
     backend: str | None = option(
-        "What computes: cpu (int8 kernels; default) or reference (plain torch).", choices=("cpu", "reference"),
-        setting="user",
+        "What computes: triton (a GPU), cpu (int8 kernels) or reference (plain torch). Default: triton where v4 doctor "
+        "has found that the GPU computes right, else cpu.",
+        choices=("triton", "cpu", "reference"), setting="user",
     )  # fmt: skip
     numerics: str | None = option(
         "Of the reference: exact (fp32; default) or official (simulated quantization).", choices=("exact", "official")
@@ -122,6 +123,23 @@ class Loading:
     kv_dir: Path | None = option(
         "Keep the KV cache in a file in this folder, so that it may exceed the RAM.", setting="user",
         variable="V4_KV_DIR",
+    )  # fmt: skip
+    gpu: int | None = option("Number of the GPU, as nvidia-smi counts. Default: 0.", least=0, setting="user")
+    vram: str | None = option(
+        "Memory of the GPU to use, like 20G. Default: what is free less a margin.", setting="user"
+    )
+    chunk: int | None = option(
+        "Tokens of a prompt that a GPU computes at a time: more are faster and take more of its memory. Default: by "
+        "its memory.",
+        least=64, most=65536, setting="user",
+    )  # fmt: skip
+    kv_host: bool = option(
+        "Keep KV entries that tokens choose from in memory of the host: room on the GPU for long contexts.",
+        default=False, setting="user",
+    )  # fmt: skip
+    dense: str | None = option(
+        "Dense weights on a GPU: nf4 is smaller and less exact (bitsandbytes). Default: as stored.",
+        choices=("stored", "nf4"), setting="user",
     )  # fmt: skip
     no_cache: bool = option("Neither use nor store computed prefixes (v4 sessions).", default=False, setting="user")
 
@@ -219,7 +237,10 @@ class RolloutOptions:
     n: int = option("Rollouts of each task.", default=1, least=1)
     jobs: int = option("At a time, on one loaded model.", default=1, least=1, most=256)
     conditions: Conditions = part()
-    loading: Loading = part(backend=None, numerics=None, kv_dir=None, no_cache=None)
+    loading: Loading = part(
+        backend=None, numerics=None, kv_dir=None, gpu=None, vram=None, chunk=None, kv_host=None, dense=None,
+        no_cache=None,
+    )  # fmt: skip
     as_json: bool = _json()
 
 

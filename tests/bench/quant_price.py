@@ -3,6 +3,7 @@
 For nano (on held-out dialogues) and a random checkpoint (on random tokens): weight error by tensor class, and KL
 divergence, perplexity and top-1 agreement of the store against the official weights, both in `exact`, at several
 context lengths. A token's logits come after everything before it, so later positions show what long contexts add.
+Where bitsandbytes is installed, that of `--dense nf4` over a native store too.
 """
 
 import argparse
@@ -13,18 +14,23 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from v4kernels.reference import Reference, Weight
+from v4kernels.triton import nf4
 
 from v4cli.bench.synthetic import shape, write_synthetic
 from v4cli.chat.encoding import encode_april
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
+from v4cli.model.v4 import V4
+from v4cli.model.weights import build
 from v4cli.nano.dialogues import generate
 from v4cli.paths import NANO
 from v4cli.pull.hub import FolderSource
 from v4cli.pull.pull import pull
 from v4cli.store.library import weight_errors
 from v4cli.store.recipe import RECIPES
-from v4cli.store.store import Manifest
+from v4cli.store.sources import DenseSource
+from v4cli.store.store import Manifest, open_model
 
 CHUNK = 512
 COLUMNS = ("model", "quant", "tokens", "kl_nats", "top1_agreement", "ppl_official", "ppl_store", "weight_errors")
@@ -38,6 +44,47 @@ class Silent:
     def start(self, name: str, n_bytes: int, fetching: bool) -> None: ...
     def advance(self, name: str, n_bytes: int) -> None: ...
     def finish(self, name: str) -> None: ...
+
+
+class Nf4Source(DenseSource):
+    """A store's weights, of which some are made 4-bit normal floats, as `--dense nf4` does when it loads them."""
+
+    def __init__(self, store, errors: list[float]):
+        """`errors`: squares of errors and of values are added to its two numbers."""
+        super().__init__(store, lazy=False)
+        self.errors = errors
+
+    def weight(self, name: str) -> Weight:
+        weight = super().weight(name)
+        if not nf4.about(name, self.checkpoint.form(name).name):
+            return weight
+        exact = weight.dense()
+        rounded = nf4.Nf4(exact).values()
+        self.errors[0] += (rounded - exact).square().sum().item()
+        self.errors[1] += exact.square().sum().item()
+        return Weight(weight.kind, rounded)
+
+
+def with_nf4(folder: Path) -> tuple[Engine, str]:
+    """A store whose dense weights are nf4, in `exact`, and the error of that step."""
+    store, errors = open_model(folder), [0.0, 0.0]
+    model = V4(store.config, Reference("exact").bind(build(store.config, Nf4Source(store, errors))))
+    return Engine(model, folder, 0.0), f"nf4={(errors[0] / errors[1]) ** 0.5:.4f}"
+
+
+def stores(folder: Path, quant: str):
+    """Yields (name, engine, weight errors) of a store and, if it is native, with nf4 where that can be made."""
+    errors = " ".join(f"{n}={e:.4f}" for n, e in weight_errors(Manifest.load(folder)).items())
+    yield quant, Engine.open(folder, "reference"), errors
+    if quant != "native":
+        return
+    try:
+        nf4.library()
+    except ValueError as missing:
+        print(missing, file=sys.stderr)
+    else:
+        engine, error = with_nf4(folder)
+        yield f"{quant}, dense nf4", engine, f"{errors} {error}"
 
 
 def nano_tokens(count: int) -> list[int]:
@@ -88,14 +135,13 @@ def main() -> None:
             for quant in RECIPES:
                 folder = Path(scratch) / f"{name}-{quant}"
                 pull(FolderSource(source), folder, quant, reporter=Silent())
-                errors = " ".join(f"{n}={e:.4f}" for n, e in weight_errors(Manifest.load(folder)).items())
-                for tokens, kl, agree, ppl, ppl_store in compare(
-                    Engine.open(source, "reference"), Engine.open(folder, "reference"), ids, frontiers
-                ):
-                    out.writerow(
-                        [name, quant, tokens, f"{kl:.3e}", f"{agree:.4f}", f"{ppl:.4f}", f"{ppl_store:.4f}", errors]
-                    )
-                    sys.stdout.flush()
+                for what, engine, errors in stores(folder, quant):
+                    official = Engine.open(source, "reference")
+                    for tokens, kl, agree, ppl, ppl_store in compare(official, engine, ids, frontiers):
+                        out.writerow(
+                            [name, what, tokens, f"{kl:.3e}", f"{agree:.4f}", f"{ppl:.4f}", f"{ppl_store:.4f}", errors]
+                        )
+                        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from v4kernels import native
 
 from v4cli import paths
-from v4cli.bench import flops, speed
+from v4cli.bench import speed
 from v4cli.bench.context import Plan, measure
 from v4cli.bench.fill import ENTRIES, fill
 from v4cli.bench.resident import resident
@@ -19,7 +19,7 @@ from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
 from v4cli.errors import UsageError
 from v4cli.nano.recall import haystack
-from v4cli.plan import cost
+from v4cli.plan import cost, flops
 from v4cli.store import library
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")

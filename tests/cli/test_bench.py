@@ -12,7 +12,9 @@ import pytest
 from test_cli import V4, v4
 from v4kernels import native
 
-from v4cli.cli import bench, bench_output
+from v4cli import hardware
+from v4cli.bench import gpu
+from v4cli.cli import bench, bench_output, start
 from v4cli.cli.bench_context import parse_frontiers, parse_tokens
 from v4cli.errors import UsageError
 from v4cli.nano import recipe
@@ -150,6 +152,38 @@ def test_bench_kernels_names_every_op():
     assert any(row["op"].startswith("CSA layer, 1 token at 1048576") for row in rows)
     assert {"greedy", "temperature 0.7, masked", "top-p 0.95", "top-k 50", "min-p 0.05"} <= {row["op"] for row in rows}
     assert all(float(row["ms"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--backend", "triton"], "no card to measure"),
+        (["--backend", "triton", "--isa", "scalar"], "--isa is for"),
+        (["--backend", "reference"], "--backend cpu or triton"),
+        (["--gpu", "1"], "needs --backend triton"),
+    ],
+)
+def test_kernels_of_a_card_need_one(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "gpus", list)
+    monkeypatch.setattr(sys, "argv", ["v4", "bench", "kernels", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        start.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and words in said.err and not said.out
+
+
+def test_kernels_of_a_card_are_printed_as_csv(monkeypatch, capsys):
+    row = {"op": "int8 linear", "shape": "wq_b, 32 rows", "us": 9.5, "rate": 3500.0, "gmacs": 3300.0, "of_read": 0.8}
+    found = {"limits": {"read": 4000.0, "node_us": 1.25}, "kernels": [row], "beside": [row | {"op": "torch bf16"}]}
+    found["missing"] = {"fp4 experts": "MemoryError: none"}
+    monkeypatch.setattr(gpu, "need_card", lambda number: None)
+    monkeypatch.setattr(gpu, "kernels", lambda *asked: found)
+    bench.bench_card(0, 10)
+    said = capsys.readouterr()
+    rows = {row["op"]: row for row in csv.DictReader(io.StringIO(said.out))}
+    assert float(rows["read"]["GB/s"]) == 4000 and float(rows["node"]["us"]) == 1.25
+    assert float(rows["int8 linear"]["of_read"]) == 0.8 and float(rows["torch bf16"]["us"]) == 9.5
+    assert said.err == "fp4 experts: MemoryError: none\n"
 
 
 def test_sessions_that_decode_together(capsys):

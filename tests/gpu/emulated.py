@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import ptx
+import torch
 from v4kernels.triton import launch
-from v4kernels.triton.device import Launch, Move, Node, Recording, in_order
+from v4kernels.triton.device import Call, Launch, Move, Node, Recording, in_order
 
 NULL = 0  # for what Triton adds to a kernel's parameters: scratch memory, which none of them has
 
@@ -72,6 +73,9 @@ class Emulated(Recording):
 
     # -- launches -----------------------------------------------------------------------------------------------------
 
+    def tensor(self, address: int, n_bytes: int) -> torch.Tensor:
+        return torch.from_numpy(self.memory.at(address, n_bytes))
+
     def prepare(self, node: Node) -> None:
         if isinstance(node, Launch):
             in_order(node.kernel, node.arguments, node.constants)
@@ -80,6 +84,9 @@ class Emulated(Recording):
     def run(self, node: Node) -> None:
         if isinstance(node, Move):
             self._move(node)
+            return
+        if isinstance(node, Call):
+            node.work()
             return
         self.launches += 1
         made = program(node.kernel, self.gpu, node.warps, node.stages, **node.constants)

@@ -1,5 +1,7 @@
 """Plans: every byte in one place, figures of the published models to the byte, and what fits exactly."""
 
+from dataclasses import replace
+
 import pytest
 from v4kernels.formats import GROUP
 
@@ -9,8 +11,9 @@ from v4cli.errors import ResourceError, UsageError
 from v4cli.model.config import V4Config
 from v4cli.model.schema import expected_tensors
 from v4cli.plan import cost
+from v4cli.plan.hits import EXPONENT
 from v4cli.plan.ledger import RUNTIME
-from v4cli.plan.placement import VRAM_RUNTIME, Budget, make_plan, shortage
+from v4cli.plan.placement import VRAM_RUNTIME, VRAM_STAGING, VRAM_WORK, Budget, card_shortage, make_plan, shortage
 from v4cli.store.library import n_parts
 from v4cli.store.recipe import RECIPES
 from v4cli.store.store import layout
@@ -96,7 +99,7 @@ def test_kv_reads_of_a_token_at_a_million(flash):
 def test_every_byte_has_one_place_and_every_read_is_counted(needs, native, machine):
     room = budget(*machine)
     plan = make_plan(needs, room)
-    beside = ("runtime", "scratch", "staging", "rewind points")
+    beside = ("runtime", "scratch", "staging", "rewind points", "work", "pinned")
     held = sum(n for tier in plan.tiers for what, n in tier.holds.items() if what not in beside)
     assert held == cost.payload_bytes(native).total + needs.kv.held
     read = sum(tier.read for tier in plan.tiers) - plan.ram.reads.get("streamed experts", 0)
@@ -107,14 +110,38 @@ def test_every_byte_has_one_place_and_every_read_is_counted(needs, native, machi
     assert plan.optimistic <= plan.pessimistic
 
 
-def test_what_every_token_reads_comes_first_into_vram(needs):
+def test_a_card_holds_what_every_token_reads_or_is_not_used(needs):
     plan = make_plan(needs, budget(64, 24))
-    assert {"dense", "head", "KV", "experts"} <= set(plan.vram.holds)
+    assert plan.on_card and {"dense", "head", "KV", "experts"} <= set(plan.vram.holds)
     assert not {"dense", "head", "KV"} & set(plan.ram.holds)
-    small = make_plan(needs, budget(64, 4))  # some layers only
-    assert small.vram.holds["dense"] + small.ram.holds["dense"] == sum(use.held for use in needs.dense)
-    assert small.vram.holds["runtime"] == VRAM_RUNTIME and small.ram.holds["runtime"] == RUNTIME
-    assert not make_plan(needs, budget(64, 0.2)).vram.holds  # too little to be of use
+    beside = {"runtime": VRAM_RUNTIME, "work": VRAM_WORK, "staging": VRAM_STAGING}
+    assert beside.items() <= plan.vram.holds.items() and plan.ram.holds["runtime"] == RUNTIME
+    least = card_shortage(needs, budget(64))
+    room = replace(budget(64), vram=least)
+    assert make_plan(needs, room).vram.held == least and make_plan(needs, room).slots == 0
+    without = make_plan(needs, replace(room, vram=least - 1))
+    assert not without.on_card and without.ram.holds == make_plan(needs, budget(64)).ram.holds
+
+
+def test_entries_that_are_chosen_from_may_lie_in_pinned_memory(flash, native):
+    needs = cost.at_context(cost.needs(flash, native), flash, 1 << 20, 3)
+    there, host = (make_plan(needs, replace(budget(192, 80), kv_host=kept)) for kept in (False, True))
+    moved = 3 * 21 * 262_144 * 584
+    assert there.vram.holds["KV"] - host.vram.holds["KV"] == host.ram.holds["pinned KV"]
+    assert moved <= host.ram.holds["pinned KV"] < 1.01 * moved
+    assert host.ram.reads["pinned KV"] == 21 * 512 * 584
+    assert there.vram.reads["KV"] == host.vram.reads["KV"] + host.ram.reads["pinned KV"]
+    assert host.slots > there.slots and "pinned KV" not in there.ram.holds
+
+
+def test_hits_of_a_card_are_more_than_its_share(needs):
+    plan = make_plan(needs, budget(64, 24))
+    assert plan.hits == pytest.approx((plan.slots / needs.n_experts) ** EXPONENT)
+    asked = needs.experts_per_token * needs.expert
+    assert plan.vram.reads["experts"] == pytest.approx(plan.hits * asked)
+    assert plan.ssd.reads["experts"] == pytest.approx((1 - plan.resident**EXPONENT) * asked)
+    even = make_plan(needs, budget(64, 24), 1.0)
+    assert even.hits == even.slots / needs.n_experts and even.slots == plan.slots
 
 
 def test_hits_are_the_share_of_experts_in_memory(needs):
@@ -128,7 +155,7 @@ def test_hits_are_the_share_of_experts_in_memory(needs):
 
 @pytest.mark.parametrize("vram", [0, 24])
 def test_the_least_memory_is_exact(needs, vram):
-    room = budget(1, vram)
+    room = budget(1.5, vram)
     missing = shortage(needs, room)
     assert (missing > 0) == (vram == 0)
     least = room.ram + missing
@@ -171,8 +198,9 @@ def test_probes_measure_something_and_leave_nothing_behind(tmp_path):
 
 def test_plan_shows_what_sessions_hold(capsys):
     from v4cli.cli.plan import plan_model
+    from v4cli.cli.plan_card import Wanted
 
-    plan_model("nano", "1G", "0", "1k", 3, None, False)
+    plan_model("nano", "1G", Wanted("0", None, None, False), "1k", 3, None, False)
     told = capsys.readouterr().out
     assert "3 sessions of 1," in told and "rewind points of at most" in told
     assert all(f"{item} " in told for item in ("scratch", "staging", "KV", "rewind points", "experts"))

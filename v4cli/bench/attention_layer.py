@@ -8,11 +8,11 @@ from v4kernels import native
 from v4kernels.api import Span
 from v4kernels.cpu import Buffer, Cpu
 
-from v4cli.bench import flops
 from v4cli.bench.random_weights import RandomSource
 from v4cli.bench.synthetic import shape
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
+from v4cli.plan import flops
 
 
 class AttentionLayer:

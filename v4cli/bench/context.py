@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v4cli.bench import flops, speed
+from v4cli.bench import speed
 from v4cli.bench.fill import fill
 from v4cli.bench.resident import disk_reads, resident
 from v4cli.bench.steps import KINDS, Steps, decode
@@ -21,7 +21,7 @@ from v4cli.engine.engine import Engine
 from v4cli.engine.session import Session
 from v4cli.errors import UsageError
 from v4cli.nano.recall import Question, ask, haystack
-from v4cli.plan import cost
+from v4cli.plan import cost, flops
 from v4cli.plan.memory import CHUNK
 from v4cli.store.store import layout
 

@@ -1,4 +1,5 @@
-"""A context that nobody wrote: random but valid entries in a session's KV state, at the speed of memory.
+"""A context that nobody wrote: random but valid entries in a session's KV state, at the speed of memory, whichever
+backend's it is.
 
 For measuring speed and size at depths whose prefill would take hours. Entries have the form the kernels store (v4k.h):
 e4m3 codes without NaN under a scale that keeps values O(1), bf16 for RoPE dims, e2m1 index keys. Entries repeat after
@@ -15,33 +16,31 @@ KEY_SCALE = 125  # 2^-2: index keys of about unit variance
 
 
 def fill(session, n_tokens: int, seed: int = 0) -> None:
-    """Put a session of the cpu backend at `n_tokens`, not less than it has: random entries for the tokens between,
+    """Put a session of packed KV state at `n_tokens`, not less than it has: random entries for the tokens between,
     random windows and tails. Token ids are 0; going back into what was filled gives other entries. ResourceError where
     the budget does not hold it."""
     session.make_room(n_tokens)
     rng = np.random.default_rng((seed, n_tokens))
     state, config = session.state, session.engine.config
     entries = _entries(rng, config)
-    for layer in state.layers:
-        layer.ring[:] = entries[: len(layer.ring)]
-        for part in (layer.main, layer.index):
-            if part is not None:
-                _grow(rng, entries, part, state.n_tokens, n_tokens)
+    for layer, ratio in zip(state.layers, config.compress_ratios):
+        step = ENTRIES * ratio
+        for first in range(state.n_tokens, n_tokens, step) if step else ():
+            last = min(first + step, n_tokens)
+            count, kept = last // ratio - first // ratio, layer.entries(0, 0)
+            layer.put(first, last, {name: _new(rng, entries, name, count, of.shape[1]) for name, of in kept.items()})
+        mark = layer.mark(n_tokens)
+        tails = {name: rng.standard_normal(of.shape, np.float32) for name, of in mark.items() if name != "window"}
+        layer.restore(tails | {"window": entries[: len(mark["window"])]}, n_tokens)
     session.tokens.extend([0] * (n_tokens - len(session.tokens)))
     state.n_tokens = n_tokens
 
 
-def _grow(rng, entries, part, before: int, after: int) -> None:
-    part.reserve(after)
-    part.tails[:] = rng.standard_normal(part.tails.shape, np.float32)
-    codes, scales = part.rows["entries"].data, part.rows.get("scales")
-    end = after // part.ratio
-    for at in range(before // part.ratio, end, ENTRIES):
-        to = min(at + ENTRIES, end)
-        if scales is None:
-            codes[at:to] = entries[: to - at]
-        else:
-            codes[at:to], scales.data[at:to] = _bytes(rng, to - at, codes.shape[1]), KEY_SCALE
+def _new(rng, entries, name: str, count: int, width: int) -> np.ndarray:
+    """(count, width), at most ENTRIES."""
+    if name == "main.entries":
+        return entries[:count]
+    return np.full((count, width), KEY_SCALE, np.uint8) if name == "index.scales" else _bytes(rng, count, width)
 
 
 def _entries(rng, config) -> np.ndarray:

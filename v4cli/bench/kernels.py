@@ -13,12 +13,12 @@ from statistics import median
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from v4kernels import native
 from v4kernels.cpu import default_threads
 from v4kernels.formats import FORMATS
 
 from v4cli.bench.attention_layer import AttentionLayer
+from v4cli.bench.baselines import baselines, torch_linear
 from v4cli.bench.speed import PROBE_BYTES, seconds
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.errors import UsageError
@@ -140,30 +140,17 @@ def matrix_matrix(rounds: int):
 def other_libraries(rounds: int):
     """The same matrix-vector products by torch and, where it is installed, bitsandbytes."""
     probe = np.ones(PROBE_BYTES // 8, np.int64)
-    for name, dtype in (("torch fp32 linear", torch.float32), ("torch bf16 linear", torch.bfloat16)):
-        dense = [torch.randn(shape, dtype=dtype) for shape in DENSE_SHAPES]
-        inputs = [torch.randn(1, w.shape[1], dtype=dtype) for w in dense]
+    made = {"torch fp32": torch_linear(torch.float32)} | baselines()
+    for name, make in made.items():
+        with torch.inference_mode():
+            layers = [make(*shape, 1, "cpu") for shape in DENSE_SHAPES]
 
-        def work(dense=dense, inputs=inputs):
-            for x, w in zip(inputs, dense):
-                F.linear(x, w)
+            def work(layers=layers):
+                for layer, _ in layers:
+                    layer()
 
-        yield against_reading(name, work, sum(w.nbytes for w in dense), probe, rounds)
-    try:
-        from bitsandbytes.nn import Linear4bit
-    except ImportError:
-        return
-    layers = [Linear4bit(cols, rows, bias=False, quant_type="nf4").to("cpu") for rows, cols in DENSE_SHAPES]
-    inputs = [torch.randn(1, cols) for _, cols in DENSE_SHAPES]
-
-    def nf4():
-        for x, layer in zip(inputs, layers):
-            layer(x)
-
-    with torch.inference_mode():
-        nf4()
-        n_bytes = sum(rows * cols // 2 + rows * cols // 16 for rows, cols in DENSE_SHAPES)  # fp32 scale per 64
-        yield against_reading("bitsandbytes nf4 linear", nf4, n_bytes, probe, rounds)
+            work()
+            yield against_reading(f"{name} linear", work, sum(n for _, n in layers), probe, rounds)
 
 
 def attention_layers(rounds: int):

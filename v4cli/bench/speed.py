@@ -16,11 +16,10 @@ import numpy as np
 from v4kernels import native
 from v4kernels.formats import GROUP
 
-from v4cli.bench import flops
 from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
-from v4cli.plan import cost
+from v4cli.plan import cost, flops
 from v4cli.store.store import layout
 
 PROBE_BYTES = 1 << 30

@@ -13,6 +13,7 @@ from v4cli.chat.parser import Event, StreamParser
 from v4cli.chat.requests import encode_request
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.engine.engine import Engine
+from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
 from v4cli.errors import ModelError, UsageError
@@ -48,16 +49,17 @@ class Chat:
         session: Callable[[Engine], Session] = Engine.session,
         ram: int | None = None,
         learned: Path | None = None,
+        on_card: OnCard = ANYHOW,
     ) -> "Chat":
-        """Load a model folder: weights, tokenizer.json and generation_config.json; `session` makes the timeline. `ram`
-        and `learned` are those of Engine.open.
+        """Load a model folder: weights, tokenizer.json and generation_config.json; `session` makes the timeline. `ram`,
+        `learned` and `on_card` are those of Engine.open.
 
         ModelError if the model is unusable.
         """
         if not (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
             hint = f"v4 verify {folder} tells how to repair it" if is_store(folder) else "put the release's there"
             raise kinds.of_folder(folder) or ModelError(f"{folder}: tokenizer.json is missing", hint)
-        engine = Engine.open(folder, backend, numerics, ram, learned)
+        engine = Engine.open(folder, backend, numerics, ram, learned, on_card)
         tokenizer, defaults = (read(folder / name, engine.config) for name, read in READERS.items())
         return cls(engine, tokenizer, defaults, session(engine))
 

@@ -18,7 +18,9 @@ from v4cli.cli.parameters import (
     DEFAULT_MODEL,
     MODEL_OR_RELEASE,
     Backend,
+    Chunk,
     Json,
+    KvHost,
     Model,
     ModelName,
     Numerics,
@@ -173,7 +175,12 @@ def rm(model: ModelName, yes: Annotated[bool, typer.Option("--yes", "-y", help="
 def plan(
     model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE)],
     ram: Annotated[str | None, typer.Option(help="RAM to use, like 12G. Default: 90 % of what is free.")] = None,
-    vram: Annotated[str | None, typer.Option(help="VRAM to use. Default: 90 % of what is free.")] = None,
+    vram: Annotated[str | None, typer.Option(help="VRAM to use; 0: none. Default: 98 % of what is free.")] = None,
+    gpu_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Plan for this GPU, like 4090 or h200. Default: the one here.")
+    ] = None,
+    chunk: Chunk = None,
+    kv_host: KvHost = False,
     ctx: Annotated[str | None, typer.Option(help="Tokens of context, like 64k. Default: 32768.")] = None,
     sessions: Annotated[int, typer.Option(min=1, max=256, help="Contexts of that length at a time.")] = 1,
     quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
@@ -181,8 +188,9 @@ def plan(
 ) -> None:
     """Show where every byte of a model would live on this machine and others, and what a token would cost."""
     from v4cli.cli.plan import plan_model
+    from v4cli.cli.plan_card import Wanted
 
-    plan_model(model, ram, vram, ctx, sessions, quant, as_json)
+    plan_model(model, ram, Wanted(vram, gpu_name, chunk, kv_host), ctx, sessions, quant, as_json)
 
 
 @app.command()

@@ -96,10 +96,24 @@ def bench_kernels(
     working_set: Annotated[int, typer.Option(min=1, help="Bytes that matrix-vector products stream.")] = 1_200_000_000,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads; default: one per core.")] = None,
     isa: Annotated[str | None, typer.Option(help="ISA tier to use; v4 doctor lists them.")] = None,
+    backend: Annotated[str, typer.Option(help="cpu, or triton for those of a GPU.")] = "cpu",
+    number: Annotated[int | None, typer.Option("--gpu", min=0, help="Of triton: number of the card.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="Of triton: what is not begun by then is left out. Default: 480.")
+    ] = None,
 ) -> None:
     """Kernels at Flash shapes beside the machine's ceilings, torch and bitsandbytes, as CSV."""
+    if backend not in ("cpu", "triton"):
+        raise UsageError(f"there are no kernels of {backend!r} to measure", "--backend cpu or triton")
+    if backend == "triton":
+        from v4cli.cli.bench import bench_card
+
+        _refuse({"--threads": threads, "--isa": isa}, "is for kernels of the CPU")
+        bench_card(number or 0, seconds or 480)
+        return
     from v4cli.bench.kernels import report
 
+    _refuse({"--gpu": number, "--seconds": seconds}, "needs --backend triton")
     report(rounds, working_set, threads, isa)
 
 

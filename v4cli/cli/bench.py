@@ -70,6 +70,18 @@ def bench_sessions(
         output.table(rows)
 
 
+def bench_card(number: int, seconds: float) -> None:
+    """Measure the kernels of a GPU and print CSV; what is missing goes to stderr."""
+    from v4cli.bench import gpu
+    from v4cli.bench.gpu_kernels import as_table
+
+    gpu.need_card(number)
+    found = gpu.kernels(number, seconds, None, "")
+    csv.writer(output.Csv).writerows(as_table(found))
+    for name, why in found["missing"].items():
+        output.note(f"{name}: {why}")
+
+
 def open_engine(model: str, synthetic: Synthetic | None, ram: int | None = None):
     """The engine to measure, of `model` or of random weights, and the recipe of its weights."""
     from v4kernels import native

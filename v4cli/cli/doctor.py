@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from v4cli import __version__, hardware, paths
-from v4cli.cli import output
+from v4cli.cli import doctor_gpu, output
 from v4cli.errors import Exit, V4Error
 from v4cli.plan.budget import SHARE
 
@@ -22,7 +22,7 @@ SWITCHES = {  # of the kernel: with which value each forbids user namespaces, an
 
 def report(as_json: bool) -> None:
     """Print all checks; exit 1 if one failed."""
-    checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), _sandbox(), _nano()]
+    checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), *doctor_gpu.lines(), _sandbox(), _nano()]
     if as_json:
         output.json_page([{"check": c, "status": s, "detail": d, "fix": f} for c, s, d, f in checks])
     else:

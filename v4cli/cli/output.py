@@ -85,6 +85,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.2f} TiB"
 
 
+def rate(bytes_per_second: float) -> str:
+    """For people: 22.0 GB/s."""
+    return f"{bytes_per_second / 1e9:.1f} GB/s"
+
+
 def parse_size(text: str, option: str) -> int:
     """Bytes from 12G, 12GiB (both 2^30), 12GB (10^9), 800M, 1.5T, or a plain number of bytes: 0, or LEAST and more.
 

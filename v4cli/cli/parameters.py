@@ -158,4 +158,6 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_ENTRIES["model"
 MODEL_OR_RELEASE = "A name from v4 ls, a folder, or a release that need not be here (flash, pro)."
 Backend = _annotation(_ENTRIES["backend"])
 Numerics = _annotation(_ENTRIES["numerics"])
+Chunk = _annotation(_ENTRIES["chunk"])
+KvHost = _annotation(_ENTRIES["kv_host"])
 Json = _annotation(_ENTRIES["as_json"])

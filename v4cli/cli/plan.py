@@ -4,26 +4,28 @@ machines it would fit."""
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from v4kernels import BACKENDS
-
 from v4cli import hardware, paths
-from v4cli.cli import output
+from v4cli.cli import output, plan_card
 from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
 from v4cli.errors import ResourceError, UsageError
 from v4cli.plan import cost
+from v4cli.plan import memory as memory_of
 from v4cli.plan.budget import CONTEXT, SHARE, longest_context
+from v4cli.plan.cards import Card
 from v4cli.plan.machines import (
     DESKTOP,
-    GPU_SPEED,
+    HOST,
     MACHINES,
     SERVER,
     SSD_SPEED,
     SSD_SPEEDS,
     WORKSTATION,
     Machine,
+    Outlook,
+    outlook,
     plans,
 )  # fmt: skip
-from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
+from v4cli.plan.placement import Budget, Needs, shortage
 from v4cli.store.library import COMPLETE
 from v4cli.store.recipe import RECIPES
 
@@ -32,8 +34,9 @@ ASSUMPTION = (
     "are higher); bytes only, computing is not counted"
 )
 HEADER = (
-    f"common machines, {SHARE:.0%} of their memory used; RAM {DESKTOP / 1e9:.0f} GB/s (two channels of DDR5), "
-    f"workstation {WORKSTATION / 1e9:.0f}, server {SERVER / 1e9:.0f}, GPU {GPU_SPEED / 1e9:.0f}"
+    f"common machines, {SHARE:.0%} of their memory used; RAM {DESKTOP / 1e9:.0f} GB/s (two channels of DDR5), beside "
+    f"large GPUs {HOST / 1e9:.0f}, workstation {WORKSTATION / 1e9:.0f}, server {SERVER / 1e9:.0f}; with a GPU "
+    "predicted (from a poor cache of experts to a good one)"
 )
 SMALLEST = "q4"  # the recipe with the fewest bytes
 
@@ -50,31 +53,38 @@ class Request:
 
 
 def plan_model(
-    model: str, ram: str | None, vram: str | None, ctx: str | None, sessions: int, quant: str | None, as_json: bool
+    model: str,
+    ram: str | None,
+    wanted: plan_card.Wanted,
+    ctx: str | None,
+    sessions: int,
+    quant: str | None,
+    as_json: bool,
 ) -> None:
     """Print the plan and the fit table. ResourceError (exit 4) if this machine cannot hold the least there must be."""
-    memory = _memory(ram, vram)
+    card, vram = wanted.card()
+    config = Subject.find(model).config
+    chunk = wanted.chunk or memory_of.card_chunk(config, vram)
+    memory = Budget(
+        ram=int(SHARE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
+        vram=vram,
+        ram_speed=DESKTOP,
+        vram_speed=card.read if card else 1.0,
+        ssd_speed=SSD_SPEED,
+        kv_host=wanted.kv_host,
+        work=memory_of.card_work_bytes(config, chunk),
+    )
     request = _request(model, None if ctx is None else output.parse_tokens(ctx, "--ctx"), sessions, quant)
     if shortage(request.needs, memory) > 0:
         raise _does_not_fit(request, memory)
     folder = request.subject.folder or paths.models_dir() / model
-    budget, assumed = _with_speeds(memory, folder)
-    about = _about(request, make_plan(request.needs, budget), assumed, folder)
+    budget, assumed = _with_speeds(memory, card, folder)
+    about = _about(request, outlook(request.needs, config, request.n_tokens, budget, card), assumed, folder)
+    about["card"] = plan_card.about(request.needs, config, budget, card, chunk, assumed) if card else None
     if as_json:
         output.json_page(about)
     else:
         _print(about)
-
-
-def _memory(ram: str | None, vram: str | None) -> Budget:
-    """Budgets as asked for, or from what is free now; speeds not yet known."""
-    return Budget(
-        ram=int(SHARE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
-        vram=int(SHARE * hardware.vram()[1]) if vram is None else output.parse_size(vram, "--vram"),
-        ram_speed=DESKTOP,
-        vram_speed=GPU_SPEED,
-        ssd_speed=SSD_SPEED,
-    )
 
 
 def _request(model: str, n_tokens: int | None, sessions: int, quant: str | None) -> Request:
@@ -93,13 +103,13 @@ def _request(model: str, n_tokens: int | None, sessions: int, quant: str | None)
     return Request(subject, quant, n_tokens, needs, file_bytes)
 
 
-def _with_speeds(memory: Budget, folder: Path) -> tuple[Budget, list[str]]:
+def _with_speeds(memory: Budget, card: Card | None, folder: Path) -> tuple[Budget, list[str]]:
     """The budget with measured speeds, and which speeds had to be assumed."""
     files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size) if folder.is_dir() else []
     ssd_speed = hardware.disk_speed(folder, files[-1] if files else None)
     assumed = [] if ssd_speed else ["SSD"]
-    if memory.vram:
-        assumed.append("VRAM")  # reading it is not measured
+    if card is None or "read" not in card.measured:
+        assumed.append("VRAM")
     return replace(memory, ram_speed=hardware.ram_speed(), ssd_speed=ssd_speed or SSD_SPEED), assumed
 
 
@@ -133,9 +143,9 @@ def _contexts(sessions: int, n_tokens: int) -> str:
     return each if sessions == 1 else f"{sessions} sessions of {each}"
 
 
-def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> dict:
+def _about(request: Request, found: Outlook, assumed: list[str], folder: Path) -> dict:
     """The whole page as data; bytes, seconds and bytes per second."""
-    subject = request.subject
+    subject, plan = request.subject, found.plan
     return {
         "model": subject.name,
         "state": subject.state,
@@ -163,27 +173,28 @@ def _about(request: Request, plan: Plan, assumed: list[str], folder: Path) -> di
             for tier in plan.tiers
         ],
         "resident_experts": plan.resident,
-        "seconds_per_token": _seconds(plan),
-        "assumption": ASSUMPTION,
-        "machines": [_machine(request.needs, machine) for machine in MACHINES],
+        "seconds_per_token": _seconds(found),
+        "assumption": plan_card.ASSUMPTION if plan.on_card else ASSUMPTION,
+        "machines": [_machine(request, machine) for machine in MACHINES],
     }
 
 
-def _seconds(plan: Plan) -> dict:
-    return {"optimistic": plan.optimistic, "pessimistic": plan.pessimistic}
+def _seconds(found: Outlook) -> dict:
+    return {"optimistic": found.optimistic, "expected": found.expected, "pessimistic": found.pessimistic}
 
 
-def _machine(needs: Needs, machine: Machine) -> dict:
+def _machine(request: Request, machine: Machine) -> dict:
     """One line of the fit table."""
     row = {
-        "name": machine.name, "ram": machine.ram << 30, "vram": machine.vram << 30,
+        "name": machine.name, "ram": machine.ram << 30, "vram": machine.card.vram if machine.card else 0,
         "ram_bytes_per_second": machine.ram_speed,
     }  # fmt: skip
-    found, missing = plans(needs, machine)
+    found, missing = plans(request.needs, request.subject.config, request.n_tokens, machine)
     if not found:
         return row | {"fits": False, "missing_ram": missing}
-    speeds = [{"ssd_bytes_per_second": speed, "seconds_per_token": _seconds(plan)} for speed, plan in found.items()]
-    return row | {"fits": True, "resident_experts": found[SSD_SPEEDS[0]].resident, "speeds": speeds}
+    speeds = [{"ssd_bytes_per_second": ssd, "seconds_per_token": _seconds(one)} for ssd, one in found.items()]
+    plan = found[SSD_SPEEDS[0]].plan
+    return row | {"fits": True, "resident_experts": plan.resident, "slots": plan.slots, "speeds": speeds}
 
 
 def _print(about: dict) -> None:
@@ -196,7 +207,7 @@ def _print(about: dict) -> None:
     for tier in about["tiers"]:
         held = ", ".join(f"{what} {output.size(n)}" for what, n in tier["holds"].items() if n)
         read = sum(tier["read_bytes_per_token"].values())
-        speed = f"{tier['bytes_per_second'] / 1e9:.1f} GB/s{'' if tier['speed_is_measured'] else ' assumed'}"
+        speed = f"{output.rate(tier['bytes_per_second'])} {'measured' if tier['speed_is_measured'] else 'assumed'}"
         budget = "" if tier["budget"] is None else output.size(tier["budget"])
         if tier["budget"] != 0:
             rows.append((tier["tier"], budget, speed, output.size(read), f"{tier['seconds_per_token']:.3f} s", held))
@@ -205,12 +216,14 @@ def _print(about: dict) -> None:
         f"\na session holds {output.size(about['kv_bytes_per_session'])} of KV and up to "
         f"{about['rewind_points_per_session']} rewind points of at most {output.size(about['rewind_point_bytes'])}\n"
     )
+    seconds = about["seconds_per_token"]
+    how = "one tier after the other, to all at once" if seconds["expected"] is None else "predicted"
     output.answer(
-        f"{_rate(about['seconds_per_token'])} (one tier after the other, to all at once); "
-        f"{about['resident_experts']:.1%} of the experts in memory\nassumed: {ASSUMPTION}\n"
+        f"{_rate(seconds)} ({how}); {about['resident_experts']:.1%} of the experts in memory\n"
+        f"assumed: {about['assumption']}\n"
     )
-    if "triton" not in BACKENDS:
-        output.answer("this version has no GPU kernels: VRAM is planned for, not used\n")
+    if about["card"]:
+        plan_card.show(about["card"])
     if about["disk_problem"]:
         output.answer(f"no model can be brought to {about['folder']}: {about['disk_problem']}\n")
     if about["state"] == NOT_HERE and about["disk_free"] < about["file_bytes"]:
@@ -229,6 +242,8 @@ def _print(about: dict) -> None:
 
 
 def _rate(seconds: dict) -> str:
-    """Tokens per second, from the pessimistic to the optimistic figure."""
+    """Tokens per second: as expected, from the pessimistic to the optimistic figure."""
     low, high = (f"{1 / seconds[key]:,.3g}" for key in ("pessimistic", "optimistic"))
+    if seconds["expected"] is not None:
+        return f"{1 / seconds['expected']:,.3g} tokens/s ({low} to {high})"
     return f"{low} tokens/s" if low == high else f"{low} to {high} tokens/s"

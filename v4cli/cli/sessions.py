@@ -9,6 +9,8 @@ from pathlib import Path
 
 from v4cli import paths, settings
 from v4cli.cli import output
+from v4cli.engine import gpu
+from v4cli.engine.gpu import OnCard
 from v4cli.errors import SnapshotError, UsageError
 from v4cli.options import Loading
 from v4cli.prefixes.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
@@ -42,13 +44,21 @@ def open_chat(model: str, loading: Loading):
         raise UsageError(f"{settings.said_by('kv_dir', kv_dir)} {kv_dir}: no such folder", f"mkdir -p {kv_dir}")
     with settings.blamed("model", model):
         folder = library.model_folder(model)
-    ram = output.ram_budget(loading.ram)
+    ram, on_card = output.ram_budget(loading.ram), _on_card(loading)
     from v4cli.chat.turn import Chat
 
     def session(engine):
         return engine.session(kv_dir, prefixes_of(engine, not loading.no_cache))
 
-    return Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir())
+    return Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir(), on_card)
+
+
+def _on_card(loading: Loading) -> OnCard:
+    """What is asked for of a GPU; a note if there is one that nobody looked at. UsageError."""
+    vram = None if loading.vram is None else output.parse_size(loading.vram, settings.said_by("vram", loading.vram))
+    if loading.backend is None and gpu.unused():
+        output.note("v4: there is a GPU that is not used yet; v4 doctor finds out whether it computes right", dim=True)
+    return OnCard(loading.gpu or 0, vram, loading.chunk, loading.kv_host, loading.dense == "nf4")
 
 
 def keep(session) -> None:

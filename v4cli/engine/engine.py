@@ -7,31 +7,36 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from v4kernels import backend as backend_of
 from v4kernels import native
-from v4kernels.api import Backend
+from v4kernels.api import Backend, Ops
 
-from v4cli import __version__
-from v4cli.engine import loading
+from v4cli import __version__, hardware
+from v4cli.engine import gpu, loading
 from v4cli.engine.account import Account
 from v4cli.engine.fault import fault
+from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.scheduler import Scheduler
 from v4cli.engine.session import WORTH_S, Session
-from v4cli.errors import ModelError, UsageError
+from v4cli.errors import ModelError, ResourceError, UsageError
 from v4cli.experts.slots import ExpertStream
 from v4cli.model.config import V4Config
 from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import NoWeights, build
-from v4cli.plan.budget import Residence
+from v4cli.plan.budget import SHARE, VRAM_SHARE, Residence
 from v4cli.plan.ledger import Ledger
 from v4cli.prefixes.prefixes import Prefixes
 from v4cli.store.fingerprint import stamps
 from v4cli.store.store import Store, open_model
+
+if TYPE_CHECKING:
+    from v4cli.engine.on_card import Placed
 
 
 class Engine:
@@ -57,6 +62,7 @@ class Engine:
         self.place = place
         self.stream = stream
         self.weights = weights
+        self.placed: Placed | None = None  # of backend triton
         self.account = Account(self.config, place, stream)
         self.scheduler = Scheduler(model, stream, self.account.settle, self._fault)
 
@@ -68,14 +74,22 @@ class Engine:
         numerics: str | None = None,
         ram: int | None = None,
         learned: Path | None = None,
+        on_card: OnCard = ANYHOW,
     ) -> "Engine":
         """Load the store or official checkpoint in folder `path`, by default for the fastest backend.
 
         `ram`: bytes the process may use, whatever its sessions (plan/ledger.py); by default, what is free less a
         margin. A store that does not fit has its experts read on demand. `learned`: folder of files on their use (see
-        `remember`). ModelError, ResourceError, UsageError.
+        `remember`). `on_card`: of backend triton, which is the default where the card has passed its checks and the
+        model fits. ModelError, ResourceError, UsageError.
         """
         start = time.monotonic()
+        if numerics is None and ram is None and gpu.chosen(backend, on_card.number) == "triton":
+            try:
+                return cls._open_on_card(Path(path), on_card, start)
+            except ResourceError:
+                if backend is not None:
+                    raise
         try:
             chosen = backend_of(backend, numerics)
         except ValueError as error:
@@ -93,6 +107,21 @@ class Engine:
             stream, weights = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
         model = loading.model_of(checkpoint, chosen, stream)
         return cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
+
+    @classmethod
+    def _open_on_card(cls, path: Path, on_card: OnCard, start: float) -> "Engine":
+        """ModelError, ResourceError, UsageError."""
+        from v4cli.engine.on_card import put
+
+        card = hardware.gpus()[on_card.number]
+        vram = int(VRAM_SHARE * card.free) if on_card.vram is None else on_card.vram
+        checkpoint = open_model(path)
+        device = gpu.device(on_card.number)
+        placed = put(checkpoint, device, gpu.rated(card), vram, int(SHARE * hardware.usable_ram()), on_card)
+        identity = identity_of(checkpoint, placed.model.ops)  # by its numerics: mostly the numbers are the CPU's
+        engine = cls(placed.model, path, time.monotonic() - start, identity)
+        engine.placed = placed
+        return engine
 
     @property
     def held(self) -> Ledger | None:
@@ -153,7 +182,7 @@ def unloaded(folder: Path) -> tuple[dict, V4Config, State]:
     return identity_of(checkpoint, backend), config, state
 
 
-def identity_of(checkpoint: Model, backend: Backend) -> dict:
+def identity_of(checkpoint: Model, backend: Backend | Ops) -> dict:
     """What stored prefixes depend on: the model, and the numerics, whoever computes in them."""
     config = hashlib.sha256(json.dumps(checkpoint.config.to_dict(), sort_keys=True).encode()).hexdigest()
     kind = {"numerics": backend.numerics, "config": config, "version": __version__}
@@ -161,13 +190,15 @@ def identity_of(checkpoint: Model, backend: Backend) -> dict:
     return {"model": str(checkpoint.path)} | kind | {"weights": checkpoint.fingerprint}
 
 
-def _arithmetic(backend: Backend) -> str:
+def _arithmetic(backend: Backend | Ops) -> str:
     """Digest of all that computes: where a line of it changes, numbers computed before may be others."""
     digest = hashlib.sha256()
     if backend.numerics != "int8":
         import torch
 
         digest.update(torch.__version__.encode())
+    if backend.numerics == "nf4":
+        digest.update(metadata.version("bitsandbytes").encode())
     folders = [resources.files(package) for package in ("v4kernels", "v4cli.model")]
     while folders:
         for entry in sorted(folders.pop().iterdir(), key=lambda entry: entry.name):

@@ -58,12 +58,14 @@ class InRam:
     complete = True
 
     def __init__(self, tree_layers: Sequence[Layer[PackedWeight, np.ndarray]]):
-        self.layers = [ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers]
-        self._experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
-        self.largest = max(self._experts, key=slot_bytes)
+        self.layers: Sequence[ServedLayer] = [
+            ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers
+        ]
+        self.experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
+        self.largest = max(self.experts, key=slot_bytes)
 
     def expert(self, expert: int) -> Expert[PackedWeight]:
-        return self._experts[expert]
+        return self.experts[expert]
 
     def begin_step(self, batch: object, on_device: np.ndarray, arrived: list[int]) -> None: ...
 

@@ -11,7 +11,8 @@ from v4cli.plan.ledger import Ledger
 from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
 
 CONTEXT = 32_768  # tokens whose KV state is planned for
-SHARE = 0.9  # of what is free, by default; the rest is for everything else
+SHARE = 0.9  # of the RAM that is free, by default; the rest is for everything else
+VRAM_SHARE = 0.98  # of the VRAM
 SPEED = 1.0  # of any tier: this plan is about room, not time
 WEIGHTS = ("dense", "head", "embed")  # what of a model is not its experts
 

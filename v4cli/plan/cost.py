@@ -119,6 +119,8 @@ def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
         experts_at_once=config.num_experts_per_tok,
         sessions=0,
         kv=Use(0, 0),
+        chosen=Use(0, 0),
+        pinned=memory.pinned_bytes(config),
         point=memory.most_point_bytes(config),
         scratch=0,
     )
@@ -132,6 +134,7 @@ def at_context(bare: Needs, config: V4Config, n_tokens: int, sessions: int = 1) 
         bare,
         sessions=sessions,
         kv=Use(held, kv_read_bytes(config, n_tokens)),
+        chosen=Use(memory.chosen_bytes(config, n_tokens), kv_read_parts(config, n_tokens)["csa_entries"]),
         scratch=scratch_bytes(config, n_tokens, sessions),
     )
 

@@ -2,41 +2,75 @@
 
 from dataclasses import dataclass
 
-from v4cli.plan.budget import SHARE
+from v4cli.model.config import V4Config
+from v4cli.plan import memory, speed
+from v4cli.plan.budget import SHARE, VRAM_SHARE
+from v4cli.plan.cards import Card, named
+from v4cli.plan.hits import EXPONENT, RANGE
 from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
 
-GPU_SPEED = 1e12  # bytes/s, assumed: reading VRAM is not measured
 SSD_SPEED = 3e9  # bytes/s, assumed where it cannot be measured
 SSD_SPEEDS = (3e9, 7e9)
-DESKTOP, WORKSTATION, SERVER = 80e9, 300e9, 460e9
+DESKTOP, HOST, WORKSTATION, SERVER = 80e9, 118e9, 300e9, 460e9
 
 
 @dataclass(frozen=True)
 class Machine:
-    """RAM and VRAM in GiB, of which SHARE is used; bytes/s of RAM."""
+    """RAM in GiB, of which SHARE is used; bytes/s of RAM; a GPU, of whose memory VRAM_SHARE is used."""
 
     name: str
     ram: int
-    vram: int
     ram_speed: float
+    card: Card | None = None
 
-    def budget(self, ssd_speed: float) -> Budget:
-        ram, vram = (int(SHARE * (n << 30)) for n in (self.ram, self.vram))
-        return Budget(ram, vram, self.ram_speed, GPU_SPEED, ssd_speed)
+    def budget(self, config: V4Config, ssd_speed: float) -> Budget:
+        vram, read = (int(VRAM_SHARE * self.card.vram), self.card.read) if self.card else (0, 1.0)
+        work = memory.card_work_bytes(config, memory.card_chunk(config, vram))
+        return Budget(int(SHARE * (self.ram << 30)), vram, self.ram_speed, read, ssd_speed, work=work)
+
+
+def _with(ram: int, card: str, ram_speed: float = DESKTOP) -> Machine:
+    found = named(card)
+    assert found is not None
+    return Machine(f"{ram} GB + {found.name}", ram, ram_speed, found)
 
 
 MACHINES = (
-    *(Machine(f"{n} GB", n, 0, DESKTOP) for n in (16, 32, 64, 128, 192)),
-    Machine("64 GB + 24 GB GPU", 64, 24, DESKTOP),
-    Machine("128 GB + 24 GB GPU", 128, 24, DESKTOP),
-    Machine("512 GB workstation", 512, 0, WORKSTATION),
-    Machine("1 TB server", 1024, 0, SERVER),
+    *(Machine(f"{n} GB", n, DESKTOP) for n in (16, 32, 64, 128, 192)),
+    Machine("512 GB workstation", 512, WORKSTATION),
+    Machine("1 TB server", 1024, SERVER),
+    _with(64, "RTX 4090"),
+    *(_with(192, card) for card in ("RTX 4060", "RTX 4070", "RTX 4080 SUPER", "RTX 3090", "RTX 4090", "RTX 5090")),
+    *(_with(256, card, HOST) for card in ("L40S", "H100 80GB", "H200")),
 )
 
 
-def plans(needs: Needs, machine: Machine) -> tuple[dict[float, Plan], int]:
-    """The plan on a machine by speed of its SSD; bytes of RAM missing, if there is none."""
-    missing = shortage(needs, machine.budget(SSD_SPEED))
+def plans(needs: Needs, config: V4Config, n_tokens: int, machine: Machine) -> tuple[dict[float, "Outlook"], int]:
+    """The outlook on a machine by speed of its SSD; bytes of RAM missing, if there is none."""
+    missing = shortage(needs, machine.budget(config, SSD_SPEED))
     if missing > 0:
         return {}, missing
-    return {speed: make_plan(needs, machine.budget(speed)) for speed in SSD_SPEEDS}, 0
+    return {ssd: outlook(needs, config, n_tokens, machine.budget(config, ssd), machine.card) for ssd in SSD_SPEEDS}, 0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan, and the seconds that a token takes: with a card as predicted, for a poor cache and for a good one;
+    without, one tier read after the other and all at once."""
+
+    plan: Plan
+    expected: float | None
+    pessimistic: float
+    optimistic: float
+
+
+def outlook(needs: Needs, config: V4Config, n_tokens: int, budget: Budget, card: Card | None) -> Outlook:
+    """What becomes of a model on a machine. ResourceError where it does not fit."""
+    plan = make_plan(needs, budget)
+    if card is None or not plan.on_card:
+        return Outlook(plan, None, plan.pessimistic, plan.optimistic)
+    rates = speed.Rates(card, speed.CPU_SHARE * budget.ram_speed, budget.ssd_speed)
+    expected, poor, good = (
+        speed.decode_s(make_plan(needs, budget, exponent), config, n_tokens, rates) for exponent in (EXPONENT, *RANGE)
+    )
+    return Outlook(plan, expected, poor, good)

@@ -6,6 +6,7 @@ tests compare both with what is really allocated. Of GPUs' layouts nothing is kn
 
 from v4kernels.cpu import CpuOps
 from v4kernels.cpu.memory import in_pages
+from v4kernels.cpu.serve import job_dtype
 from v4kernels.native import GROUP, KEY_GROUP, SPARE_ROWS, entry_bytes, key_bytes
 from v4kernels.tree import OVERLAPPED
 
@@ -21,6 +22,10 @@ BEST = 6 * FP32  # bytes of each choice of a selection: two candidates' scores a
 SELECTED_ROWS, KEY_BLOCK = 256, 32  # rows that select at a time, and of these, those that scan keys together
 SPLIT_KEYS, SPLIT_HEADS, FEW_QUERIES = 256, 32, 8  # of attention: keys and heads of a partial result; rows that split
 SLOTS = 4096  # pairs of rows and experts that the kernels compute at a time
+FEW_ROWS, JOBS = 8, 4  # rows that a card decodes in one graph; jobs of its experts on their way to the CPU
+MOST_CHUNK, WORK_SHARE = 8192, 0.15  # rows of a prefill on a card; of its memory, that they may work in
+TILES = 128 << 20  # of a card: results of some of the rows at a time
+RECORD_ROW = 32 << 10  # bytes of a step's record for each row: its place, its embedding, its turns
 SLACK = 1 << 20  # of a step: small arrays
 
 
@@ -60,6 +65,12 @@ def timeline_bytes(config: V4Config, n_tokens: int, on_disk: bool = False) -> in
     return total
 
 
+def chosen_bytes(config: V4Config, n_tokens: int) -> int:
+    """Of that, the entries of which a token reads those that the indexer chooses."""
+    most, width = config.max_position_embeddings // OVERLAPPED, kv_entry(config)
+    return ratios(config).count(OVERLAPPED) * in_pages(n_tokens // OVERLAPPED, most, width)
+
+
 def point_bytes(config: V4Config, n_tokens: int) -> int:
     """A rewind point at n_tokens: the window's entries and the tails in use."""
 
@@ -82,6 +93,30 @@ def most_point_bytes(config: V4Config) -> int:
 def logits_bytes(config: V4Config) -> int:
     """Logits of the last token, those of the step that makes the next."""
     return 2 * FP32 * config.vocab_size
+
+
+# -- a card --------------------------------------------------------------------------------------------------------
+
+
+def pinned_bytes(config: V4Config) -> int:
+    """Memory that card and host both see: the ring of jobs for the CPU, and what is said of every row of a step."""
+    pairs = FEW_ROWS * config.num_experts_per_tok
+    return JOBS * job_dtype(pairs, config.hidden_size).itemsize + FEW_ROWS * RECORD_ROW
+
+
+def card_work_bytes(config: V4Config, rows: int) -> int:
+    """Memory of a card that a prefill of so many rows at a time works in: what is kept of every row, and tiles."""
+    c = config
+    experts = c.num_experts_per_tok * FP32 * (c.hidden_size + 3 * c.moe_intermediate_size)
+    return rows * (FP32 * (c.hc_mult + 6) * c.hidden_size + experts + FP32 * c.n_routed_experts) + TILES
+
+
+def card_chunk(config: V4Config, vram: int) -> int:
+    """Rows of a prefill at a time that suit a card with so much memory: what they work in is a small part of it."""
+    rows = MOST_CHUNK
+    while rows > CHUNK and card_work_bytes(config, rows) > vram * WORK_SHARE:
+        rows //= 2
+    return rows
 
 
 # -- a step --------------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """Where every byte of a model would live, and what a decoded token would cost: arithmetic only, nothing is measured.
 
-Three tiers: VRAM, RAM, SSD. What every token reads comes first: dense weights (block by block), head, KV state, each
-to VRAM while it fits, else to RAM; rewind points take of the RAM what is left, as many as sessions have use for; then
-experts fill what is left of VRAM and RAM, and the others stay on the SSD; the embedding, of which a token reads one
-row, takes what then is left of RAM, or stays on the SSD.
+Three tiers: VRAM, RAM, SSD. A card is used if it holds what every token reads: dense weights, head, KV state (of which
+the entries that are chosen from may lie in pinned memory, `kv_host`), and what its kernels work in; else all of that is
+in RAM. Rewind points take of the RAM what is left, as many as sessions have use for; then experts fill what is left of
+VRAM and RAM, and the others stay on the SSD; the embedding, of which a token reads one row, takes what then is left of
+RAM, or stays on the SSD.
 
-Assumption: within a layer all experts are used equally often, so the share of experts that a tier holds is the share
-of expert reads it serves. Real routing is uneven, which a cache turns into more hits than that.
+How many expert reads a tier serves: hits.py. Without a card, as if all experts were used equally often.
 
 Time counts bytes only, at the speeds given, each tier's bytes read where they lie; what comes from the SSD is read a
 second time, from RAM. `pessimistic`: tier after tier; `optimistic`: all at once, so the slowest decides.
@@ -15,11 +15,14 @@ second time, from RAM. `pessimistic`: tier after tier; `optimistic`: all at once
 from dataclasses import dataclass, field
 
 from v4cli.errors import ResourceError
+from v4cli.plan.hits import EVEN, EXPONENT, served
 from v4cli.plan.ledger import RUNTIME
 from v4cli.plan.memory import POINTS
 
 LEAST_POINTS = 2  # of a session: one that is kept, and the one that the step in progress goes back to if it fails
-VRAM_RUNTIME = 256 << 20  # driver context and kernels
+VRAM_RUNTIME = 600_000_000  # driver context, kernels, graphs
+VRAM_WORK = 388_000_000  # what the ops of a step work in: of many rows, so many at a time as fit
+VRAM_STAGING = 2 * 256_000_000  # experts on their way to the card in a prefill: one batch is copied, one computed
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Needs:
     experts_at_once: int  # in one layer
     sessions: int
     kv: Use  # of one session, logits included
+    chosen: Use  # of that, entries of which a token reads those that are chosen
+    pinned: int  # what card and host both see: jobs for the CPU, records of steps
     point: int  # one rewind point
     scratch: int  # working memory of a step
 
@@ -68,6 +73,8 @@ class Budget:
     ram_speed: float
     vram_speed: float
     ssd_speed: float
+    kv_host: bool = False  # the entries that a token chooses from lie in pinned memory
+    work: int = VRAM_WORK  # bytes of VRAM that ops work in
 
 
 @dataclass(frozen=True)
@@ -107,13 +114,21 @@ class Tier:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who holds what. `resident`: the share of experts that need no SSD; `points`: those that a session may keep."""
+    """Who holds what. `slots`: experts in VRAM; `hits`: the share of expert reads that they serve; `resident`: the
+    share of experts that need no SSD; `points`: those that a session may keep."""
 
     vram: Tier
     ram: Tier
     ssd: Tier
+    slots: int
+    hits: float
     resident: float
     points: int
+
+    @property
+    def on_card(self) -> bool:
+        """Whether a card is used."""
+        return bool(self.vram.holds)
 
     @property
     def tiers(self) -> tuple[Tier, Tier, Tier]:
@@ -130,9 +145,10 @@ class Plan:
         return max(tier.seconds for tier in self.tiers)
 
 
-def make_plan(needs: Needs, budget: Budget) -> Plan:
-    """Place everything. ResourceError if the RAM that remains cannot hold what must be there."""
-    plan, missing = _place(needs, budget)
+def make_plan(needs: Needs, budget: Budget, exponent: float = EXPONENT) -> Plan:
+    """Place everything. `exponent`: of hits, where there is a card. ResourceError if the RAM that remains cannot hold
+    what must be there."""
+    plan, missing = _place(needs, budget, exponent)
     if missing > 0:
         raise ResourceError(f"{missing} bytes of RAM are missing")
     return plan
@@ -140,41 +156,62 @@ def make_plan(needs: Needs, budget: Budget) -> Plan:
 
 def shortage(needs: Needs, budget: Budget) -> int:
     """Bytes of RAM missing; 0 or less if the model can run."""
-    return _place(needs, budget)[1]
+    return _place(needs, budget, EXPONENT)[1]
 
 
-def _place(needs: Needs, budget: Budget) -> tuple[Plan, int]:
+def card_shortage(needs: Needs, budget: Budget) -> int:
+    """Bytes of VRAM missing for a card to be of use; 0 or less if it is."""
+    held = sum(use.held for use in _always(needs, budget.kv_host).values())
+    return sum(_beside(budget).values()) + held - budget.vram
+
+
+def _beside(budget: Budget) -> dict[str, int]:
+    """What a card holds whatever the model."""
+    return {"runtime": VRAM_RUNTIME, "work": budget.work, "staging": VRAM_STAGING}
+
+
+def _always(needs: Needs, kv_host: bool) -> dict[str, Use]:
+    """What every token reads, by component, but for what then lies in pinned memory."""
+    kept = needs.chosen if kv_host else Use(0, 0)
+    return {
+        "dense": Use(sum(use.held for use in needs.dense), sum(use.read for use in needs.dense)),
+        "head": Use(needs.head, needs.head),
+        "KV": Use(needs.sessions * (needs.kv.held - kept.held), needs.kv.read - kept.read),
+    }
+
+
+def _place(needs: Needs, budget: Budget, exponent: float) -> tuple[Plan, int]:
     vram = Tier("VRAM", budget.vram, budget.vram_speed)
     ram = Tier("RAM", budget.ram, budget.ram_speed)
     ssd = Tier("SSD", None, budget.ssd_speed)
-    if budget.vram > VRAM_RUNTIME + needs.scratch:
-        vram.put("runtime", VRAM_RUNTIME, 0)
-        vram.put("scratch", needs.scratch, 0)
-        spare = vram.free
-    else:
-        spare = 0
+    uses = card_shortage(needs, budget) <= 0
     ram.put("runtime", RUNTIME, 0)
     ram.put("scratch", needs.scratch, 0)
     ram.put("staging", needs.staging, 0)
-    fixed = [("dense", use) for use in needs.dense] + [("head", Use(needs.head, needs.head))]
-    fixed.append(("KV", Use(needs.sessions * needs.kv.held, needs.kv.read)))
-    for what, use in fixed:
-        tier = vram if use.held <= spare else ram
-        tier.put(what, use.held, use.read)
-        spare -= use.held if tier is vram else 0
+    if uses:
+        ram.put("pinned", needs.pinned + VRAM_STAGING, 0)
+        if budget.kv_host:
+            ram.put("pinned KV", needs.sessions * needs.chosen.held, needs.chosen.read)
+        for what, n_bytes in _beside(budget).items():
+            vram.put(what, n_bytes, 0)
+    else:
+        exponent = EVEN
+    for what, use in _always(needs, uses and budget.kv_host).items():
+        (vram if uses else ram).put(what, use.held, use.read)
     points = needs.sessions * needs.point  # one of every session
     ram.put("rewind points", LEAST_POINTS * points, 0)
     missing = -ram.free
     more = min(POINTS + 1 - LEAST_POINTS, max(0, ram.free) // points) if points else 0
     ram.put("rewind points", more * points, 0)
-    left = needs.n_experts
-    for tier, room in ((vram, spare), (ram, ram.free)):
-        count = min(left, max(0, room) // needs.slot)
-        tier.put("experts", count * needs.slot, needs.experts_per_token * needs.expert * count / needs.n_experts)
-        left -= count
+    asked, held, counts = needs.experts_per_token * needs.expert, 0, []
+    for tier, room in ((vram, vram.free if uses else 0), (ram, ram.free)):
+        counts.append(min(needs.n_experts - held, max(0, room) // needs.slot))
+        before, held = served(held / needs.n_experts, exponent), held + counts[-1]
+        tier.put("experts", counts[-1] * needs.slot, asked * (served(held / needs.n_experts, exponent) - before))
     (ram if needs.embed.held <= ram.free else ssd).put("embed", needs.embed.held, needs.embed.read)
-    streamed = needs.experts_per_token * needs.expert * left / needs.n_experts
-    ssd.put("experts", left * needs.expert, streamed)
+    streamed = asked * (1 - served(held / needs.n_experts, exponent))
+    ssd.put("experts", (needs.n_experts - held) * needs.expert, streamed)
     ram.put("streamed experts", 0, streamed)
     ssd.put("draft blocks", needs.draft, 0)
-    return Plan(vram, ram, ssd, 1 - left / needs.n_experts, LEAST_POINTS - 1 + more), missing
+    hits = served(counts[0] / needs.n_experts, exponent)
+    return Plan(vram, ram, ssd, counts[0], hits, held / needs.n_experts, LEAST_POINTS - 1 + more), missing

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from v4kernels.triton import launch
-from v4kernels.triton.device import ALIGN, DeviceError, Launch, Move, Node, Recorded, Recording, in_order
+from v4kernels.triton.device import ALIGN, Call, DeviceError, Launch, Move, Node, Recorded, Recording, in_order
 
 
 class Cuda(Recording):
@@ -94,7 +94,12 @@ class Cuda(Recording):
 
     # -- launches -----------------------------------------------------------------------------------------------------
 
+    def tensor(self, address: int, n_bytes: int) -> torch.Tensor:
+        return self._bytes(address, n_bytes)
+
     def prepare(self, node: Node) -> None:
+        if isinstance(node, Call):
+            return
         if isinstance(node, Move):
             self._bytes(node.to, node.n_bytes), self._bytes(node.source, node.n_bytes)
             return
@@ -104,6 +109,10 @@ class Cuda(Recording):
 
     def run(self, node: Node) -> None:
         with torch.cuda.stream(self.stream):
+            if isinstance(node, Call):
+                with explained("work of torch failed"):
+                    node.work()
+                return
             if isinstance(node, Move):
                 to, source = self._bytes(node.to, node.n_bytes), self._bytes(node.source, node.n_bytes)
                 to.copy_(source, non_blocking=True)

@@ -4,7 +4,7 @@ Inputs of a quantized weight are quantized by `quantize` first, once for all lay
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from v4kernels.triton.device import Device
 from v4kernels.triton.launch import assembly
 from v4kernels.triton.memory import Block, Buffer, Memory, Work
 from v4kernels.triton.weights import DeviceWeight, GroupedWeight
+
+if TYPE_CHECKING:
+    from v4kernels.triton.nf4 import Nf4
 
 FEW = 8  # rows up to which a step is few: its results have memory for good, so that it can be recorded
 TILE = 64  # rows and outputs of a program with matrix units
@@ -98,12 +101,14 @@ class Dense:
         self.launch(quantize.quantize, (blocks(groups, 32),), x.at, codes.at, scale.at, groups, BLOCK=32)
         return Quantized(codes, scale)
 
-    def linear(self, name: str, w: DeviceWeight, x: Buffer, q: Quantized | None = None) -> Buffer:
+    def linear(self, name: str, w: "DeviceWeight | Nf4", x: Buffer, q: Quantized | None = None) -> Buffer:
         """x (n, in) -> (n, out). `q`: x quantized, if that is done."""
         return self.linear_to(self.take(name, x.rows, w.rows), w, x, q)
 
-    def linear_to(self, y: Buffer, w: DeviceWeight, x: Buffer, q: Quantized | None = None) -> Buffer:
+    def linear_to(self, y: Buffer, w: "DeviceWeight | Nf4", x: Buffer, q: Quantized | None = None) -> Buffer:
         """The same, to y (n, out)."""
+        if not isinstance(w, DeviceWeight):
+            return w.multiply(self.device, x, y)
         if not w.quantized:
             self._plain(y, w, x, 1)
             return y
@@ -123,12 +128,14 @@ class Dense:
         grid = blocks(width, 4), groups, blocks(x.rows, tokens)
         self.launch(PLAIN[w.form], grid, w.codes, x.at, y.at, width, x.rows, K=w.cols, N=tokens, ROWS=4)
 
-    def grouped(self, name: str, w: DeviceWeight | GroupedWeight, groups: int, x: Buffer) -> Buffer:
+    def grouped(self, name: str, w: "DeviceWeight | GroupedWeight | Nf4", groups: int, x: Buffer) -> Buffer:
         """x (n, groups * in) -> (n, out): outputs fall into groups, each sees its part of x."""
         if isinstance(w, DeviceWeight):
             y = self.take(name, x.rows, w.rows)
             self._plain(y, w, x, groups)
             return y
+        if not isinstance(w, GroupedWeight):
+            return w.multiply(self.device, x, self.take(name, x.rows, w.rows))
         q, n = self.quantize("inputs", x), x.rows
         y = self.take(name, n, groups * w.rows)
         inputs = q.codes.at, q.scale.at

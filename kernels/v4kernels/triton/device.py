@@ -4,7 +4,7 @@
 to the device in the order of the calls and is done there later: only `read`, `synchronize` and `free` wait for it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -70,6 +70,14 @@ class Device(Protocol):
         """Run a kernel (see launch.compiled). `arguments`: addresses and numbers for the parameters that are no
         `constants`, in their order. TypeError if they do not fit."""
 
+    def tensor(self, address: int, n_bytes: int) -> Any:
+        """A torch tensor, uint8 [n_bytes], of memory of the device. ValueError, or a fault of its own, for bytes that
+        are not within what was allocated at once."""
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have a function launch work of its own by torch, in the order of launches. It may be recorded; what it did is
+        repeated then, not the function."""
+
     def record(self) -> AbstractContextManager[Graph]:
         """Launches and moves within are recorded and not run. The graph can be replayed when the context has ended."""
 
@@ -104,7 +112,12 @@ class Move:
     n_bytes: int
 
 
-Node = Launch | Move
+@dataclass(frozen=True, slots=True)
+class Call:
+    work: Callable[[], None]
+
+
+Node = Launch | Move | Call
 
 
 def in_order(kernel: Any, arguments: Sequence[Number], constants: Mapping[str, Any]) -> list[Any]:
@@ -170,6 +183,9 @@ class Recording:
 
     def move(self, to: int, source: int, n_bytes: int) -> None:
         self._do(Move(to, source, n_bytes))
+
+    def call(self, work: Callable[[], None]) -> None:
+        self._do(Call(work))
 
     def _do(self, node: Node) -> None:
         self.prepare(node)

@@ -70,17 +70,20 @@ class TritonOps:
         chunk: int = CHUNK,
         kv_host: bool = False,
         budget: int = BUDGET,
+        nf4: bool = False,
     ):
         """`most_tokens`: the longest that a timeline may get; `chunk`: rows of a prefill; `kv_host`: compressed entries
-        lie in memory of the host; `budget`: bytes of working memory, about, for tiles of many rows. MemoryError without
-        room, ValueError for sizes that the kernels do not take."""
+        lie in memory of the host; `budget`: bytes of working memory, about, for tiles of many rows; `nf4`: projections
+        of attention and the head in that format, numerics of its own (nf4.py). MemoryError without room, ValueError for
+        sizes that the kernels do not take and, of nf4, without bitsandbytes."""
         for attn in (layer.attn for layer in tree.layers):
             if attn.head_dim > MOST_DIMS or attn.rope_dims % 16:
                 raise ValueError(f"the kernels take heads of up to {MOST_DIMS} dims and RoPE dims in sixteens")
         self.tree, self.device, self.most_tokens = tree, device, most_tokens
         self.chunk, self.kv_host, self.budget = chunk, kv_host, budget
         self.memory = Memory(device)
-        self.uploads, self.dense = Uploads(self.memory), Dense(self.memory)
+        self.numerics = "nf4" if nf4 else TritonOps.numerics
+        self.uploads, self.dense = Uploads(self.memory, nf4), Dense(self.memory)
         up = self.dense, self.uploads
         self.hyper = [(DeviceHyper(layer.hc_attn, *up), DeviceHyper(layer.hc_ffn, *up)) for layer in tree.layers]
         self.attention = [

@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from v4kernels.cpu.bound import PackedWeight
 from v4kernels.formats import DTYPES, FORMATS
 from v4kernels.tree import Expert
 from v4kernels.triton.memory import Block, Memory, aligned
+
+if TYPE_CHECKING:
+    from v4kernels.triton.nf4 import Nf4
 
 MATRICES = ("w1", "w3", "w2")  # in the order in which they lie in a slot, each with its scales behind it
 
@@ -115,11 +119,13 @@ class Slots:
 
 
 class Uploads:
-    """Puts weights into device memory, where they stay as long as this object."""
+    """Puts weights into device memory, where they stay as long as this object. `nf4`: quantized matrices, but for those
+    of experts, as 4-bit normal floats."""
 
-    def __init__(self, memory: Memory):
-        self.memory = memory
+    def __init__(self, memory: Memory, nf4: bool = False):
+        self.memory, self.nf4 = memory, nf4
         self.blocks: list[Block] = []
+        self.held: list[Nf4] = []
 
     def array(self, array: np.ndarray | None, dtype: type = np.float32) -> int:
         """Address of a copy; 0 of None."""
@@ -128,13 +134,23 @@ class Uploads:
         self.blocks.append(self.memory.put(np.ascontiguousarray(array, dtype)))
         return self.blocks[-1].at
 
-    def weight(self, w: PackedWeight) -> DeviceWeight:
+    def weight(self, w: PackedWeight) -> "DeviceWeight | Nf4":
+        if self.nf4 and FORMATS[w.form].packed:
+            return self._nf4(w, 1)
         codes, scale = stored(w)
         at = [self.array(part, np.uint8) if part.nbytes else 0 for part in (codes, scale)]
         return DeviceWeight(w.form, at[0], at[1], w.matrix.rows, w.matrix.cols)
 
-    def grouped(self, w: PackedWeight, groups: int, few: int) -> DeviceWeight | GroupedWeight:
+    def _nf4(self, w: PackedWeight, groups: int) -> "Nf4":
+        from v4kernels.triton import nf4
+
+        self.held.append(nf4.upload(self.memory, w, groups))
+        return self.held[-1]
+
+    def grouped(self, w: PackedWeight, groups: int, few: int) -> "DeviceWeight | GroupedWeight | Nf4":
         """A matrix whose outputs fall into groups; those of formats without scales lie as they are."""
+        if self.nf4 and FORMATS[w.form].packed:
+            return self._nf4(w, groups)
         if not FORMATS[w.form].scale:
             return self.weight(w)
         codes, scale = (part.reshape(groups, -1) for part in stored(w))
@@ -166,4 +182,4 @@ class Uploads:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(aligned(block.n_bytes) for block in self.blocks)
+        return sum(aligned(block.n_bytes) for block in self.blocks) + sum(held.nbytes for held in self.held)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from v4cli.bench import flops
 from v4cli.bench.synthetic import shape
-from v4cli.plan import cost
+from v4cli.plan import cost, flops
 
 
 def test_share_of_v32():

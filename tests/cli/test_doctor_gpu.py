@@ -1,0 +1,101 @@
+"""`v4 doctor` on machines with a GPU and without: driver and device are fake."""
+
+import json
+
+import pytest
+
+from v4cli import hardware
+from v4cli.cli.app import app
+from v4cli.engine import gpu
+from v4cli.engine.gpu import Lack
+from v4cli.errors import UsageError
+from v4cli.hardware import Gpu
+
+CARD = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-1", "580.1", "8.9", 24 << 30, 23 << 30)
+
+
+@pytest.fixture
+def doctor(monkeypatch, capsys, tmp_path):
+    """doctor(): lines about GPUs by name, and the exit code."""
+    monkeypatch.setenv("V4_HOME", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.setattr(hardware, "gpus", lambda: [CARD])
+    monkeypatch.setattr(gpu, "lack", lambda number=None: None)
+    monkeypatch.setattr(gpu, "device", lambda number=0: "device")
+
+    def run():
+        code = 0
+        try:
+            app(["doctor", "--json"], standalone_mode=False)
+        except SystemExit as leaving:
+            code = leaving.code
+        found = {line["check"]: line for line in json.loads(capsys.readouterr().out)}
+        return {name: line for name, line in found.items() if name.startswith("gpu")}, code
+
+    return run
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The checks of a card; an answer says what is wrong."""
+    pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+    from v4kernels.triton import measure
+
+    from v4cli.engine import on_card
+
+    asked = {"answer": "", "measured": 0}
+
+    def limits(device):
+        asked["measured"] += 1
+        return measure.Limits(9e11, 2.4e10, 5e-6, 1e-6)
+
+    monkeypatch.setattr(on_card, "checks", lambda: {"one step": lambda device: asked["answer"]})
+    monkeypatch.setattr(measure, "limits", limits)
+    return asked
+
+
+def test_no_gpu_is_no_fault(doctor, monkeypatch):
+    monkeypatch.setattr(hardware, "gpus", list)
+    monkeypatch.setattr(gpu, "lack", lambda number=None: Lack("no GPU is here", "nvidia-smi tells more"))
+    lines, code = doctor()
+    assert list(lines) == ["gpu"] and lines["gpu"]["status"] == "ok" and "no GPU is here" in lines["gpu"]["detail"]
+    assert code == 0
+
+
+def test_a_card_that_lacks_something_is_told_what(doctor, monkeypatch):
+    monkeypatch.setattr(gpu, "lack", lambda number=None: Lack("triton is not installed", gpu.INSTALL))
+    lines, _ = doctor()
+    for part in (CARD.name, "8.9", "580.1", "torch", "23.00 GiB free of 24.00 GiB"):
+        assert part in lines["gpu 0"]["detail"], part
+    assert lines["gpu kernels"]["status"] == "warn" and lines["gpu kernels"]["fix"] == "pip install 'v4cli[gpu]'"
+    assert "gpu check" not in lines and gpu.recall(CARD) is None
+
+
+def test_a_card_that_passes_is_measured_once_and_used_from_then_on(doctor, passes, tmp_path):
+    assert gpu.chosen(None) is None
+    (tmp_path / "triton" / "a").mkdir(parents=True)
+    (tmp_path / "triton" / "a" / "quantize.cubin").touch()
+    lines, code = doctor()
+    assert code == 0 and lines["gpu check"]["status"] == "ok" and "one step" in lines["gpu check"]["detail"]
+    assert "1 compiled" in lines["gpu kernels"]["detail"] and str(tmp_path / "triton") in lines["gpu kernels"]["detail"]
+    assert "VRAM 900.0 GB/s, PCIe 24.0 GB/s, measured now" in lines["gpu speed"]["detail"]
+    assert gpu.chosen(None) == "triton" and gpu.rated(CARD).measured == {"read", "link"}
+    again, _ = doctor()
+    assert "measured before" in again["gpu speed"]["detail"] and passes["measured"] == 1
+
+
+def test_a_card_that_computes_something_else_fails_and_is_not_used(doctor, passes):
+    doctor()
+    passes["answer"] = "3 of 512 logits are not the CPU's"
+    lines, code = doctor()
+    assert code == 1 and lines["gpu check"]["status"] == "fail" and "3 of 512" in lines["gpu check"]["detail"]
+    assert gpu.chosen(None) is None
+
+
+def test_a_card_that_does_not_start_fails(doctor, monkeypatch):
+    def broken(number=0):
+        raise UsageError("GPU 0 cannot be used: it does not start", "v4 doctor")
+
+    monkeypatch.setattr(gpu, "device", broken)
+    lines, code = doctor()
+    assert code == 1 and "does not start" in lines["gpu check"]["detail"]

@@ -1,0 +1,96 @@
+"""A model opened for a GPU by its plan, the GPU being one whose kernels run in the PTX machine."""
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+from emulated import Emulated
+from tiny import make_store
+
+from v4cli import hardware
+from v4cli.engine import gpu, on_card
+from v4cli.engine.engine import Engine
+from v4cli.engine.gpu import Finding, OnCard
+from v4cli.errors import ResourceError
+from v4cli.hardware import Gpu
+from v4cli.plan.placement import Budget, card_shortage
+from v4cli.store.store import open_model
+
+GIB = 1 << 30
+PROMPT = [0, 5, 9]
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """A GPU that has passed its checks."""
+    monkeypatch.setenv("V4_HOME", str(tmp_path))
+    found = Gpu(0, "NVIDIA GeForce RTX 4090", "GPU-1", "580.1", "8.9", 24 * GIB, 23 * GIB)
+    monkeypatch.setattr(hardware, "gpus", lambda: [found])
+    monkeypatch.setattr(gpu, "lack", lambda number=None: None)
+    monkeypatch.setattr(gpu, "device", lambda number=0: Emulated())
+    gpu.remember(found, Finding(found.name, gpu.versions(found)))
+    return found
+
+
+def least(folder) -> tuple[int, int]:
+    """Bytes of VRAM that a model needs without any expert, and those of an expert's slot."""
+    checkpoint = open_model(folder)
+    needs, _ = on_card.plan_for(checkpoint, 64 * GIB, 64 * GIB, OnCard(chunk=64))
+    budget = Budget(0, 0, 1, 1, 1, work=on_card.memory.card_work_bytes(checkpoint.config, 64))
+    return card_shortage(needs, budget), needs.slot
+
+
+def answer(engine, n=2) -> list[int]:
+    session = engine.session()
+    session.sync(PROMPT)
+    return [token for token, _ in zip(greedy(session), range(n))]
+
+
+def greedy(session):
+    while True:
+        token = int(session.logits.argmax())
+        yield token
+        session.feed([token])
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    """A store of each recipe."""
+    folder = tmp_path_factory.mktemp("on_card")
+    return {quant: make_store(source, folder / quant, quant) for quant in ("native", "q4")}
+
+
+@pytest.mark.parametrize(("quant", "experts"), [("native", 5), pytest.param("q4", None, marks=pytest.mark.slow)])
+def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made, quant, experts):
+    made = made[quant]
+    if experts is not None:
+        without, slot = least(made)
+        engine = Engine.open(made, on_card=OnCard(vram=without + experts * slot, chunk=64))
+        assert engine.placed.slots.n_slots == experts
+    else:
+        engine = Engine.open(made, on_card=OnCard(chunk=64))
+        assert engine.placed.slots is None
+    cpu = Engine.open(made, "cpu")
+    assert engine.model.ops.name == "triton" and engine.identity == cpu.identity
+    assert answer(engine) == answer(cpu)
+
+
+def test_a_model_that_does_not_fit_goes_to_the_cpu_unless_the_card_was_asked_for(card, made):
+    made = made["native"]
+    without, _ = least(made)
+    small = OnCard(vram=without - 1, chunk=64)
+    assert Engine.open(made, on_card=small).model.ops.name == "cpu"
+    with pytest.raises(ResourceError, match="MiB of VRAM") as told:
+        Engine.open(made, "triton", on_card=small)
+    assert "--backend cpu" in told.value.hint
+
+
+def test_a_step_is_checked_against_the_cpu(made):
+    assert on_card.same_step(Emulated(), made["native"], PROMPT[:1]) == ""
+
+    class Wrong(Emulated):
+        def read(self, address, n_bytes):
+            found = super().read(address, n_bytes)
+            found[-1] ^= 1
+            return found
+
+    assert "logits are not" in on_card.same_step(Wrong(), made["native"], PROMPT[:1])
