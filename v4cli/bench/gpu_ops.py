@@ -224,7 +224,7 @@ def attention(sizes: Sizes, keys: int) -> Makes:
             run(
                 memory, attend.attend_values, (runs - 1, tiles * blocks(dim, columns), 1),
                 (shares, factors, *cached, window, partial, room), 1,
-                BYTES=width, HEADS=tile, COLUMNS=columns, UNROLL=4, **whole,
+                BYTES=width, HEADS=tile, COLUMNS=columns, UNROLL=2, **whole,
             )  # fmt: skip
             arguments = partial, peaks, totals, sink, turns, told, selected, out, room
             run(memory, attend.attend_merge, (heads, 1), arguments, **whole)

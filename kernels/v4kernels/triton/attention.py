@@ -222,7 +222,7 @@ class DeviceAttention:
         grid = min(runs, share), blocks(h, each) * blocks(a.head_dim, columns), n
         dense.launch(
             attend.attend_values, grid, weights.at, factors.at, *cached, self.ring_rows, parts.at, room, HEADS=each,
-            COLUMNS=columns, UNROLL=4, warps=1, **entries,
+            COLUMNS=columns, UNROLL=2, warps=1, **entries,
         )  # fmt: skip
         arguments = parts.at, peaks.at, totals.at, self.sink, turns, rows, selected, heads.at, room
         dense.launch(attend.attend_merge, (h, n), *arguments, **sizes)
