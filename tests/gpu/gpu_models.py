@@ -23,7 +23,7 @@ from v4cli.model.weights import build
 from v4cli.store.sources import PackedSource
 from v4cli.store.store import open_model
 
-MOST_TOKENS = 4096  # of a timeline: work memory of few rows is for all of them
+MOST_TOKENS = 2048  # of a timeline: work memory of few rows is for all of them
 
 
 class Recorder(Emulated):

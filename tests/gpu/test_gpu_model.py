@@ -81,6 +81,22 @@ def test_sessions_share_steps_and_their_record_whoever_comes(model):
     assert model.device.recordings - made == 1
 
 
+def test_who_watches_sees_the_streams_of_the_cpu(model):
+    """A step that somebody watches is walked, though others of so many rows are played."""
+    ids = prompt(1)
+    for _ in range(2):
+        model.gpu.forward([(ids, model.gpu.new_state())])
+
+    def streams_of(one, values):
+        seen = []
+        one.forward([(ids, one.new_state())], lambda name, streams: seen.append((name, values(streams).tobytes())))
+        return seen
+
+    want = streams_of(model.cpu, lambda streams: streams.array())
+    assert len(want) == 1 + 2 * model.config.num_hidden_layers
+    assert streams_of(model.gpu, model.gpu.ops.dense.values) == want
+
+
 def test_what_one_backend_computed_the_other_goes_on_with(model):
     cpu, gpu = model.states()
     ids = prompt(300)
