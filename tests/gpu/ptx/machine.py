@@ -21,27 +21,37 @@ AT_ONCE = 16384  # threads that go in step: more save nothing, and their registe
 PACKED = {"u16": "<H", "u32": "<I", "u64": "<Q", "s32": "<i", "s64": "<q", "f32": "<f"}
 
 
-def launch(program: Program, grid: Sequence[int], arguments: Sequence[int | float | np.ndarray]) -> Counters:
+def launch(
+    program: Program,
+    grid: Sequence[int],
+    arguments: Sequence[int | float | np.ndarray],
+    memory: DeviceMemory | None = None,
+) -> Counters:
     """Run the kernel. Arrays become buffers: those that are writeable hold afterwards what it left there, a store to
-    any other is a fault. Faults say where they happened; arrays are then as they were.
+    any other is a fault. `memory` is what there is besides. Faults say where they happened; arrays are then as they
+    were.
 
     ValueError: arguments that do not fit the parameters."""
-    memory, numbers, counters = DeviceMemory(), [], Counters()
+    memory, numbers, counters = memory or DeviceMemory(), [], Counters()
     placed = []
-    for (name, _), given in zip(program.parameters, arguments):
-        if isinstance(given, np.ndarray):
-            if not given.flags.c_contiguous:
-                raise ValueError(f"{name} is not contiguous")
-            buffer = memory.place(name, given.nbytes)
-            buffer.bytes[:] = given.reshape(-1).view(np.uint8)
-            buffer.frozen = not given.flags.writeable
-            placed.append((buffer, given))
-        numbers.append(placed[-1][0].address if isinstance(given, np.ndarray) else given)
-    numbers += arguments[len(numbers) :]
-    launch_in(memory, program, grid, numbers, counters)
-    for buffer, array in placed:
-        if not buffer.frozen:
-            array.reshape(-1).view(np.uint8)[:] = buffer.bytes
+    try:
+        for (name, _), given in zip(program.parameters, arguments):
+            if isinstance(given, np.ndarray):
+                if not given.flags.c_contiguous:
+                    raise ValueError(f"{name} is not contiguous")
+                buffer = memory.place(name, given.nbytes)
+                buffer.bytes[:] = given.reshape(-1).view(np.uint8)
+                buffer.frozen = not given.flags.writeable
+                placed.append((buffer, given))
+            numbers.append(placed[-1][0].address if isinstance(given, np.ndarray) else given)
+        numbers += arguments[len(numbers) :]
+        launch_in(memory, program, grid, numbers, counters)
+        for buffer, array in placed:
+            if not buffer.frozen:
+                array.reshape(-1).view(np.uint8)[:] = buffer.bytes
+    finally:
+        for buffer, _ in placed:
+            memory.remove(buffer)
     return counters
 
 
