@@ -39,8 +39,8 @@ def least(folder) -> tuple[int, int]:
     return card_shortage(needs, budget), needs.slot
 
 
-def answer(engine, n=2) -> list[int]:
-    session = engine.session()
+def answer(engine, session=None, n=2) -> list[int]:
+    session = session or engine.session()
     session.sync(PROMPT)
     return [token for token, _ in zip(greedy(session), range(n))]
 
@@ -71,7 +71,14 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
         assert engine.placed.slots is None
     cpu = Engine.open(made, "cpu")
     assert engine.model.ops.name == "triton" and engine.identity == cpu.identity
-    assert answer(engine) == answer(cpu)
+    session, expected = engine.session(), answer(cpu)
+    assert answer(engine, session) == expected
+    counts, read = engine.counts(), session.stats.prefill_experts
+    if experts is None:
+        assert counts is None and read is None
+    else:
+        assert read["hits"] > read["on_card"] and read["misses"] == 0 and 0 <= read["hit_rate"] <= 1
+        assert counts.hits > read["hits"] and counts.on_card > 0 and counts.wait_s > 0
 
 
 def test_a_model_that_does_not_fit_goes_to_the_cpu_unless_the_card_was_asked_for(card, made):
