@@ -145,14 +145,7 @@ WRONG = {
 
 
 def test_a_bad_variable_is_named_whatever_it_is(monkeypatch, told):
-    texts = {
-        "model",
-        "system",
-        "tools",
-        "ram",
-        "vram",
-        "kv_dir",
-    }  # any text may be one; what it names is looked for later
+    texts = {"model", "system", "tools", "ram", "vram", "kv_dir"}  # any text may be one; it is looked into later
     assert WRONG.keys() | texts == settings.KEYS.keys()
     for key, value in WRONG.items():
         with monkeypatch.context() as patch, pytest.raises(UsageError) as error:

@@ -15,7 +15,7 @@ from v4cli.hardware import Gpu
 from v4cli.plan.placement import Budget, card_shortage
 from v4cli.store.store import open_model
 
-GIB = 1 << 30
+GIB, PAGE = 1 << 30, 4096
 PROMPT = [0, 5, 9]
 
 
@@ -69,6 +69,10 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
     else:
         engine = Engine.open(made, on_card=OnCard(chunk=64))
         assert engine.placed.slots is None
+    holds, ops = engine.placed.plan.vram.holds, engine.model.ops
+    planned = holds["dense"] + holds["head"] + (holds["experts"] if experts is None else 0)
+    assert ops.uploads.nbytes == pytest.approx(planned, rel=0.01)
+    assert experts is None or 0 <= holds["experts"] - experts * engine.placed.slots.slot_bytes < experts * PAGE
     cpu = Engine.open(made, "cpu")
     assert engine.model.ops.name == "triton" and engine.identity == cpu.identity
     session, expected = engine.session(), answer(cpu)
