@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from test_cli import v4
 
 from v4cli import hardware
 from v4cli.cli.app import app
@@ -99,3 +100,20 @@ def test_a_card_that_does_not_start_fails(doctor, monkeypatch):
     monkeypatch.setattr(gpu, "device", broken)
     lines, code = doctor()
     assert code == 1 and "does not start" in lines["gpu check"]["detail"]
+
+
+def test_who_asks_for_a_gpu_that_cannot_be_used_gets_one_line_and_the_next_command(tmp_path):
+    done = v4(
+        "run", "-m", "nano", "-n", "4", "--backend", "triton", "hello", env={"V4_HOME": str(tmp_path), "PATH": ""}
+    )
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 2
+    assert done.stderr.startswith("v4: --backend triton: no GPU is here") and "hint: " in done.stderr
+
+
+def test_who_does_not_ask_goes_on_with_the_cpu(tmp_path):
+    env = {"V4_HOME": str(tmp_path), "PATH": "", "V4_VRAM": "20G"}
+    done = v4("run", "-m", "nano", "-n", "4", "--temp", "0", "hello", env=env)
+    assert done.returncode in (0, 6) and done.stdout
+    assert "V4_VRAM has no effect, the model is not on a GPU" in done.stderr
+    quiet = v4("run", "-m", "nano", "-n", "4", "--temp", "0", "hello", env=env | {"V4_VRAM": ""})
+    assert "GPU" not in quiet.stderr and quiet.stdout == done.stdout

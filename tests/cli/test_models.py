@@ -427,4 +427,4 @@ def test_the_hinted_context_is_the_longest_that_fits(home):
         v4(home, "plan", "little", "--ram", "340M", "--vram", "0", "--ctx", n) for n in (longest, longest + 1)
     )
     assert fits.returncode == 0 and short.returncode == 4
-    assert "64 GB + 24 GB GPU" in fits.stdout and "tokens/s" in fits.stdout and "this machine" not in fits.stdout
+    assert "64 GB + RTX 4090" in fits.stdout and "tokens/s" in fits.stdout and "this machine" not in fits.stdout

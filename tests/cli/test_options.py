@@ -140,11 +140,12 @@ def test_what_the_table_allows_the_sampler_can_do_and_nothing_else(field, value)
 WRONG = {
     "think": "hard", "temp": "101", "top_p": "0", "top_k": "-1", "min_p": "1", "max_tokens": "0", "constrain": "x",
     "approve": "never", "network": "2", "hide_thinking": "x", "stats": "x", "backend": "warp", "no_cache": "x",
+    "gpu": "-1", "chunk": "5", "kv_host": "x", "dense": "fp8",
 }  # fmt: skip
 
 
 def test_a_bad_variable_is_named_whatever_it_is(monkeypatch, told):
-    texts = {"model", "system", "tools", "ram", "kv_dir"}  # any text may be one; what it names is looked for later
+    texts = {"model", "system", "tools", "ram", "vram", "kv_dir"}  # any text may be one; it is looked into later
     assert WRONG.keys() | texts == settings.KEYS.keys()
     for key, value in WRONG.items():
         with monkeypatch.context() as patch, pytest.raises(UsageError) as error:
@@ -153,7 +154,7 @@ def test_a_bad_variable_is_named_whatever_it_is(monkeypatch, told):
         assert str(error.value).startswith(f"V4_{key.upper()}: {key} must be ") and value in str(error.value)
 
 
-NAMED = {"ram": "lots", "kv_dir": "/nonexistent/kv", "model": "nowhere", "tools": "hammer"}
+NAMED = {"ram": "lots", "vram": "much", "kv_dir": "/nonexistent/kv", "model": "nowhere", "tools": "hammer"}
 
 
 @pytest.mark.parametrize("key", NAMED)

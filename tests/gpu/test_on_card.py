@@ -15,7 +15,7 @@ from v4cli.hardware import Gpu
 from v4cli.plan.placement import Budget, card_shortage
 from v4cli.store.store import open_model
 
-GIB = 1 << 30
+GIB, PAGE = 1 << 30, 4096
 PROMPT = [0, 5, 9]
 
 
@@ -39,8 +39,8 @@ def least(folder) -> tuple[int, int]:
     return card_shortage(needs, budget), needs.slot
 
 
-def answer(engine, n=2) -> list[int]:
-    session = engine.session()
+def answer(engine, session=None, n=2) -> list[int]:
+    session = session or engine.session()
     session.sync(PROMPT)
     return [token for token, _ in zip(greedy(session), range(n))]
 
@@ -69,9 +69,20 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
     else:
         engine = Engine.open(made, on_card=OnCard(chunk=64))
         assert engine.placed.slots is None
+    holds, ops = engine.placed.plan.vram.holds, engine.model.ops
+    planned = holds["dense"] + holds["head"] + (holds["experts"] if experts is None else 0)
+    assert ops.uploads.nbytes == pytest.approx(planned, rel=0.01)
+    assert experts is None or 0 <= holds["experts"] - experts * engine.placed.slots.slot_bytes < experts * PAGE
     cpu = Engine.open(made, "cpu")
     assert engine.model.ops.name == "triton" and engine.identity == cpu.identity
-    assert answer(engine) == answer(cpu)
+    session, expected = engine.session(), answer(cpu)
+    assert answer(engine, session) == expected
+    counts, read = engine.counts(), session.stats.prefill_experts
+    if experts is None:
+        assert counts is None and read is None
+    else:
+        assert read["hits"] > read["on_card"] and read["misses"] == 0 and 0 <= read["hit_rate"] <= 1
+        assert counts.hits > read["hits"] and counts.on_card > 0 and counts.wait_s > 0
 
 
 def test_a_model_that_does_not_fit_goes_to_the_cpu_unless_the_card_was_asked_for(card, made):

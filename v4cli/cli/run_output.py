@@ -75,20 +75,30 @@ def stats_line(stats) -> str:
 
 
 def _experts_lines(stats) -> str:
-    """Of experts on demand: hits, bytes from the SSD, time waiting; nothing if all are in memory."""
+    """Of experts that are not all in one place: hits in VRAM and RAM, bytes from the SSD, time waiting."""
     parts = []
     for name, read, n_tokens, seconds in (
         ("prefill", stats.prefill_experts, stats.prefill_tokens, stats.prefill_s),
         ("decode", stats.decode_experts, stats.completion_tokens - 1, stats.decode_s),
     ):
         if read and n_tokens > 0 and seconds:
-            parts.append(
-                f"\n{name}: {read['hit_rate']:.0%} of experts in memory, "
-                f"{output.size(read['bytes_read'] / n_tokens)} per token from the SSD, "
-                f"{read['bytes_wasted'] / max(1, read['bytes_read']):.0%} of it in vain, "
-                f"busy {read['busy_s'] / seconds:.0%} of the time, waited for {read['wait_s'] / seconds:.0%}"
-            )
+            parts.append(f"\n{name}: {_served(read)}, ")
+            if read["bytes_read"] or not read["on_card"]:
+                parts.append(
+                    f"{output.size(read['bytes_read'] / n_tokens)} per token from the SSD, "
+                    f"{read['bytes_wasted'] / max(1, read['bytes_read']):.0%} of it in vain, "
+                    f"busy {read['busy_s'] / seconds:.0%} of the time, "
+                )
+            parts.append(f"waited for {read['wait_s'] / seconds:.0%} of the time")
     return "".join(parts)
+
+
+def _served(counts: dict) -> str:
+    """Where experts were that were asked for."""
+    whole, there = counts["hit_rate"], counts["card_hit_rate"]
+    return (
+        f"{there:.0%} of experts in VRAM, {whole - there:.0%} in RAM" if there else f"{whole:.0%} of experts in memory"
+    )
 
 
 class TextWriter:

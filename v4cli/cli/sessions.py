@@ -10,7 +10,7 @@ from pathlib import Path
 from v4cli import paths, settings
 from v4cli.cli import output
 from v4cli.engine import gpu
-from v4cli.engine.gpu import OnCard
+from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.errors import SnapshotError, UsageError
 from v4cli.options import Loading
 from v4cli.prefixes.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
@@ -20,6 +20,7 @@ DISK, WRITES = "V4_CACHE_DISK", "V4_CACHE_WRITES"
 DEFAULTS = {DISK: "20G", WRITES: "50G"}
 DISK_SHARE = 10  # unless told: no more than a tenth of the disk
 ID_LENGTH = 8
+OF_GPUS = "gpu", "vram", "chunk", "kv_host", "dense"  # options that do nothing elsewhere
 
 
 def budgets() -> tuple[int, int]:
@@ -50,7 +51,12 @@ def open_chat(model: str, loading: Loading):
     def session(engine):
         return engine.session(kv_dir, prefixes_of(engine, not loading.no_cache))
 
-    return Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir(), on_card)
+    chat = Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir(), on_card)
+    if on_card != ANYHOW and chat.engine.placed is None:
+        name = next(name for name in OF_GPUS if getattr(loading, name))
+        said = settings.said_by(name, getattr(loading, name))
+        output.note(f"v4: {said} has no effect, the model is not on a GPU (v4 doctor)", dim=True)
+    return chat
 
 
 def _on_card(loading: Loading) -> OnCard:

@@ -24,7 +24,7 @@ from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.scheduler import Scheduler
 from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import ModelError, ResourceError, UsageError
-from v4cli.experts.slots import ExpertStream
+from v4cli.experts.slots import Counts, ExpertStream
 from v4cli.model.config import V4Config
 from v4cli.model.state import State
 from v4cli.model.v4 import V4
@@ -64,7 +64,7 @@ class Engine:
         self.weights = weights
         self.placed: Placed | None = None  # of backend triton
         self.account = Account(self.config, place, stream)
-        self.scheduler = Scheduler(model, stream, self.account.settle, self._fault)
+        self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts)
 
     @classmethod
     def open(
@@ -127,6 +127,13 @@ class Engine:
     def held(self) -> Ledger | None:
         """What the process holds of its budget; None without one."""
         return self.account.held(self)
+
+    def counts(self) -> Counts | None:
+        """What the experts of all steps cost so far; None where they are all in one place."""
+        if self.placed and self.placed.bank:
+            by = self.placed.bank.counts  # whose misses are hits in RAM
+            return Counts(hits=by.hits + by.misses, on_card=by.hits, wait_s=by.wait_s)
+        return self.stream.counts if self.stream else None
 
     def memory(self) -> dict[str, tuple[int, int]] | None:
         """Bytes planned and held, by item of the ledger; None without a budget."""

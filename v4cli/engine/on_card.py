@@ -41,11 +41,13 @@ from v4cli.store.store import Store, layout, open_model
 
 @dataclass(frozen=True)
 class Placed:
-    """A model on a card: the plan it was put there by, and its slots, unless all experts lie there for good."""
+    """A model on a card: the plan it was put there by, its slots and their bank, unless all experts lie there for
+    good."""
 
     model: V4
     plan: Plan
-    slots: DeviceSlots | None
+    slots: DeviceSlots | None = None
+    bank: Split[Buffer, TritonBatch, Pairs] | None = None
 
 
 def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[Needs, Plan]:
@@ -75,6 +77,8 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
 
 def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_card: OnCard) -> Placed:
     """Put a model on a card of whose memory `vram` bytes may be used. ResourceError, UsageError, ModelError."""
+    if on_card.nf4:
+        raise UsageError("--dense nf4: this version keeps dense weights as they are stored", "drop --dense")
     needs, plan = plan_for(checkpoint, vram, ram, on_card)
     config, whole = checkpoint.config, plan.slots == needs.n_experts
     source = PackedSource(checkpoint, check=False)
@@ -84,7 +88,7 @@ def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_c
         most = config.max_position_embeddings
         ops = TritonOps(tree, device, most, chunk=chunk, kv_host=on_card.kv_host, budget=memory.TILES, nf4=on_card.nf4)
         if whole:
-            return Placed(V4(config, ops), plan, None)
+            return Placed(V4(config, ops), plan)
         tier = InRam(build(config, source).layers)
         kind = _kind(tier)
         spare = 2 * max(1, VRAM_STAGING // kind.n_bytes // 2)
@@ -100,7 +104,7 @@ def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_c
         raise ResourceError(f"no memory on the GPU ({error})", "a smaller --vram, or --backend cpu") from None
     except ValueError as error:
         raise UsageError(str(error), "--backend cpu, or --backend reference, which takes any size") from None
-    return Placed(V4(config, ops, bank), plan, slots)
+    return Placed(V4(config, ops, bank), plan, slots, bank)
 
 
 def _kind(tier: InRam) -> SlotKind:

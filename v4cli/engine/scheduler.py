@@ -68,10 +68,13 @@ class Scheduler:
         stream: ExpertStream | None,
         before_step: Callable[[], None],
         fault: Callable[[Sequence[int], State], Exception],
+        counts: Callable[[], Counts | None],
     ):
         """`stream`: where experts come from, if on demand. `before_step` is called before each step. `fault` gives the
-        error for tokens whose results after a state are not finite."""
+        error for tokens whose results after a state are not finite. `counts`: what experts cost so far, if they are not
+        all in one place."""
         self.model, self.stream, self.before_step, self.fault = model, stream, before_step, fault
+        self.counts = counts
         self.chunk = model.ops.chunk
         self._changed = threading.Condition()
         self._waiting: list[Job] = []  # in the order of their coming, until they are done
@@ -216,7 +219,7 @@ class Scheduler:
         for job in jobs:
             job.begin()
         self.before_step()
-        before = self.stream.counts if self.stream else None
+        before = self.counts()
 
         def pause() -> None:
             nonlocal asked
@@ -242,8 +245,8 @@ class Scheduler:
             count = len(job.ids) if job.all_logits else 1
             own = logits[at : at + count]
             job.logits, at = own if len(jobs) == 1 else own.copy(), at + count  # who keeps its own keeps no others'
-            if self.stream and before:
-                job.counts = self.stream.counts.since(before).share(len(job.ids) / rows)
+            if before and (now := self.counts()):
+                job.counts = now.since(before).share(len(job.ids) / rows)
         seconds = time.perf_counter() - start
         if rows > FEW * len(jobs):
             self._row_s = seconds / rows

@@ -98,7 +98,7 @@ class Session:
             self.keep()
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
-        self.stats.prefill_experts = self.counts.to_dict() if self.engine.stream else None
+        self.stats.prefill_experts = self.counts.to_dict() if self.engine.counts() else None
         self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
         return len(self.tokens) == len(tokens)
 
@@ -304,4 +304,4 @@ class Session:
             yield
         finally:
             self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
-            self.stats.decode_experts = self.counts.to_dict() if self.engine.stream else None
+            self.stats.decode_experts = self.counts.to_dict() if self.engine.counts() else None

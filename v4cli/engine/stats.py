@@ -20,7 +20,7 @@ class Stats:
     kv_bytes: int = 0
     planned_bytes: int = 0  # of memory, where it is bounded
     memory: dict[str, tuple[int, int]] | None = None  # the ledger's items: bytes planned, bytes held
-    prefill_experts: dict | None = None  # Counts.to_dict(), where they are read on demand
+    prefill_experts: dict | None = None  # Counts.to_dict(), where they are not all in one place
     decode_experts: dict | None = None
 
     @property

@@ -25,6 +25,7 @@ class Counts:
     """What the experts of some steps cost; counted per distinct expert of a layer and step."""
 
     hits: int = 0  # were in memory
+    on_card: int = 0  # of the hits, in slots of a GPU
     misses: int = 0  # had to be read
     expected: int = 0  # of the misses, named before the layer asked
     bytes_read: int = 0
@@ -45,7 +46,8 @@ class Counts:
 
     def to_dict(self) -> dict:
         used = self.hits + self.misses
-        return asdict(self) | {"hit_rate": self.hits / used if used else 0.0}
+        rates = {"hit_rate": self.hits, "card_hit_rate": self.on_card}
+        return asdict(self) | {name: count / used if used else 0.0 for name, count in rates.items()}
 
 
 class ExpertStream:

@@ -136,7 +136,7 @@ def stats(dialogue, argument: str) -> None:
 def experts(dialogue, argument: str) -> None:
     if argument not in ("", "on", "off"):
         raise UsageError(f"/experts takes on or off, not {argument!r}")
-    if dialogue.chat.engine.stream is None:
+    if dialogue.chat.engine.counts() is None:
         raise UsageError("all experts of this model are in memory", "v4 chat --ram 12G bounds it")
     dialogue.emit(items.Experts(argument != "off"))
 

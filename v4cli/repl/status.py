@@ -59,16 +59,25 @@ class Status:
         return parts
 
     def experts(self) -> list[str]:
-        """The same of experts on demand, for this question; nothing unless it is wanted."""
+        """The same of experts that are not all in one place, for this question; nothing unless it is wanted."""
         chat = self.dialogue and self.dialogue.chat
-        stream = chat and chat.engine.stream
-        if not self._experts or not stream:
+        now = chat.engine.counts() if chat and self._experts else None
+        if now is None:
             return []
         if self._counts is None:
-            self._counts = (stream.counts, stream.counts)
+            self._counts = (now, now)
         if self.doing:
-            self._counts, self._took = (self._counts[0], stream.counts), time.monotonic() - self.asked
+            self._counts, self._took = (self._counts[0], now), time.monotonic() - self.asked
         counts, seconds = self._counts[1].since(self._counts[0]), max(self._took, 1e-9)
+        stream, slots = chat.engine.stream, chat.engine.placed and chat.engine.placed.slots
+        if slots:
+            rates = counts.to_dict()
+            return [
+                f"experts: {slots.policy.n_resident:,} of {slots.table.size:,} in VRAM",
+                f"{rates['card_hit_rate']:.0%} hits there",
+                f"{rates['hit_rate'] - rates['card_hit_rate']:.0%} in RAM",
+                f"waited for {counts.wait_s / seconds:.0%}",
+            ]
         return [
             f"experts: {stream.policy.n_resident:,} of {len(stream.reader.files):,} in memory",
             f"{counts.to_dict()['hit_rate']:.0%} hits",
