@@ -89,7 +89,7 @@ class Guard:
 
     def _knows(self, headers: dict[str, str]) -> bool:
         given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        return hmac.compare_digest(given.encode(), (self.key or "").encode())
+        return hmac.compare_digest(given.encode("latin-1"), (self.key or "").encode())
 
 
 KNOWN = frozenset({

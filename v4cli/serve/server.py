@@ -36,7 +36,9 @@ class Running:
     @property
     def is_alive(self) -> bool:
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.created) < 1.0
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.created) < 1.0
+            return is_same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
