@@ -5,13 +5,14 @@ events. Nothing that happens to it touches another.
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from v4cli.chat import parser as parsed
 from v4cli.chat import special
 from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.messages import readable_arguments
 from v4cli.chat.parser import StreamParser
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.chat.turn import MAX_BLOCK, sampled
@@ -106,7 +107,7 @@ class Answer(threading.Thread):
     def _say_why_it_missed(self, session: Session) -> None:
         """A context that could have been used but for something in its middle is worth a line."""
         ids, at = self.encoded.ids, common(session.tokens, self.encoded.ids)
-        if not 0 < at < min(len(session.tokens), len(ids)) or len(session.tokens) - at <= self._n_sampled:
+        if not 0 < at < min(len(session.tokens), len(ids)):
             return
         was, now = (self._shown(tokens[at:]) for tokens in (session.tokens, ids))
         self.log(f"prefix: {at:,} of {len(ids):,} tokens are there; then comes {now} in place of {was}")
@@ -125,9 +126,7 @@ class Answer(threading.Thread):
             opened = encoded.forced.split("\n", 3)[3]  # what follows the tag of the block
             voice.say(parser.push(opened))
         decoder, ids, finish = self.tokenizer.stream(), [], "interrupted"
-        for step in session.generate(
-            _nth(encoded.sampling, choice), encoded.limit, self._stop_ids, self.cancel.is_set, self._allowed(encoded)
-        ):
+        for step in self._steps(session, choice):
             ids.append(step.token)
             self._count(step, ids)
             if step.token != self.tokenizer.eos_id:
@@ -138,16 +137,25 @@ class Answer(threading.Thread):
             finish = ended or ("length" if runaway else "interrupted")
             if finish != "interrupted":
                 break
-        if finish == "interrupted":
+        if self.cancel.is_set() and finish == "interrupted":
             raise Interrupted("the client has hung up")
+        finish = "length" if finish == "interrupted" else finish
         voice.say(parser.push(decoder.flush()))
         voice.say(parser.finish(finish))
         voice.end(parser, finish)
         self._remember(voice, parser, ids)
 
-    @property
-    def _stop_ids(self) -> tuple[int, ...]:
-        return (self.tokenizer.eos_id,)
+    def _steps(self, session: Session, choice: int) -> Iterator[Step]:
+        """Tokens of a choice. Where memory holds no more of them, it ends as at a limit."""
+        encoded, eos = self.encoded, self.tokenizer.eos_id
+        sampling, last = _nth(encoded.sampling, choice), None
+        try:
+            for last in session.generate(sampling, encoded.limit, (eos,), self.cancel.is_set, self._allowed(encoded)):
+                yield last
+        except ResourceError as error:
+            if last is None:
+                raise
+            self.log(f"an answer ends early: {error}")
 
     def _count(self, step: Step, ids: list[int]) -> None:
         self._n_sampled += 1
@@ -208,7 +216,7 @@ class _Voice:
                     self._call(event)
 
     def _call(self, event: parsed.ToolCallEnd) -> None:
-        if event.fault:
+        if event.fault or not isinstance(readable_arguments(event.arguments or "{}"), dict):
             self.left_out = True
         elif not self.has_said_enough:
             call = events.Call(f"call_{secrets.token_hex(12)}", event.name, event.arguments or "{}")

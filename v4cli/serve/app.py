@@ -79,6 +79,7 @@ def _endpoint(service: Service, read: Read, makes: Makes) -> Endpoint:
     async def answer(request: Request) -> Response:
         body = await body_of(request)
         asked = read(body)
+        service.check_room()
         encoded = await asyncio.to_thread(service.encoded, asked)
         machine = makes(encoded, body, asked.model or service.name)
         answering = service.answering(encoded)

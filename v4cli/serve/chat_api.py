@@ -5,7 +5,7 @@ from typing import Any
 
 from v4cli.errors import RequestError
 from v4cli.serve import asked as fields
-from v4cli.serve.asked import Asked, ToolName
+from v4cli.serve.asked import Asked
 from v4cli.serve.dialect import COMMENT, Machine, new_id, openai_error, sse
 from v4cli.serve.events import Call, End, Event, Failed, Finish, Logprob, Text, Thinking, Usage
 
@@ -19,14 +19,12 @@ def read(body: dict) -> Asked:
     )
     if not messages:
         raise RequestError("messages must not be empty")
-    tools, names = _tools(body)
     choice, named = _choice(body.get("tool_choice"))
     thinking, effort = _thinking(body)
     return Asked(
         model=fields.model_of(body),
         messages=messages,
-        tools=tools,
-        names=names,
+        tools=_tools(body),
         choice=choice,
         named=named,
         one_call=body.get("parallel_tool_calls") is False,
@@ -85,7 +83,7 @@ def _call(call: dict, at: str) -> dict:
     }  # fmt: skip
 
 
-def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
+def _tools(body: dict) -> tuple[dict, ...]:
     tools = []
     for i, tool in enumerate(fields.listed(body.get("tools"), "tools")):
         about = tool.get("function") or tool.get("custom") or (tool if "name" in tool else None)
@@ -93,7 +91,7 @@ def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
             raise RequestError(f"tools[{i}].function is missing")
         name, description = about.get("name"), about.get("description")
         tools.append(fields.function(name, description, about.get("parameters"), f"tools[{i}]"))
-    return fields.unique(tools), {}
+    return fields.unique(tools)
 
 
 def _choice(wanted: Any) -> tuple[str, str | None]:

@@ -2,7 +2,6 @@
 no call where none is wanted."""
 
 import importlib.util
-import json
 import threading
 from collections.abc import Callable, Sequence
 
@@ -14,7 +13,6 @@ from v4cli.errors import RequestError
 from v4cli.serve.prompts import Encoded
 
 Allowed = Callable[[Sequence[int]], np.ndarray | None]
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # else blanks without end
 
 
 class Constraints:
@@ -60,10 +58,7 @@ class Constraints:
         return _Matched(matcher, self.vocab_size, None, self.log)
 
     def _json(self, schema: dict):
-        from llguidance import LLMatcher
-
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
-        return LLMatcher(self._guide._ll, grammar, log_level=0)
+        return self._guide.json_matcher(schema)
 
     @property
     def _guide(self):

@@ -35,7 +35,9 @@ class Metrics:
                 self.n_running -= 1
 
     def prefilled(self, done: int, total: int) -> None:
-        """A chunk of a prompt has been computed."""
+        """A piece of a prompt has been computed: `done` of its `total` tokens are there."""
+        with self._lock:
+            self.done["pieces"] += 1
 
     def answered(self, usage: Usage, seconds: float) -> None:
         with self._lock:
@@ -60,6 +62,7 @@ class Metrics:
         tell("answer_seconds_total", "counter", {"": self.done["seconds"]}, "Seconds from request to last token.")
         tell("prompt_tokens_total", "counter", {"": self.done["prompt"]}, "Tokens of prompts.")
         tell("cached_tokens_total", "counter", {"": self.done["cached"]}, "Tokens of prompts that were not computed.")
+        tell("prefill_pieces_total", "counter", {"": self.done["pieces"]}, "Pieces of prompts that were computed.")
         tell("sampled_tokens_total", "counter", {"": self.sampled}, "Tokens of answers.")
         tell("requests_running", "gauge", {"": self.n_running}, "Requests that are queued or answered.")
         tell("requests_queued", "gauge", {"": pool.n_waiting}, "Requests that wait for a session.")

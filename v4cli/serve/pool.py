@@ -54,6 +54,15 @@ class Pool:
                 self._changed.notify_all()
 
     def _taken(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Session:
+        """Where there is no memory for one more, others give way, or are waited for. ResourceError if none are left."""
+        while True:
+            try:
+                return self._chosen(ids, cancelled)
+            except ResourceError:
+                if not self.drop_one() and not self.wait_for_another(cancelled, own=0):
+                    raise
+
+    def _chosen(self, ids: Sequence[int], cancelled: Callable[[], bool]) -> Session:
         with self._my_turn(cancelled):
             best = max(self._idle, key=lambda session: common(session.tokens, ids), default=None)
             self._busy += 1
@@ -114,10 +123,10 @@ class Pool:
             session.keep(0.0)
         return session is not None
 
-    def wait_for_another(self, cancelled: Callable[[], bool]) -> bool:
-        """For one who has a session: until another is given back; False if none is in use."""
+    def wait_for_another(self, cancelled: Callable[[], bool], own: int = 1) -> bool:
+        """For one who has `own` sessions: until another is given back; False if no other is in use. Interrupted."""
         with self._changed:
-            while self._busy > 1 and not self._idle:
+            while self._busy > own and not self._idle:
                 if cancelled():
                     raise Interrupted("the client has hung up")
                 self._changed.wait(HEED_S)

@@ -75,13 +75,16 @@ class Service:
     # -- answers --------------------------------------------------------------------------------------------------
 
     def encoded(self, asked: Asked) -> Encoded:
-        """RequestError, ContextError, UnknownModel, Busy."""
+        """RequestError, ContextError, UnknownModel."""
         self.check_model(asked.model)
         encoded = self.prompts.encode(asked)
         self.constraints.check(encoded)
+        return encoded
+
+    def check_room(self) -> None:
+        """Busy, where one more request would wait too long."""
         if self.draining or self.pool.n_waiting >= MOST_QUEUED:
             raise Busy("the server is shutting down" if self.draining else "too many requests are waiting")
-        return encoded
 
     def answering(self, encoded: Encoded) -> "Answering":
         """The answer, begun."""
