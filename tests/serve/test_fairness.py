@@ -14,6 +14,7 @@ from test_answers import SUM, chat, messages, post, responses, with_tool
 from test_reuse import usage_of
 
 from v4cli.serve import service as services
+from v4cli.serve.server import listening
 
 PATIENCE_S = 60.0
 HELLO = "Hello, who are you?"
@@ -196,3 +197,8 @@ def test_connections_that_say_nothing_hinder_nobody(server):
     assert post(server.http, chat(HELLO)).status_code == 200
     for client in quiet:
         client.close()
+
+
+def test_small_pieces_are_sent_at_once():
+    with listening("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP  # by which asyncio tells that it may forgo the delay

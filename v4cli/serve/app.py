@@ -1,6 +1,5 @@
 """The routes."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
@@ -18,7 +17,7 @@ from v4cli.serve.chat_api import ChatMachine
 from v4cli.serve.completions_api import CompletionsMachine
 from v4cli.serve.dialect import Machine
 from v4cli.serve.events import Failed
-from v4cli.serve.http import EventStream, Guard, Refused, Reply, body_of, error_response, unless_hung_up
+from v4cli.serve.http import EventStream, Guard, Refused, Reply, aside, body_of, error_response, unless_hung_up
 from v4cli.serve.messages_api import MessagesMachine
 from v4cli.serve.prompts import Encoded
 from v4cli.serve.responses_api import ResponsesMachine
@@ -80,7 +79,7 @@ def _endpoint(service: Service, read: Read, makes: Makes) -> Endpoint:
         body = await body_of(request)
         asked = read(body)
         service.check_room()
-        encoded = await asyncio.to_thread(service.encoded, asked)
+        encoded = await aside(request, service.encoded, asked)
         machine = makes(encoded, body, asked.model or service.name)
         answering = service.answering(encoded)
         if asked.stream:
@@ -119,7 +118,7 @@ def _safely(answer: Endpoint) -> Endpoint:
 def _counter(service: Service) -> Endpoint:
     async def count_tokens(request: Request) -> Response:
         asked = messages_api.read(await body_of(request))
-        encoded = await asyncio.to_thread(service.encoded, asked)
+        encoded = await aside(request, service.encoded, asked)
         return Reply({"input_tokens": len(encoded.ids)})
 
     return count_tokens

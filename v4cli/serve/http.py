@@ -6,6 +6,7 @@ import hmac
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
@@ -19,8 +20,10 @@ from v4cli.serve.events import Failed
 from v4cli.serve.metrics import Metrics
 
 MOST_BODY = 64 << 20  # bytes
+SMALL_BODY = 8 << 10
 MOST_DEPTH = 128  # of JSON
 BODY_S = 60.0  # seconds that a body may take to come
+Argument, Result = TypeVar("Argument"), TypeVar("Result")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN = ("/", "/health")  # without a key
 
@@ -119,7 +122,16 @@ async def body_of(request: Request) -> dict:
             data = await _read(request)
     except TimeoutError:
         raise Refused(408, "the body did not come in time") from None
-    return await asyncio.to_thread(parsed, data)
+    request.state.n_bytes = len(data)
+    return await aside(request, parsed, data)
+
+
+async def aside(request: Request, work: Callable[[Argument], Result], argument: Argument) -> Result:
+    """What `work` makes of something whose size is that of the body: in a thread, unless that is quicker than to get
+    there and back."""
+    if request.state.n_bytes <= SMALL_BODY:
+        return work(argument)
+    return await asyncio.to_thread(work, argument)
 
 
 async def _read(request: Request) -> bytes:

@@ -79,7 +79,7 @@ def registered(url: str, model: str, sessions: int) -> Iterator[None]:
 def listening(host: str, port: int) -> socket.socket:
     """A socket that takes connections. UsageError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio: no delay for small pieces then
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
