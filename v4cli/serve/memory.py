@@ -39,13 +39,12 @@ class Memory:
 
     def remember(self, messages: Sequence[dict], turn: Turn) -> None:
         """`turn` answered the messages."""
-        key = _after(_chain(messages), _said(turn.text, turn.calls))
-        keys = [_call_key(turn.calls[0].id)] if turn.calls else [key]
+        said = _said(turn.text, turn.calls)
+        key = _call_key(turn.calls[0].id) if turn.calls else _after(_chain(messages), said)
         with self._lock:
-            for key in keys:
-                self._forget(key)
-                self._turns[key] = turn
-                self._n_tokens += len(turn.sampled["ids"])
+            self._forget(key)
+            self._turns[key] = turn
+            self._n_tokens += len(turn.sampled["ids"])
             while len(self._turns) > self.most or self._n_tokens > self.most_tokens:
                 self._forget(next(iter(self._turns)))
 

@@ -45,7 +45,7 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self._answers: set[Answer] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while its thread has it
 
     # -- models ---------------------------------------------------------------------------------------------------
 
