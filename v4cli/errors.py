@@ -49,6 +49,10 @@ class RequestError(UsageError):
     """A message list, tool schema or request body is not valid."""
 
 
+class ContextError(UsageError):
+    """A prompt leaves nothing of the model's context."""
+
+
 class ModelError(V4Error):
     """A model is missing, incomplete, corrupt or of an unsupported kind."""
 

@@ -31,6 +31,7 @@ class _Heard:
     wish: threading.Event | None = None  # set by the first signal, if there is one
     going_on = False  # the first Ctrl-C ends what is being done, not the process
     spared_at = 0.0  # when a Ctrl-C last was all right
+    handed_over = False  # somebody else deals with signals
     leaving = False  # nothing is left to interrupt
     saying = threading.Lock()  # held while the user is told
     said = False
@@ -68,6 +69,22 @@ def interrupts(stop: threading.Event, go_on: bool = False) -> Iterator[None]:
     finally:
         _Heard.wish, _Heard.going_on = None, False
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def handed_over(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Within: `handler` is called for every signal, and nothing else comes of it. In the main thread only."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    _Heard.handed_over = True
+    for number, handles in before.items():
+        if handles is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handles in before.items():
+            signal.signal(number, handles)
+        _Heard.handed_over = False
 
 
 @contextmanager
@@ -133,7 +150,7 @@ def _watch(pipe: int) -> None:
     """End the process some time after a signal."""
     while heard := os.read(pipe, 64):
         at = time.monotonic()
-        if ending := [number for number in heard if number in ENDING]:
+        if ending := [number for number in heard if number in ENDING and not _Heard.handed_over]:
             time.sleep(END_WITHIN)
             spared = _Heard.going_on or _Heard.spared_at > at - END_WITHIN
             if ending[0] != signal.SIGINT or not spared:

@@ -1,4 +1,4 @@
-"""The table of options: what `v4 run`, `v4 chat` and `v4 rollout` may be told, each option once.
+"""The table of options: what `v4 run`, `v4 chat`, `v4 rollout` and `v4 serve` may be told, each option once.
 
 An entry is a field of a frozen dataclass: its type, and by `option` its default, what it means, its flags, the values
 it may have, whether it is a setting and whether /set may change it. Each concern (how to answer, what may run, ...) has
@@ -146,7 +146,8 @@ class Loading:
 
 def _model(**more: Any) -> Any:
     shown = "the one of v4 config; the pulled model if exactly one is complete; nano"
-    return option("A name from v4 ls, or a folder.", "--model", "-m", setting="user", shown_default=shown, **more)
+    flags = () if more.get("argument") else ("--model", "-m")
+    return option("A name from v4 ls, or a folder.", *flags, setting="user", shown_default=shown, **more)
 
 
 def _system() -> Any:
@@ -244,4 +245,19 @@ class RolloutOptions:
     as_json: bool = _json()
 
 
-COMMANDS: dict[str, type] = {"run": RunOptions, "chat": ChatOptions, "rollout": RolloutOptions}
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What `v4 serve` is told."""
+
+    model: str = _model(argument=True, metavar="MODEL", default=MISSING)
+    host: str = option("Address to listen at; others than this machine's own want --api-key.", default="127.0.0.1")
+    port: int = option("Port; 0 is any that is free.", default=8000, least=0, most=65535)
+    api_key: str | None = option("What clients must send as their key. Default: any or none.", variable="V4_API_KEY")
+    sessions: int = option("Contexts kept in memory, and answers at a time.", default=8, least=1, most=256)
+    print_unit: bool = option("Print a systemd unit for this server and exit.", default=False)
+    loading: Loading = part()
+
+
+COMMANDS: dict[str, type] = {
+    "run": RunOptions, "chat": ChatOptions, "rollout": RolloutOptions, "serve": ServeOptions,
+}  # fmt: skip

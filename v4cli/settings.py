@@ -60,9 +60,9 @@ class Settings(NamedTuple):
 
 
 def defaults(command: str) -> dict:
-    """What is settled for the options of `run` and `chat`, by name; the model is that of default_model(), as a
+    """What is settled for the options of `run`, `chat` and `serve`, by name; the model is that of default_model(), as a
     conversation that goes on may have another. UsageError."""
-    if command not in ("run", "chat"):
+    if command not in ("run", "chat", "serve"):
         return {}
     others = {"model", *(key for key, entry in KEYS.items() if entry.setting == "chat" and command != "chat")}
     return {key: value for key, value in load().values.items() if key not in others}

@@ -24,9 +24,12 @@ LINES = {
     "run": ["run", "hello", "-m", "nano"],
     "chat": ["chat"],
     "rollout": ["rollout", "t", "--out", "o", "-m", "nano"],
+    "serve": ["serve", "nano"],
 }
+ANSWERING = [command for command in COMMANDS if command != "serve"]  # there, clients say how to answer
 FUNCTIONS = {
     "run": "v4cli.cli.run.run_once", "chat": "v4cli.cli.chat.chat", "rollout": "v4cli.cli.rollout.run_rollouts",
+    "serve": "v4cli.cli.serve.serve",
 }  # fmt: skip
 
 
@@ -68,13 +71,14 @@ def test_typer_has_the_table_s_parameters_and_no_others(command):
     assert {flag for param in there if param.param_type_name == "option" for flag in param.opts} == flags
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ANSWERING)
 def test_every_way_to_answer_is_in_every_command(command):
     assert {entry.name for entry in table(COMMANDS[command])} >= {entry.name for entry in entries(Options)}
 
 
 def test_an_empty_command_line_says_what_the_table_does(told):
     given = {"run": {"prompt": "hello", "model": "nano"}, "chat": {}}
+    given["serve"] = {"model": "nano"}
     given["rollout"] = {"tasks": Path("t"), "out": Path("o"), "model": "nano"}
     for command, values in given.items():
         assert told(command) == made(COMMANDS[command], values)
@@ -100,7 +104,7 @@ def test_flags_reach_those_concerned(told):
     )
     flags += ("--min-p", "0.1", "--max-tokens", "9", "--constrain")
     wanted = Options(True, "max", 0.5, 0.9, 3, 0.1, 7, 9, ("a", "b"), True)
-    for command in COMMANDS:
+    for command in ANSWERING:
         heard = told(command, *flags)
         assert (heard.conditions if command == "rollout" else heard).answer == wanted, command
     for command in ("run", "chat"):

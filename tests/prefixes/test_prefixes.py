@@ -58,6 +58,19 @@ def test_longest_fitting_place_is_taken_and_no_other(engine, prefixes):
     assert prefixes.longest(IDS[:3000], 3000) is None
 
 
+def test_a_folder_that_has_not_changed_is_not_read_again(engine, prefixes, monkeypatch):
+    read, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: read.append(path) or scandir(path))
+    stored_at(engine, prefixes, IDS[:200])
+    os.utime(prefixes.folder, (1e9, 1e9))
+    del read[:]
+    assert [prefixes.longest(IDS[:300], 0).n_tokens for _ in range(3)] == [200] * 3 and len(read) == 1
+    stored_at(engine, prefixes, IDS[:250])
+    assert prefixes.longest(IDS[:300], 0).n_tokens == 250
+    del read[:]
+    assert prefixes.longest(IDS[:300], 0).n_tokens == 250 and len(read) == 1  # too new to be sure
+
+
 def test_kept_in_a_folder_it_is_the_same(engine, prefixes, tmp_path):
     folder = tmp_path / "kv"
     folder.mkdir()

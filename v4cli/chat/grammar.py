@@ -27,6 +27,7 @@ except ImportError:
 MAX_NAME = 300  # characters of a name in a tag
 MAX_GRAMMAR = 2_000_000  # characters
 MAX_CHOICES = 20_000  # ways to go on at one place
+COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # else blanks without end
 Note = Callable[[str], None]
 
 
@@ -91,6 +92,11 @@ class Guide:
     def matcher(self, text: str) -> llguidance.LLMatcher:
         lark, limits = llguidance.LLMatcher.grammar_from_lark(text), LLParserLimits(max_items_in_row=MAX_CHOICES)
         return llguidance.LLMatcher(self._ll, lark, log_level=0, limits=limits)
+
+    def json_matcher(self, schema: dict) -> llguidance.LLMatcher:
+        """Of an answer that is JSON by a schema; its `get_error` says why there is none."""
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+        return llguidance.LLMatcher(self._ll, grammar, log_level=0)
 
 
 class _Vocabulary:

@@ -61,6 +61,7 @@ class StreamParser:
         self._block = CallBlock(self._events) if in_tool_calls else None
         self._finish = ""
         self.unread = 0  # characters pushed after the end of the tool block
+        self.stopped_by = ""  # the stop string that ended the answer
         self.stopped = False  # a stop string or the end of the tool block: nothing more will count
 
     def push(self, text: str) -> list[Event]:
@@ -237,9 +238,10 @@ class StreamParser:
             self._events.append(Thinking(text))
             return
         self._answer += text
-        hits = [at for at in (self._answer.find(stop) for stop in self._stop) if at >= 0]
+        hits = [(at, stop) for at, stop in ((self._answer.find(stop), stop) for stop in self._stop) if at >= 0]
         if hits:
-            self._tell_answer(self._answer[: min(hits)])
+            at, self.stopped_by = min(hits)
+            self._tell_answer(self._answer[:at])
             self._answer, self.stopped = "", True
             return
         held = max((_overlap(self._answer, stop) for stop in self._stop), default=0)

@@ -47,8 +47,11 @@ class EncodedRequest:
     starts_in_tool_calls: bool
 
 
-def encode_request(body: dict, contract: str) -> EncodedRequest:
-    """Render a request body {"messages", "tools"?, "thinking"?, "reasoning_effort"?, ...}. RequestError if invalid."""
+def encode_request(body: dict, contract: str, keep_thinking: bool = False) -> EncodedRequest:
+    """Render a request body {"messages", "tools"?, "thinking"?, "reasoning_effort"?, ...}. RequestError if invalid.
+
+    `keep_thinking`: that of earlier turns stays even without tools, as the cache has it.
+    """
     if contract not in CONTRACTS:
         raise RequestError(f"contract must be one of {', '.join(CONTRACTS)}, not {str(contract)[:40]!r}")
     if not isinstance(body, dict) or "messages" not in body:
@@ -67,7 +70,7 @@ def encode_request(body: dict, contract: str) -> EncodedRequest:
     prompt = render(
         _open_prefix(messages),
         thinking,
-        drop_thinking=not tools,
+        drop_thinking=not (tools or keep_thinking),
         prefix=EFFORTS[contract][effort],
         empty_line=contract == "april",
     )

@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers
 from v4cli.chat import pieces, special
 from v4cli.chat.special import Prompt
 from v4cli.chat.vocabulary import ALPHABET, BYTE_OF, Vocabulary
-from v4cli.errors import ModelError, UsageError, V4Error
+from v4cli.errors import ContextError, ModelError, UsageError, V4Error
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a pool of threads for one text takes longer to start
 
@@ -88,8 +88,8 @@ class Tokenizer:
     def encode_prompt(
         self, prompt: Prompt, room: float = math.inf, cancelled: Callable[[], bool] = lambda: False
     ) -> list[int]:
-        """Ids of a rendered prompt; of its beginning if cancelled. UsageError as soon as it is certain that they leave
-        nothing of `room` tokens."""
+        """Ids of a rendered prompt; of its beginning if cancelled. ContextError as soon as it is certain that they
+        leave nothing of `room` tokens."""
         ids: list[int] = []
         n_left = len(prompt.text)  # characters
         for segment in prompt:
@@ -98,7 +98,7 @@ class Tokenizer:
                 n_left -= len(piece)
                 at_least = len(ids) + n_left // self._longest + (0 if whole else self._least(piece))
                 if at_least >= room:
-                    raise UsageError(f"the text has at least {at_least:,} tokens and fills the model's whole context")
+                    raise ContextError(f"the text has at least {at_least:,} tokens and fills the model's whole context")
                 if segment.ids is not None:
                     ids += segment.ids
                 else:

@@ -16,7 +16,7 @@ from v4cli.engine.engine import Engine
 from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.engine.sampler import MOST_TEMPERATURE, Sampling
 from v4cli.engine.session import Session
-from v4cli.errors import ModelError, UsageError
+from v4cli.errors import ContextError, ModelError
 from v4cli.model.config import V4Config
 from v4cli.options import Options
 from v4cli.store import kinds
@@ -104,7 +104,8 @@ class Chat:
             events = parser.finish(self.finish)
             self.finish = events[-1].finish
         finally:
-            self.message = _message(parser) | ({} if options.stop else self._sampled(parser, request.thinking))
+            said = {} if options.stop else sampled(self.tokenizer, self.ids, parser, request.thinking)
+            self.message = _message(parser) | said
         yield from events
 
     def _sample(self, parser: StreamParser, sampling: Sampling, limit: int, cancelled, allowed) -> Iterator[Event]:
@@ -128,18 +129,6 @@ class Chat:
 
         return Guide(self.tokenizer, self.engine.config.vocab_size, lambda text: self.note(text))
 
-    def _sampled(self, parser: StreamParser, thinking: bool) -> dict:
-        """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
-        end of the tool block, its part up to there."""
-        ids = [token for token in self.ids if token != self.tokenizer.eos_id]
-        text = said = self.tokenizer.complete(ids)
-        length = len(text) - parser.unread
-        while len(said) > length:
-            ids.pop()
-            said = self.tokenizer.complete(ids)
-        ids += self.tokenizer.encode(text[len(said) : length])
-        return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
-
     def _body(self, messages: list[dict], options: Options, tools: list[dict] | None) -> dict:
         body: dict = {"messages": messages, "tools": tools or []}
         body["thinking"] = {"type": "enabled" if options.thinking else "disabled"}
@@ -150,7 +139,7 @@ class Chat:
     def _limit(self, n_prompt: int, max_tokens: int) -> int:
         room = self.engine.config.max_position_embeddings - n_prompt
         if room < 1:
-            raise UsageError(f"the prompt has {n_prompt:,} tokens and fills the model's whole context")
+            raise ContextError(f"the prompt has {n_prompt:,} tokens and fills the model's whole context")
         return min(max_tokens, room)
 
     def _sampling(self, options: Options, request) -> Sampling:
@@ -160,6 +149,19 @@ class Chat:
         return Sampling(
             temperature, request.top_p if top_p is None else top_p, options.top_k, options.min_p, options.seed
         )
+
+
+def sampled(tokenizer: Tokenizer, ids: list[int], parser: StreamParser, thinking: bool) -> dict:
+    """The tokens of the message, for the next prompt to be what the cache holds. Of a token that goes on after the
+    end of the tool block, its part up to there."""
+    ids = [token for token in ids if token != tokenizer.eos_id]
+    text = said = tokenizer.complete(ids)
+    length = len(text) - parser.unread
+    while len(said) > length:
+        ids.pop()
+        said = tokenizer.complete(ids)
+    ids += tokenizer.encode(text[len(said) : length])
+    return {"sampled": {"ids": ids, "text": text[:length], "thinking": thinking}} if ids else {}
 
 
 def _message(parser: StreamParser) -> dict:

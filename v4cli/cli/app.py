@@ -29,7 +29,7 @@ from v4cli.cli.parameters import (
     defaults_of,
     takes,
 )
-from v4cli.options import COMMANDS, ChatOptions, RolloutOptions, RunOptions
+from v4cli.options import COMMANDS, ChatOptions, RolloutOptions, RunOptions, ServeOptions
 
 app = Typer(
     name="v4",
@@ -95,6 +95,32 @@ def rollout(told: RolloutOptions) -> None:
     from v4cli.cli.rollout import run_rollouts
 
     run_rollouts(told)
+
+
+@app.command()
+@takes(ServeOptions, model=default_model)
+def serve(told: ServeOptions) -> None:
+    """Answer editors, agents and scripts over HTTP, in the words of Chat Completions, Messages and Responses. Ctrl-C or
+    v4 stop ends it, once what it is answering is answered."""
+    from v4cli.cli.serve import serve
+
+    serve(told)
+
+
+@app.command()
+def ps(as_json: Json = False) -> None:
+    """List the servers that run on this machine."""
+    from v4cli.cli.serve import ps
+
+    ps(as_json)
+
+
+@app.command()
+def stop(which: Annotated[str, typer.Argument(metavar="[PORT|PID|all]", help="Default: the only one.")] = "") -> None:
+    """Stop a server; what it is answering is answered before."""
+    from v4cli.cli.serve import stop
+
+    stop(which)
 
 
 @app.command("download", hidden=True)

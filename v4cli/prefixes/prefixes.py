@@ -37,6 +37,7 @@ from v4cli.prefixes import kvfile
 CHUNK = 1024  # tokens, a multiple of every compression ratio
 WORKERS = 4  # files in flight
 ORPHAN_AGE = 600.0  # seconds
+SETTLED_NS = 1_000_000_000
 CHUNK_NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{32})\.chunk")
 SNAPSHOT_NAME = re.compile(r"([0-9a-f]{32})\.(\d{1,9})\.([0-9a-f]{16})\.snapshot")
 IDENTITY, WRITTEN = "identity.json", "written.json"
@@ -108,12 +109,13 @@ class Prefixes:
         self.disk_budget, self.write_budget = disk_budget, write_budget
         self.key = _hash(json.dumps(identity, sort_keys=True).encode(), 16)
         self.folder = root / self.key
+        self._seen: tuple[int, Folder] | None = None  # when the folder changed last, and what was in it then
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def longest(self, tokens: list[int], above: int) -> Snapshot | None:
         """The longest stored prefix of `tokens` that has more than `above` of them."""
-        files, ids = Folder(self.folder), np.asarray(tokens, np.int32)
+        files, ids = self._files(), np.asarray(tokens, np.int32)
         if not files.snapshots:
             return None
         keys = self._keys(ids)
@@ -128,6 +130,20 @@ class Prefixes:
             if found := max(fitting, key=lambda snapshot: snapshot.n_tokens, default=None):
                 return found
         return None
+
+    def _files(self) -> Folder:
+        """What there is, without reading the folder again where nothing has come or gone: for every short prompt that
+        would take longer than to compute it. A change that is too new may have another of the same time behind it."""
+        try:
+            changed = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return Folder(self.folder)
+        if self._seen and self._seen[0] == changed:
+            return self._seen[1]
+        files = Folder(self.folder)
+        if time.time_ns() - changed > SETTLED_NS:
+            self._seen = changed, files
+        return files
 
     def load(self, snapshot: Snapshot, state: State, have: int) -> np.ndarray:
         """Bring `state`, whose first `have` tokens are those of the snapshot, to its place; the logits there.

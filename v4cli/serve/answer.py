@@ -1,0 +1,251 @@
+"""One request while it is answered: a thread that waits for a session, prefills, samples, and says what comes of it as
+events. Nothing that happens to it touches another.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from v4cli.chat import parser as parsed
+from v4cli.chat import special
+from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.messages import readable_arguments
+from v4cli.chat.parser import StreamParser
+from v4cli.chat.tokenizer import Tokenizer
+from v4cli.chat.turn import MAX_BLOCK, sampled
+from v4cli.engine.sampler import Sampling
+from v4cli.engine.session import Session, Step
+from v4cli.errors import Interrupted, ResourceError, UsageError, V4Error
+from v4cli.serve import events
+from v4cli.serve.events import End, Event
+from v4cli.serve.memory import Memory, Turn
+from v4cli.serve.metrics import Metrics
+from v4cli.serve.pool import Pool, common
+from v4cli.serve.prompts import Encoded
+
+SHOWN = 40  # characters of a text that a log line shows
+Tell = Callable[[int, Event | End], None]
+Allowed = Callable[[Sequence[int]], np.ndarray | None]
+
+
+class Answer(threading.Thread):
+    """Answers when it is started. `tell(choice, event)` is called in this thread; the last event is an End, unless it
+    was cancelled."""
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        tokenizer: Tokenizer,
+        pool: Pool,
+        memory: Memory,
+        metrics: Metrics,
+        tell: Tell,
+        allowed: Callable[[Encoded], Allowed | None],
+        log: Callable[[str], None],
+    ):
+        super().__init__(daemon=True, name="answer")
+        self.encoded, self.tokenizer, self.pool, self.memory = encoded, tokenizer, pool, memory
+        self.metrics, self.tell, self.log, self._allowed = metrics, tell, log, allowed
+        self.cancel = threading.Event()
+        self._n_sampled = self._n_reasoning = self._cached = 0
+
+    def run(self) -> None:
+        start = time.monotonic()
+        end: End
+        try:
+            with self.metrics.running():
+                self._answer()
+            end = self._usage()
+            self.metrics.answered(end, time.monotonic() - start)
+        except Interrupted:
+            self.metrics.cancelled += 1
+            end = events.Failed("cancelled", 499)
+        except UsageError as error:
+            end = events.Failed(str(error), 400)
+        except ResourceError as error:
+            end = events.Failed(str(error), 503, "out_of_memory")
+        except V4Error as error:
+            end = events.Failed(str(error), 500)
+        except Exception as error:
+            self.metrics.failed += 1
+            end = events.Failed(f"unexpected {type(error).__name__}", 500)
+            self.log(f"unexpected {type(error).__name__}: {error}")
+        self.tell(0, end)
+
+    def _usage(self) -> events.Usage:
+        return events.Usage(len(self.encoded.ids), self._cached, self._n_sampled, self._n_reasoning)
+
+    def _answer(self) -> None:
+        encoded, cancelled = self.encoded, self.cancel.is_set
+        with self.pool.session(encoded.ids, cancelled) as session:
+            self._say_why_it_missed(session)
+            self._sync(session)
+            self._cached = session.stats.cached_tokens
+            last = encoded.asked.n - 1
+            for choice in range(encoded.asked.n):
+                own = session if choice == last else session.fork()
+                self._choice(choice, own)
+            for note in session.notes:
+                self.log(note)
+            session.notes.clear()
+
+    def _sync(self, session: Session) -> None:
+        """Be at the prompt. Where there is no memory, others give way, or are waited for. Interrupted."""
+        cancelled, anchors = self.cancel.is_set, self.encoded.anchors
+        while True:
+            try:
+                if not session.sync(self.encoded.ids, self.metrics.prefilled, cancelled, anchors):
+                    raise Interrupted("the client has hung up")
+                return
+            except ResourceError:
+                if not self.pool.drop_one() and not self.pool.wait_for_another(cancelled):
+                    raise
+
+    def _say_why_it_missed(self, session: Session) -> None:
+        """A context that could have been used but for something in its middle is worth a line."""
+        ids, at = self.encoded.ids, common(session.tokens, self.encoded.ids)
+        if not 0 < at < min(len(session.tokens), len(ids)):
+            return
+        was, now = (self._shown(tokens[at:]) for tokens in (session.tokens, ids))
+        self.log(f"prefix: {at:,} of {len(ids):,} tokens are there; then comes {now} in place of {was}")
+
+    def _shown(self, ids: Sequence[int]) -> str:
+        return repr(self.tokenizer.decode(list(ids[:SHOWN]))[:SHOWN])
+
+    # -- one choice -----------------------------------------------------------------------------------------------
+
+    def _choice(self, choice: int, session: Session) -> None:
+        encoded, asked = self.encoded, self.encoded.asked
+        reads = bool(asked.tools) and asked.choice != "none"
+        parser = StreamParser(encoded.thinking, bool(encoded.forced), asked.stop, reads)
+        voice = _Voice(lambda event: self.tell(choice, event), asked.one_call)
+        if encoded.forced:
+            opened = encoded.forced.split("\n", 3)[3]  # what follows the tag of the block
+            voice.say(parser.push(opened))
+        decoder, ids, finish = self.tokenizer.stream(), [], "interrupted"
+        for step in self._steps(session, choice):
+            ids.append(step.token)
+            self._count(step, ids)
+            if step.token != self.tokenizer.eos_id:
+                voice.say(parser.push(decoder.push(step.token)))
+                self._tell_logprob(choice, session, step, ids)
+            runaway = parser.block_length > MAX_BLOCK or len(parser.faults) > MAX_CALLS
+            ended = "stop" if parser.stopped or voice.has_said_enough else step.finish
+            finish = ended or ("length" if runaway else "interrupted")
+            if finish != "interrupted":
+                break
+        if self.cancel.is_set() and finish == "interrupted":
+            raise Interrupted("the client has hung up")
+        finish = "length" if finish == "interrupted" else finish
+        voice.say(parser.push(decoder.flush()))
+        voice.say(parser.finish(finish))
+        voice.end(parser, finish)
+        self._remember(voice, parser, ids)
+
+    def _steps(self, session: Session, choice: int) -> Iterator[Step]:
+        """Tokens of a choice. Where memory holds no more of them, it ends as at a limit."""
+        encoded, eos = self.encoded, self.tokenizer.eos_id
+        sampling, last = _nth(encoded.sampling, choice), None
+        try:
+            for last in session.generate(sampling, encoded.limit, (eos,), self.cancel.is_set, self._allowed(encoded)):
+                yield last
+        except ResourceError as error:
+            if last is None:
+                raise
+            self.log(f"an answer ends early: {error}")
+
+    def _count(self, step: Step, ids: list[int]) -> None:
+        self._n_sampled += 1
+        self.metrics.sampled += 1
+        end = self.tokenizer.special_id(special.END_THINK)
+        self._n_reasoning += self.encoded.thinking and step.token != self.tokenizer.eos_id and end not in ids
+
+    def _tell_logprob(self, choice: int, session: Session, step: Step, ids: list[int]) -> None:
+        """Of a token of the answer, if that was asked for."""
+        n, end = self.encoded.asked.top_logprobs, self.tokenizer.special_id(special.END_THINK)
+        if n is None or step.token in self.tokenizer.special_ids or (self.encoded.thinking and end not in ids):
+            return
+        top = top_logprobs(session.logits, n) if session.logits is not None else []
+        named = tuple((self._bytes(token), logprob) for token, logprob in top)
+        self.tell(choice, events.Logprob(self._bytes(step.token), min(step.logprob, 0.0), named))
+
+    def _bytes(self, token: int) -> bytes:
+        if token in self.tokenizer.special_ids:
+            return self.tokenizer.decode([token]).encode()
+        return self.tokenizer.token_bytes(token)
+
+    def _remember(self, voice: "_Voice", parser: StreamParser, ids: list[int]) -> None:
+        """For the next turn, unless what the client has seen is not what was sampled."""
+        encoded, asked = self.encoded, self.encoded.asked
+        if encoded.prefixed or parser.stopped_by or voice.left_out or (asked.one_call and voice.calls):
+            return
+        about = sampled(self.tokenizer, encoded.forced_ids + ids, parser, encoded.thinking)
+        if about:
+            turn = Turn(about["sampled"], "".join(voice.text), "".join(voice.reasoning), tuple(voice.calls))
+            self.memory.remember(encoded.messages, turn)
+
+
+class _Voice:
+    """Says what the parser reads. A call is said when it is whole; one that is in doubt must not be run: it is not said
+    at all, and where there is no other, its text is the answer."""
+
+    def __init__(self, tell: Callable[[Event], None], one_call: bool):
+        self.tell, self.one_call = tell, one_call
+        self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[events.Call] = []
+        self.left_out = False
+
+    @property
+    def has_said_enough(self) -> bool:
+        return self.one_call and bool(self.calls)
+
+    def say(self, read: Iterable[parsed.Event]) -> None:
+        for event in read:
+            match event:
+                case parsed.Thinking(text):
+                    self.reasoning.append(text)
+                    self.tell(events.Thinking(text))
+                case parsed.Text(text):
+                    self.text.append(text)
+                    self.tell(events.Text(text))
+                case parsed.ToolCallEnd():
+                    self._call(event)
+
+    def _call(self, event: parsed.ToolCallEnd) -> None:
+        if event.fault or not isinstance(readable_arguments(event.arguments or "{}"), dict):
+            self.left_out = True
+        elif not self.has_said_enough:
+            call = events.Call(f"call_{secrets.token_hex(12)}", event.name, event.arguments or "{}")
+            self.calls.append(call)
+            self.tell(call)
+
+    def end(self, parser: StreamParser, finish: str) -> None:
+        if finish == "stop" and not self.calls and parser.tool_block:
+            self.left_out = True
+            self.tell(events.Text(parser.tool_block))
+        reason = "tool_calls" if self.calls and finish == "stop" else finish
+        self.tell(events.Finish(reason, parser.stopped_by or None))
+
+
+def _nth(sampling: Sampling, choice: int) -> Sampling:
+    """Choices of a request differ, and come again with its seed."""
+    if sampling.seed is None or not choice:
+        return sampling
+    seed = (sampling.seed + choice) % 2**63
+    return Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, seed)
+
+
+def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
+    """logits (vocab,) fp32: the n likeliest tokens and their log-probabilities."""
+    if not n:
+        return []
+    n = min(n, len(logits))
+    likeliest = np.argpartition(-logits, n - 1)[:n]
+    likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+    top = float(logits.max())
+    norm = top + float(np.log(np.exp(logits.astype(np.float64) - top).sum()))
+    return [(int(token), min(float(logits[token]) - norm, 0.0)) for token in likeliest]

@@ -1,0 +1,187 @@
+"""What a client asks for, in no dialect; and how fields of a request are read: permissive, but never misunderstood."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from v4cli.chat.messages import content_text
+from v4cli.engine.sampler import MOST_TEMPERATURE
+from v4cli.errors import RequestError
+
+LEAST_TOP_P = 1e-6
+MOST_TOP_LOGPROBS = 20
+MOST_CHOICES = 16
+EFFORTS = {  # as clients say it, as requests.py does
+    "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max",
+}  # fmt: skip
+ANY_OBJECT = {"type": "object"}
+
+
+@dataclass(frozen=True)
+class ToolName:
+    """How a client knows a tool that the model knows by another name, or as a function."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False  # its one argument is text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request. Messages are those of chat/messages.py; `prompt` are token ids, or text, in place of them."""
+
+    model: str
+    messages: tuple[dict, ...] = ()
+    prompt: tuple[int, ...] | str | None = None
+    tools: tuple[dict, ...] = ()
+    names: Mapping[str, ToolName] = field(default_factory=dict)
+    choice: str = "auto"  # auto, none, required,
+    named: str | None = None  # or this tool
+    one_call: bool = False
+    thinking: bool = True
+    effort: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    schema: dict | None = None  # of the answer, which is to be JSON
+    n: int = 1
+    top_logprobs: int | None = None  # None: no log-probabilities
+    stream: bool = False
+    echo: bool = False
+
+
+def sampling(body: dict) -> dict[str, Any]:
+    """The fields of a request that say how tokens are drawn; bounds are moved into, not complained about."""
+    temperature, top_p = number(body, "temperature"), number(body, "top_p")
+    seed, top_k = integer(body, "seed"), integer(body, "top_k")
+    return {
+        "temperature": None if temperature is None else min(max(temperature, 0.0), MOST_TEMPERATURE),
+        "top_p": None if top_p is None else min(max(top_p, LEAST_TOP_P), 1.0),
+        "top_k": max(top_k or 0, 0),
+        "min_p": min(max(number(body, "min_p") or 0.0, 0.0), 0.99),
+        "seed": None if seed is None else seed % 2**63,
+    }
+
+
+def number(body: dict, name: str) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RequestError(f"{name} must be a number")
+    return float(value)
+
+
+def integer(body: dict, name: str, least: int | None = None) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{name} must be a whole number")
+    if least is not None and value < least:
+        raise RequestError(f"{name} must be at least {least}")
+    return value
+
+
+def boolean(body: dict, name: str) -> bool:
+    value = body.get(name)
+    if not isinstance(value, bool | None):
+        raise RequestError(f"{name} must be true or false")
+    return bool(value)
+
+
+def limit(body: dict, *names: str) -> int | None:
+    """The first limit of tokens that is given."""
+    values = (integer(body, name, least=1) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+def stops(value: Any, name: str = "stop") -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"{name} must be text or a list of texts")
+    return tuple(filter(None, texts))
+
+
+def model_of(body: dict) -> str:
+    """The model that is asked for; empty if none is."""
+    value = body.get("model")
+    if not isinstance(value, str | None):
+        raise RequestError("model must be text")
+    return value or ""
+
+
+def effort_of(value: Any) -> tuple[bool, str | None]:
+    """Whether an effort means thinking at all, and which level it is; of a word that nobody knows, the usual."""
+    return value not in ("none", "off"), EFFORTS.get(value) if isinstance(value, str) else None
+
+
+def listed(value: Any, name: str) -> list:
+    """A list of objects; none if it is missing."""
+    value = [] if value is None else value
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise RequestError(f"{name} must be a list of objects")
+    return value
+
+
+def text_of(content: Any, where: str, lenient: bool = False) -> str:
+    """The text of a message's content: text, or parts, in any dialect's words. `lenient`: what is no text is named in
+    the text; else an image or a file is refused, which the model cannot see."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise RequestError(f"{where} must be text or a list of parts")
+    parts = []
+    for i, part in enumerate(content):
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        if not isinstance(part, dict):
+            raise RequestError(f"{where}[{i}] must be an object")
+        text = part.get("text", part.get("refusal"))
+        if isinstance(text, str):
+            parts.append({"type": "text", "text": text})
+        elif lenient:
+            parts.append({"type": "text", "text": f"[{part.get('type')} left out]"})
+        else:
+            raise RequestError(f"{where}[{i}]: this model reads text only, not {str(part.get('type'))[:40]}")
+    return content_text(parts)
+
+
+def unique(tools: Iterable[dict]) -> tuple[dict, ...]:
+    """Tools without those of a name that was there before."""
+    return tuple({tool["function"]["name"]: tool for tool in reversed(list(tools))}.values())[::-1]
+
+
+def function(name: Any, description: Any, parameters: Any, where: str) -> dict:
+    """A tool as the encoder takes it."""
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"{where}: its name is missing")
+    about = {"name": name, "description": description if isinstance(description, str) else ""}
+    return {"type": "function", "function": about | {"parameters": parameters or {}}}
+
+
+def schema_of(wanted: Any, name: str) -> dict | None:
+    """The schema that a format of the answer means; None for text."""
+    if wanted is None:
+        return None
+    if not isinstance(wanted, dict):
+        raise RequestError(f"{name} must be an object")
+    kind = wanted.get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return ANY_OBJECT
+    if kind != "json_schema":
+        raise RequestError(f"{name}.type must be text, json_object or json_schema")
+    schema = wanted.get("schema")
+    if schema is None:
+        schema = (wanted.get("json_schema") or {}).get("schema")
+    if not isinstance(schema, dict):
+        raise RequestError(f"{name}: its schema must be an object")
+    return schema

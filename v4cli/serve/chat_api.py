@@ -1,0 +1,210 @@
+"""Chat Completions: /v1/chat/completions."""
+
+import json
+from typing import Any
+
+from v4cli.errors import RequestError
+from v4cli.serve import asked as fields
+from v4cli.serve.asked import Asked
+from v4cli.serve.dialect import COMMENT, Machine, new_id, openai_error, sse
+from v4cli.serve.events import Call, End, Event, Failed, Finish, Logprob, Text, Thinking, Usage
+
+REASONING = ("reasoning_content", "reasoning", "reasoning_text")  # names that clients send it back under
+
+
+def read(body: dict) -> Asked:
+    """RequestError for what cannot be understood."""
+    messages = tuple(
+        _message(m, f"messages[{i}]") for i, m in enumerate(fields.listed(body.get("messages"), "messages"))
+    )
+    if not messages:
+        raise RequestError("messages must not be empty")
+    choice, named = _choice(body.get("tool_choice"))
+    thinking, effort = _thinking(body)
+    return Asked(
+        model=fields.model_of(body),
+        messages=messages,
+        tools=_tools(body),
+        choice=choice,
+        named=named,
+        one_call=body.get("parallel_tool_calls") is False,
+        thinking=thinking,
+        effort=effort,
+        max_tokens=fields.limit(body, "max_completion_tokens", "max_tokens"),
+        stop=fields.stops(body.get("stop")),
+        schema=fields.schema_of(body.get("response_format"), "response_format"),
+        n=min(fields.integer(body, "n", least=1) or 1, fields.MOST_CHOICES),
+        top_logprobs=_top_logprobs(body),
+        stream=fields.boolean(body, "stream"),
+        **fields.sampling(body),
+    )
+
+
+def _message(message: dict, at: str) -> dict:
+    role = message.get("role")
+    if role in ("system", "developer", "user", "latest_reminder"):
+        role = "user" if role == "latest_reminder" else role
+        return {"role": role, "content": fields.text_of(message.get("content"), f"{at}.content")}
+    if role in ("tool", "function"):
+        call_id = message.get("tool_call_id") or message.get("name") or ""
+        content = fields.text_of(message.get("content"), f"{at}.content", lenient=True)
+        return {"role": "tool", "tool_call_id": str(call_id), "content": content}
+    if role != "assistant":
+        raise RequestError(f"{at}.role must be system, developer, user, assistant or tool, not {str(role)[:40]!r}")
+    out: dict = {"role": "assistant", "content": fields.text_of(message.get("content"), f"{at}.content", lenient=True)}
+    if reasoning := _reasoning(message):
+        out["reasoning_content"] = reasoning
+    calls = fields.listed(message.get("tool_calls"), f"{at}.tool_calls")
+    if calls:
+        out["tool_calls"] = [_call(call, f"{at}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    return out
+
+
+def _reasoning(message: dict) -> str:
+    for name in REASONING:
+        if isinstance(message.get(name), str) and message[name]:
+            return message[name]
+    details = message.get("reasoning_details")
+    texts = [part.get("text") for part in details if isinstance(part, dict)] if isinstance(details, list) else []
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _call(call: dict, at: str) -> dict:
+    about = call.get("function") or call.get("custom")
+    if not isinstance(about, dict) or not isinstance(about.get("name"), str):
+        raise RequestError(f"{at}.function.name is missing")
+    arguments = about.get("arguments", about.get("input"))
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+    call_id = call.get("id")
+    return {
+        "id": call_id if isinstance(call_id, str) else "", "type": "function",
+        "function": {"name": about["name"], "arguments": arguments},
+    }  # fmt: skip
+
+
+def _tools(body: dict) -> tuple[dict, ...]:
+    tools = []
+    for i, tool in enumerate(fields.listed(body.get("tools"), "tools")):
+        about = tool.get("function") or tool.get("custom") or (tool if "name" in tool else None)
+        if not isinstance(about, dict):
+            raise RequestError(f"tools[{i}].function is missing")
+        name, description = about.get("name"), about.get("description")
+        tools.append(fields.function(name, description, about.get("parameters"), f"tools[{i}]"))
+    return fields.unique(tools)
+
+
+def _choice(wanted: Any) -> tuple[str, str | None]:
+    if isinstance(wanted, dict):
+        about = wanted.get("function") or wanted.get("custom") or wanted
+        if not isinstance(about, dict) or not isinstance(about.get("name"), str):
+            raise RequestError("tool_choice.function.name is missing")
+        return "auto", about["name"]
+    return (wanted if wanted in ("none", "required") else "auto"), None
+
+
+def _thinking(body: dict) -> tuple[bool, str | None]:
+    """By `thinking`, else by the effort, else on, as the official API does."""
+    wanted, effort = body.get("thinking"), body.get("reasoning_effort")
+    if isinstance(body.get("reasoning"), dict):
+        effort = effort or body["reasoning"].get("effort")
+    wanted = wanted.get("type") if isinstance(wanted, dict) else wanted
+    by_effort, level = fields.effort_of(effort)
+    return wanted not in ("disabled", False) and by_effort, level
+
+
+def _top_logprobs(body: dict) -> int | None:
+    if not fields.boolean(body, "logprobs"):
+        return None
+    return min(max(fields.integer(body, "top_logprobs") or 0, 0), fields.MOST_TOP_LOGPROBS)
+
+
+class ChatMachine(Machine):
+    """Chunks, and the completion that they make up."""
+
+    def __init__(self, asked: Asked, model: str, n_prompt: int, usage_asked_for: bool = False):
+        super().__init__(asked, model, n_prompt)
+        self.id, self.usage_asked_for = new_id("chatcmpl-"), usage_asked_for
+        self._choices: list[dict] = [
+            {"text": "", "reasoning": "", "calls": [], "logprobs": [], "finish": None} for _ in range(asked.n)
+        ]
+
+    def begin(self) -> list[str]:
+        return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(self.asked.n)]
+
+    def beat(self) -> list[str]:
+        return [COMMENT, self._chunk(0, {})] if self._choices[0]["finish"] is None else [COMMENT]
+
+    def take(self, choice: int, event: Event) -> list[str]:
+        its = self._choices[choice]
+        match event:
+            case Thinking(text):
+                its["reasoning"] += text
+                return [self._chunk(choice, {"reasoning_content": text})]
+            case Text(text):
+                its["text"] += text
+                return [self._chunk(choice, {"content": text})]
+            case Logprob():
+                entry = logprob_entry(event)
+                its["logprobs"].append(entry)
+                return [self._chunk(choice, {}, logprobs={"content": [entry]})]
+            case Call():
+                call = {
+                    "id": event.id, "type": "function",
+                    "function": {"name": event.name, "arguments": event.arguments},
+                }  # fmt: skip
+                its["calls"].append(call)
+                return [self._chunk(choice, {"tool_calls": [{"index": len(its["calls"]) - 1, **call}]})]
+            case Finish():
+                its["finish"] = event.reason
+                return [self._chunk(choice, {}, event.reason)]
+
+    def end(self, end: End) -> list[str]:
+        if isinstance(end, Failed):
+            return [sse(openai_error(end)), "data: [DONE]\n\n"]
+        self.usage = end
+        chunk = sse(self._head("chat.completion.chunk") | {"choices": [], "usage": usage_of(end)})
+        return [chunk] * self.usage_asked_for + ["data: [DONE]\n\n"]
+
+    def _head(self, kind: str) -> dict:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "system_fingerprint": None}
+
+    def _chunk(self, choice: int, delta: dict, finish: str | None = None, logprobs: dict | None = None) -> str:
+        about = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return sse(self._head("chat.completion.chunk") | {"choices": [about]})
+
+    def final(self) -> dict:
+        choices = []
+        for i, its in enumerate(self._choices):
+            message: dict = {
+                "role": "assistant",
+                "content": its["text"] or (None if its["calls"] else ""),
+                "refusal": None,
+            }
+            message |= {"reasoning_content": its["reasoning"]} if its["reasoning"] else {}
+            message |= {"tool_calls": its["calls"]} if its["calls"] else {}
+            logprobs = None if self.asked.top_logprobs is None else {"content": its["logprobs"], "refusal": None}
+            choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": its["finish"]})
+        return self._head("chat.completion") | {"choices": choices, "usage": usage_of(self.usage)}
+
+
+def logprob_entry(event: Logprob) -> dict:
+    top = [_likely(token, logprob) for token, logprob in event.top]
+    return _likely(event.token, event.logprob) | {"top_logprobs": top}
+
+
+def _likely(token: bytes, logprob: float) -> dict:
+    return {"token": token.decode("utf-8", "replace"), "bytes": list(token), "logprob": logprob}
+
+
+def usage_of(usage: Usage) -> dict:
+    """In every word that clients read."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "prompt_cache_hit_tokens": usage.cached,
+        "prompt_cache_miss_tokens": usage.prompt - usage.cached,
+    }
