@@ -25,6 +25,7 @@ def test_experts_in_ram_are_as_many_as_asked_for():
     assert len(at) == 2 * 16 and len(set(at)) == 5
 
 
+@pytest.mark.slow
 def test_hits_are_as_forced():
     engine, slots = on_card(SMALL, Emulated(), 7, 64, distinct=5)
     part, wanted = Part(None, 1e9), Wanted(contexts=(60,), hits=(100, 0), prompts=(), tokens=3)

@@ -79,6 +79,7 @@ def test_products_are_those_of_the_values(rows, groups):
     assert ((got - want).norm() / want.norm()).item() < 2**-7, "bf16 has 8 bits"
 
 
+@pytest.mark.slow
 @LIBRARY
 def test_nano_runs_with_it_and_a_recorded_step_repeats_its_products():
     """Recorded or walked, alone or in a prompt: up to rounding the logits of the CPU over the same rounded weights."""
