@@ -4,14 +4,15 @@ plan/placement.py says what goes where, and this does it. Where all experts have
 the host; else the thread of experts/split.py computes the others, and a step of few rows still drives itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from v4kernels.cpu import CpuOps
-from v4kernels.triton import check
+from v4kernels.formats import FORMATS
+from v4kernels.triton import check, nf4
 from v4kernels.triton.batch import TritonBatch
 from v4kernels.triton.device import Device
 from v4kernels.triton.memory import Buffer
@@ -20,12 +21,13 @@ from v4kernels.triton.slots import Pairs
 from v4kernels.triton.weights import SlotKind
 
 from v4cli import paths
-from v4cli.engine.gpu import Check, OnCard
+from v4cli.engine.gpu import INSTALL, Check, OnCard
 from v4cli.errors import ResourceError, UsageError
 from v4cli.experts.device import DeviceSlots
 from v4cli.experts.passing import Rates
 from v4cli.experts.split import Split
 from v4cli.experts.tiers import InRam
+from v4cli.model.schema import TensorSpec
 from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
@@ -36,7 +38,7 @@ from v4cli.plan.machines import DESKTOP
 from v4cli.plan.placement import VRAM_STAGING, Budget, Needs, Plan, card_shortage, make_plan, shortage
 from v4cli.plan.speed import CPU_ROWS, CPU_SHARE
 from v4cli.store.sources import Model, PackedSource
-from v4cli.store.store import Store, layout, open_model
+from v4cli.store.store import Part, Store, layout, open_model
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
     """What goes where in so many bytes that are free. ResourceError, with what would help, where it does not fit."""
     config = checkpoint.config
     parts = checkpoint.trunk if isinstance(checkpoint, Store) else layout(config, "native", False)
-    needs = cost.needs(config, cost.stored_tensors(parts))
+    tensors = cost.stored_tensors(parts)
+    needs = cost.needs(config, _as_nf4(tensors, parts) if on_card.nf4 else tensors)
     needs = cost.at_context(needs, config, min(CONTEXT, config.max_position_embeddings))
     chunk = on_card.chunk or memory.card_chunk(config, vram)
     budget = Budget(ram, vram, 1.0, 1.0, 1.0, on_card.kv_host, memory.card_work_bytes(config, chunk))
@@ -75,10 +78,29 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
     return needs, plan
 
 
+def _as_nf4(tensors: Mapping[str, TensorSpec], parts: Mapping[str, Part]) -> dict[str, TensorSpec]:
+    """The tensors of parts, those that --dense nf4 is about in bytes of what they become."""
+    made = dict(tensors)
+    for name, place in ((name, place) for part in parts.values() for name, place in part.tensors.items()):
+        if name.endswith(".weight") and nf4.about(name, place.format):
+            n_values = FORMATS[place.format].cols(place.spec.shape[1]) * place.spec.shape[0]
+            made[name] = TensorSpec("U8", (nf4.held_bytes(n_values),))
+            made.pop(name.removesuffix("weight") + "scale", None)
+    return made
+
+
+def _need_bitsandbytes() -> None:
+    """UsageError where it is missing."""
+    try:
+        nf4.library()
+    except ValueError:
+        raise UsageError("--dense nf4: bitsandbytes is not installed", INSTALL) from None
+
+
 def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_card: OnCard) -> Placed:
     """Put a model on a card of whose memory `vram` bytes may be used. ResourceError, UsageError, ModelError."""
     if on_card.nf4:
-        raise UsageError("--dense nf4: this version keeps dense weights as they are stored", "drop --dense")
+        _need_bitsandbytes()
     needs, plan = plan_for(checkpoint, vram, ram, on_card)
     config, whole = checkpoint.config, plan.slots == needs.n_experts
     source = PackedSource(checkpoint, check=False)
