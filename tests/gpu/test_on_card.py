@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 from v4kernels import backend
 
@@ -15,7 +16,8 @@ from v4cli.engine.engine import Engine, identity_of
 from v4cli.engine.gpu import Finding, OnCard
 from v4cli.errors import ResourceError, UsageError
 from v4cli.hardware import Gpu
-from v4cli.plan.placement import Budget, card_shortage
+from v4cli.plan.memory import POINTS
+from v4cli.plan.placement import Budget, card_shortage, shortage
 from v4cli.store.store import open_model
 
 GIB, PAGE = 1 << 30, 4096
@@ -86,6 +88,40 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
     else:
         assert read["hits"] > read["on_card"] and read["misses"] == 0 and 0 <= read["hit_rate"] <= 1
         assert counts.hits > read["hits"] and counts.on_card > 0 and counts.wait_s > 0
+
+
+def test_experts_that_neither_vram_nor_ram_hold_are_read_from_the_ssd(card, made):
+    """And what other sessions take of the RAM is that of experts."""
+    made = made["native"]
+    (without, slot), of_cpu = least(made), Engine.open(made, "cpu").session()
+    expected = answer(of_cpu.engine, of_cpu, 3)
+    vram, chosen = without + 5 * slot, OnCard(vram=without + 5 * slot, chunk=64)
+    needs, _ = on_card.plan_for(open_model(made), vram, 64 * GIB, chosen)
+    ram = shortage(needs, Budget(0, vram, 1, 1, 1, work=on_card.memory.card_work_bytes(open_model(made).config, 64)))
+    with pytest.raises(ResourceError, match="MiB of RAM with its experts on disk") as told:
+        Engine.open(made, "triton", ram=ram - 1, on_card=chosen)
+    assert told.value.hint == f"--ram {-(-ram >> 20)}M"
+    engine = Engine.open(made, ram=ram + (POINTS - 1) * needs.point + 20 * slot + slot // 2, on_card=chosen)
+    stream, bank, plan = engine.stream, engine.placed.bank, engine.placed.plan
+    assert engine.model.ops.name == "triton" and plan.slots == 5 and plan.resident < 1
+    assert stream.n_slots == 20 + needs.spare and not {"dense", "head"} & set(plan.ram.holds)
+    assert engine.account.points == plan.points, "as many rewind points as were planned"
+    session = engine.session()
+    assert answer(engine, session, 3) == expected
+    assert np.array_equal(session.logits.view(np.uint32), of_cpu.logits.view(np.uint32))
+    counts, read = engine.counts(), session.stats.prefill_experts
+    assert not bank.repeatable and not engine.model.ops._graphs
+    assert counts.on_card > 0 and counts.misses > 0 and counts.bytes_read > 0 and counts.hits > counts.on_card
+    assert read["bytes_read"] > 0
+    others, before = [], stream.n_slots
+    with pytest.raises(ResourceError, match="no memory for another session") as told:
+        for _ in range(99):
+            others.append(engine.session())
+    assert "--kv-dir" not in told.value.hint, "it is the CPU's"
+    assert answer(engine, others[-1], 1) == expected[:1]
+    assert needs.spare <= stream.n_slots < before
+    bank.close()
+    stream.close()
 
 
 def test_dense_weights_as_nf4_take_what_is_planned_and_are_numerics_of_their_own(card, made):
