@@ -2,6 +2,7 @@
 usable."""
 
 import errno
+import threading
 import time
 
 import numpy as np
@@ -243,6 +244,35 @@ def test_a_disk_that_hangs_is_told_and_what_follows_is_right(opened, expected, m
     engine.model.bank.close()
     engine.model.bank = split(engine.model.ops, engine.model.bank.tier, 1, N_EXPERTS)
     assert answer(engine) == expected
+
+
+def test_a_stream_may_shrink_once_a_step_that_failed_is_at_rest(opened, expected, monkeypatch):
+    engine = opened(1, ram=12)
+    session, ops, bank = engine.session(), engine.model.ops, engine.model.bank
+    began, going, fetch = threading.Event(), [], bank.tier.fetch
+
+    def fetched(job):
+        going.append(job)
+        began.set()
+        time.sleep(0.2)
+        try:
+            fetch(job)
+        finally:
+            going.remove(job)
+
+    def interrupted(layer, x):
+        assert began.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bank.tier, "fetch", fetched)
+    monkeypatch.setattr(ops, "shared_expert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.feed(PROMPT[:20])
+    bank.rest()
+    assert began.is_set() and not going, "the thread uses the stream no more"
+    monkeypatch.undo()
+    engine.stream.shrink(3 + SPARE)
+    assert engine.stream.n_slots == 3 + SPARE and answer(engine) == expected
 
 
 def test_a_step_that_failed_elsewhere_leaves_no_job_behind(opened, expected, monkeypatch):

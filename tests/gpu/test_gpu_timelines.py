@@ -68,6 +68,17 @@ def test_a_timeline_goes_from_either_backend_to_the_other(attentions, hosted):
         assert same(here.fork(), there, n)
 
 
+def test_memory_of_the_host_keeps_what_a_token_chooses_from_and_nothing_that_it_reads_all_of(attentions):
+    device = Emulated()
+    here = on_device(attentions, device, hosted=True)
+    here.reserve(1024)
+    hosted = {buffer.address for buffer in device.memory.buffers if buffer.hosted}
+    parts = [part for layer in here.layers for part in layer.parts.items()]
+    kept = {block.at for name, part in parts for block in part.rows.values() if name == "main" and part.ratio == 4}
+    assert hosted == kept and len(kept) == sum(attn.indexer is not None for attn in attentions)
+    assert {part.ratio for _, part in parts} == {4, 128}
+
+
 def test_growth_moves_what_is_there_and_tells_the_table(attentions):
     device = Emulated()
     there, here = filled(attentions, 1024), on_device(attentions, device)

@@ -64,6 +64,7 @@ def test_codes_are_levels_of_normal_floats_in_4_13_bits():
     assert ((peaks - exact.abs().amax(1, keepdim=True)).abs() / peaks).max() < 0.06, "scales of one byte"
     assert 0.08 < ((values - exact).norm() / exact.norm()).item() < 0.10
     assert held.nbytes * 8 / matrix.numel() == pytest.approx(4 + 8 / 64 + 32 / 64 / 256)
+    assert held.nbytes == nf4.held_bytes(matrix.numel())
 
 
 @pytest.mark.parametrize("rows", [1, 3, 70])

@@ -1,6 +1,10 @@
 """A model opened for a GPU by its plan, the GPU being one whose kernels run in the PTX machine."""
 
+import sys
+
+import numpy as np
 import pytest
+from v4kernels import backend
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from emulated import Emulated
@@ -8,11 +12,12 @@ from tiny import make_store
 
 from v4cli import hardware
 from v4cli.engine import gpu, on_card
-from v4cli.engine.engine import Engine
+from v4cli.engine.engine import Engine, identity_of
 from v4cli.engine.gpu import Finding, OnCard
-from v4cli.errors import ResourceError
+from v4cli.errors import ResourceError, UsageError
 from v4cli.hardware import Gpu
-from v4cli.plan.placement import Budget, card_shortage
+from v4cli.plan.memory import POINTS
+from v4cli.plan.placement import Budget, card_shortage, shortage
 from v4cli.store.store import open_model
 
 GIB, PAGE = 1 << 30, 4096
@@ -83,6 +88,63 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
     else:
         assert read["hits"] > read["on_card"] and read["misses"] == 0 and 0 <= read["hit_rate"] <= 1
         assert counts.hits > read["hits"] and counts.on_card > 0 and counts.wait_s > 0
+
+
+def test_experts_that_neither_vram_nor_ram_hold_are_read_from_the_ssd(card, made):
+    """And what other sessions take of the RAM is that of experts."""
+    made = made["native"]
+    (without, slot), of_cpu = least(made), Engine.open(made, "cpu").session()
+    expected = answer(of_cpu.engine, of_cpu, 3)
+    vram, chosen = without + 5 * slot, OnCard(vram=without + 5 * slot, chunk=64)
+    needs, _ = on_card.plan_for(open_model(made), vram, 64 * GIB, chosen)
+    ram = shortage(needs, Budget(0, vram, 1, 1, 1, work=on_card.memory.card_work_bytes(open_model(made).config, 64)))
+    with pytest.raises(ResourceError, match="MiB of RAM with its experts on disk") as told:
+        Engine.open(made, "triton", ram=ram - 1, on_card=chosen)
+    assert told.value.hint == f"--ram {-(-ram >> 20)}M"
+    engine = Engine.open(made, ram=ram + (POINTS - 1) * needs.point + 20 * slot + slot // 2, on_card=chosen)
+    stream, bank, plan = engine.stream, engine.placed.bank, engine.placed.plan
+    assert engine.model.ops.name == "triton" and plan.slots == 5 and plan.resident < 1
+    assert stream.n_slots == 20 + needs.spare and not {"dense", "head"} & set(plan.ram.holds)
+    assert engine.account.points == plan.points, "as many rewind points as were planned"
+    session = engine.session()
+    assert answer(engine, session, 3) == expected
+    assert np.array_equal(session.logits.view(np.uint32), of_cpu.logits.view(np.uint32))
+    counts, read = engine.counts(), session.stats.prefill_experts
+    assert not bank.repeatable and not engine.model.ops._graphs
+    assert counts.on_card > 0 and counts.misses > 0 and counts.bytes_read > 0 and counts.hits > counts.on_card
+    assert read["bytes_read"] > 0
+    others, before = [], stream.n_slots
+    with pytest.raises(ResourceError, match="no memory for another session") as told:
+        for _ in range(99):
+            others.append(engine.session())
+    assert "--kv-dir" not in told.value.hint, "it is the CPU's"
+    assert answer(engine, others[-1], 1) == expected[:1]
+    assert needs.spare <= stream.n_slots < before
+    bank.close()
+    stream.close()
+
+
+def test_dense_weights_as_nf4_take_what_is_planned_and_are_numerics_of_their_own(card, made):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is made for few systems only")
+    made = made["native"]
+    stored = on_card.plan_for(open_model(made), 64 * GIB, 64 * GIB, OnCard(chunk=64))[1].vram.holds
+    engine = Engine.open(made, on_card=OnCard(chunk=64, nf4=True))
+    holds = engine.placed.plan.vram.holds
+    planned = holds["dense"] + holds["head"] + holds["experts"]
+    assert engine.model.ops.uploads.nbytes == pytest.approx(planned, rel=0.01)
+    assert holds["head"] < 0.6 * stored["head"] and holds["dense"] < stored["dense"]
+    assert engine.identity["numerics"] == "nf4"
+    of_cpu = identity_of(open_model(made), backend("cpu"))
+    different = {name for name in of_cpu if engine.identity[name] != of_cpu[name]}
+    assert different == {"numerics", "arithmetic"}, "its stored contexts are found by none of int8"
+
+
+def test_without_bitsandbytes_one_line_says_what_to_install(card, made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UsageError, match="bitsandbytes is not installed") as told:
+        Engine.open(made["native"], on_card=OnCard(chunk=64, nf4=True))
+    assert told.value.hint == "pip install 'v4cli[gpu]'"
 
 
 def test_a_model_that_does_not_fit_goes_to_the_cpu_unless_the_card_was_asked_for(card, made):

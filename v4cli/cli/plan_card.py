@@ -11,7 +11,7 @@ from v4cli.plan import cost, speed
 from v4cli.plan.budget import VRAM_SHARE
 from v4cli.plan.cards import CARDS, Card, like, named
 from v4cli.plan.hits import EXPONENT, RANGE, served
-from v4cli.plan.placement import Budget, Needs, card_shortage, make_plan, shortage
+from v4cli.plan.placement import PINNED_KV, Budget, Needs, card_shortage, make_plan, shortage
 
 CONTEXTS = 4_096, 131_072, 1 << 20
 ASSUMPTION = (
@@ -86,7 +86,7 @@ def _at(bare: Needs, config: V4Config, n_tokens: int, budget: Budget, rates: spe
         "slots": plan.slots,
         "share": share,
         "hits": {"expected": plan.hits, "pessimistic": served(share, RANGE[0]), "optimistic": served(share, RANGE[1])},
-        "pinned": plan.ram.holds["pinned"] + plan.ram.holds.get("pinned KV", 0),
+        "pinned": plan.ram.holds["pinned"] + plan.ram.holds.get(PINNED_KV, 0),
         "decode_tokens_per_second": decode,
         "prefill_tokens_per_second": n_tokens / speed.prefill_s(plan, needs, config, n_tokens, rates, chunk),
     }

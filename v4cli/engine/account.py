@@ -5,6 +5,7 @@ the thread that computes. So the sum of all sessions stays within the budget, an
 """
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -16,6 +17,7 @@ from v4cli.model.config import V4Config
 from v4cli.plan import cost, memory
 from v4cli.plan.budget import CONTEXT, Residence
 from v4cli.plan.ledger import Ledger
+from v4cli.plan.placement import PINNED_KV, Plan
 
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine
@@ -23,10 +25,17 @@ if TYPE_CHECKING:
 
 
 class Account:
-    """Of one engine. Without a `place` nothing is refused."""
+    """Of one engine, and of the RAM: what lies on a card is not its affair. Without a `place` nothing is refused."""
 
-    def __init__(self, config: V4Config, place: Residence | None, stream: ExpertStream | None):
-        self.config, self.place, self.stream = config, place, stream
+    def __init__(
+        self,
+        config: V4Config,
+        place: Residence | None,
+        stream: ExpertStream | None,
+        rest: Callable[[], None] = lambda: None,
+    ):
+        """`rest`: to be called between steps, before anything is done to the stream."""
+        self.config, self.place, self.stream, self.rest = config, place, stream, rest
         self.sessions: WeakSet[Session] = WeakSet()
         self.lock = threading.RLock()  # of pledges and of all rewind points
         self._point = memory.most_point_bytes(config)
@@ -55,8 +64,7 @@ class Account:
             return
         with self.lock:
             before = session.pledged, self._most, self._longest
-            session.pledged = memory.timeline_bytes(self.config, n_tokens, session.kv_dir is not None)
-            session.pledged += memory.logits_bytes(self.config)
+            session.pledged = self._kv(self.place.plan, session, n_tokens) + memory.logits_bytes(self.config)
             self._most = max(self._most, len(self.sessions))
             self._longest = max(self._longest, n_tokens)
             missing = -self._planned(self.place, 0).free
@@ -65,6 +73,12 @@ class Account:
                 raise self._full(missing, n_tokens)
             while self._planned(self.place, self._kept()).free < 0:
                 max(self.sessions, key=lambda session: len(session.points)).drop_point()
+
+    def _kv(self, plan: Plan, session: "Session", n_tokens: int) -> int:
+        """Bytes of KV state that a session has in RAM at n_tokens."""
+        if plan.on_card:
+            return memory.chosen_bytes(self.config, n_tokens) if PINNED_KV in plan.ram.holds else 0
+        return memory.timeline_bytes(self.config, n_tokens, session.kv_dir is not None)
 
     def _kept(self) -> int:
         """Bytes of all rewind points."""
@@ -82,9 +96,11 @@ class Account:
         budget, others = self.place.ledger.budget, len(self.sessions) - 1
         beside = f" beside {others} other session{'s' * (others > 1)}" if others else ""
         what = f"{n_tokens:,} tokens of context" if n_tokens else "another session"
+        ways = ["fewer sessions at a time (--jobs)", "a shorter context"]
+        ways += [] if self.place.plan.on_card else ["--kv-dir"]
         return ResourceError(
             f"no memory for {what}{beside} within {budget >> 20} MiB",
-            f"--ram {-(-(budget + missing) >> 20)}M, fewer sessions at a time (--jobs), a shorter context, or --kv-dir",
+            f"--ram {-(-(budget + missing) >> 20)}M, {', '.join(ways[:-1])}, or {ways[-1]}",
         )
 
     def settle(self) -> None:
@@ -93,11 +109,14 @@ class Account:
             return
         with self.lock:
             slots = self._planned(self.place, self._kept()).slots
-        self.stream.shrink(slots)
+        if slots < self.stream.n_slots:
+            self.rest()
+            self.stream.shrink(slots)
 
     def held(self, engine: "Engine") -> Ledger | None:
-        """What is really held, as its owners say; of the runtime, what was planned. None without a budget."""
-        if self.place is None:
+        """What is really held, as its owners say; of the runtime, what was planned. None without a budget, and with a
+        card, of whose memory and the RAM its owners say the sum."""
+        if self.place is None or self.place.plan.on_card:
             return None
         planned = self.place.ledger
         with self.lock:

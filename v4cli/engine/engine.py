@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,9 +52,11 @@ class Engine:
         place: Residence | None = None,
         stream: ExpertStream | None = None,
         weights: dict[str, int] | None = None,
+        placed: "Placed | None" = None,
     ):
         """`identity`: everything that stored prefixes depend on; None: none can be stored. `place`: the Residence that
-        was planned for a memory budget, `stream` what reads experts on demand, `weights` bytes held by component."""
+        was planned for a memory budget, `stream` what reads experts on demand, `weights` bytes held by component,
+        `placed` what backend triton put on a card."""
         self.model = model
         self.config = model.config
         self.path = path
@@ -62,8 +65,9 @@ class Engine:
         self.place = place
         self.stream = stream
         self.weights = weights
-        self.placed: Placed | None = None  # of backend triton
-        self.account = Account(self.config, place, stream)
+        self.placed = placed
+        bank = placed.bank if placed else None
+        self.account = Account(self.config, place, stream, bank.rest) if bank else Account(self.config, place, stream)
         self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts)
 
     @classmethod
@@ -84,9 +88,9 @@ class Engine:
         model fits. ModelError, ResourceError, UsageError.
         """
         start = time.monotonic()
-        if numerics is None and ram is None and gpu.chosen(backend, on_card.number) == "triton":
+        if numerics is None and gpu.chosen(backend, on_card.number) == "triton":
             try:
-                return cls._open_on_card(Path(path), on_card, start)
+                return cls._open_on_card(Path(path), on_card, ram, learned, start)
             except ResourceError:
                 if backend is not None:
                     raise
@@ -100,16 +104,20 @@ class Engine:
         if chosen.name == "cpu":
             place = residence_in(checkpoint, ram)
         elif ram is not None:
-            raise UsageError("--ram needs the cpu backend", "drop --ram or --backend")
+            raise UsageError("--ram needs the cpu backend or a GPU", "drop --ram or --backend")
         if place:
             loading.give_back_what_is_freed()
         if place and place.ledger.spare and isinstance(checkpoint, Store):
-            stream, weights = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
+            stream, weights = loading.streamed(checkpoint, place)
+            if learned is not None:
+                loading.learn(stream, _learned_file(learned, identity))
         model = loading.model_of(checkpoint, chosen, stream)
         return cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
 
     @classmethod
-    def _open_on_card(cls, path: Path, on_card: OnCard, start: float) -> "Engine":
+    def _open_on_card(
+        cls, path: Path, on_card: OnCard, ram: int | None, learned: Path | None, start: float
+    ) -> "Engine":
         """ModelError, ResourceError, UsageError."""
         from v4cli.engine.on_card import put
 
@@ -117,26 +125,33 @@ class Engine:
         vram = int(VRAM_SHARE * card.free) if on_card.vram is None else on_card.vram
         checkpoint = open_model(path)
         device = gpu.device(on_card.number)
-        placed = put(checkpoint, device, gpu.rated(card), vram, int(SHARE * hardware.usable_ram()), on_card)
+        allowed = int(SHARE * hardware.usable_ram()) if ram is None else ram
+        placed = put(checkpoint, device, gpu.rated(card), vram, allowed, on_card)
         identity = identity_of(checkpoint, placed.model.ops)  # by its numerics: mostly the numbers are the CPU's
-        engine = cls(placed.model, path, time.monotonic() - start, identity)
-        engine.placed = placed
-        return engine
+        stream, place = placed.stream, placed.place if placed.stream or ram is not None else None
+        if place:
+            loading.give_back_what_is_freed()
+        if stream and learned is not None:
+            loading.learn(stream, _learned_file(learned, identity))
+        return cls(placed.model, path, time.monotonic() - start, identity, place, stream, placed=placed)
 
     @property
     def held(self) -> Ledger | None:
-        """What the process holds of its budget; None without one."""
+        """What the process holds of its budget; None without one, and with a card."""
         return self.account.held(self)
 
     def counts(self) -> Counts | None:
         """What the experts of all steps cost so far; None where they are all in one place."""
         if self.placed and self.placed.bank:
-            by = self.placed.bank.counts  # whose misses are hits in RAM
+            by = self.placed.bank.counts  # whose misses are hits in RAM, unless there is a stream
+            if self.stream:
+                of_ram = self.stream.counts
+                return replace(of_ram, hits=by.hits + of_ram.hits, on_card=by.hits, wait_s=by.wait_s)
             return Counts(hits=by.hits + by.misses, on_card=by.hits, wait_s=by.wait_s)
         return self.stream.counts if self.stream else None
 
     def memory(self) -> dict[str, tuple[int, int]] | None:
-        """Bytes planned and held, by item of the ledger; None without a budget."""
+        """Bytes planned and held, by item of the ledger; None where `held` is."""
         held = self.held
         if held is None or self.place is None:
             return None

@@ -65,30 +65,26 @@ def residence_in(checkpoint: Model, ram: int | None) -> Residence | None:
     return place if place.ledger.spare or ram is not None else None
 
 
-def streamed(store: Store, place: Residence, learned: Path | None) -> tuple[ExpertStream, dict[str, int]]:
-    """Experts on demand; everything else is read into memory: bytes of that, by component.
-
-    `learned`: file of what an earlier run learned about the use of experts, if there is one. ModelError, ResourceError.
-    """
+def streamed(store: Store, place: Residence) -> tuple[ExpertStream, dict[str, int]]:
+    """Experts on demand; everything else that is to be in RAM is read into memory: bytes of that, by component.
+    ModelError, ResourceError."""
     held: dict[str, int] = {}
     for name, part in store.parts.items():
         path = store.path / part.file
         if name in place.plan.ssd.holds:
             store.hold(path, _rows_of(path))
         elif not (name.endswith("-experts") or name.startswith("mtp")):
+            what = name if name in ("embed", "head") else "dense"
+            if what not in place.plan.ram.holds:  # a card's
+                continue
             memory = into_memory(path, part.n_bytes)
             store.hold(path, np.frombuffer(memory, np.uint8, part.n_bytes))
-            what = name if name in ("embed", "head") else "dense"
             held[what] = held.get(what, 0) + len(memory)
     slots = place.ledger.slots
     try:
-        stream = ExpertStream(ExpertFiles(store), slots, place.ledger.spare)
+        return ExpertStream(ExpertFiles(store), slots, place.ledger.spare), held
     except OSError as error:
         raise ResourceError(f"no memory for {slots} experts ({error.strerror})", "a smaller --ram") from None
-    if learned is not None:
-        with contextlib.suppress(SnapshotError, ValueError):
-            stream.learn(kvfile.read(learned)[1])
-    return stream, held
 
 
 def give_back_what_is_freed() -> None:
@@ -107,6 +103,12 @@ def _rows_of(path: Path) -> np.ndarray:
     if hasattr(mmap, "MADV_RANDOM"):
         mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, np.uint8)
+
+
+def learn(stream: ExpertStream, path: Path) -> None:
+    """What an earlier run learned about the use of experts, if there is such a file."""
+    with contextlib.suppress(SnapshotError, ValueError):
+        stream.learn(kvfile.read(path)[1])
 
 
 def remember(stream: ExpertStream, path: Path) -> None:

@@ -1,17 +1,23 @@
-"""A model on a GPU: dense weights and KV in its memory, experts in its slots, those that have none in RAM.
+"""A model on a GPU: dense weights and KV in its memory, experts in its slots, those that have none in RAM, and what
+does not fit there either on the SSD.
 
 plan/placement.py says what goes where, and this does it. Where all experts have a slot nothing of a step is asked of
-the host; else the thread of experts/split.py computes the others, and a step of few rows still drives itself.
+the host; else the thread of experts/split.py computes the others. A step of few rows still drives itself where these
+are all in RAM; where some are on the SSD, the host asks for them layer by layer.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from v4kernels.cpu import CpuOps
-from v4kernels.triton import check
+from v4kernels.cpu import CpuOps, PackedWeight, default_threads
+from v4kernels.cpu.serve import Ring, job_dtype
+from v4kernels.formats import FORMATS
+from v4kernels.tree import Expert
+from v4kernels.triton import check, nf4
 from v4kernels.triton.batch import TritonBatch
 from v4kernels.triton.device import Device
 from v4kernels.triton.memory import Buffer
@@ -20,43 +26,60 @@ from v4kernels.triton.slots import Pairs
 from v4kernels.triton.weights import SlotKind
 
 from v4cli import paths
-from v4cli.engine.gpu import Check, OnCard
+from v4cli.engine import loading
+from v4cli.engine.gpu import INSTALL, Check, OnCard
 from v4cli.errors import ResourceError, UsageError
+from v4cli.experts.bank import Streamed
 from v4cli.experts.device import DeviceSlots
 from v4cli.experts.passing import Rates
+from v4cli.experts.slots import ExpertStream
 from v4cli.experts.split import Split
-from v4cli.experts.tiers import InRam
+from v4cli.experts.tiers import InRam, OnDemand
+from v4cli.model.config import V4Config
+from v4cli.model.schema import TensorSpec
 from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.plan import cost, memory
-from v4cli.plan.budget import CONTEXT
+from v4cli.plan.budget import CONTEXT, Residence, ledger_of
 from v4cli.plan.cards import Card
 from v4cli.plan.machines import DESKTOP
 from v4cli.plan.placement import VRAM_STAGING, Budget, Needs, Plan, card_shortage, make_plan, shortage
 from v4cli.plan.speed import CPU_ROWS, CPU_SHARE
 from v4cli.store.sources import Model, PackedSource
-from v4cli.store.store import Store, layout, open_model
+from v4cli.store.store import Part, Store, layout, open_model
+
+RING_JOBS = 2  # of experts on demand: one is computed while the next is filled
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A model on a card: the plan it was put there by, its slots and their bank, unless all experts lie there for
-    good."""
+    """A model on a card: where everything is by plan, its slots and their bank, unless all experts lie there for good,
+    and what reads experts from the SSD, if any are there."""
 
     model: V4
-    plan: Plan
+    place: Residence
     slots: DeviceSlots | None = None
     bank: Split[Buffer, TritonBatch, Pairs] | None = None
+    stream: ExpertStream | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return self.place.plan
 
 
 def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[Needs, Plan]:
     """What goes where in so many bytes that are free. ResourceError, with what would help, where it does not fit."""
     config = checkpoint.config
     parts = checkpoint.trunk if isinstance(checkpoint, Store) else layout(config, "native", False)
-    needs = cost.needs(config, cost.stored_tensors(parts))
-    needs = cost.at_context(needs, config, min(CONTEXT, config.max_position_embeddings))
+    tensors = cost.stored_tensors(parts)
+    needs = cost.needs(config, _as_nf4(tensors, parts) if on_card.nf4 else tensors)
+    n_tokens = min(CONTEXT, config.max_position_embeddings)
+    needs = cost.at_context(needs, config, n_tokens)
     chunk = on_card.chunk or memory.card_chunk(config, vram)
+    scratch = memory.scratch_bytes(config, chunk, n_tokens, default_threads())
+    ring = RING_JOBS * job_dtype(_ring_pairs(config, chunk), config.hidden_size).itemsize
+    needs = replace(needs, scratch=max(needs.scratch, scratch), pinned=needs.pinned + ring)
     budget = Budget(ram, vram, 1.0, 1.0, 1.0, on_card.kv_host, memory.card_work_bytes(config, chunk))
     missing = card_shortage(needs, budget)
     if missing > 0:
@@ -65,51 +88,109 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
             f"the model needs {least} MiB of VRAM without any experts, {vram >> 20} MiB may be used",
             "--backend cpu, a store of --quant q4, or another --vram",
         )
-    lacking = shortage(needs, budget)
-    plan = make_plan(needs, budget) if lacking <= 0 else None
-    if plan is None or plan.resident < 1:
+    missing = shortage(needs, budget)
+    if missing > 0:
+        least = -(-(ram + missing) >> 20)
         raise ResourceError(
-            "the experts fit neither into the VRAM nor into what is free of the RAM",
-            "--backend cpu reads them on demand",
+            f"beside a GPU the model needs {least} MiB of RAM with its experts on disk, {ram >> 20} MiB may be used",
+            f"--ram {least}M",
+        )
+    plan = make_plan(needs, budget)
+    if plan.resident < 1 and not isinstance(checkpoint, Store):
+        raise ResourceError(
+            f"{checkpoint.path}: VRAM and RAM do not hold all experts, which are read on demand from stores only",
+            f"v4 quantize {checkpoint.path} DST makes one",
         )
     return needs, plan
 
 
-def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_card: OnCard) -> Placed:
-    """Put a model on a card of whose memory `vram` bytes may be used. ResourceError, UsageError, ModelError."""
-    if on_card.nf4:
-        raise UsageError("--dense nf4: this version keeps dense weights as they are stored", "drop --dense")
-    needs, plan = plan_for(checkpoint, vram, ram, on_card)
-    config, whole = checkpoint.config, plan.slots == needs.n_experts
-    source = PackedSource(checkpoint, check=False)
-    chunk = on_card.chunk or memory.card_chunk(config, vram)
+def _ring_pairs(config: V4Config, chunk: int) -> int:
+    """Of a job for experts on demand: most experts' rows of a chunk, so that few are read more than once for it."""
+    return max(min(chunk, memory.CHUNK), memory.FEW_ROWS * config.num_experts_per_tok)
+
+
+def _as_nf4(tensors: Mapping[str, TensorSpec], parts: Mapping[str, Part]) -> dict[str, TensorSpec]:
+    """The tensors of parts, those that --dense nf4 is about in bytes of what they become."""
+    made = dict(tensors)
+    for name, place in ((name, place) for part in parts.values() for name, place in part.tensors.items()):
+        if name.endswith(".weight") and nf4.about(name, place.format):
+            n_values = FORMATS[place.format].cols(place.spec.shape[1]) * place.spec.shape[0]
+            made[name] = TensorSpec("U8", (nf4.held_bytes(n_values),))
+            made.pop(name.removesuffix("weight") + "scale", None)
+    return made
+
+
+def _need_bitsandbytes() -> None:
+    """UsageError where it is missing."""
     try:
-        tree = build(config, source, experts=whole)
-        most = config.max_position_embeddings
-        ops = TritonOps(tree, device, most, chunk=chunk, kv_host=on_card.kv_host, budget=memory.TILES, nf4=on_card.nf4)
-        if whole:
-            return Placed(V4(config, ops), plan)
+        nf4.library()
+    except ValueError:
+        raise UsageError("--dense nf4: bitsandbytes is not installed", INSTALL) from None
+
+
+def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_card: OnCard) -> Placed:
+    """Put a model on a card of whose memory `vram` bytes may be used, and `ram` of the host's. ResourceError,
+    UsageError, ModelError."""
+    if on_card.nf4:
+        _need_bitsandbytes()
+    needs, plan = plan_for(checkpoint, vram, ram, on_card)
+    place = Residence(plan, ledger_of(plan, needs))
+    chunk = on_card.chunk or memory.card_chunk(checkpoint.config, vram)
+    with ExitStack() as failed:
+        stream = None
+        if plan.resident < 1 and isinstance(checkpoint, Store):
+            stream, _ = loading.streamed(checkpoint, place)
+            failed.callback(stream.close)
+        try:
+            placed = _put(checkpoint, device, card, place, chunk, on_card, stream)
+        except MemoryError as error:
+            raise ResourceError(f"no memory on the GPU ({error})", "a smaller --vram, or --backend cpu") from None
+        except ValueError as error:
+            hint = "--backend cpu, or --backend reference, which takes any size"
+            raise UsageError(str(error), hint) from None
+        failed.pop_all()
+    return placed
+
+
+def _put(
+    checkpoint: Model,
+    device: Device,
+    card: Card,
+    place: Residence,
+    chunk: int,
+    on_card: OnCard,
+    stream: ExpertStream | None,
+) -> Placed:
+    """MemoryError, ValueError, ResourceError, ModelError."""
+    config, most = checkpoint.config, checkpoint.config.max_position_embeddings
+    whole = place.plan.slots == config.num_hidden_layers * config.n_routed_experts
+    source = PackedSource(checkpoint, check=stream is not None)
+    tree = build(config, source, experts=whole)
+    ops = TritonOps(tree, device, most, chunk=chunk, kv_host=on_card.kv_host, budget=memory.TILES, nf4=on_card.nf4)
+    if whole:
+        return Placed(V4(config, ops), place)
+    tier: InRam | OnDemand
+    if stream is None:
         tier = InRam(build(config, source).layers)
-        kind = _kind(tier)
-        spare = 2 * max(1, VRAM_STAGING // kind.n_bytes // 2)
-        shape = config.num_hidden_layers, config.n_routed_experts
-        slots = DeviceSlots(device, shape, plan.slots, kind.n_bytes, tier.expert, spare)
-        step = ops.step_experts(kind, slots.at)
-        hashed = [layer.ffn.tid2eid is not None for layer in tree.layers]
-        rates = Rates(card.link, CPU_SHARE * DESKTOP, 2 * 3 * kind.dim * kind.inner / CPU_ROWS)
-        bank: Split[Buffer, TritonBatch, Pairs] = Split(
-            ops.slot_experts(kind, slots.at), slots, tier, step.ring, hashed, alone=step, rates=rates
-        )
-    except MemoryError as error:
-        raise ResourceError(f"no memory on the GPU ({error})", "a smaller --vram, or --backend cpu") from None
-    except ValueError as error:
-        raise UsageError(str(error), "--backend cpu, or --backend reference, which takes any size") from None
-    return Placed(V4(config, ops, bank), plan, slots, bank)
+    else:
+        tier = OnDemand(Streamed(CpuOps(tree), stream), ops.dense.values)
+    kind = _kind(tier.examples)
+    spare = 2 * max(1, VRAM_STAGING // kind.n_bytes // 2)
+    shape = config.num_hidden_layers, config.n_routed_experts
+    slots = DeviceSlots(device, shape, place.plan.slots, kind.n_bytes, tier.expert, spare)
+    step = ops.step_experts(kind, slots.at) if stream is None else None
+    ring = step.ring if step else Ring(RING_JOBS, _ring_pairs(config, chunk), kind.dim)
+    hashed = [layer.ffn.tid2eid is not None for layer in tree.layers]
+    rates = Rates(card.link, CPU_SHARE * DESKTOP, 2 * 3 * kind.dim * kind.inner / CPU_ROWS)
+    bank: Split[Buffer, TritonBatch, Pairs] = Split(
+        ops.slot_experts(kind, slots.at), slots, tier, ring, hashed, alone=step, rates=rates
+    )
+    return Placed(V4(config, ops, bank), place, slots, bank, stream)
 
 
-def _kind(tier: InRam) -> SlotKind:
+def _kind(experts: Sequence[Expert[PackedWeight]]) -> SlotKind:
     """What all experts have in common. ValueError if they differ."""
-    kinds = {SlotKind.of(expert) for expert in tier.experts}
+    kinds = {SlotKind.of(expert) for expert in experts}
     if len(kinds) > 1:
         raise ValueError("experts of several formats do not share slots of a GPU yet")
     return kinds.pop()

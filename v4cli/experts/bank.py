@@ -5,16 +5,28 @@ ascending order at the end, as v4k_experts does: results are those of experts in
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from v4kernels.api import Routing
-from v4kernels.cpu import Buffer, CpuBatch, CpuOps, ExpertTable, PackedWeight
+from v4kernels.cpu import Buffer, CpuOps, ExpertTable, PackedWeight
 from v4kernels.tree import Expert
 
 from v4cli.experts.policy import nearness
 from v4cli.experts.slots import ExpertStream
 
 GUESSES = 1.5  # as many as a token uses: most likely all of them, and what is wrong is soon given up
+
+
+class Rows(Protocol):
+    """What is asked of a step's batch, whatever the op table."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def ids(self) -> Buffer:
+        """Token ids (N, 1) int64, on the host."""
 
 
 class Streamed:
@@ -38,7 +50,7 @@ class Streamed:
 
     # -- a step -----------------------------------------------------------------------------------------------------
 
-    def begin_step(self, batch: CpuBatch) -> None:
+    def begin_step(self, batch: Rows) -> None:
         if self._in_step:
             self.stream.abandon()
         self._in_step = True

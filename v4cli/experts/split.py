@@ -93,8 +93,7 @@ class Split(Generic[A, B, H]):
     # -- a step -----------------------------------------------------------------------------------------------------
 
     def begin_step(self, batch: B) -> None:
-        if self._in_step:
-            self._abandon()
+        self.rest()
         self._in_step, self._rows = True, batch.rows
         arrived = self.slots.begin_step()
         self.tier.begin_step(batch, self.slots.table >= 0, arrived)
@@ -104,8 +103,10 @@ class Split(Generic[A, B, H]):
         if self.alone is not None and self.repeatable:
             self.alone.begin_step(self.slots.table, batch.rows)
 
-    def _abandon(self) -> None:
-        """The step before failed: once the thread is at rest, nothing is kept of it."""
+    def rest(self) -> None:
+        """Between steps: the thread is at rest. If the step before failed, nothing is kept of it."""
+        if not self._in_step:
+            return
         with self.told():
             self.server.rest()
         self.tier.abandon()

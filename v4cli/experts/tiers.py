@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from v4kernels.api import B_contra
-from v4kernels.cpu import Buffer, CpuBatch, ExpertTable, PackedWeight
+from v4kernels.cpu import Buffer, ExpertTable, PackedWeight
 from v4kernels.cpu.serve import Job, ServedLayer
 from v4kernels.tree import Expert, Layer
 
-from v4cli.experts.bank import Streamed, in_slot
+from v4cli.experts.bank import Rows, Streamed, in_slot
 from v4cli.experts.device import slot_bytes
 
 A_contra = TypeVar("A_contra", contravariant=True)
@@ -24,7 +24,8 @@ class Tier(Protocol[A_contra, B_contra]):
 
     complete: bool  # all experts are in RAM and stay where they are
     layers: Sequence[ServedLayer]
-    largest: Expert[PackedWeight]  # no other takes more bytes; its addresses mean nothing
+    examples: Sequence[Expert[PackedWeight]]  # of all formats and sizes; their addresses mean nothing
+    largest: Expert[PackedWeight]  # of these; no other takes more bytes
 
     def expert(self, expert: int) -> Expert[PackedWeight] | None:
         """An expert, numbered over all layers, if it is in RAM: valid until the next call of anything."""
@@ -62,7 +63,8 @@ class InRam:
             ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers
         ]
         self.experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
-        self.largest = max(self.experts, key=slot_bytes)
+        self.examples: Sequence[Expert[PackedWeight]] = self.experts
+        self.largest = max(self.examples, key=slot_bytes)
 
     def expert(self, expert: int) -> Expert[PackedWeight]:
         return self.experts[expert]
@@ -94,9 +96,12 @@ class OnDemand:
         self.bank, self.stream, self.values = bank, bank.stream, values
         self._per_layer = bank.stream.reader.files.per_layer
         shapes = range(len(bank.stream.reader.files.shapes))
-        self.largest = max((in_slot(bank.stream, 0, shape) for shape in shapes), key=slot_bytes)
+        self.examples: Sequence[Expert[PackedWeight]] = [in_slot(bank.stream, 0, shape) for shape in shapes]
+        self.largest = max(self.examples, key=slot_bytes)
         nothing = [None] * self._per_layer
-        self.layers = [ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers]
+        self.layers: Sequence[ServedLayer] = [
+            ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers
+        ]
         self._asked: set[int] = set()  # experts of this layer that the device does not hold
         self._fetched: set[int] = set()  # of these, handed out by the stream to jobs
         self._results, self._rows = Buffer(), 0
@@ -112,7 +117,7 @@ class OnDemand:
         slot = self.stream.there(expert)
         return None if slot is None else in_slot(self.stream, slot, self.stream.reader.files.shape_of[expert])
 
-    def begin_step(self, batch: CpuBatch, on_device: np.ndarray, arrived: list[int]) -> None:
+    def begin_step(self, batch: Rows, on_device: np.ndarray, arrived: list[int]) -> None:
         self._rows = batch.rows
         self.stream.elsewhere = on_device.ravel()
         self.stream.release(arrived)

@@ -8,7 +8,7 @@ from v4cli.model.config import V4Config
 from v4cli.model.schema import TensorSpec
 from v4cli.plan import cost
 from v4cli.plan.ledger import Ledger
-from v4cli.plan.placement import Budget, Needs, Plan, make_plan, shortage
+from v4cli.plan.placement import PINNED_KV, Budget, Needs, Plan, make_plan, shortage
 
 CONTEXT = 32_768  # tokens whose KV state is planned for
 SHARE = 0.9  # of the RAM that is free, by default; the rest is for everything else
@@ -51,8 +51,9 @@ def ledger_of(plan: Plan, needs: Needs) -> Ledger:
         slot=needs.slot,
         slots=holds.get("experts", 0) // needs.slot + spare,
         spare=spare,
-        kv=holds.get("KV", 0),
+        kv=holds.get("KV", 0) + holds.get(PINNED_KV, 0),
         points=holds.get("rewind points", 0),
+        pinned=holds.get("pinned", 0),
     )
 
 

@@ -14,7 +14,8 @@ RUNTIME = 256 << 20  # interpreter, libraries, tokenizer, what the allocator kee
 @dataclass(frozen=True)
 class Ledger:
     """Bytes of RAM of a process. `weights` by component; `slots` of `slot` bytes each hold experts, `spare` of them
-    those on their way, none if all experts fit; `kv` and `points` are those of all sessions together."""
+    those on their way, none if all experts fit; `kv` and `points` are those of all sessions together; `pinned`: what a
+    GPU sees too."""
 
     budget: int
     weights: Mapping[str, int]
@@ -25,6 +26,7 @@ class Ledger:
     kv: int
     points: int
     runtime: int = RUNTIME
+    pinned: int = 0
 
     @property
     def items(self) -> dict[str, int]:
@@ -37,7 +39,7 @@ class Ledger:
             "experts": (self.slots - self.spare) * self.slot,
             "KV": self.kv,
             "rewind points": self.points,
-        }
+        } | ({"pinned": self.pinned} if self.pinned else {})
 
     @property
     def least(self) -> int:

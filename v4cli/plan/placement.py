@@ -20,6 +20,7 @@ from v4cli.plan.ledger import RUNTIME
 from v4cli.plan.memory import POINTS
 
 LEAST_POINTS = 2  # of a session: one that is kept, and the one that the step in progress goes back to if it fails
+PINNED_KV = "pinned KV"  # of Tier.holds: entries that a token chooses from, in RAM that a card sees
 VRAM_RUNTIME = 600_000_000  # driver context, kernels, graphs
 VRAM_WORK = 388_000_000  # what the ops of a step work in: of many rows, so many at a time as fit
 VRAM_STAGING = 2 * 256_000_000  # experts on their way to the card in a prefill: one batch is copied, one computed
@@ -191,7 +192,7 @@ def _place(needs: Needs, budget: Budget, exponent: float) -> tuple[Plan, int]:
     if uses:
         ram.put("pinned", needs.pinned + VRAM_STAGING, 0)
         if budget.kv_host:
-            ram.put("pinned KV", needs.sessions * needs.chosen.held, needs.chosen.read)
+            ram.put(PINNED_KV, needs.sessions * needs.chosen.held, needs.chosen.read)
         for what, n_bytes in _beside(budget).items():
             vram.put(what, n_bytes, 0)
     else:

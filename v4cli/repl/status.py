@@ -76,6 +76,7 @@ class Status:
                 f"experts: {slots.policy.n_resident:,} of {slots.table.size:,} in VRAM",
                 f"{rates['card_hit_rate']:.0%} hits there",
                 f"{rates['hit_rate'] - rates['card_hit_rate']:.0%} in RAM",
+                *([f"{counts.bytes_read / seconds / 1e9:.2f} GB/s from the SSD"] if stream else []),
                 f"waited for {counts.wait_s / seconds:.0%}",
             ]
         return [

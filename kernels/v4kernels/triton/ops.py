@@ -72,10 +72,10 @@ class TritonOps:
         budget: int = BUDGET,
         nf4: bool = False,
     ):
-        """`most_tokens`: the longest that a timeline may get; `chunk`: rows of a prefill; `kv_host`: compressed entries
-        lie in memory of the host; `budget`: bytes of working memory, about, for tiles of many rows; `nf4`: projections
-        of attention and the head in that format, numerics of its own (nf4.py). MemoryError without room, ValueError for
-        sizes that the kernels do not take and, of nf4, without bitsandbytes."""
+        """`most_tokens`: the longest that a timeline may get; `chunk`: rows of a prefill; `kv_host`: entries that an
+        indexer chooses from lie in memory of the host; `budget`: bytes of working memory, about, for tiles of many
+        rows; `nf4`: projections of attention and the head in that format, numerics of its own (nf4.py). MemoryError
+        without room, ValueError for sizes that the kernels do not take and, of nf4, without bitsandbytes."""
         for attn in (layer.attn for layer in tree.layers):
             if attn.head_dim > MOST_DIMS or attn.rope_dims % 16:
                 raise ValueError(f"the kernels take heads of up to {MOST_DIMS} dims and RoPE dims in sixteens")

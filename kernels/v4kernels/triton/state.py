@@ -1,7 +1,8 @@
 """What a timeline remembers, in device memory: the arrays of cpu/state.py, with the same names, shapes and bytes.
 
 Kernels find them by a table of addresses (lines.py), so that they may grow: a larger block, what was there moved to it,
-the table written anew. Entries and index keys may lie in memory of the host that the device sees.
+the table written anew. Entries that an indexer chooses from may lie in memory of the host that the device sees: a token
+reads few of them. Of index keys, and of entries without an indexer, it reads all.
 """
 
 from collections.abc import Sequence
@@ -119,9 +120,10 @@ class DeviceLayer:
         self._ring = memory.take(self._shape[0] * self._shape[1])
         self.parts: dict[str, DeviceEntries] = {}
         if attn.compressor is not None:
-            self.parts["main"] = DeviceEntries(attn.compressor, most_tokens, memory, hosted)
+            chosen = attn.indexer is not None
+            self.parts["main"] = DeviceEntries(attn.compressor, most_tokens, memory, hosted and chosen)
         if attn.indexer is not None:
-            self.parts["index"] = DeviceEntries(attn.indexer.compressor, most_tokens, memory, hosted)
+            self.parts["index"] = DeviceEntries(attn.indexer.compressor, most_tokens, memory, hosted=False)
         self._say()
 
     def _say(self) -> None:
@@ -207,7 +209,7 @@ class DeviceTimeline:
     spare = SPARE_ROWS
 
     def __init__(self, attentions: Sequence[PackedAttention], most_tokens: int, memory: Memory, hosted: bool = False):
-        """`hosted`: entries and index keys lie in memory of the host. MemoryError without room."""
+        """`hosted`: entries that an indexer chooses from lie in memory of the host. MemoryError without room."""
         with memory.lock:
             self.table = Table(memory, len(attentions))
             self.layers = [
