@@ -63,6 +63,7 @@ class Engine:
         self.stream = stream
         self.weights = weights
         self.placed: Placed | None = None  # of backend triton
+        self.passed_over = ""  # why the GPU that would compute by default does not
         self.account = Account(self.config, place, stream)
         self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts)
 
@@ -80,16 +81,17 @@ class Engine:
 
         `ram`: bytes the process may use, whatever its sessions (plan/ledger.py); by default, what is free less a
         margin. A store that does not fit has its experts read on demand. `learned`: folder of files on their use (see
-        `remember`). `on_card`: of backend triton, which is the default where the card has passed its checks and the
-        model fits. ModelError, ResourceError, UsageError.
+        `remember`). `on_card`: of backend triton, which is the default where the card has passed its checks and takes
+        the model. ModelError, ResourceError, UsageError.
         """
-        start = time.monotonic()
+        start, passed_over = time.monotonic(), ""
         if numerics is None and ram is None and gpu.chosen(backend, on_card.number) == "triton":
             try:
                 return cls._open_on_card(Path(path), on_card, start)
-            except ResourceError:
+            except (ResourceError, UsageError) as error:
                 if backend is not None:
                     raise
+                passed_over = str(error)
         try:
             chosen = backend_of(backend, numerics)
         except ValueError as error:
@@ -106,7 +108,9 @@ class Engine:
         if place and place.ledger.spare and isinstance(checkpoint, Store):
             stream, weights = loading.streamed(checkpoint, place, _learned_file(learned, identity) if learned else None)
         model = loading.model_of(checkpoint, chosen, stream)
-        return cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
+        engine = cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
+        engine.passed_over = passed_over
+        return engine
 
     @classmethod
     def _open_on_card(cls, path: Path, on_card: OnCard, start: float) -> "Engine":

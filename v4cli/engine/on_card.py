@@ -13,14 +13,14 @@ import numpy as np
 from v4kernels.cpu import CpuOps
 from v4kernels.triton import check
 from v4kernels.triton.batch import TritonBatch
-from v4kernels.triton.device import Device
+from v4kernels.triton.device import Device, DeviceError
 from v4kernels.triton.memory import Buffer
 from v4kernels.triton.ops import TritonOps
 from v4kernels.triton.slots import Pairs
 from v4kernels.triton.weights import SlotKind
 
 from v4cli import paths
-from v4cli.engine.gpu import Check, OnCard
+from v4cli.engine.gpu import CHECK, Check, OnCard
 from v4cli.errors import ResourceError, UsageError
 from v4cli.experts.device import DeviceSlots
 from v4cli.experts.passing import Rates
@@ -78,7 +78,7 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
 def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_card: OnCard) -> Placed:
     """Put a model on a card of whose memory `vram` bytes may be used. ResourceError, UsageError, ModelError."""
     if on_card.nf4:
-        raise UsageError("--dense nf4: this version keeps dense weights as they are stored", "drop --dense")
+        _bitsandbytes()
     needs, plan = plan_for(checkpoint, vram, ram, on_card)
     config, whole = checkpoint.config, plan.slots == needs.n_experts
     source = PackedSource(checkpoint, check=False)
@@ -104,7 +104,19 @@ def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_c
         raise ResourceError(f"no memory on the GPU ({error})", "a smaller --vram, or --backend cpu") from None
     except ValueError as error:
         raise UsageError(str(error), "--backend cpu, or --backend reference, which takes any size") from None
+    except DeviceError as error:
+        raise UsageError(str(error), CHECK) from None
     return Placed(V4(config, ops, bank), plan, slots, bank)
+
+
+def _bitsandbytes() -> None:
+    """UsageError where it is not installed."""
+    from v4kernels.triton import nf4
+
+    try:
+        nf4.library()
+    except ValueError as error:
+        raise UsageError(f"--dense {error}", "drop --dense") from None
 
 
 def _kind(tier: InRam) -> SlotKind:
