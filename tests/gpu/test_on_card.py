@@ -148,4 +148,8 @@ def test_nf4_has_numerics_and_contexts_of_its_own(card, made):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is made for few systems only")
     engine = Engine.open(made["native"], on_card=OnCard(chunk=64, nf4=True))
     assert engine.model.ops.numerics == "nf4" == engine.identity["numerics"]
+    _, plan = on_card.plan_for(open_model(made["native"]), 8 * GIB, 8 * GIB, OnCard(chunk=64))
+    holds, stored = engine.placed.plan.vram.holds, plan.vram.holds
+    assert engine.model.ops.uploads.nbytes == pytest.approx(holds["dense"] + holds["head"] + holds["experts"], rel=0.01)
+    assert holds["dense"] < stored["dense"] and holds["head"] < stored["head"]
     assert len(answer(engine, n=1)) == 1

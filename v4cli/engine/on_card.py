@@ -4,7 +4,8 @@ plan/placement.py says what goes where, and this does it. Where all experts have
 the host; else the thread of experts/split.py computes the others, and a step of few rows still drives itself.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from v4cli.experts.device import DeviceSlots
 from v4cli.experts.passing import Rates
 from v4cli.experts.split import Split
 from v4cli.experts.tiers import InRam
+from v4cli.model.schema import TensorSpec
 from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
@@ -36,7 +38,7 @@ from v4cli.plan.machines import DESKTOP
 from v4cli.plan.placement import VRAM_STAGING, Budget, Needs, Plan, card_shortage, make_plan, shortage
 from v4cli.plan.speed import CPU_ROWS, CPU_SHARE
 from v4cli.store.sources import Model, PackedSource
-from v4cli.store.store import Store, layout, open_model
+from v4cli.store.store import Part, Store, layout, open_model
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
     """What goes where in so many bytes that are free. ResourceError, with what would help, where it does not fit."""
     config = checkpoint.config
     parts = checkpoint.trunk if isinstance(checkpoint, Store) else layout(config, "native", False)
-    needs = cost.needs(config, cost.stored_tensors(parts))
+    needs = cost.needs(config, _as_nf4(parts) if on_card.nf4 else cost.stored_tensors(parts))
     needs = cost.at_context(needs, config, min(CONTEXT, config.max_position_embeddings))
     chunk = on_card.chunk or memory.card_chunk(config, vram)
     budget = Budget(ram, vram, 1.0, 1.0, 1.0, on_card.kv_host, memory.card_work_bytes(config, chunk))
@@ -73,6 +75,19 @@ def plan_for(checkpoint: Model, vram: int, ram: int, on_card: OnCard) -> tuple[N
             "--backend cpu reads them on demand",
         )
     return needs, plan
+
+
+def _as_nf4(parts: Mapping[str, Part]) -> dict[str, TensorSpec]:
+    """The tensors of a store's parts as they lie on a card in that format: codes and scales of a matrix are one."""
+    from v4kernels.triton import nf4
+
+    tensors = cost.stored_tensors(parts)
+    for name, tensor in [item for part in parts.values() for item in part.tensors.items()]:
+        if name.endswith(".weight") and nf4.about(name, tensor.format):
+            n_values = math.prod(tensor.spec.shape) * (2 if tensor.format == "int4" else 1)
+            tensors[name] = TensorSpec("U8", (nf4.n_bytes(n_values),))
+            del tensors[name.removesuffix("weight") + "scale"]
+    return tensors
 
 
 def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_card: OnCard) -> Placed:

@@ -19,6 +19,7 @@ from v4kernels.triton.memory import Buffer, Memory
 
 NUMERICS = "nf4"
 BLOCK = 64  # inputs of a scale
+SCALES = 256  # scales of a scale of scales
 
 
 def library() -> Any:
@@ -34,6 +35,12 @@ def about(name: str, form: str) -> bool:
     """Whether a matrix, named as in the checkpoint and stored in this format, is one of those: the projections of
     attention and of the indexer, and the head. Experts, shared ones too, have kernels of their own."""
     return form in ("int8", "int4") and (".attn." in name or name == "head.weight")
+
+
+def n_bytes(n_values: int) -> int:
+    """Of so many values: codes, a scale of 8 bits per BLOCK, and one of 32 per SCALES of those."""
+    n_scales = -(-n_values // BLOCK)
+    return -(-n_values // 2) + n_scales + 4 * -(-n_scales // SCALES)
 
 
 def values(weight: PackedWeight) -> torch.Tensor:
