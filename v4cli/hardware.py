@@ -14,6 +14,7 @@ PROBE_DISK = 256 << 20
 PROBE_SECONDS = 0.4
 BLOCK = 4 << 20
 PATIENCE = 60  # seconds for allocating
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 READERS = 2  # threads that keep an SSD busy with large reads
 
 
@@ -59,14 +60,14 @@ class Gpu(NamedTuple):
 
 
 def gpus() -> list[Gpu]:
-    """Those of this machine; none where no driver answers. Asks the driver, not torch."""
+    """Those that a process may use, numbered as torch does; none where no driver answers. torch is not asked."""
     fields = "index,name,uuid,driver_version,compute_cap,memory.total,memory.free"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     if not shutil.which(command[0]):
         return []
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        return [_gpu(line) for line in lines if line.strip()]
+        return _visible([_gpu(line) for line in lines if line.strip()])
     except (OSError, subprocess.SubprocessError, ValueError):
         return []
 
@@ -75,6 +76,25 @@ def _gpu(line: str) -> Gpu:
     """Of a line of the driver's answer. ValueError."""
     number, name, uuid, driver, capability, total, free = (field.strip() for field in line.split(","))
     return Gpu(int(number), name, uuid, driver, str(float(capability)), int(total) << 20, int(free) << 20)
+
+
+def _visible(found: list[Gpu]) -> list[Gpu]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order, as CUDA does: up to the first that is not there."""
+    names = os.environ.get(VISIBLE)
+    if names is None:
+        return found
+    left: list[Gpu] = []
+    for name in names.split(","):
+        one = next((one for one in found if _means(name.strip(), one)), None)
+        if one is None:
+            break
+        left.append(one._replace(number=len(left)))
+    return left
+
+
+def _means(name: str, one: Gpu) -> bool:
+    """Whether this is a GPU's number, or the beginning of its UUID."""
+    return name == str(one.number) or (name.startswith("GPU-") and one.uuid.startswith(name))
 
 
 def existing(folder: Path) -> Path:

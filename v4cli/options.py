@@ -124,7 +124,9 @@ class Loading:
         "Keep the KV cache in a file in this folder, so that it may exceed the RAM.", setting="user",
         variable="V4_KV_DIR",
     )  # fmt: skip
-    gpu: int | None = option("Number of the GPU, as nvidia-smi counts. Default: 0.", least=0, setting="user")
+    gpu: int | None = option(
+        "Number of the GPU, of those that CUDA_VISIBLE_DEVICES leaves. Default: 0.", least=0, setting="user"
+    )
     vram: str | None = option(
         "Memory of the GPU to use, like 20G. Default: what is free less a margin.", setting="user"
     )

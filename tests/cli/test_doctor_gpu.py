@@ -117,3 +117,25 @@ def test_who_does_not_ask_goes_on_with_the_cpu(tmp_path):
     assert "V4_VRAM has no effect, the model is not on a GPU" in done.stderr
     quiet = v4("run", "-m", "nano", "-n", "4", "--temp", "0", "hello", env=env | {"V4_VRAM": ""})
     assert "GPU" not in quiet.stderr and quiet.stdout == done.stdout
+
+
+def test_who_has_no_triton_is_told_what_is_missing_to_measure_a_gpu(tmp_path):
+    (tmp_path / "triton.py").write_text("raise ImportError('no triton')")
+    env = {"V4_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(tmp_path)}
+    done = v4("bench", "kernels", "--backend", "triton", env=env)
+    assert done.returncode == 2 and done.stdout == "" and "no card to measure: no GPU is here" in done.stderr
+
+
+def test_a_card_that_was_passed_over_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("V4_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu, "chosen", lambda backend, number=None: "triton")
+    monkeypatch.setattr(hardware, "gpus", lambda: [CARD])
+
+    def broken(number=0):
+        raise UsageError("GPU 0 cannot be used: it does not start", "v4 doctor")
+
+    monkeypatch.setattr(gpu, "device", broken)
+    app(["run", "-m", "nano", "-n", "4", "--temp", "0", "--vram", "20G", "--no-cache", "hi"], standalone_mode=False)
+    told = capsys.readouterr()
+    assert told.out and "GPU 0 cannot be used: it does not start; the CPU computes" in told.err
+    assert "has no effect" not in told.err

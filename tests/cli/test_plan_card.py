@@ -22,9 +22,11 @@ def plan(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hardware, "ram_speed", lambda: 80e9)
     monkeypatch.setattr(hardware, "disk_speed", lambda *_: 3e9)
 
-    def run(*options: str) -> str:
-        app(["plan", "flash", "--ram", "192G", *options], standalone_mode=False)
-        return capsys.readouterr().out
+    def run(*options: str, model: str = "flash", then=lambda told: None) -> str:
+        app(["plan", model, "--ram", "192G", *options], standalone_mode=False)
+        told = capsys.readouterr()
+        then(told)
+        return told.out
 
     return run
 
@@ -47,7 +49,7 @@ def driver(tmp_path, monkeypatch):
 
 def test_every_context_has_slots_hits_and_speeds(card_of):
     card = card_of("--vram", "24G", "--sessions", "2")
-    assert card["name"] == "RTX 4090" and card["vram"] == 24 << 30
+    assert card["name"] == "a GPU with 24.00 GiB, as fast as RTX 4090" and card["vram"] == 24 << 30
     assert [at["context_tokens"] for at in card["contexts"]] == [4096, 131_072, 1 << 20]
     assert not any(card["bandwidths"][name]["measured"] for name in ("VRAM", "PCIe"))
     assert card["bandwidths"]["RAM"]["measured"]
@@ -87,6 +89,26 @@ def test_the_card_that_is_here_is_planned_for(card_of, driver):
     assert card_of("--vram", "8G")["vram"] == 8 << 30
     assert card_of("--vram", "0") is None
     assert card_of("--gpu-name", "h200")["name"] == "H200"
+    assert card_of("--vram", "24G")["vram"] == 24564 << 20, "what its box says"
+    assert card_of("--vram", "80G")["name"] == "a GPU with 80.00 GiB, as fast as A100 80GB"
+
+
+def test_a_named_card_has_no_more_than_it_has(card_of):
+    assert card_of("--gpu-name", "4090", "--vram", "24G")["vram"] == named("4090").vram
+    with pytest.raises(UsageError, match=r"RTX 4090 has 23\.99 GiB"):
+        card_of("--gpu-name", "4090", "--vram", "25G")
+    with pytest.raises(UsageError, match="Voodoo"):
+        card_of("--gpu-name", "Voodoo", "--vram", "0")
+
+
+@pytest.mark.parametrize("option", [("--chunk", "64"), ("--kv-host",)])
+def test_what_needs_a_card_is_not_ignored_without_a_word(plan, hide, option):
+    hide("nvidia-smi")
+    noted = []
+    plan(*option, then=lambda told: noted.append(told.err))
+    assert f"{option[0]} has no effect without a GPU" in noted[0]
+    plan(*option, "--vram", "24G", then=lambda told: noted.append(told.err))
+    assert not noted[1]
 
 
 def test_without_a_card_nothing_is_said_of_one(card_of, hide):
@@ -95,3 +117,8 @@ def test_without_a_card_nothing_is_said_of_one(card_of, hide):
     with pytest.raises(UsageError, match="Voodoo") as told:
         card_of("--gpu-name", "Voodoo")
     assert "RTX 4090" in told.value.hint
+
+
+def test_figures_of_small_models_have_no_exponents(plan):
+    told = plan("--vram", "24G", model="nano")
+    assert "e+" not in told and "tokens/s" in told

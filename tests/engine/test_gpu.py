@@ -1,8 +1,11 @@
 """What is missing to use a GPU, and what was found out about one; driver, device and packages are fake."""
 
 import importlib.util
+import json
+import os
 import platform
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,7 @@ def machine(monkeypatch, tmp_path):
     """A machine with one card and all that it takes; changed by setting an entry."""
     has = {"gpus": [CARD], "versions": dict(VERSIONS), "system": ("Linux", "x86_64")}
     monkeypatch.setenv("V4_HOME", str(tmp_path))
+    monkeypatch.delenv(hardware.VISIBLE, raising=False)
     monkeypatch.setattr(hardware, "gpus", lambda: has["gpus"])
     monkeypatch.setattr(gpu, "_version", lambda package: has["versions"].get(package, ""))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: has["versions"].get(name) or None)
@@ -77,9 +81,9 @@ def test_the_default_is_a_card_that_passed_and_is_still_the_same(machine):
 
 def test_another_card_does_not_disturb_what_is_known_of_the_first():
     other = CARD._replace(uuid="GPU-2", name="NVIDIA H200")
-    gpu.remember(CARD, Finding(CARD.name, gpu.versions(CARD), rates={"read": 9e11}, kernels=12))
+    gpu.remember(CARD, Finding(CARD.name, gpu.versions(CARD), rates={"read": 9e11}))
     gpu.remember(other, Finding(other.name, gpu.versions(other), fault="no"))
-    assert gpu.recall(CARD) == Finding(CARD.name, gpu.versions(CARD), rates={"read": 9e11}, kernels=12)
+    assert gpu.recall(CARD) == Finding(CARD.name, gpu.versions(CARD), rates={"read": 9e11})
     assert gpu.recall(other).fault == "no"
 
 
@@ -141,9 +145,74 @@ def test_the_driver_is_asked_line_by_line(monkeypatch, tmp_path):
     )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv(hardware.VISIBLE, raising=False)
     first, second = hardware.gpus()
     assert first == Gpu(0, "NVIDIA H200", "GPU-a", "580.1", "9.0", 143771 << 20, 143000 << 20)
     assert second.number == 1 and second.free == 7 << 20
     for broken in ("echo nonsense", "exit 9", 'echo "0, A, GPU, 1, [N/A], 1, 1"'):
         tool.write_text(f"#!/bin/sh\n{broken}\n")
         assert hardware.gpus() == []
+
+
+RATES = [[1], {"read": "x"}, {"read": -5}, {"read": 0}, {"read": 10**400}, {"read": 1e-300}, {"read": True}, None]
+
+
+@pytest.mark.parametrize("told", [*({"rates": rates} for rates in RATES), {"fault": 3}, {"fault": None}], ids=str)
+def test_a_finding_that_cannot_be_says_nothing(told):
+    gpu.remember(CARD, Finding(CARD.name, gpu.versions(CARD), rates={"read": 9e11}))
+    file = paths.state_dir() / "gpus.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({CARD.uuid: kept[CARD.uuid] | told}))
+    assert gpu.recall(CARD) is None and gpu.chosen(None) is None
+    assert gpu.rated(CARD) == replace(named("4090"), name=CARD.name, vram=CARD.total)
+
+
+def test_what_an_earlier_version_kept_besides_is_no_matter():
+    gpu.remember(CARD, Finding(CARD.name, gpu.versions(CARD)))
+    file = paths.state_dir() / "gpus.json"
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps({CARD.uuid: kept[CARD.uuid] | {"kernels": 3}}))
+    assert gpu.recall(CARD) == Finding(CARD.name, gpu.versions(CARD))
+
+
+VISIBLE = [
+    (None, ["GPU-a", "GPU-b"]), ("1", ["GPU-b"]), ("1,0", ["GPU-b", "GPU-a"]), ("GPU-b", ["GPU-b"]), ("", []),
+    ("0,7,1", ["GPU-a"]), ("-1", []), (" 1 ", ["GPU-b"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "left"), VISIBLE)
+def test_cards_are_those_that_the_process_may_use_in_the_order_of_torch(monkeypatch, tmp_path, told, left):
+    monkeypatch.undo()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text('#!/bin/sh\necho "0, A, GPU-a, 580.1, 9.0, 9, 9"\necho "1, B, GPU-b, 580.1, 9.0, 9, 9"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if told is None:
+        monkeypatch.delenv(hardware.VISIBLE, raising=False)
+    else:
+        monkeypatch.setenv(hardware.VISIBLE, told)
+    found = hardware.gpus()
+    assert [one.uuid for one in found] == left and [one.number for one in found] == list(range(len(left)))
+
+
+def test_who_hides_all_cards_is_told_so(machine, monkeypatch):
+    machine["gpus"] = []
+    monkeypatch.setenv(hardware.VISIBLE, "")
+    missing = gpu.lack()
+    assert hardware.VISIBLE in missing.what and missing.fix == f"unset {hardware.VISIBLE}"
+
+
+def test_no_number_counts_from_the_end(machine):
+    assert "no GPU -1" in gpu.lack(-1).what
+
+
+def test_compiled_kernels_are_counted_without_a_home_folder(monkeypatch):
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", _no_home)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert gpu.compiled_kernels()[0] == 0
+
+
+def _no_home():
+    raise RuntimeError("Could not determine home directory.")

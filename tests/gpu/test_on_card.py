@@ -9,6 +9,7 @@ from v4kernels import backend
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from emulated import Emulated
 from tiny import make_store
+from v4kernels.triton.device import DeviceError
 
 from v4cli import hardware
 from v4cli.engine import gpu, on_card
@@ -143,7 +144,7 @@ def test_without_bitsandbytes_one_line_says_what_to_install(card, made, monkeypa
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UsageError, match="bitsandbytes is not installed") as told:
-        Engine.open(made["native"], on_card=OnCard(chunk=64, nf4=True))
+        Engine.open(made["native"], "triton", on_card=OnCard(chunk=64, nf4=True))
     assert told.value.hint == "pip install 'v4cli[gpu]'"
 
 
@@ -167,3 +168,29 @@ def test_a_step_is_checked_against_the_cpu(made):
             return found
 
     assert "logits are not" in on_card.same_step(Wrong(), made["native"], PROMPT[:1])
+
+
+def test_a_card_that_cannot_be_used_is_said_and_left_to_the_cpu(card, made, monkeypatch):
+    def busy(number=0):
+        raise UsageError("GPU 0 cannot be used: it does not start", "v4 doctor")
+
+    monkeypatch.setattr(gpu, "device", busy)
+    engine = Engine.open(made["native"])
+    assert engine.model.ops.name == "cpu" and "does not start" in engine.passed_over
+    with pytest.raises(UsageError, match="does not start"):
+        Engine.open(made["native"], "triton")
+
+
+def test_a_card_that_fails_while_a_model_is_put_there_is_an_error_in_one_line(card, made, monkeypatch):
+    def failing(number=0):
+        device = Emulated()
+        monkeypatch.setattr(device, "alloc", broken)
+        return device
+
+    def broken(n_bytes):
+        raise DeviceError("the GPU: it failed")
+
+    monkeypatch.setattr(gpu, "device", failing)
+    assert Engine.open(made["native"], on_card=OnCard(chunk=64)).passed_over == "the GPU: it failed"
+    with pytest.raises(UsageError, match="it failed"):
+        Engine.open(made["native"], "triton", on_card=OnCard(chunk=64))

@@ -99,7 +99,7 @@ def main() -> int:
     parser.add_argument("part", choices=("check", *(part.name for part in gpu_check.PARTS)))
     parser.add_argument("--seconds", type=float, default=480, help="of a part; what is not begun by then is left out")
     parser.add_argument("--json", type=Path, help="of a part: where to write what it finds")
-    parser.add_argument("--gpu", type=int, default=0, help="number of the card, as nvidia-smi counts")
+    parser.add_argument("--gpu", type=int, default=0, help="number of the card, as for v4 run")
     parser.add_argument("--only", default="", help="of kernels: those with this in their names")
     parser.add_argument("--out", type=Path, default=gpu_check.RESULTS, help="of check: folder of the results")
     asked = parser.parse_args()

@@ -73,9 +73,10 @@ def bench_sessions(
 def bench_card(number: int, seconds: float) -> None:
     """Measure the kernels of a GPU and print CSV; what is missing goes to stderr."""
     from v4cli.bench import gpu
-    from v4cli.bench.gpu_kernels import as_table
 
     gpu.need_card(number)
+    from v4cli.bench.gpu_kernels import as_table
+
     found = gpu.kernels(number, seconds, None, "")
     csv.writer(output.Csv).writerows(as_table(found))
     for name, why in found["missing"].items():

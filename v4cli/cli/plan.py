@@ -63,6 +63,8 @@ def plan_model(
 ) -> None:
     """Print the plan and the fit table. ResourceError (exit 4) if this machine cannot hold the least there must be."""
     card, vram = wanted.card()
+    if card is None and (option := wanted.ignored()):
+        output.note(f"v4: {option} has no effect without a GPU (--vram 24G plans for one)", dim=True)
     config = Subject.find(model).config
     chunk = wanted.chunk or memory_of.card_chunk(config, vram)
     memory = Budget(
@@ -243,7 +245,7 @@ def _print(about: dict) -> None:
 
 def _rate(seconds: dict) -> str:
     """Tokens per second: as expected, from the pessimistic to the optimistic figure."""
-    low, high = (f"{1 / seconds[key]:,.3g}" for key in ("pessimistic", "optimistic"))
-    if seconds["expected"] is not None:
-        return f"{1 / seconds['expected']:,.3g} tokens/s ({low} to {high})"
+    low, high = (plan_card.figure(1 / seconds[key]) for key in ("pessimistic", "optimistic"))
+    if seconds["expected"] is not None and low != high:
+        return f"{plan_card.figure(1 / seconds['expected'])} tokens/s ({low} to {high})"
     return f"{low} tokens/s" if low == high else f"{low} to {high} tokens/s"

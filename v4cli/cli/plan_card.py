@@ -1,6 +1,6 @@
 """What `v4 plan` says of a GPU: slots for experts, what else it holds, predicted hits and speeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from v4cli import hardware
 from v4cli.cli import output
@@ -33,19 +33,36 @@ class Wanted:
         """The card to plan for, and bytes of its memory that may be used: the one that is named, the one that is here
         with the most memory, or one with as much memory as is asked for. UsageError."""
         asked = None if self.vram is None else output.parse_size(self.vram, "--vram")
-        if asked == 0:
-            return None, 0
         if self.name is not None:
             card = named(self.name)
             if card is None:
                 known = ", ".join(card.name for card in CARDS)
                 raise UsageError(f"--gpu-name {self.name!r} is not known", f"choose from {known}, or --vram 24G alone")
-            return card, int(VRAM_SHARE * card.vram) if asked is None else asked
-        here = max(hardware.gpus(), key=lambda one: one.total, default=None)
-        if here is not None:
-            card = gpu.rated(here)
-            return card, int(VRAM_SHARE * here.free) if asked is None else asked
-        return (None, 0) if asked is None else (like(asked), asked)
+            if not _has(card.vram, asked):
+                has = f"{card.name} has {output.size(card.vram)}"
+                raise UsageError(f"--vram {self.vram} is more than there is: {has}", "drop --gpu-name, or --vram")
+            usable = int(VRAM_SHARE * card.vram)
+        else:
+            here = max(hardware.gpus(), key=lambda one: one.total, default=None)
+            if here is None or not _has(here.total, asked):
+                return (None, 0) if not asked else (_guessed(asked), asked)
+            card, usable = gpu.rated(here), int(VRAM_SHARE * here.free)
+        return (None, 0) if asked == 0 else (card, usable if asked is None else min(asked, card.vram))
+
+    def ignored(self) -> str:
+        """The option that says nothing without a card, if one was given."""
+        return "--chunk" if self.chunk is not None else "--kv-host" if self.kv_host else ""
+
+
+def _has(vram: int, asked: int | None) -> bool:
+    """Whether a card has as much as is asked for, which may be what its box says: drivers count a little less."""
+    return (asked or 0) <= -(-vram >> 30) << 30
+
+
+def _guessed(vram: int) -> Card:
+    """A card that is only imagined."""
+    card = like(vram)
+    return replace(card, name=f"a GPU with {output.size(vram)}, as fast as {card.name}", vram=vram)
 
 
 def about(bare: Needs, config: V4Config, budget: Budget, card: Card, chunk: int, assumed: list[str]) -> dict:
@@ -92,6 +109,11 @@ def _at(bare: Needs, config: V4Config, n_tokens: int, budget: Budget, rates: spe
     }
 
 
+def figure(value: float) -> str:
+    """Three digits of a number, without an exponent."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
+
+
 def show(about: dict) -> None:
     """The same for people."""
     chunks = f"prompts in chunks of {about['chunk']:,} tokens (--chunk)"
@@ -108,7 +130,7 @@ def show(about: dict) -> None:
                 f"{at['context_tokens']:,}",
                 f"{at['slots']:,} ({at['share']:.1%})",
                 f"{hits['expected']:.0%} ({hits['pessimistic']:.0%} to {hits['optimistic']:.0%})",
-                f"{rates['expected']:,.3g} ({rates['pessimistic']:,.3g} to {rates['optimistic']:,.3g})",
+                f"{figure(rates['expected'])} ({figure(rates['pessimistic'])} to {figure(rates['optimistic'])})",
                 f"{at['prefill_tokens_per_second']:,.0f}",
                 output.size(at["holds"]["staging"]),
                 output.size(at["pinned"]),

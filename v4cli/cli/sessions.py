@@ -52,7 +52,9 @@ def open_chat(model: str, loading: Loading):
         return engine.session(kv_dir, prefixes_of(engine, not loading.no_cache))
 
     chat = Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir(), on_card)
-    if on_card != ANYHOW and chat.engine.placed is None:
+    if chat.engine.passed_over:
+        output.note(f"v4: {chat.engine.passed_over}; the CPU computes", dim=True)
+    elif on_card != ANYHOW and chat.engine.placed is None:
         name = next(name for name in OF_GPUS if getattr(loading, name))
         said = settings.said_by(name, getattr(loading, name))
         output.note(f"v4: {said} has no effect, the model is not on a GPU (v4 doctor)", dim=True)

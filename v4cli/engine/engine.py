@@ -66,6 +66,7 @@ class Engine:
         self.stream = stream
         self.weights = weights
         self.placed = placed
+        self.passed_over = ""  # why the GPU that would compute by default does not
         bank = placed.bank if placed else None
         self.account = Account(self.config, place, stream, bank.rest) if bank else Account(self.config, place, stream)
         self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts)
@@ -84,16 +85,17 @@ class Engine:
 
         `ram`: bytes the process may use, whatever its sessions (plan/ledger.py); by default, what is free less a
         margin. A store that does not fit has its experts read on demand. `learned`: folder of files on their use (see
-        `remember`). `on_card`: of backend triton, which is the default where the card has passed its checks and the
-        model fits. ModelError, ResourceError, UsageError.
+        `remember`). `on_card`: of backend triton, which is the default where the card has passed its checks and takes
+        the model. ModelError, ResourceError, UsageError.
         """
-        start = time.monotonic()
+        start, passed_over = time.monotonic(), ""
         if numerics is None and gpu.chosen(backend, on_card.number) == "triton":
             try:
                 return cls._open_on_card(Path(path), on_card, ram, learned, start)
-            except ResourceError:
+            except (ResourceError, UsageError) as error:
                 if backend is not None:
                     raise
+                passed_over = str(error)
         try:
             chosen = backend_of(backend, numerics)
         except ValueError as error:
@@ -112,7 +114,9 @@ class Engine:
             if learned is not None:
                 loading.learn(stream, _learned_file(learned, identity))
         model = loading.model_of(checkpoint, chosen, stream)
-        return cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
+        engine = cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
+        engine.passed_over = passed_over
+        return engine
 
     @classmethod
     def _open_on_card(

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ INSTALL = "pip install 'v4cli[gpu]'"
 TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cu130"
 CHECK = "v4 doctor"
 RATES = {"read": READS, "link": 1.0}  # of a Card: measured at most, and the share of it that is made use of
+POSSIBLE = 1e6, 1e15  # bytes/s: a rate that is kept and lies elsewhere was not measured
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,12 @@ ANYHOW = OnCard()
 @dataclass(frozen=True)
 class Finding:
     """What was found out about a card. `versions` are those it holds for; `fault` is why it did not pass, empty if it
-    did; `rates`: bytes/s by name of RATES; `kernels` compiled so far."""
+    did; `rates`: bytes/s by name of RATES."""
 
     name: str
     versions: dict[str, str]
     fault: str = ""
     rates: dict[str, float] = field(default_factory=dict)
-    kernels: int = 0
 
 
 # -- what there is ---------------------------------------------------------------------------------------------------
@@ -87,8 +87,10 @@ def lack(number: int | None = None) -> Lack | None:
         return Lack(f"Triton is made for Linux on x86_64, this is {platform.system()} on {platform.machine()}", "")
     found = hardware.gpus()
     if not found:
+        if (left := os.environ.get(hardware.VISIBLE)) is not None:
+            return Lack(f"{hardware.VISIBLE}={left} leaves no GPU", f"unset {hardware.VISIBLE}")
         return Lack("no GPU is here, or no driver that answers (nvidia-smi)", "nvidia-smi tells more")
-    if number is not None and number >= len(found):
+    if number is not None and not 0 <= number < len(found):
         return Lack(f"there is no GPU {number}; they are numbered from 0 to {len(found) - 1}", "--gpu 0")
     gpu = found[number or 0]
     if float(gpu.capability) < LEAST_CAPABILITY:
@@ -140,8 +142,15 @@ def recall(gpu: Gpu) -> Finding | None:
     told = _read().get(gpu.uuid)
     if not isinstance(told, dict) or told.get("name") != gpu.name or told.get("versions") != versions(gpu):
         return None
-    known = {one.name for one in fields(Finding)}
-    return Finding(**{name: value for name, value in told.items() if name in known})
+    fault, rates = told.get("fault"), told.get("rates")
+    if not isinstance(fault, str) or not isinstance(rates, dict) or not all(map(_possible, rates.values())):
+        return None
+    return Finding(gpu.name, versions(gpu), fault, rates)
+
+
+def _possible(rate: object) -> bool:
+    """Whether a card may be that fast."""
+    return isinstance(rate, int | float) and POSSIBLE[0] <= rate <= POSSIBLE[1]
 
 
 def remember(gpu: Gpu, finding: Finding) -> None:
@@ -163,8 +172,8 @@ def _read() -> dict:
 
 
 def device(number: int = 0) -> "Device":
-    """The GPU of that number, in the driver's order. UsageError if torch cannot use it."""
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts; before torch looks
+    """The GPU of that number, of those that hardware.gpus lists. UsageError if torch cannot use it."""
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts; before torch looks
     try:
         from v4kernels.triton.cuda import Cuda
 
@@ -200,5 +209,5 @@ def _first_line(error: BaseException) -> str:
 
 def compiled_kernels() -> tuple[int, Path]:
     """How many kernels Triton keeps compiled for GPUs, and in which folder."""
-    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or paths.expanded("~/.triton/cache"))
     return sum(1 for kind in ("cubin", "hsaco") for _ in folder.glob(f"*/*.{kind}")), folder

@@ -19,7 +19,7 @@ from v4kernels.formats import FORMATS
 from v4kernels.tree import Expert
 from v4kernels.triton import check, nf4
 from v4kernels.triton.batch import TritonBatch
-from v4kernels.triton.device import Device
+from v4kernels.triton.device import Device, DeviceError
 from v4kernels.triton.memory import Buffer
 from v4kernels.triton.ops import TritonOps
 from v4kernels.triton.slots import Pairs
@@ -27,7 +27,7 @@ from v4kernels.triton.weights import SlotKind
 
 from v4cli import paths
 from v4cli.engine import loading
-from v4cli.engine.gpu import INSTALL, Check, OnCard
+from v4cli.engine.gpu import CHECK, INSTALL, Check, OnCard
 from v4cli.errors import ResourceError, UsageError
 from v4cli.experts.bank import Streamed
 from v4cli.experts.device import DeviceSlots
@@ -148,6 +148,8 @@ def put(checkpoint: Model, device: Device, card: Card, vram: int, ram: int, on_c
         except ValueError as error:
             hint = "--backend cpu, or --backend reference, which takes any size"
             raise UsageError(str(error), hint) from None
+        except DeviceError as error:
+            raise UsageError(str(error), CHECK) from None
         failed.pop_all()
     return placed
 
