@@ -78,6 +78,7 @@ def test_tokens_and_logits_do_not_depend_on_slots(made, nano, n_slots):
     assert bank.counts.hits + bank.counts.misses == uses
 
 
+@pytest.mark.slow
 def test_experts_of_many_rows_lie_in_slots_pass_through_or_stay_in_ram(made, nano):
     """And what passes through is copied once for its layer."""
     model = made(7, spare=4, rates=EVERYTHING)

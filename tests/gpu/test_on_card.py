@@ -91,6 +91,7 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
         assert counts.hits > read["hits"] and counts.on_card > 0 and counts.wait_s > 0
 
 
+@pytest.mark.slow
 def test_experts_that_neither_vram_nor_ram_hold_are_read_from_the_ssd(card, made):
     """And what other sessions take of the RAM is that of experts."""
     made = made["native"]
