@@ -85,6 +85,9 @@ class Engine:
         the model. ModelError, ResourceError, UsageError.
         """
         start, passed_over = time.monotonic(), ""
+        if backend == "triton" and (ram is not None or numerics is not None):
+            option = "--numerics" if ram is None else "--ram"
+            raise UsageError(f"{option} is not for --backend triton", f"drop {option} or --backend")
         if numerics is None and ram is None and gpu.chosen(backend, on_card.number) == "triton":
             try:
                 return cls._open_on_card(Path(path), on_card, start)
