@@ -139,3 +139,18 @@ def test_a_card_that_was_passed_over_is_said(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr()
     assert told.out and "GPU 0 cannot be used: it does not start; the CPU computes" in told.err
     assert "has no effect" not in told.err
+
+
+def test_a_cache_in_a_file_is_for_the_cpu_by_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("V4_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu, "chosen", lambda backend, number=None: backend or "triton")
+    monkeypatch.setattr(gpu, "device", lambda number=0: pytest.fail("the GPU was tried"))
+    monkeypatch.setattr(hardware, "gpus", lambda: [CARD])
+    app(["run", "-m", "nano", "-n", "4", "--temp", "0", "--kv-dir", str(tmp_path), "hi"], standalone_mode=False)
+    assert capsys.readouterr().out
+
+
+def test_what_a_gpu_does_not_take_is_named(tmp_path):
+    asked = "run", "-m", "nano", "--backend", "triton", "--numerics", "exact", "hi"
+    done = v4(*asked, env={"V4_HOME": str(tmp_path), "PATH": ""})
+    assert done.returncode == 2 and "--numerics is not for --backend triton" in done.stderr

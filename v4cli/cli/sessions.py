@@ -51,7 +51,10 @@ def open_chat(model: str, loading: Loading):
     def session(engine):
         return engine.session(kv_dir, prefixes_of(engine, not loading.no_cache))
 
-    chat = Chat.open(folder, loading.backend, loading.numerics, session, ram, paths.use_dir(), on_card)
+    backend = loading.backend
+    if backend is None and loading.numerics is None and kv_dir is not None:
+        backend = "cpu"  # a GPU, which may be the default, has no cache in a file
+    chat = Chat.open(folder, backend, loading.numerics, session, ram, paths.use_dir(), on_card)
     if chat.engine.passed_over:
         output.note(f"v4: {chat.engine.passed_over}; the CPU computes", dim=True)
     elif on_card != ANYHOW and chat.engine.placed is None:

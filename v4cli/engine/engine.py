@@ -89,6 +89,8 @@ class Engine:
         the model. ModelError, ResourceError, UsageError.
         """
         start, passed_over = time.monotonic(), ""
+        if backend == "triton" and numerics is not None:
+            raise UsageError("--numerics is not for --backend triton", "drop --numerics or --backend")
         if numerics is None and gpu.chosen(backend, on_card.number) == "triton":
             try:
                 return cls._open_on_card(Path(path), on_card, ram, learned, start)
