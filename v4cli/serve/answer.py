@@ -208,10 +208,10 @@ class _Voice:
             match event:
                 case parsed.Thinking(text):
                     self.reasoning.append(text)
-                    self.tell(events.Thinking(text))
+                    self.tell(event)
                 case parsed.Text(text):
                     self.text.append(text)
-                    self.tell(events.Text(text))
+                    self.tell(event)
                 case parsed.ToolCallEnd():
                     self._call(event)
 

@@ -2,15 +2,8 @@
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Thinking:
-    text: str
-
-
-@dataclass(frozen=True)
-class Text:
-    text: str
+from v4cli.chat.parser import Text as Text
+from v4cli.chat.parser import Thinking as Thinking
 
 
 @dataclass(frozen=True)
