@@ -9,6 +9,7 @@ from v4kernels import backend
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from emulated import Emulated
 from tiny import make_store
+from v4kernels.triton import launch
 from v4kernels.triton.device import DeviceError
 
 from v4cli import hardware
@@ -82,7 +83,10 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
     cpu = Engine.open(made, "cpu")
     assert engine.model.ops.name == "triton" and engine.identity == cpu.identity
     session, expected = engine.session(), answer(cpu)
+    engine.warm()
+    compiled = launch._compiled.cache_info().misses
     assert answer(engine, session) == expected
+    assert launch._compiled.cache_info().misses == compiled, "nothing is compiled in the middle of an answer"
     counts, read = engine.counts(), session.stats.prefill_experts
     if experts is None:
         assert counts is None and read is None

@@ -60,6 +60,7 @@ class Chat:
             hint = f"v4 verify {folder} tells how to repair it" if is_store(folder) else "put the release's there"
             raise kinds.of_folder(folder) or ModelError(f"{folder}: tokenizer.json is missing", hint)
         engine = Engine.open(folder, backend, numerics, ram, learned, on_card)
+        engine.warm()
         tokenizer, defaults = (read(folder / name, engine.config) for name, read in READERS.items())
         return cls(engine, tokenizer, defaults, session(engine))
 

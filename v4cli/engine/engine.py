@@ -32,6 +32,7 @@ from v4cli.model.v4 import V4
 from v4cli.model.weights import NoWeights, build
 from v4cli.plan.budget import SHARE, VRAM_SHARE, Residence
 from v4cli.plan.ledger import Ledger
+from v4cli.plan.memory import FEW_ROWS
 from v4cli.prefixes.prefixes import Prefixes
 from v4cli.store.fingerprint import stamps
 from v4cli.store.store import Store, open_model
@@ -140,6 +141,16 @@ class Engine:
         if stream and learned is not None:
             loading.learn(stream, _learned_file(learned, identity))
         return cls(placed.model, path, time.monotonic() - start, identity, place, stream, placed=placed)
+
+    def warm(self) -> None:
+        """Have a GPU's kernels compiled and loaded now, not in the middle of an answer: a step of few rows and one of
+        more, for no session. ResourceError, ModelError."""
+        if self.placed is None:
+            return
+        with self.scheduler.between_steps(), self.model.ops.inference():
+            for rows in (1, FEW_ROWS + 1):
+                hidden = self.model.forward([([0] * rows, self.model.new_state())])
+                self.model.logits(self.model.ops.rows(hidden, [rows - 1]))
 
     @property
     def held(self) -> Ledger | None:

@@ -74,7 +74,7 @@ class Handoff:
         addresses."""
         n, experts = self.n, self.shape[1]
         seen = self.log_at + STATE_BYTES + layer * self._log_bytes(n)
-        pairs = 1 << (n * self.top_k - 1).bit_length()
+        pairs = 1 << (self.ring.pairs - 1).bit_length()  # of most rows, so that all numbers of rows have one kernel
         sizes = {"DIM": self.dim, "TOP_K": self.top_k, "EXPERTS": experts, "PAIRS": pairs, "BLOCK": BLOCK}
         given = self.ring_at, self.log_at, self.slots_at(layer), ids, weights, scores, x
         lists = {name: self.places[name] for name in ("JOB", "ROW", "EXPERT", "WEIGHT", "X")}
