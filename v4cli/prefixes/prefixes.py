@@ -136,7 +136,7 @@ class Prefixes:
         would take longer than to compute it. A change that is too new may have another of the same time behind it."""
         try:
             changed = self.folder.stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:  # whatever hinders, Folder sees nothing there
             return Folder(self.folder)
         if self._seen and self._seen[0] == changed:
             return self._seen[1]
