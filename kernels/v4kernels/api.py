@@ -31,6 +31,11 @@ B = TypeVar("B", bound="Batch")
 B_contra = TypeVar("B_contra", bound="Batch", contravariant=True)
 
 
+class DeviceError(RuntimeError):
+    """A device that is not there, that cannot run something, or that failed: in one line. Whatever runs on one may
+    raise it."""
+
+
 class LayerState(Protocol):
     """What one layer remembers of one timeline (spec 3.5-3.8): the last `window` latents, compressed entries and index
     keys so far, and the inputs of unfinished blocks. Arrays are named; entries only grow."""

@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import SMALL, random_checkpoint
 from v4kernels import BACKENDS, native
+from v4kernels.api import DeviceError
 
 from v4cli.engine import scheduler
 from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
-from v4cli.errors import UsageError
+from v4cli.errors import ResourceError, UsageError
 
 SHAPE = SMALL | {"head_dim": 128, "num_hidden_layers": 3, "compress_ratios": [0, 4, 128], "index_topk": 8}
 IDS = np.random.default_rng(5).integers(0, 512, 600).tolist()
@@ -112,6 +113,20 @@ def test_interrupt_inside_a_forward_leaves_the_session_as_it_was(engine, monkeyp
     session.sync(target)
     assert close(engine, session.logits, fresh(engine, target))
     assert close(engine, logits, fresh(engine, IDS[:n_before]))
+
+
+def test_a_device_that_fails_is_told_and_the_session_is_as_it_was(engine, monkeypatch):
+    session = engine.session()
+    session.sync(IDS[:5])
+
+    def failing(*args):
+        raise DeviceError("the GPU: it failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.model.ops, "shared_expert", failing)
+        with pytest.raises(ResourceError, match=r"^the GPU: it failed$"):
+            session.feed(IDS[5:7])
+    assert close(engine, session.feed(IDS[5:7]), fresh(engine, IDS[:7]))
 
 
 def test_same_seed_gives_the_same_tokens_and_stop_tokens_end_it(engine):

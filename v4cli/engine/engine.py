@@ -19,7 +19,7 @@ from v4kernels.api import Backend, Ops
 from v4cli import __version__, hardware
 from v4cli.engine import gpu, loading
 from v4cli.engine.account import Account
-from v4cli.engine.fault import fault
+from v4cli.engine.fault import failures_told, fault
 from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.engine.loading import Model, residence_in
 from v4cli.engine.scheduler import Scheduler
@@ -147,7 +147,7 @@ class Engine:
         more, for no session. ResourceError, ModelError."""
         if self.placed is None:
             return
-        with self.scheduler.between_steps(), self.model.ops.inference():
+        with failures_told(), self.scheduler.between_steps(), self.model.ops.inference():
             for rows in (1, FEW_ROWS + 1):
                 hidden = self.model.forward([([0] * rows, self.model.new_state())])
                 self.model.logits(self.model.ops.rows(hidden, [rows - 1]))

@@ -1,9 +1,13 @@
-"""Where values that are not finite came from: found when it is too late to go on, so it may take its time."""
+"""Why a step failed: where values that are not finite came from, which is found when it is too late to go on, so it may
+take its time; and devices that fail."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from v4cli.errors import ModelError
+from v4kernels.api import DeviceError
+
+from v4cli.errors import ModelError, ResourceError
 from v4cli.model.state import State
 from v4cli.store.sources import Model
 from v4cli.store.store import Store, open_model
@@ -14,6 +18,15 @@ if TYPE_CHECKING:
 
 class _Found(Exception):
     """The name of a sublayer."""
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Within: a device that fails is a ResourceError."""
+    try:
+        yield
+    except DeviceError as error:
+        raise ResourceError(str(error), "v4 doctor tells about GPUs; --backend cpu does without") from None
 
 
 def fault(engine: "Engine", tokens: Sequence[int], state: State) -> ModelError:

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from v4kernels.api import DeviceError
 from v4kernels.cpu import CpuOps, PackedWeight, default_threads
 from v4kernels.cpu.serve import Ring, job_dtype
 from v4kernels.formats import FORMATS
 from v4kernels.tree import Expert
 from v4kernels.triton import check, nf4
 from v4kernels.triton.batch import TritonBatch
-from v4kernels.triton.device import Device, DeviceError
+from v4kernels.triton.device import Device
 from v4kernels.triton.memory import Buffer
 from v4kernels.triton.ops import TritonOps
 from v4kernels.triton.slots import Pairs

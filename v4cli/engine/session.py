@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from v4cli.engine.fault import failures_told
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.engine.stats import Stats
 from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
@@ -174,7 +175,8 @@ class Session:
         """Logits (T or 1, vocab); None if cancelled on the way, or where a signal wishes for an early end."""
         start = time.monotonic()
         self.engine.account.pledge(self, len(self.tokens) + len(tokens))
-        done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled())
+        with failures_told():
+            done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled())
         if done is None:
             return None
         logits, counts = done

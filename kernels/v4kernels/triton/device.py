@@ -11,16 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from v4kernels.api import DeviceError as DeviceError
 from v4kernels.triton.launch import ALIGNMENT
 
 ALIGN = 256  # of what is allocated, bytes
 
 Number = int | float
 Grid = tuple[int, ...]  # one to three dimensions
-
-
-class DeviceError(RuntimeError):
-    """A GPU that is not there, that cannot run something, or that failed: in one line."""
 
 
 class Graph(Protocol):
