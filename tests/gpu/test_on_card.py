@@ -9,7 +9,7 @@ from v4kernels import backend
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from emulated import Emulated
 from tiny import make_store
-from v4kernels.triton import launch
+from v4kernels.triton import dense, launch
 from v4kernels.triton.device import DeviceError
 
 from v4cli import hardware
@@ -18,6 +18,7 @@ from v4cli.engine.engine import Engine, identity_of
 from v4cli.engine.gpu import Finding, OnCard
 from v4cli.errors import ResourceError, UsageError
 from v4cli.hardware import Gpu
+from v4cli.plan import memory
 from v4cli.plan.memory import POINTS
 from v4cli.plan.placement import Budget, card_shortage, shortage
 from v4cli.store.store import open_model
@@ -36,6 +37,10 @@ def card(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "device", lambda number=0: Emulated())
     gpu.remember(found, Finding(found.name, gpu.versions(found)))
     return found
+
+
+def test_plans_know_how_many_rows_are_few():
+    assert memory.FEW_ROWS == dense.FEW
 
 
 def least(folder) -> tuple[int, int]:

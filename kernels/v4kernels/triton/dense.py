@@ -119,7 +119,7 @@ class Dense:
             grid = blocks(n, TILE), blocks(w.rows, TILE)
             self.launch(gemm.gemm, grid, w.codes, w.scale, *inputs, y.at, w.rows, n, warps=8, stages=2, **sizes)
             return y
-        grid, kernel = (blocks(w.rows, ROWS), n, 1), GEMV[w.form]
+        grid, kernel = (blocks(w.rows, ROWS), n), GEMV[w.form]
         self.launch(kernel, grid, w.codes, w.scale, *inputs, y.at, w.rows, K=w.cols, ROWS=ROWS, ASM=self.assembly)
         return y
 

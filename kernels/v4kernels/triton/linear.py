@@ -85,25 +85,31 @@ def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FOR
 
 
 @triton.jit
+def multiplied(
+    w, wscale, x, xscale, y, rows, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr
+):
+    """A program's rows of a layer, of one token."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t = tl.program_id(1)
+    x += t * (K // 4 if FORMAT == "int8" else K // 8)
+    total = products(w, wscale, x, xscale + t * (K // 32), tl.minimum(r, rows - 1), K, ROWS, FORMAT, ASM)
+    tl.store(y + t * rows + r, total, r < rows)
+
+
+@triton.jit
 def linear_int8(
-    w: i32p,  # [groups, rows, K/4]: four int8 codes a word
-    wscale: u16p,  # [groups, rows, K/32]: bf16
-    x: i32p,  # [tokens, groups, K/4]: four int8 codes a word
-    xscale: f32p,  # [tokens, groups, K/32]
-    y: f32p,  # out [tokens, groups, rows]
-    rows: tl.int32,  # of a group
+    w: i32p,  # [rows, K/4]: four int8 codes a word
+    wscale: u16p,  # [rows, K/32]: bf16
+    x: i32p,  # [tokens, K/4]: four int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
     ASM: tl.constexpr,  # see dots.py
 ):
-    """Each group has inputs of its own; a plain layer is one group. Grid: (ceil(rows / ROWS), tokens, groups)."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    group = tl.program_id(2)
-    w, wscale = w + group * rows * (K // 4), wscale + group * rows * (K // 32)
-    t = tl.program_id(1) * tl.num_programs(2) + group
-    x, xscale = x + t * (K // 4), xscale + t * (K // 32)
-    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int8", ASM)
-    tl.store(y + t * rows + r, total, r < rows)
+    """Grid: (ceil(rows / ROWS), tokens)."""
+    multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "int8", ASM)
 
 
 @triton.jit
@@ -119,30 +125,20 @@ def linear_fp4(
     ASM: tl.constexpr,  # see dots.py
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    t = tl.program_id(1)
-    x, xscale = x + t * (K // 8), xscale + t * (K // 32)
-    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "fp4", ASM)
-    tl.store(y + t * rows + r, total, r < rows)
+    multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "fp4", ASM)
 
 
 @triton.jit
 def linear_int4(
-    w: i32p,  # [groups, rows, K/8]: eight codes a word, value = code - 8
-    wscale: u16p,  # [groups, rows, K/32]: bf16
-    x: i64p,  # [tokens, groups, K/8]: eight int8 codes a word
-    xscale: f32p,  # [tokens, groups, K/32]
-    y: f32p,  # out [tokens, groups, rows]
-    rows: tl.int32,  # of a group
+    w: i32p,  # [rows, K/8]: eight codes a word, value = code - 8
+    wscale: u16p,  # [rows, K/32]: bf16
+    x: i64p,  # [tokens, K/8]: eight int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
     K: tl.constexpr,  # inputs, a multiple of 32
     ROWS: tl.constexpr,
     ASM: tl.constexpr,  # see dots.py
 ):
-    """Groups as in `linear_int8`. Grid: (ceil(rows / ROWS), tokens, groups)."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    group = tl.program_id(2)
-    w, wscale = w + group * rows * (K // 8), wscale + group * rows * (K // 32)
-    t = tl.program_id(1) * tl.num_programs(2) + group
-    x, xscale = x + t * (K // 8), xscale + t * (K // 32)
-    total = products(w, wscale, x, xscale, tl.minimum(r, rows - 1), K, ROWS, "int4", ASM)
-    tl.store(y + t * rows + r, total, r < rows)
+    """Grid: (ceil(rows / ROWS), tokens)."""
+    multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "int4", ASM)
