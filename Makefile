@@ -3,11 +3,13 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 TRITONS := 3.6.0 3.9.0
+# one more than cores: some tests wait
+WORKERS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 COMPILED := budgets or librarys or handoff or interpreter
 # glibc: keep freed memory, training allocates the same large tensors at every step
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184
 
-.PHONY: help run test test-slow test-triton lint nano nano-eval nano-recall bench-quant bench-convert bench-contexts bench-kernels bench-repl gpu-check gpu-table options recording clean
+.PHONY: help run test test-slow test-triton lint nano nano-newcomers nano-drafter nano-eval nano-recall nano-prices bench-quant bench-convert bench-contexts bench-kernels bench-repl gpu-check gpu-table options recording clients wheels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -16,7 +18,7 @@ KERNELS := $(wildcard kernels/CMakeLists.txt kernels/include/* kernels/cpu/*)
 
 $(VENV)/installed: pyproject.toml constraints.txt $(KERNELS)
 	test -d $(VENV) || python3 -m venv $(VENV)
-	$(PIP) -e .
+	$(PIP) -e '.[bench,grammar]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
@@ -27,10 +29,10 @@ run: $(VENV)/installed  ## install, then ask the embedded model something
 	$(VENV)/bin/v4 run --stats "Hello, who are you?" < /dev/null
 
 test: $(VENV)/installed-test  ## install what tests need and run them
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
-test-slow: $(VENV)/installed-test  ## the tests that take minutes
-	$(PYTHON) -m pytest -m slow
+test-slow: $(VENV)/installed-test  ## the tests that take minutes, files side by side
+	$(PYTHON) -m pytest -m slow --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 test-triton: $(VENV)/installed-test  ## GPU kernels as the oldest and the newest Triton compile them (half an hour, 800 MB in build/)
 	for version in $(TRITONS); do \
@@ -51,11 +53,27 @@ nano: $(VENV)/installed  ## train the embedded model from nothing (about 100 min
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage long
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage settle
 
-nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues
-	$(PYTHON) -m v4cli.nano.evaluate
+nano-newcomers: $(VENV)/installed  ## after make nano: what newcomers say, beside what it could before (about 70 minutes on an idle core)
+	rm -rf build/nano && mkdir -p build && cp -r v4cli/nano/checkpoint build/nano
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage meet
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage finish
+	$(PYTHON) -m v4cli.nano.average build/nano v4cli/nano/checkpoint --share 0.8
+
+nano-drafter: $(VENV)/installed  ## train a DSpark drafter for the embedded model as it is, and say how often it is right (10 minutes on an idle core)
+	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train_heads
+	$(PYTHON) -m v4cli.nano.acceptance
+
+nano-eval: $(VENV)/installed  ## rates of the embedded model on held-out dialogues and first prompts
+	$(PYTHON) -m v4cli.nano.evaluate --wrong
 
 nano-recall: $(VENV)/installed  ## facts told 1k to 64k tokens ago, as CSV (minutes; TOKENS="1000 1000000" for others)
 	$(PYTHON) -m v4cli.nano.recall --tokens $(or $(TOKENS),1000 4000 16000 64000)
+
+nano-prices: $(VENV)/installed  ## figures of the embedded model in every recipe (half an hour on 2 idle cores)
+	for quant in native q4 q3 mix q2; do \
+	    $(VENV)/bin/v4 quantize nano build/nano-$$quant --quant $$quant || exit 1; \
+	    $(VENV)/bin/v4 eval build/nano-$$quant --ctx 16384 --only kld,ppl,tools || exit 1; \
+	done
 
 bench-quant: $(VENV)/installed  ## price of quantization, as CSV (minutes)
 	$(PYTHON) tests/bench/quant_price.py
@@ -69,8 +87,8 @@ bench-contexts: $(VENV)/installed  ## saving, loading and sharing contexts, as C
 bench-kernels: $(VENV)/installed  ## CPU kernels against this machine's ceilings, as CSV
 	$(VENV)/bin/v4 bench kernels
 
-gpu-check: $(VENV)/installed-test  ## all that a GPU has to show, into bench/results (up to 25 minutes)
-	$(PYTHON) -m v4cli.bench.gpu check
+gpu-check: $(VENV)/installed-test  ## all that a GPU has to show, into bench/results (up to 25 minutes; GPU=1 for another)
+	$(PYTHON) -m v4cli.bench.gpu check --gpu $(or $(GPU),0)
 
 gpu-table: $(VENV)/installed  ## write the table of bench/results into README.md
 	$(PYTHON) -m v4cli.bench.gpu_table README.md bench/results
@@ -78,11 +96,18 @@ gpu-table: $(VENV)/installed  ## write the table of bench/results into README.md
 bench-repl: $(VENV)/installed  ## time to the prompt and from key to screen, as CSV (a minute)
 	$(PYTHON) tests/bench/repl_latency.py
 
-options: $(VENV)/installed-test  ## write the table of options into README.md
-	$(PYTHON) tests/cli/option_table.py README.md
+options: $(VENV)/installed-test  ## write the table of options into docs/settings.md
+	$(PYTHON) tests/cli/option_table.py docs/settings.md
 
-recording: $(VENV)/installed-test  ## draw README-chat.svg from a real session on nano
-	$(PYTHON) tests/repl/record.py README-chat.svg
+recording: $(VENV)/installed-test  ## draw README-chat.svg and docs/pictures from real runs (minutes)
+	$(PYTHON) tests/repl/record.py README-chat.svg docs/pictures
+
+clients: $(VENV)/installed-test  ## Claude Code, Codex, opencode, aider and llm from npm and PyPI, against nano (minutes, 2 GB in build/)
+	$(PYTHON) tests/serve/real_clients.py
+
+wheels: $(VENV)/installed  ## wheels for Linux, macOS and Windows into dist/, checked (the first time it compiles C libraries: minutes)
+	$(PIP) -e '.[wheels]'
+	$(PYTHON) tools/wheels.py dist
 
 clean:  ## remove the environment and build products
 	rm -rf $(VENV) build dist

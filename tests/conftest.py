@@ -17,6 +17,8 @@ import pytest
 
 from v4cli.agent import sandbox
 
+# Before torch is imported: its threads are not to burn a core while they wait, on which tests run side by side.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ignored where tests run in the background, and programs inherit that; those started here are to heed signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGHUP, signal.SIGTERM):

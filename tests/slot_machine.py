@@ -7,25 +7,29 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from v4kernels.cpu import PackedWeight
 from v4kernels.tree import Expert
 
-from v4cli.experts.device import COPIES, DeviceSlots, parts_of, slot_bytes
-from v4cli.experts.policy import Residency
+from v4cli.experts.device import COPIES, DeviceSlots, parts_of, pools_of, slot_bytes
+from v4cli.experts.policy import Divided
 
-LAYERS, PER_LAYER, SIZE = 3, 8, 32
+LAYERS, PER_LAYER = 3, 8
+SIZES = 32, 64  # of matrices, by kind
 ALL = LAYERS * PER_LAYER
+KIND = np.where(np.arange(ALL) % 3 == 1, 1, 0).astype(np.int8)
 
 
-def expert(fill: int) -> Expert[PackedWeight]:
+def expert(size: int, fill: int) -> Expert[PackedWeight]:
     """All of whose bytes are `fill`."""
-    codes, scale = (np.full((SIZE, width), fill, np.uint8) for width in (SIZE // 2, 1))
+    codes, scale = (np.full((size, width), fill, np.uint8) for width in (size // 2, size // 32))
     return Expert(*(PackedWeight.of("fp4", codes, scale) for _ in range(3)))
 
 
 def source(number: int) -> Expert[PackedWeight]:
-    return expert(number + 1)
+    return expert(SIZES[KIND[number]], number + 1)
 
 
 def slots_of(device, n_slots, of=source) -> DeviceSlots:
-    return DeviceSlots(device, (LAYERS, PER_LAYER), n_slots, slot_bytes(source(0)), of)
+    """Of two kinds of experts; of the slots about a third are for those that are larger."""
+    pools = pools_of([source(0), source(1)], KIND, n_slots)
+    return DeviceSlots(device, KIND.reshape(LAYERS, PER_LAYER), pools, of)
 
 
 class Slots(RuleBasedStateMachine):
@@ -40,17 +44,20 @@ class Slots(RuleBasedStateMachine):
     def start(self, n_slots):
         self.device = self.new_device(late=True)
         self.in_ram = set(range(ALL))
-        self.scratch = source(0)
-        self.slots = slots_of(self.device, n_slots, self.found)
-        self.planned = n_slots * slot_bytes(source(0))
+        self.scratch = [source(0), source(1)]
+        self.n_slots, self.slots = n_slots, slots_of(self.device, n_slots, self.found)
+        larger = n_slots * int(KIND.sum()) // ALL
+        smaller = n_slots * int((KIND == 0).sum()) // ALL
+        self.planned = smaller * slot_bytes(source(0)) + larger * slot_bytes(source(1))
 
     def found(self, number):
         if number not in self.in_ram:
             return None
-        for w in (self.scratch.w1, self.scratch.w3, self.scratch.w2):
+        scratch = self.scratch[KIND[number]]
+        for w in (scratch.w1, scratch.w3, scratch.w2):
             for array in w.owners:
                 array[:] = number + 1
-        return self.scratch
+        return scratch
 
     def read(self):
         """As a step does: every slot that the table names."""
@@ -102,12 +109,12 @@ class Slots(RuleBasedStateMachine):
         """Another run that begins with what this one learned."""
         learned = self.slots.policy.learned()
         device = self.new_device(late=False)
-        again = slots_of(device, self.slots.n_slots)
+        again = slots_of(device, self.n_slots)
         again.learn(learned)
         for name, array in again.policy.learned().items():
             assert np.array_equal(array, learned[name]), name
         again.begin_step()
-        best = Residency(ALL, again.n_slots)
+        best = Divided([pool.n_slots for pool in again.pools], KIND)
         best.learn(learned)
         assert set(np.flatnonzero(again.table.ravel() >= 0)) == set(best.best().tolist()[:COPIES])
 
@@ -119,7 +126,8 @@ class Slots(RuleBasedStateMachine):
         named = table[table >= 0].tolist()
         assert len(set(named)) == len(named), "one expert to a slot"
         assert self.device.allocated == slots.nbytes == self.planned, "bytes planned are bytes taken"
-        assert sorted([*slots._slot.values(), *slots._free]) == list(range(slots.n_slots))
+        free = [slot for one in slots._free for slot in one]
+        assert sorted([*slots._slot.values(), *free]) == list(range(slots.n_slots))
         assert slots.policy.n_resident == len(slots._slot) <= slots.n_slots
         assert len(slots._copies) <= COPIES
         self.read()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from v4cli.chat import special
 from v4cli.chat.vocabulary import BYTE_OF, NANO_PATTERNS, pre_tokenizer
@@ -13,10 +14,11 @@ from v4cli.model.config import V4Config
 from v4cli.model.schema import expected_tensors
 from v4cli.nano import recipe
 from v4cli.pull.convert import convert_part
-from v4cli.store.checkpoint import Checkpoint
-from v4cli.store.recipe import RECIPES, Recipe, Rule, formats_by, recorded
+from v4cli.store.checkpoint import INDEX, Checkpoint
+from v4cli.store.recipe import RECIPES, Recipe, Rule, formats_by
+from v4cli.store.record import recorded
 from v4cli.store.store import NEEDED, Manifest
-from v4cli.store.writer import write_checkpoint
+from v4cli.store.writer import _encode, write_checkpoint
 
 SMALL = recipe.CONFIG | {
     "vocab_size": 512,
@@ -49,12 +51,12 @@ STORE_LIKE = FLASH_LIKE | {
 
 # A format for every way in which tensors may differ.
 MIXED: Recipe = (
-    Rule("experts", "int8", layers=(0, 1), matrices=("w2",)),
-    Rule("experts", "int4", experts=(1, 3)),
-    Rule("experts", "int8", layers=(3, 3), matrices=("w1", "w3")),
+    Rule("experts", "int8", layers=("0-1",), matrices=("w2",)),
+    Rule("experts", "int4", experts=("1", "3")),
+    Rule("experts", "int8", layers=("3",), matrices=("w1", "w3")),
     Rule("experts", "keep"),
     Rule("linear", "fp4", matrices=("wq_b",)),
-    Rule("linear", "int4", layers=(2, 3), matrices=("w1", "w2", "w3")),
+    Rule("linear", "int4", layers=("2-3",), matrices=("w1", "w2", "w3")),
     Rule("linear", "int8"),
     Rule("embed", "int4"),
     Rule("head", "fp4"),
@@ -100,9 +102,9 @@ def make_store(source: Path, out: Path, quant: str = "native", recipe: Recipe | 
     """Convert a whole checkpoint, as pull does part by part; by `recipe` if there is no name for it."""
     out.mkdir(parents=True)
     checkpoint = Checkpoint.open(source)
-    manifest = Manifest(quant, False, {"repo": "test/model", "revision": "abc", "files": {}})
-    official = expected_tensors(checkpoint.config, with_mtp=False)
-    manifest.formats = recorded(formats_by(RECIPES[quant] if recipe is None else recipe, official))
+    manifest = Manifest(quant, checkpoint.has_drafts, {"repo": "test/model", "revision": "abc", "files": {}})
+    official = expected_tensors(checkpoint.config, checkpoint.has_drafts)
+    manifest.formats = recorded(formats_by(RECIPES[quant].rules if recipe is None else recipe, official))
     for part in manifest.parts(checkpoint.config, out).values():
         manifest.files[part.file] = convert_part(part, checkpoint.places, out / part.file)
     for name in NEEDED:
@@ -114,8 +116,8 @@ def make_store(source: Path, out: Path, quant: str = "native", recipe: Recipe | 
     return out
 
 
-def golden_tiny(golden: Path, out: Path) -> Path:
-    """The golden tiny checkpoint as a folder with an official config.json."""
+def golden_tiny(golden: Path, out: Path, draft: str = "") -> Path:
+    """The golden tiny checkpoint as a folder with an official config.json; draft blocks: `april` or `dspark`."""
     short = json.loads((golden / "tiny" / "config.json").read_text())["config"]
     names = {
         "vocab_size": "vocab_size", "dim": "hidden_size", "moe_inter_dim": "moe_intermediate_size",
@@ -128,6 +130,42 @@ def golden_tiny(golden: Path, out: Path) -> Path:
     }  # fmt: skip
     values = recipe.CONFIG | {official: short[key] for key, official in names.items()}
     out.mkdir(parents=True, exist_ok=True)
+    if not draft:
+        shutil.copyfile(golden / "tiny" / "main.safetensors", out / "model.safetensors")
+    else:
+        tensors = {}
+        for file in ("main", f"mtp_{draft}"):
+            tensors |= load_file(golden / "tiny" / f"{file}.safetensors")
+        save_file(tensors, out / "model.safetensors")
+        values["num_nextn_predict_layers"] = 1
+        values["compress_ratios"] = values["compress_ratios"] + [0] * (3 if draft == "dspark" else 1)
+    if draft == "dspark":
+        about = short["dspark"]
+        keys = ("block_size", "noise_token_id", "target_layer_ids", "markov_rank")
+        values |= {f"dspark_{key}": about[key] for key in keys}
     (out / "config.json").write_text(json.dumps(values))
-    shutil.copyfile(golden / "tiny" / "main.safetensors", out / "model.safetensors")
+    return out
+
+
+def with_drafts(source: Path, out: Path, seed: int = 1) -> Path:
+    """A random checkpoint and random draft blocks of DSpark for it."""
+    values = json.loads((source / "config.json").read_text())
+    ratios = values["compress_ratios"][: values["num_hidden_layers"]]
+    values |= {
+        "compress_ratios": [*ratios, 0, 0, 0], "num_nextn_predict_layers": 1, "dspark_block_size": 5,
+        "dspark_noise_token_id": 2, "dspark_target_layer_ids": [1, 2, 3], "dspark_markov_rank": 32,
+    }  # fmt: skip
+    cfg, g = config(values), torch.Generator().manual_seed(seed)
+    shutil.copytree(source, out)
+    index = json.loads((out / INDEX).read_text())
+    stored: dict[str, torch.Tensor] = {}
+    for name, spec in expected_tensors(cfg).items():
+        if name.startswith("mtp.") and not name.endswith(".scale"):
+            shape = (spec.shape[0], 2 * spec.shape[1]) if spec.dtype == "I8" else spec.shape
+            value = torch.randn(shape, generator=g) * (1.0 if len(shape) == 1 else shape[-1] ** -0.5)
+            stored |= _encode(name, spec, 1 + 0.1 * value if name.endswith("norm.weight") else value)
+    save_file(stored, out / "drafts.safetensors")
+    index["weight_map"] |= dict.fromkeys(stored, "drafts.safetensors")
+    (out / INDEX).write_text(json.dumps(index))
+    (out / "config.json").write_text(json.dumps(cfg.to_dict()))
     return out

@@ -175,6 +175,19 @@ def made(command: type[Told], values: Mapping[str, Any], changes: Mapping[str, A
     return command(**told)
 
 
+def typed(told: Any, changes: Mapping[str, Any] | None = None) -> list[str]:
+    """The flags that say of a command, or a part of it, what is not so by default; arguments and switches left out."""
+    words = []
+    for entry in _own(type(told), changes or {}):
+        value = getattr(told, entry.field)
+        if entry.flags and value != entry.default:
+            values = value if entry.many else () if entry.kind is bool else (value,)
+            words += [word for one in values for word in (entry.flag, str(one))] or [entry.flag]
+    for name, (_, changed) in _parts(type(told)).items():
+        words += typed(getattr(told, name), changed)
+    return words
+
+
 def _read(entry: Option, value: Any) -> Any:
     """What was given, as the dataclass has it."""
     if entry.many:

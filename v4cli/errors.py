@@ -4,6 +4,8 @@ Library code raises these; only `v4cli.cli` turns them into output and an exit s
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
@@ -37,6 +39,16 @@ class V4Error(Exception):
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
         self.hint = hint
+
+
+@contextmanager
+def hinted(hint: str) -> Iterator[None]:
+    """Within: errors that do not say what to do next say this."""
+    try:
+        yield
+    except V4Error as error:
+        error.hint = error.hint or hint
+        raise
 
 
 class UsageError(V4Error):

@@ -12,6 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from v4cli import system
 from v4cli.errors import ModelError, UsageError, V4Error
 
 _HALVES = re.compile("[\udc80-\udcff]")  # what Python makes of bytes that are no text in the locale's encoding
@@ -22,9 +23,8 @@ def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = T
 
     `error`, naming the file, if it is missing, no regular file or cannot be opened.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        file = open(os.open(path, flags), "rb")
+        file = open(system.open_file(path, os.O_RDONLY, follow=follow), "rb")
     except OSError as problem:
         why = "a link" if problem.errno == errno.ELOOP and not follow else problem.strerror
         raise error(f"{path}: cannot be read ({why})") from None
@@ -39,14 +39,13 @@ def open_regular(path: Path, error: type[V4Error] = ModelError, follow: bool = T
 def open_own(path: Path, mode: int = 0o600, error: type[V4Error] = UsageError) -> BinaryIO:
     """A regular file to write anew, with these permissions at most, though it was there; no link is followed to it, and
     nothing but a file written over. `error`, naming the file, if that cannot be."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        file = open(os.open(path, flags, mode), "wb")
+        file = open(system.open_file(path, os.O_WRONLY | os.O_CREAT, mode, follow=False), "wb")
         its_mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(its_mode):
             file.close()
             raise error(f"{path}: not a regular file", "give another name")
-        os.fchmod(file.fileno(), stat.S_IMODE(its_mode) & mode)
+        system.set_mode(file.fileno(), stat.S_IMODE(its_mode) & mode)
         file.truncate(0)
     except OSError as problem:
         why = "a link" if problem.errno == errno.ELOOP else problem.strerror
@@ -90,53 +89,36 @@ def argument(text: str, what: str) -> str:
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = 0o644, keep: bool = False) -> Iterator[BinaryIO]:
     """A file to write that is `path` afterwards, or nothing: temporary and new beside it (so no link is followed),
-    fsync, rename, fsync of the folder. OSError, and nothing is left, without room.
+    fsync, rename, fsync of the folder. OSError, and nothing is left, without room; a device is never replaced.
 
     `mode` is that of a new file, less what the umask forbids. With `keep`, a file that is there passes on its
     permissions, and as far as that is allowed its owner and extended attributes.
     """
     temporary = path.with_name(f"{os.fsdecode(os.fsencode(path.name)[:200])}.{os.urandom(4).hex()}.tmp")
-    before = path.lstat() if keep and path.is_file() and not path.is_symlink() else None
+    there = path.lstat() if os.path.lexists(path) else None
+    if there is not None and stat.S_IFMT(there.st_mode) in (stat.S_IFCHR, stat.S_IFBLK):
+        raise OSError(errno.EINVAL, "it is a device", str(path))
+    before = there if keep and there is not None and stat.S_ISREG(there.st_mode) else None
     first_mode = mode if before is None else before.st_mode & 0o600
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, first_mode)
+    handle = system.open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, first_mode, follow=False)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             if before is not None:
-                _pass_on(path, before, handle)
+                system.pass_on(path, before, handle)
             os.fsync(handle)
-        os.replace(temporary, path)
+        system.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # what writing says on its own names no file
         raise
-    sync_folder(path.parent)
-
-
-def _pass_on(path: Path, before: os.stat_result, handle: int) -> None:
-    """Give what a file has besides its content to the one that replaces it; never rights to become someone else."""
-    with contextlib.suppress(PermissionError):
-        os.fchown(handle, before.st_uid, before.st_gid)
-    os.fchmod(handle, stat.S_IMODE(before.st_mode) & 0o777)
-    with contextlib.suppress(OSError):  # there are file systems without attributes
-        for name in os.listxattr(path, follow_symlinks=False):
-            if name.startswith("user.") or name == "system.posix_acl_access":
-                os.setxattr(handle, name, os.getxattr(path, name, follow_symlinks=False))
+    system.sync_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes | bytearray, mode: int = 0o644, keep: bool = False) -> None:
     """The file whole, or nothing of it, as `replacing` makes it. OSError without room."""
     with replacing(path, mode, keep) as file:
         file.write(data)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from v4cli import system
+
 PROBE_RAM = 512 << 20  # larger than the caches of nearly every processor
 PROBE_DISK = 256 << 20
 PROBE_SECONDS = 0.4
@@ -37,6 +39,17 @@ def usable_ram() -> int:
             text = system_text(f"/sys/fs/cgroup/{file}").strip()
             limits += [int(text)] if text.isdigit() else []
     return min(limits)
+
+
+def cpuinfo(field: str) -> str:
+    """What Linux says of its processors (the last of them), by the name of a line; nothing elsewhere."""
+    told = (line.partition(":") for line in system_text("/proc/cpuinfo").splitlines())
+    return {name.strip(): value.strip() for name, _, value in told}.get(field, "")
+
+
+def processor() -> str:
+    """The processor's name as its system tells it, such as "Apple M3 Max"."""
+    return cpuinfo("model name") or system.processor()
 
 
 def system_text(path: str) -> str:
@@ -167,12 +180,12 @@ def disk_speed(folder: Path, sample: Path | None = None) -> float | None:
 
 def _read_speed(handle: int, n_bytes: int) -> float:
     """Bytes per second of reading the first `n_bytes`, from the disk and not from memory."""
-    read_from_disk(handle, n_bytes)
+    system.uncached(handle, n_bytes)
 
     def reader(i: int) -> None:
         buffer = bytearray(BLOCK)
         for at in range(i * BLOCK, n_bytes, READERS * BLOCK):
-            os.preadv(handle, [buffer], at)
+            system.read_at(handle, buffer, at)
 
     threads = [threading.Thread(target=reader, args=(i,), daemon=True) for i in range(READERS)]
     start = time.perf_counter()
@@ -181,16 +194,3 @@ def _read_speed(handle: int, n_bytes: int) -> float:
     for thread in threads:
         thread.join()
     return n_bytes / (time.perf_counter() - start)
-
-
-def read_from_disk(handle: int, n_bytes: int) -> None:
-    """Have a sequential read of the first bytes come from the disk: drop them from the page cache, where the system
-    can, and ask for generous reading ahead."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(handle, 0, n_bytes, os.POSIX_FADV_DONTNEED)
-        os.posix_fadvise(handle, 0, n_bytes, os.POSIX_FADV_SEQUENTIAL)
-    else:
-        import fcntl
-
-        if hasattr(fcntl, "F_NOCACHE"):
-            fcntl.fcntl(handle, fcntl.F_NOCACHE, 1)

@@ -4,7 +4,6 @@ the process ends, whatever it is at: a kernel, a thread that is waited for, a pi
 import atexit
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -12,9 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from v4cli import terminal
+from v4cli import system, terminal
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 END_WITHIN = 0.2  # seconds
 LAST_WORD = 0.05  # seconds that the main thread has to say what it is just saying
 
@@ -43,14 +41,16 @@ _killers: list[Callable[[], None]] = []  # of programs that must not outlive thi
 def install() -> None:
     """Heed signals, in the main thread. Those that are ignored, as under nohup, stay so. Children can be waited for
     even if whoever started this process ignores the end of its own."""
-    for number in ENDING:
+    for number in system.ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
             atexit.register(signal.signal, number, signal.SIG_IGN)  # for the last moment, which knows no handlers
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sys.unraisablehook = _unraisable
     heard, hear = os.pipe()
-    os.set_blocking(hear, False)
+    if hasattr(os, "set_blocking"):  # which a later Windows has
+        os.set_blocking(hear, False)
     signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(heard,), daemon=True, name="signals").start()
 
@@ -74,7 +74,7 @@ def interrupts(stop: threading.Event, go_on: bool = False) -> Iterator[None]:
 @contextmanager
 def handed_over(handler: Callable[[int, object], None]) -> Iterator[None]:
     """Within: `handler` is called for every signal, and nothing else comes of it. In the main thread only."""
-    before = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: signal.getsignal(number) for number in system.ENDING}
     _Heard.handed_over = True
     for number, handles in before.items():
         if handles is not signal.SIG_IGN:
@@ -150,7 +150,7 @@ def _watch(pipe: int) -> None:
     """End the process some time after a signal."""
     while heard := os.read(pipe, 64):
         at = time.monotonic()
-        if ending := [number for number in heard if number in ENDING and not _Heard.handed_over]:
+        if ending := [number for number in heard if number in system.ENDING and not _Heard.handed_over]:
             time.sleep(END_WITHIN)
             spared = _Heard.going_on or _Heard.spared_at > at - END_WITHIN
             if ending[0] != signal.SIGINT or not spared:
@@ -166,7 +166,7 @@ def _kill() -> None:
 def _end(number: int) -> None:
     _kill()
     _Heard.saying.acquire(timeout=LAST_WORD)
-    if not _Heard.said and select.select([], [2], [], 0)[1]:
+    if not _Heard.said and system.can_write(2, 0):
         shown = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides the cursor
         with contextlib.suppress(OSError):
             os.write(2, f"{shown}v4: interrupted\n".encode())

@@ -4,7 +4,7 @@ An entry is a field of a frozen dataclass: its type, and by `option` its default
 it may have, whether it is a setting and whether /set may change it. Each concern (how to answer, what may run, ...) has
 one dataclass, which is passed on as it is to whoever is concerned; RunOptions, ChatOptions and RolloutOptions say what
 a command has. All else is made from this: Typer's parameters and help (cli/parameters.py), settings and V4_* variables
-(settings.py), /set (repl/actions.py), the table in README.md (make options).
+(settings.py), /set (repl/actions.py), the table in docs/settings.md (make options).
 """
 
 import importlib.util
@@ -33,6 +33,24 @@ class Mode(StrEnum):
 
 def _thinking(value: str) -> dict[str, Any]:
     return {"thinking": value != "off", "effort": "max" if value == "max" else None}
+
+
+def _loops(default: str) -> Any:
+    return option(
+        "What becomes of an answer whose last 2,000 tokens are one passage of at most 200, over and over: stop it, or "
+        "keep it going.",
+        default=default, choices=("stop", "keep"), setting="project", live=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Format:
+    """An answer that is to be JSON: by a schema, which whoever asks has at `at`. `strict`: one that cannot be kept to
+    in all that it says is refused."""
+
+    schema: dict
+    at: str
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,13 +93,53 @@ class Options:
     constrain: bool = option(
         "Let a grammar keep tool calls well-formed (needs v4cli[grammar]).", default=False, setting="project", live=True
     )
+    loops: str = _loops("keep")
+    format: Format | None = None  # what Shape says, once it is read
+    top_logprobs: int | None = None  # of each token of the answer, how many others are told; None: nothing of them
 
     def __post_init__(self) -> None:
         for entry in entries(Options):
             if not entry.gives and (fault := entry.fault(getattr(self, entry.field))):
-                raise UsageError(f"{entry.field} {fault}")
+                hint = f"{entry.flag} {entry.choices[0]}" if entry.choices else f"{entry.flag}: {entry.help}"
+                raise UsageError(f"{entry.field} {fault}", hint)
         if self.constrain and importlib.util.find_spec("llguidance") is None:
             raise UsageError("--constrain needs llguidance", "pip install 'v4cli[grammar]'")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an answer must be. chat/formats.py makes a Format of it."""
+
+    format: str | None = option("json: the answer is a JSON object (needs v4cli[grammar]).", choices=("json",))
+    schema: str | None = option(
+        "The answer is JSON by this schema: a file, JSON, or fields like 'name, age int, tags list' (needs "
+        "v4cli[grammar]).",
+        metavar="FILE|JSON|FIELDS", text=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the user says first, and which conversation it belongs to."""
+
+    prompt: tuple[str, ...] = option(
+        "The prompt, in quotes or not; text on stdin is put before it.", default=(), argument=True, text=True
+    )
+    files: tuple[str, ...] = option(
+        "Let the model read a file, all of a folder that git does not ignore, what matches a pattern in quotes, or "
+        "stdin (-). Repeatable.",
+        "--file", "-f", default=(), metavar="FILE|FOLDER|PATTERN",
+    )  # fmt: skip
+    template: str | None = option(
+        "Say what is in this file of your templates (v4 help templates), whose $input is all the rest.", "--template",
+        "-t", metavar="NAME",
+    )  # fmt: skip
+    variables: tuple[str, ...] = option(
+        "A variable of the template. Repeatable.", "--var", default=(), text=True, metavar="NAME=VALUE"
+    )
+    go_on: bool = option("Go on with the conversation used last.", "--continue", "-c", default=False)
+    resume: str | None = option("Go on with this one (v4 logs).", "--resume", "-r", metavar="ID")
+    no_log: bool = option("Do not keep the conversation.", default=False, setting="user")
 
 
 @dataclass(frozen=True)
@@ -107,8 +165,13 @@ class Display:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a model is loaded, and where its cache is."""
+    """How a model is loaded, and where its cache is; or who else has it."""
 
+    engine: str | None = option(
+        "Address of a server that has the model and computes, like http://HOST:8000: v4 serve, vLLM or SGLang. Its key "
+        "is V4_API_KEY.",
+        metavar="URL", setting="user", variable="V4_ENGINE",
+    )  # fmt: skip
     backend: str | None = option(
         "What computes: triton (a GPU), cpu (int8 kernels) or reference (plain torch). Default: triton where v4 doctor "
         "has found that the GPU computes right, else cpu.",
@@ -143,7 +206,13 @@ class Loading:
         "Dense weights on a GPU: nf4 is smaller and less exact (bitsandbytes). Default: as stored.",
         choices=("stored", "nf4"), setting="user",
     )  # fmt: skip
-    no_cache: bool = option("Neither use nor store computed prefixes (v4 sessions).", default=False, setting="user")
+    drafts: str = option(
+        "Guess tokens and verify several in a step: by what followed the same tokens before (ngram), by the draft "
+        "model that came with the weights (model), by both where it pays (auto), or off. Answers are the same.",
+        default="auto", choices=("auto", "ngram", "model", "off"), setting="user", live=True,
+    )  # fmt: skip
+    local: bool = option("Load the model here, even if a server of this machine has it (v4 ps).", default=False)
+    no_cache: bool = option("Neither use nor store computed contexts (v4 contexts).", default=False, setting="user")
 
 
 def _model(**more: Any) -> Any:
@@ -187,15 +256,17 @@ class Conditions:
 class RunOptions:
     """What `v4 run` is told."""
 
-    prompt: str | None = option("The prompt; text on stdin is put before it.", argument=True)
-    model: str = _model(default=MISSING)
-    files: tuple[Path, ...] = option(
-        "Read the prompt from a file, or stdin (-). Repeatable.", "--file", "-f", default=()
-    )
+    model: str | None = _model()  # None: that of the conversation, else the one of the settings
+    said: Said = part()
     system: str = _system()
+    shape: Shape = part()
+    out: Path | None = option("Write the answer to this file, not to stdout.", "--out", "-o", metavar="FILE")
     output_format: str | None = option("text, json or stream-json.", choices=("text", "json", "stream-json"))
     as_json: bool = _json()
-    answer: Options = part(think={"default": "off"})
+    logprobs: int | None = option(
+        "With --json: of each token of the answer its log-probability, and so many of the likeliest.", least=0, most=20
+    )
+    answer: Options = part(think={"default": "off"}, loops={"default": "stop"})
     tool_use: ToolUse = part(
         tools={
             "metavar": "NAMES|FILE.json",
@@ -214,13 +285,11 @@ class ChatOptions:
     """What `v4 chat` is told."""
 
     model: str | None = _model()  # None: that of the conversation, else the one of the settings
+    said: Said = part()
     system: str = _system()
-    go_on: bool = option("Go on with the conversation used last.", "--continue", "-c", default=False)
-    resume: str | None = option("Go on with this one.", "--resume", "-r", metavar="ID")
-    list_all: bool = option("List the conversations that are kept.", "--list", default=False)
-    as_json: bool = _json()
+    shape: Shape = part()
     plain: bool = option("Line by line: for screen readers, and in pipes.", default=False)
-    answer: Options = part()
+    answer: Options = part(loops={"default": "stop"})
     tool_use: ToolUse = part(
         tools={
             "help": "Tools the model may call: names, or read, edit, all, nano, mcp, none. Default: all,mcp; nano's "
@@ -235,7 +304,7 @@ class ChatOptions:
 class RolloutOptions:
     """What `v4 rollout` is told."""
 
-    tasks: Path = option("One task per line (README).", argument=True, default=MISSING, metavar="TASKS.jsonl")
+    tasks: Path = option("One task per line (docs/terminal.md).", argument=True, default=MISSING, metavar="TASKS.jsonl")
     out: Path = option("Folder of the trajectories, one JSON file each.", default=MISSING, metavar="DIR")
     n: int = option("Rollouts of each task.", default=1, least=1)
     jobs: int = option("At a time, on one loaded model.", default=1, least=1, most=256)
@@ -256,10 +325,29 @@ class ServeOptions:
     port: int = option("Port; 0 is any that is free.", default=8000, least=0, most=65535)
     api_key: str | None = option("What clients must send as their key. Default: any or none.", variable="V4_API_KEY")
     sessions: int = option("Contexts kept in memory, and answers at a time.", default=8, least=1, most=256)
+    idle: str | None = option(
+        "Give the model's memory back after so long without a request, like 30m; the next request loads it again. "
+        "Default: never."
+    )
+    loops: str = _loops("stop")
     print_unit: bool = option("Print a systemd unit for this server and exit.", default=False)
-    loading: Loading = part()
+    loading: Loading = part(engine=None, local=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """What `v4 launch` is told."""
+
+    client: str = option("claude, codex, opencode or aider.", argument=True, metavar="CLIENT", default=MISSING)
+    arguments: tuple[str, ...] = option(
+        "After --, what the client itself is told.", argument=True, metavar="-- ARGUMENTS", default=()
+    )
+    model: str | None = _model()  # None: what is served, else the one of the settings
+    loading: Loading = part(
+        engine={"help": "Address of a server to use, like http://HOST:8000. Its key is V4_API_KEY."}, local=None
+    )
 
 
 COMMANDS: dict[str, type] = {
-    "run": RunOptions, "chat": ChatOptions, "rollout": RolloutOptions, "serve": ServeOptions,
+    "run": RunOptions, "chat": ChatOptions, "rollout": RolloutOptions, "serve": ServeOptions, "launch": LaunchOptions,
 }  # fmt: skip

@@ -17,10 +17,20 @@ def config_file() -> Path:
     return (_home() or _of_user(platformdirs.user_config_dir)) / "config.toml"
 
 
+def templates_dir() -> Path:
+    """Folder of the user's templates of prompts; it need not exist."""
+    return config_file().parent / "templates"
+
+
 def state_dir() -> Path:
     """Folder of history and other state; it need not exist yet."""
     home = _home()
     return home / "state" if home else _of_user(platformdirs.user_state_dir)
+
+
+def figures_file() -> Path:
+    """What was measured on this machine (plan/measured.py); it need not exist yet."""
+    return state_dir() / "figures.json"
 
 
 def models_dir() -> Path:
@@ -71,6 +81,11 @@ def here() -> Path:
 def prefixes_dir() -> Path:
     """Folder of computed prefixes; it need not exist yet."""
     return _cache_dir() / "prefixes"
+
+
+def evals_dir() -> Path:
+    """Folder of what v4 eval has measured and of reference models' logits; it need not exist yet."""
+    return (_home() or _of_user(platformdirs.user_data_dir)) / "evals"
 
 
 def use_dir() -> Path:

@@ -60,9 +60,9 @@ class Settings(NamedTuple):
 
 
 def defaults(command: str) -> dict:
-    """What is settled for the options of `run`, `chat` and `serve`, by name; the model is that of default_model(), as a
-    conversation that goes on may have another. UsageError."""
-    if command not in ("run", "chat", "serve"):
+    """What is settled for the options of a command that obeys settings, by name; the model is that of default_model(),
+    as a conversation that goes on may have another. UsageError."""
+    if command not in ("run", "chat", "serve", "launch"):
         return {}
     others = {"model", *(key for key, entry in KEYS.items() if entry.setting == "chat" and command != "chat")}
     return {key: value for key, value in load().values.items() if key not in others}
@@ -102,7 +102,7 @@ def load(folder: Path | None = None) -> Settings:
     keys, servers = {key: Setting() for key in KEYS}, {}
     user = paths.config_file()
     for path in (user, *_of_project(folder)):
-        table = _read(path)
+        table = read(path)
         if path is user:
             servers = _servers(table.pop("mcp", {}), path)
         for key, value in table.items():
@@ -111,7 +111,7 @@ def load(folder: Path | None = None) -> Settings:
     for key in KEYS:
         text = os.environ.get(variable(key))
         if text:
-            keys[key] = Setting(_from_text(key, text), variable(key))
+            keys[key] = Setting(from_text(key, text, variable(key)), variable(key))
     return Settings(keys, servers)
 
 
@@ -129,7 +129,7 @@ def variable(key: str) -> str:
     return "V4_" + key.upper()
 
 
-def _read(path: Path) -> dict:
+def read(path: Path) -> dict:
     """A TOML file; empty if there is none. UsageError."""
     try:
         if not path.is_file():
@@ -159,7 +159,7 @@ def _checked(key: str, value, where: str, in_project: bool = False):
             f"put it into {paths.config_file()}",
         )
     if known is None:
-        raise UsageError(f"{where}: there is no setting {key!r}", _meant(key))
+        raise UsageError(f"{where}: there is no setting {key!r}", meant(key))
     if known.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     wanted = str if known.kind is Path else known.kind
@@ -169,17 +169,18 @@ def _checked(key: str, value, where: str, in_project: bool = False):
     return paths.expanded(value) if known.kind is Path else value
 
 
-def _from_text(key: str, text: str):
-    """The value of an environment variable."""
-    known = KEYS[key]
+def from_text(key: str, text: str, where: str):
+    """The value that a text at `where` stands for: a variable, or the command line. UsageError."""
+    known = KEYS.get(key)
     try:
-        value = known.parsed(argument(text, variable(key)) if known.kind is str else text)
+        value = known.parsed(argument(text, where) if known.kind is str else text) if known else text
     except ValueError:
         value = text
-    return _checked(key, value, variable(key))
+    return _checked(key, value, where)
 
 
-def _meant(key: str) -> str:
+def meant(key: str) -> str:
+    """A hint for a name that is no setting."""
     import difflib
 
     near = difflib.get_close_matches(key, KEYS, 1)

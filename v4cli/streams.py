@@ -3,11 +3,10 @@ encoding that lacks characters. Imports little: it is needed before anything is 
 
 import io
 import os
-import select
 import sys
 from pathlib import Path
 
-from v4cli import terminal
+from v4cli import system, terminal
 from v4cli.clean import visible
 from v4cli.errors import Exit, UsageError, exit_code
 
@@ -67,14 +66,15 @@ def read_stdin(limit: int) -> bytes:
     return _read_all(0, "stdin", limit, "; Ctrl-D ends it, and < /dev/null is none")
 
 
-def read_path(path: Path, limit: int) -> bytes:
-    """The same of a file or a named pipe."""
+def read_path(path: Path, limit: int, name: str = "") -> bytes:
+    """The same of a file or a named pipe, called by its name."""
+    what = name or str(path)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe's writer may be still to come
+        handle = system.open_file(path, os.O_RDONLY)  # a pipe's writer may be still to come
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{what}: cannot be read ({error.strerror})") from None
     try:
-        return _read_all(handle, str(path), limit)
+        return _read_all(handle, what, limit)
     finally:
         os.close(handle)
 
@@ -82,9 +82,9 @@ def read_path(path: Path, limit: int) -> bytes:
 def _read_all(handle: int, what: str, limit: int, advice: str = "") -> bytes:
     data = bytearray()
     try:
-        if not select.select([handle], [], [], PATIENCE_S)[0]:
+        if not system.can_read(handle, PATIENCE_S):
             terminal.err.write(f"v4: waiting for text on {visible(what)}{advice}\n")
-        while select.select([handle], [], []) and (piece := os.read(handle, 1 << 20)):
+        while system.can_read(handle) and (piece := os.read(handle, 1 << 20)):
             data += piece
             if len(data) > limit:
                 raise UsageError(f"{what}: more than {limit >> 20} MiB of text")
@@ -104,7 +104,7 @@ class _Patient(io.FileIO):
 
     def write(self, data) -> int:
         while (n := super().write(data)) is None:
-            select.select([], [self], [])
+            system.can_write(self.fileno())
         return n
 
 

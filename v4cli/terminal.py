@@ -2,6 +2,7 @@
 it would act on, except styles of our own; into a pipe or a file goes every character as it is."""
 
 import sys
+import threading
 
 from v4cli.clean import Cleaner
 
@@ -14,6 +15,8 @@ class Printer:
     def __init__(self, name: str):
         self.name = name
         self._cleaner = Cleaner()
+        self._is_changing = False  # the line that the cursor is in
+        self._lock = threading.RLock()  # who waits says so from a thread of its own
 
     @property
     def stream(self):
@@ -24,7 +27,12 @@ class Printer:
         return self.stream.isatty()
 
     def write(self, text: str, style: str = "") -> None:
-        """A piece of text, at once. Newlines at its end are not styled."""
+        """A piece of text, at once, in the place of a line that changes. Newlines at its end are not styled."""
+        with self._lock:
+            self.settle()
+            self._write(text, style)
+
+    def _write(self, text: str, style: str) -> None:
         text = self._cleaner.feed(text) if self.is_terminal else text
         if style and (body := text.rstrip("\n")):
             text = f"\x1b[{style}m{body}\x1b[0m{text[len(body) :]}"
@@ -41,11 +49,18 @@ class Printer:
         self.stream.buffer.flush()
 
     def changing(self, line: str, style: str = "") -> None:
-        """A line that the next one takes the place of; for terminals."""
-        self.stream.write("\r")
-        self.write(line, style)
-        self.stream.write("\x1b[K")
-        self.stream.flush()
+        """A line that whatever is written next takes the place of; for terminals."""
+        with self._lock:
+            self.stream.write("\r")
+            self._write(line, style)
+            self.stream.write("\x1b[K")
+            self.stream.flush()
+            self._is_changing = bool(line)
+
+    def settle(self) -> None:
+        """Remove a line that changes."""
+        if self._is_changing:
+            self.changing("")
 
 
 out, err = Printer("stdout"), Printer("stderr")

@@ -2,10 +2,10 @@
 #ifndef V4K_ACTS_H
 #define V4K_ACTS_H
 
-#include <cstdlib>
 #include <cstring>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "scratch.h"
 
 namespace v4k {
@@ -27,14 +27,14 @@ class Acts {
     const size_t codes = static_cast<size_t>(rows * groups * V4K_GROUP), each = static_cast<size_t>(rows * groups * 4);
     const size_t bytes = (codes + 2 * each + 63) / 64 * 64;
     release();
-    memory_ = static_cast<char *>(std::aligned_alloc(64, bytes ? bytes : 64));
-    if (!memory_) return false;
+    if (!memory_.reset(static_cast<int64_t>(bytes) + 64)) return false;
+    char *at = memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64);
     bytes_ = static_cast<int64_t>(bytes);
     count_scratch(bytes_);
     cols_ = cols;
-    view.q = reinterpret_cast<int8_t *>(memory_);
-    view.scale = reinterpret_cast<float *>(memory_ + codes);
-    view.offset = reinterpret_cast<int32_t *>(memory_ + codes + each);
+    view.q = reinterpret_cast<int8_t *>(at);
+    view.scale = reinterpret_cast<float *>(at + codes);
+    view.offset = reinterpret_cast<int32_t *>(at + codes + each);
     view.groups = groups;
     return true;
   }
@@ -65,12 +65,11 @@ class Acts {
 
  private:
   void release() {
-    if (memory_) count_scratch(-bytes_);
-    std::free(memory_);
-    memory_ = nullptr;
+    if (bytes_) count_scratch(-bytes_);
+    bytes_ = 0;
   }
 
-  char *memory_ = nullptr;
+  Array<char> memory_;
   int64_t cols_ = 0, bytes_ = 0;
 };
 

@@ -9,6 +9,7 @@
 #include "linear.h"
 #include "pool.h"
 #include "scratch.h"
+#include "spans.h"
 
 namespace v4k {
 namespace {
@@ -38,8 +39,14 @@ struct Attention {
   const int32_t *selected;
   int64_t k;
   float *heads;
+  int64_t together = 0;  // tokens, the last ones, that see each other
 
-  int64_t window_keys(int64_t i) const { return start + i + 1 < a->window ? start + i + 1 : a->window; }
+  bool joins(int64_t i) const { return i >= n - together; }
+
+  // Position behind the last that token i sees.
+  int64_t end(int64_t i) const { return joins(i) ? start + n : start + i + 1; }
+
+  int64_t window_keys(int64_t i) const { return std::min(end(i), a->window + (joins(i) ? together : 0)); }
 
   int64_t keys(int64_t i) const {
     if (!ratio) return window_keys(i);
@@ -51,7 +58,7 @@ struct Attention {
   // Address of the j-th key of token i, `window` of them from the window.
   const uint8_t *key(int64_t i, int64_t j, int64_t window, int64_t bytes) const {
     if (j < window) {
-      const int64_t position = start + i + 1 - window + j;
+      const int64_t position = end(i) - window + j;
       return position >= start ? fresh + (position - start) * bytes : ring + position % ring_rows * bytes;
     }
     return compressed + (selected ? selected[i * k + j - window] : j - window) * bytes;
@@ -211,6 +218,21 @@ int attend(const Attention &t) {
 }
 
 }  // namespace
+
+int attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n, uint8_t *ring,
+           int64_t ring_rows, const uint8_t *fresh, const uint8_t *compressed, int64_t ratio, const int32_t *selected,
+           int64_t k, float *heads, int64_t together) {
+  if (!is_attention(a) || !q || !turns || start < 0 || n < 0 || !ring || !fresh || !heads) return V4K_EARGUMENT;
+  if (ratio < 0 || k < 0 || ring_rows < a->window || (ratio && (start + n) / ratio > 0 && !compressed)) return V4K_EARGUMENT;
+  if (together < 0 || together > n || (together && (ratio || ring_rows < a->window + together))) return V4K_EARGUMENT;
+  if (int error = attend({a, q, turns, start, n, ring, ring_rows, fresh, compressed, ratio, selected, k, heads, together}))
+    return error;
+  const int64_t bytes = entry_bytes(a->head_dim, a->rope_dims), keep = n < ring_rows ? n : ring_rows;
+  for (int64_t i = n - keep; i < n; ++i)
+    std::memcpy(ring + (start + i) % ring_rows * bytes, fresh + i * bytes, static_cast<size_t>(bytes));
+  return V4K_OK;
+}
+
 }  // namespace v4k
 
 extern "C" int v4k_queries(const v4k_attention *a, const float *x, int64_t n, const float *turns, float *q, float *qr) {
@@ -254,15 +276,7 @@ extern "C" int v4k_window_entries(const v4k_attention *a, const float *x, int64_
 extern "C" int v4k_attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n,
                           uint8_t *ring, int64_t ring_rows, const uint8_t *fresh, const uint8_t *compressed,
                           int64_t ratio, const int32_t *selected, int64_t k, float *heads) {
-  using namespace v4k;
-  if (!is_attention(a) || !q || !turns || start < 0 || n < 0 || !ring || !fresh || !heads) return V4K_EARGUMENT;
-  if (ratio < 0 || k < 0 || ring_rows < a->window || (ratio && (start + n) / ratio > 0 && !compressed)) return V4K_EARGUMENT;
-  if (int error = attend({a, q, turns, start, n, ring, ring_rows, fresh, compressed, ratio, selected, k, heads}))
-    return error;
-  const int64_t bytes = entry_bytes(a->head_dim, a->rope_dims), keep = n < ring_rows ? n : ring_rows;
-  for (int64_t i = n - keep; i < n; ++i)
-    std::memcpy(ring + (start + i) % ring_rows * bytes, fresh + i * bytes, static_cast<size_t>(bytes));
-  return V4K_OK;
+  return v4k::attend(a, q, turns, start, n, ring, ring_rows, fresh, compressed, ratio, selected, k, heads, 0);
 }
 
 extern "C" int v4k_attention_output(const v4k_attention *a, const float *heads, int64_t n, float *out) {

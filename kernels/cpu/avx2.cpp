@@ -2,6 +2,8 @@
 //   nibbles   maddubs of codes <= 24: pairs <= 6,096. An int16 lane sums 16 products of signed codes, |sum| <=
 //             16 * 12 * 127 = 24,384; the unsigned form may wrap on the way, but with the (exact) offset it is that sum
 //             modulo 2^16.
+//   Q3, Q2    maddubs of level + 16 <= 23: pairs <= 5,842. An int16 lane sums 8 products, at most 23,368; in tiles with
+//             the offset of 16 inputs: |sum of 8 level * q - 16 * the 8 others| <= 8 * 127 * (10 + 16) = 26,416.
 //   INT8      |code| <= 128 by the sign trick: pairs <= 2 * 128 * 127 = 32,512, which int16 holds.
 #include <immintrin.h>
 #include <stdint.h>
@@ -12,7 +14,7 @@
 
 namespace v4k_avx2 {
 
-static const int TILE_ROWS = 16, TILE_TOKENS = 4;
+static const int TILE_ROWS = 16, TILE_TOKENS = 4, PANEL_QUADS = 10;
 static const bool UNSIGNED8 = false;
 
 #include "x86.inl"
@@ -40,8 +42,37 @@ static inline __m256i byte_dots(const uint8_t *codes, const int8_t *q) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), x), _mm256_set1_epi16(1));
 }
 
+// Q3 and Q2: of 4 groups, `half` of a block, 4 int16 partial sums each, two of the first run and two of the second.
 template <int F>
-static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const int32_t *offset) {
+static inline __m256i half_dots(const Row &w, int half, const int8_t *q) {
+  __m256i n2 = _mm256_setzero_si256(), c[4];
+  if (F == V4K_Q3) {
+    const __m256i bytes = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(w.second + 16 * half)));
+    const __m256i twice = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    const __m256i low = _mm256_srlv_epi32(twice, _mm256_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+    n2 = _mm256_and_si256(low, _mm256_set1_epi8(15));
+  }
+  four_levels<F>(_mm256_loadu_si256((const __m256i *)(w.codes + 32 * half)), n2, c);
+  __m256i d[4];
+  for (int v = 0; v < 4; ++v)
+    d[v] = _mm256_maddubs_epi16(c[v], _mm256_loadu_si256((const __m256i *)(q + 64 * v + 32 * half)));
+  return _mm256_add_epi16(_mm256_add_epi16(d[0], d[1]), _mm256_add_epi16(d[2], d[3]));
+}
+
+template <int F>
+static inline __m256i fours_dots(const Row &w, const int8_t *q, const int32_t *offset) {
+  const __m256i m = _mm256_cvtepi8_epi16(multipliers(w.scale));  // a dword of each group
+  const __m256i order = _mm256_permute4x64_epi64(m, 0xd8);        // groups 0 1 4 5, 2 3 6 7
+  const __m256i a = _mm256_madd_epi16(half_dots<F>(w, 0, q), _mm256_unpacklo_epi16(order, order));
+  const __m256i b = _mm256_madd_epi16(half_dots<F>(w, 1, q), _mm256_unpackhi_epi16(order, order));
+  const __m256i dots = _mm256_permute4x64_epi64(_mm256_hadd_epi32(a, b), 0xd8);
+  return _mm256_add_epi32(dots, _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)offset), m));
+}
+
+template <int F>
+static inline __m256i block_dots(const Row &w, const int8_t *q, const int32_t *offset) {
+  if (Format<F>::fours) return fours_dots<F>(w, q, offset);
+  const uint8_t *codes = w.codes;
   if (F == V4K_INT8) {
     __m256i h[4];
     for (int k = 0; k < 4; ++k)
@@ -57,10 +88,9 @@ static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const in
 }
 
 template <int F>
-static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8_t *q, const float *xs,
-                          const int32_t *offset, Lanes acc) {
-  const __m256 dots = _mm256_cvtepi32_ps(block_dots<F>(codes, q, offset));
-  return Lanes{_mm256_fmadd_ps(dots, _mm256_mul_ps(scales8<F>(scale), _mm256_loadu_ps(xs)), acc.v)};
+static inline Lanes block(const Row &w, const int8_t *q, const float *xs, const int32_t *offset, Lanes acc) {
+  const __m256 dots = _mm256_cvtepi32_ps(block_dots<F>(w, q, offset));
+  return Lanes{_mm256_fmadd_ps(dots, _mm256_mul_ps(scales8<F>(w), _mm256_loadu_ps(xs)), acc.v)};
 }
 
 #include "rows.inl"
@@ -71,6 +101,35 @@ static const int ROWS_ONCE = 1, PAIR_ROWS = 4, PAIR_PARTS = 1;
 #include "fused.inl"
 
 static inline __m256i load_dword(const void *p) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)p)); }
+
+// Integer dots of one group of Q3 or Q2: 16 rows by T tokens. The offset of a run goes to one of its two sums.
+template <int F, int T>
+static inline void run_dots(const __m256i *w, int g, const Tokens &x, __m256i d[T][2]) {
+  for (int run = 0; run < 2; ++run) {
+    __m256i s[T][2];
+    for (int t = 0; t < T; ++t) {
+      const uint32_t both = (uint32_t)x.offset[t][g];
+      s[t][0] = s[t][1] = _mm256_set1_epi32((int32_t)(run ? both >> 16 : both & 0xffff));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const int j = 2 * v + run;
+      const __m256i w0 = _mm256_load_si256(w + 2 * j), w1 = _mm256_load_si256(w + 2 * j + 1);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        const __m256i q = load_dword(x.q[t] + quad_at<F>(g, j));
+        s[t][0] = _mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(w0, q));
+        s[t][1] = _mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(w1, q));
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t)
+      for (int k = 0; k < 2; ++k) {
+        const __m256i sums = _mm256_madd_epi16(s[t][k], _mm256_load_si256(w + 2 * (8 + run) + k));
+        d[t][k] = run ? _mm256_add_epi32(d[t][k], sums) : sums;
+      }
+  }
+}
 
 // Integer dots of one group: 16 rows by T tokens.
 template <int F, int T>
@@ -111,7 +170,10 @@ template <int F, int T>
 static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
   for (int g = 0; g < n_groups; ++g) {
     __m256i d[T][2];
-    group_dots<F, T>((const __m256i *)panel + 16 * g, g, x, d);
+    if (Format<F>::fours)
+      run_dots<F, T>((const __m256i *)panel + 2 * PANEL_QUADS * g, g, x, d);
+    else
+      group_dots<F, T>((const __m256i *)panel + 16 * g, g, x, d);
     const __m256 s0 = _mm256_load_ps(scales + g * TILE_ROWS), s1 = _mm256_load_ps(scales + g * TILE_ROWS + 8);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
@@ -153,6 +215,7 @@ static inline unsigned above(Wide a, Wide least) { return _mm256_movemask_ps(_mm
 
 #include "index.inl"
 #include "sample.inl"
+#include "lowbit.inl"
 
 }  // namespace v4k_avx2
 
@@ -162,4 +225,4 @@ extern "C" const v4k_tier v4k_tier_avx2 = {
     v4k_avx2::rms_norm,      v4k_avx2::exponentials,  v4k_avx2::sqrt_softplus,
     v4k_avx2::unpack,        v4k_avx2::attend,        v4k_avx2::pool,
     v4k_avx2::index_panel,   v4k_avx2::index_scores,  v4k_avx2::logit_peak,
-    v4k_avx2::logit_weights,  v4k_avx2::read};
+    v4k_avx2::logit_weights,  v4k_avx2::encode_lowbit,  v4k_avx2::read};

@@ -8,7 +8,7 @@
 
 namespace v4k_avx512 {
 
-static const int TILE_ROWS = 32, TILE_TOKENS = 4;
+static const int TILE_ROWS = 32, TILE_TOKENS = 4, PANEL_QUADS = 8;
 static const bool UNSIGNED8 = true;
 
 #include "x86.inl"
@@ -41,8 +41,38 @@ static inline __m512i fold(__m512i a, __m512i b) {
   return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
 }
 
+// Dots of 8 groups of Q3 or Q2. Sums of the two runs of each, one dword behind the other, then times their multipliers.
 template <int F>
-static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const int32_t *offset) {
+static inline __m256i fours_dots(const Row &w, const int8_t *q, const int32_t *offset) {
+  static constexpr v4k_levels levels = v4k_levels_of(F, 16);
+  const __m512i nibble = _mm512_set1_epi8(15), bytes = _mm512_loadu_si512(w.codes);
+  const __m512i low = _mm512_and_si512(bytes, nibble), high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
+  __m512i n[4] = {low, low, high, high};
+  if (F == V4K_Q3) {
+    const __m512i twice = _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+        _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)w.second)));
+    const __m512i shifts = _mm512_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4);
+    n[1] = high;
+    n[2] = _mm512_and_si512(_mm512_srlv_epi32(twice, shifts), nibble);
+    n[3] = _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi8(8)),
+                           _mm512_or_si512(_mm512_and_si512(high, _mm512_set1_epi8(4)),
+                                           _mm512_and_si512(n[2], _mm512_set1_epi8(2))));
+  }
+  __m512i d[2] = {_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)offset)), _mm512_setzero_si512()};
+  for (int v = 0; v < 4; ++v) {
+    const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)levels.of[v]));
+    d[v % 2] = _mm512_dpbusd_epi32(d[v % 2], _mm512_shuffle_epi8(table, n[v]), _mm512_loadu_si512(q + 64 * v));
+  }
+  const __m512i m = _mm512_cvtepi8_epi32(multipliers(w.scale));
+  const __m512i runs = _mm512_mullo_epi32(_mm512_add_epi32(d[0], d[1]), m);
+  return _mm512_cvtepi64_epi32(_mm512_add_epi32(runs, _mm512_srli_epi64(runs, 32)));
+}
+
+template <int F>
+static inline __m256i block_dots(const Row &w, const int8_t *q, const int32_t *offset) {
+  if (Format<F>::fours) return fours_dots<F>(w, q, offset);
+  const uint8_t *codes = w.codes;
   const __m256i off = _mm256_loadu_si256((const __m256i *)offset);
   if (F == V4K_INT8) {
     const __m512i a = fold(byte_dots(codes, q), byte_dots(codes + 64, q + 64));
@@ -61,10 +91,9 @@ static inline __m256i block_dots(const uint8_t *codes, const int8_t *q, const in
 }
 
 template <int F>
-static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8_t *q, const float *xs,
-                          const int32_t *offset, Lanes acc) {
-  const __m256 dots = _mm256_cvtepi32_ps(block_dots<F>(codes, q, offset));
-  return Lanes{_mm256_fmadd_ps(dots, _mm256_mul_ps(scales8<F>(scale), _mm256_loadu_ps(xs)), acc.v)};
+static inline Lanes block(const Row &w, const int8_t *q, const float *xs, const int32_t *offset, Lanes acc) {
+  const __m256 dots = _mm256_cvtepi32_ps(block_dots<F>(w, q, offset));
+  return Lanes{_mm256_fmadd_ps(dots, _mm256_mul_ps(scales8<F>(w), _mm256_loadu_ps(xs)), acc.v)};
 }
 
 #include "rows.inl"
@@ -102,7 +131,8 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       const __m512i off = _mm512_set1_epi32(x.offset[t][g]);
-      d[t][0] = d[t][1] = F == V4K_INT8 ? off : _mm512_madd_epi16(off, _mm512_set1_epi16(1));
+      const short times = 128 / (Format<F>::fours ? V4K_FORMATS[F].zero : 128);  // Q3, Q2: panels hold 128 more
+      d[t][0] = d[t][1] = F == V4K_INT8 ? off : _mm512_madd_epi16(off, _mm512_set1_epi16(times));
     }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
@@ -154,6 +184,7 @@ static inline Wide from_dots(Dots d, int32_t offset) {
 
 #include "index.inl"
 #include "sample.inl"
+#include "lowbit.inl"
 
 }  // namespace v4k_avx512
 
@@ -163,4 +194,4 @@ extern "C" const v4k_tier v4k_tier_avx512 = {
     v4k_avx512::rms_norm,      v4k_avx512::exponentials,  v4k_avx512::sqrt_softplus,
     v4k_avx512::unpack,        v4k_avx512::attend,        v4k_avx512::pool,
     v4k_avx512::index_panel,   v4k_avx512::index_scores,  v4k_avx512::logit_peak,
-    v4k_avx512::logit_weights,  v4k_avx512::read};
+    v4k_avx512::logit_weights,  v4k_avx512::encode_lowbit,  v4k_avx512::read};

@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <memory>
-#include <new>
 
 #include "bits.h"
+#include "memory.h"
 #include "scratch.h"
 
 namespace v4k {
@@ -97,11 +96,11 @@ class Bests {
  public:
   Bests(int64_t tokens, int64_t ranges, int64_t k)
       : tokens_(tokens), ranges_(ranges), k_(k), scores_(tokens * ranges * 2 * k), ids_(tokens * ranges * 4 * k),
-        floors_(new(std::nothrow) std::atomic<float>[tokens]), all_(new(std::nothrow) Best[tokens * ranges]) {
+        floors_(tokens), all_(tokens * ranges) {
     if (!*this) return;
-    for (int64_t t = 0; t < tokens; ++t) floors_[t] = -INFINITY;
+    for (int64_t t = 0; t < tokens; ++t) new (&floors_[t]) std::atomic<float>(-INFINITY);
     for (int64_t i = 0; i < tokens * ranges; ++i)
-      all_[i].reset(k, scores_.get() + i * 2 * k, ids_.get() + i * 4 * k, &floors_[i % tokens]);
+      (new (&all_[i]) Best)->reset(k, scores_.get() + i * 2 * k, ids_.get() + i * 4 * k, &floors_[i % tokens]);
   }
   explicit operator bool() const { return scores_ && ids_ && floors_ && all_; }
 
@@ -123,8 +122,8 @@ class Bests {
   int64_t tokens_, ranges_, k_;
   Scratch<float> scores_;
   Scratch<int32_t> ids_;
-  std::unique_ptr<std::atomic<float>[]> floors_;
-  std::unique_ptr<Best[]> all_;
+  Array<std::atomic<float>> floors_;
+  Array<Best> all_;
 };
 
 }  // namespace v4k

@@ -26,11 +26,32 @@ bool decode_row(const v4k_matrix &w, int64_t row, float *out) {
     for (int64_t i = 0; i < n; ++i) out[i] = code(i) * scale_of(format.scale, w.scale, row * groups + i / V4K_GROUP);
     return true;
   };
+  auto level = [&](const v4k_levels &levels, auto nibble) {
+    const uint8_t *scales = static_cast<const uint8_t *>(w.scale) + row * (format.info.row_scale + groups);
+    uint16_t own;
+    std::memcpy(&own, scales, 2);
+    scales += format.info.row_scale;
+    for (int64_t i = 0; i < n; ++i) {
+      const int multiplier = V4K_MULTIPLIERS[scales[i / V4K_GROUP] >> i % V4K_GROUP / 16 * 4 & 15];
+      out[i] = static_cast<float>(multiplier * levels.of[i % 4][nibble(i)]) * from_bf16(own);
+    }
+    return true;
+  };
+  auto n2 = [&](int64_t i) {  // of Q3
+    const int64_t four = i % V4K_GROUP / 4;
+    return codes[groups * 8 + i / V4K_GROUP * 4 + four % 4] >> four / 4 * 4 & 15;
+  };
+  auto q3 = [&](int64_t i) {
+    const int n0 = codes[i / 4] & 15, n1 = codes[i / 4] >> 4, nibbles[3] = {n0, n1, n2(i)};
+    return i % 4 < 3 ? nibbles[i % 4] : (n0 & 8) | (n1 & 4) | (nibbles[2] & 2);
+  };
   auto nibble = [&](int64_t i) { return codes[i / 2] >> i % 2 * 4 & 15; };
   switch (w.format) {
     case V4K_FP4: return each([&](int64_t i) { return E2M1[nibble(i)]; });
     case V4K_INT8: return each([&](int64_t i) { return static_cast<float>(static_cast<int8_t>(codes[i])); });
     case V4K_INT4: return each([&](int64_t i) { return static_cast<float>(nibble(i) - 8); });
+    case V4K_Q3: return level(v4k_levels_of(V4K_Q3, 0), q3);
+    case V4K_Q2: return level(v4k_levels_of(V4K_Q2, 0), [&](int64_t i) { return codes[i / 4] >> i % 4 / 2 * 4 & 15; });
     case V4K_BF16:
       for (int64_t i = 0; i < n; ++i) out[i] = from_bf16(reinterpret_cast<const uint16_t *>(codes)[i]);
       return true;

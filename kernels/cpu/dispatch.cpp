@@ -4,62 +4,67 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <string>
-#include <vector>
 
-#if defined(__aarch64__) && defined(__linux__)
-#include <sys/auxv.h>
+#include "platform.h"
+
+#ifdef V4K_X86
+#include <cpuid.h>
 #endif
 
 namespace v4k {
 namespace {
 
-[[maybe_unused]] bool has_avx2() {
 #ifdef V4K_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
+// Asked of the processor itself: not every compiler's runtime answers __builtin_cpu_supports.
+struct Cpuid {
+  explicit Cpuid(unsigned leaf) { __get_cpuid_count(leaf, 0, &a, &b, &c, &d); }
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+// Whether the system keeps these registers when it switches threads.
+bool keeps(unsigned registers) {
+  if (!(Cpuid(1).c >> 27 & 1)) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & registers) == registers;
 }
 
-[[maybe_unused]] bool has_avx512() {
-#ifdef V4K_X86
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
-#endif
-}
+bool has_avx2() { return keeps(0x06) && Cpuid(1).c >> 12 & Cpuid(1).c >> 28 & Cpuid(7).b >> 5 & 1; }  // FMA, AVX, AVX2
 
-[[maybe_unused]] bool has_neon_dot() {
-#if defined(__aarch64__) && defined(__linux__)
-  return getauxval(AT_HWCAP) & (1UL << 20);  // HWCAP_ASIMDDP
-#elif defined(__aarch64__) && defined(__APPLE__)
-  return true;
-#else
-  return false;
-#endif
+bool has_avx512() {  // F, BW, VL; VNNI
+  const unsigned wanted = 1u << 16 | 1u << 30 | 1u << 31;
+  return has_avx2() && keeps(0xe6) && (Cpuid(7).b & wanted) == wanted && Cpuid(7).c >> 11 & 1;
 }
+#endif
 
-// Lowest first; up to the one V4_ISA names, if it names one of them.
-std::vector<const v4k_tier *> find_tiers() {
-  std::vector<const v4k_tier *> tiers{&v4k_tier_scalar};
+// Those this machine can run, lowest first; up to the one V4_ISA names, if it names one of them.
+struct Tiers {
+  Tiers() {
+    add(&v4k_tier_scalar);
 #ifdef V4K_X86
-  if (has_avx2()) tiers.push_back(&v4k_tier_avx2);
-  if (has_avx512()) tiers.push_back(&v4k_tier_avx512);
+    if (has_avx2()) add(&v4k_tier_avx2);
+    if (has_avx512()) add(&v4k_tier_avx512);
 #elif defined(V4K_ARM)
-  if (has_neon_dot()) tiers.push_back(&v4k_tier_neon);
+    if (has_dot_product()) add(&v4k_tier_neon);
+    if (has_dot_product() && has_matrix_product()) add(&v4k_tier_i8mm);
 #endif
-  if (const char *cap = std::getenv("V4_ISA"))
-    for (size_t i = 0; i < tiers.size(); ++i)
-      if (!std::strcmp(tiers[i]->name, cap)) tiers.resize(i + 1);
-  return tiers;
-}
+    if (const char *cap = std::getenv("V4_ISA"))
+      for (int i = 0; i < count; ++i)
+        if (!std::strcmp(all[i]->name, cap)) count = i + 1;
+    for (int i = 0; i < count; ++i) {
+      if (i) std::strcat(names, " ");
+      std::strcat(names, all[i]->name);
+    }
+  }
 
-const std::vector<const v4k_tier *> &tiers() {
-  static const auto *found = new std::vector<const v4k_tier *>(find_tiers());  // outlives every thread
-  return *found;
-}
+  void add(const v4k_tier *tier) { all[count++] = tier; }
+
+  const v4k_tier *all[4];
+  int count = 0;
+  char names[64] = "";
+};
+
+const Tiers found;  // when the library is loaded
 
 std::atomic<const v4k_tier *> chosen{nullptr};
 
@@ -67,26 +72,19 @@ std::atomic<const v4k_tier *> chosen{nullptr};
 
 const v4k_tier &tier() {
   const v4k_tier *t = chosen.load(std::memory_order_acquire);
-  return t ? *t : *tiers().back();
+  return t ? *t : *found.all[found.count - 1];
 }
 
 }  // namespace v4k
 
 extern "C" const char *v4k_isa(void) { return v4k::tier().name; }
 
-extern "C" const char *v4k_isa_tiers(void) {
-  static const auto *names = [] {
-    auto *text = new std::string;
-    for (const v4k_tier *t : v4k::tiers()) *text += (text->empty() ? "" : " ") + std::string(t->name);
-    return text;
-  }();
-  return names->c_str();
-}
+extern "C" const char *v4k_isa_tiers(void) { return v4k::found.names; }
 
 extern "C" int v4k_set_isa(const char *name) {
-  for (const v4k_tier *t : v4k::tiers())
-    if (name && !std::strcmp(t->name, name)) {
-      v4k::chosen.store(t, std::memory_order_release);
+  for (int i = 0; i < v4k::found.count; ++i)
+    if (name && !std::strcmp(v4k::found.all[i]->name, name)) {
+      v4k::chosen.store(v4k::found.all[i], std::memory_order_release);
       return V4K_OK;
     }
   return V4K_EARGUMENT;

@@ -1,11 +1,11 @@
 // One layer's expert MLPs. Slots are (token, expert) pairs sorted by expert, so that an expert's weights are read once
 // for all its tokens: first gate and up to quantized z [slots, I], then down, added to out expert by expert.
+#include <algorithm>
 #include <initializer_list>
-#include <memory>
-#include <new>
 
 #include "acts.h"
 #include "check.h"
+#include "memory.h"
 #include "pool.h"
 
 namespace v4k {
@@ -49,11 +49,12 @@ class Layer {
  private:
   bool allocate(int64_t n, int64_t slots, int64_t routed) {
     const int64_t most = (shared_ ? 1 : 0) + n_experts_;
-    tokens_.reset(new (std::nothrow) int32_t[slots]);
-    weights_.reset(new (std::nothrow) float[slots]);
-    jobs_.reset(new (std::nothrow) Job[most]);
-    starts_.reset(new (std::nothrow) int64_t[n_experts_ + 1]());
+    tokens_.reset(slots);
+    weights_.reset(slots);
+    jobs_.reset(most);
+    starts_.reset(n_experts_ + 1);
     if (!tokens_ || !weights_ || !jobs_ || !starts_) return false;
+    std::fill(starts_.get(), starts_.get() + n_experts_ + 1, 0);
     if (routed && !z_.reserve(slots, experts_->w2.cols)) return false;
     if (shared_ && !shared_z_.reserve(n, shared_->w2.cols)) return false;
     if (routed)
@@ -178,10 +179,10 @@ class Layer {
   int64_t d_ = 0, n_jobs_ = 0, cost_ = 0;
   Acts x_[V4K_N_FORMATS];  // inputs by the format of what they are multiplied with
   Acts z_, shared_z_;
-  std::unique_ptr<int32_t[]> tokens_;  // by slot
-  std::unique_ptr<float[]> weights_;   // by slot
-  std::unique_ptr<Job[]> jobs_;
-  std::unique_ptr<int64_t[]> starts_;
+  Array<int32_t> tokens_;  // by slot
+  Array<float> weights_;   // by slot
+  Array<Job> jobs_;
+  Array<int64_t> starts_;
 };
 
 }  // namespace

@@ -89,9 +89,9 @@ extern "C" int v4k_self_attention(const v4k_attention_layer *l, const float *x, 
     const uint8_t *held = ratio ? m.main->entries : nullptr;
     const int32_t *selected = choosing.get()[i].wanted ? s.selected + row * top_k : nullptr;
     if (selected && m.main->on_disk) will_need(held, bytes, selected, spans[i].rows * top_k);
-    if (int error = v4k_attend(a, s.q + row * width, turns + row * a->rope_dims, spans[i].start, spans[i].rows, m.ring,
-                               m.ring_rows, s.fresh + row * bytes, held, ratio, selected, selected ? top_k : 0,
-                               s.heads + row * width))
+    if (int error = attend(a, s.q + row * width, turns + row * a->rope_dims, spans[i].start, spans[i].rows, m.ring,
+                           m.ring_rows, s.fresh + row * bytes, held, ratio, selected, selected ? top_k : 0,
+                           s.heads + row * width, spans[i].together))
       return error;
   }
   return v4k_attention_output(a, s.heads, n, out);

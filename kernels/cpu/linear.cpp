@@ -2,11 +2,11 @@
 #include "linear.h"
 
 #include <atomic>
-#include <memory>
-#include <new>
 
 #include "acts.h"
 #include "check.h"
+#include "memory.h"
+#include "platform.h"
 #include "pool.h"
 
 namespace v4k {
@@ -62,9 +62,9 @@ int linear(const v4k_matrix &w, int64_t groups, const float *x, int64_t n, float
   }
   const int64_t chunk = n < SCRATCH_TOKENS ? n : SCRATCH_TOKENS;
   Acts acts;
-  std::unique_ptr<int32_t[]> tokens;
+  Array<int32_t> tokens;
   if (!acts.reserve(chunk * groups, w.cols)) return V4K_EMEMORY;
-  if (groups > 1) tokens.reset(new (std::nothrow) int32_t[chunk * groups]);
+  if (groups > 1) tokens.reset(chunk * groups);
   if (groups > 1 && !tokens) return V4K_EMEMORY;
   for (int64_t first = 0; first < n; first += chunk) {
     const int64_t count = n - first < chunk ? n - first : chunk;
@@ -80,6 +80,8 @@ int linear(const v4k_matrix &w, int64_t groups, const float *x, int64_t n, float
 }  // namespace v4k
 
 extern "C" int v4k_abi_version(void) { return V4K_ABI_VERSION; }
+
+extern "C" int v4k_cpus(void) { return v4k::usable_cpus(); }
 
 extern "C" int v4k_threads(void) { return v4k::pool_threads(); }
 

@@ -21,12 +21,23 @@ static inline void quantize_group(const float *x, float *scale, int8_t *q) {
   *scale = s;
 }
 
+static inline int32_t two_int16(int low, int high) { return (int32_t)((uint32_t)high << 16 | ((uint32_t)low & 0xffff)); }
+
 static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v4k_acts row) {
   const v4k_format_entry &f = V4K_FORMATS[format];
   for (int64_t g = first; g < first + n; ++g, x += V4K_GROUP) {
     int8_t q[V4K_GROUP];
     quantize_group(x, row.scale + g, q);
-    if (!f.nibbles) {
+    if (f.order == V4K_FOURS) {
+      int sums[2] = {0, 0};
+      for (int i = 0; i < V4K_GROUP; ++i) {
+        row.q[(g / 8) * 256 + i % 4 * 64 + (g % 8) * 8 + i / 4] = q[i];
+        sums[i / 16] += q[i];
+      }
+      row.offset[g] = two_int16(-f.zero * sums[0], -f.zero * sums[1]);
+      continue;
+    }
+    if (f.order == V4K_NATURAL) {
       int sum = 0;
       for (int i = 0; i < V4K_GROUP; ++i) sum += q[i];
       row.offset[g] = -f.zero * sum;
@@ -40,8 +51,7 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
       even[64 + i] = q[2 * i + 1];
       sums[i / 2 % 2] += q[2 * i] + q[2 * i + 1];
     }
-    const uint32_t low = (uint32_t)(-f.zero * sums[0]) & 0xffff, high = (uint32_t)(-f.zero * sums[1]);
-    row.offset[g] = (int32_t)(high << 16 | low);
+    row.offset[g] = two_int16(-f.zero * sums[0], -f.zero * sums[1]);
     if (f.doubled) row.scale[g] *= 0.5f;
   }
 }

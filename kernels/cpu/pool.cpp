@@ -3,15 +3,10 @@
 // units, never for threads: a worker that is not scheduled delays nothing.
 #include "pool.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <atomic>
-#include <condition_variable>
-#include <mutex>
-#include <new>
-#include <thread>
 
+#include "memory.h"
+#include "platform.h"
 #include "relax.h"
 
 namespace v4k {
@@ -26,7 +21,7 @@ class Pool {
   std::atomic<int> threads{usable_cpus()};
 
   void run(int64_t n, void (*work)(void *, int64_t), void *context) {
-    std::lock_guard<std::mutex> turn(turns_);
+    Lock turn(turns_);
     start_workers();
     n_ = n;
     work_ = work;
@@ -35,48 +30,34 @@ class Pool {
     const uint64_t loop = (ticket_.load() >> 32) + 1;
     ticket_.store(loop << 32 | static_cast<uint64_t>(n));
     if (sleepers_.load()) {
-      { std::lock_guard<std::mutex> lock(sleep_); }  // nobody is between looking at the ticket and sleeping
-      wake_.notify_all();
+      { Lock lock(sleep_); }  // nobody is between looking at the ticket and sleeping
+      wake_.wake_all();
     }
     take_units();
     for (int spins = 0; done_.load(std::memory_order_acquire) != n; ++spins) {
       if (spins < SPINS)
         relax();
       else
-        std::this_thread::yield();
+        give_way();
     }
   }
 
  private:
-  static int usable_cpus() {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    const int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n < 1 ? 1 : n > 1024 ? 1024 : n;
-  }
-
   // Some C libraries give threads less stack than attention uses.
   bool start_worker() {
     struct Start {
       Pool *pool;
       int index;
     };
-    auto enter = [](void *start) -> void * {
+    auto enter = [](void *start) {
       const Start s = *static_cast<Start *>(start);
-      delete static_cast<Start *>(start);
+      unmake(static_cast<Start *>(start));
       s.pool->worker(s.index);
-      return nullptr;
     };
-    Start *start = new (std::nothrow) Start{this, started_};
-    pthread_attr_t attributes;
-    pthread_t thread;
-    if (!start || pthread_attr_init(&attributes)) return delete start, false;
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    const bool started = pthread_create(&thread, &attributes, enter, start) == 0;
-    pthread_attr_destroy(&attributes);
-    if (!started) delete start;
-    return started;
+    Start *start = make<Start>(this, started_);
+    if (start && start_thread(STACK_BYTES, enter, start, nullptr)) return true;
+    unmake(start);
+    return false;
   }
 
   void start_workers() {
@@ -113,15 +94,15 @@ class Pool {
         }
         relax();
       }
-      std::unique_lock<std::mutex> lock(sleep_);
+      Lock lock(sleep_);
       sleepers_.fetch_add(1);
-      wake_.wait(lock, [&] { return has_work(index); });
+      while (!has_work(index)) wake_.wait(sleep_);
       sleepers_.fetch_sub(1);
     }
   }
 
-  std::mutex turns_, sleep_;
-  std::condition_variable wake_;
+  Mutex turns_, sleep_;
+  Condition wake_;
   std::atomic<uint64_t> ticket_{0};
   std::atomic<int64_t> done_{0};
   std::atomic<int> sleepers_{0}, allowed_{0};
@@ -137,19 +118,21 @@ std::atomic<Pool *> current{nullptr};
 // alone, as is the last one at exit, so that nothing is destroyed under a running thread.
 void after_fork() {
   Pool *old = current.load();
-  Pool *fresh = old ? new (std::nothrow) Pool : nullptr;
+  Pool *fresh = old ? make<Pool>() : nullptr;
   if (fresh) fresh->threads = old->threads.load();
   current.store(fresh);
 }
 
+// NULL without memory for it: the caller then computes alone.
 Pool *pool() {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, after_fork); });
+  static std::atomic<bool> told{false};
+  if (!told.exchange(true)) on_fork(after_fork);
   Pool *p = current.load();
   while (!p) {
-    Pool *fresh = new Pool;
+    Pool *fresh = make<Pool>();
+    if (!fresh) return nullptr;
     if (!current.compare_exchange_strong(p, fresh))
-      delete fresh;
+      unmake(fresh);
     else
       p = fresh;
   }
@@ -158,13 +141,18 @@ Pool *pool() {
 
 }  // namespace
 
-int pool_threads() { return pool()->threads; }
+int pool_threads() {
+  const Pool *p = pool();
+  return p ? p->threads.load() : 1;
+}
 
-void pool_set_threads(int n) { pool()->threads = n; }
+void pool_set_threads(int n) {
+  if (Pool *p = pool()) p->threads = n;
+}
 
 void for_each(int64_t n, void (*work)(void *, int64_t), void *context) {
   Pool *p = pool();
-  if (n <= 1 || p->threads == 1) {
+  if (n <= 1 || !p || p->threads == 1) {
     for (int64_t i = 0; i < n; ++i) work(context, i);
     return;
   }

@@ -2,44 +2,42 @@
 //
 //   TILE_ROWS, TILE_TOKENS     shape of a register tile; TILE_ROWS 0: the tier has none
 //   Lanes, zero(), total()     eight fp32 partial sums of one output, and their sum in the order of v4k.h
-//   block<F>(...)              adds 8 groups of one row times one token to the lanes
-//   pack<F>(...), tile<F, T>() codes of TILE_ROWS rows by 8 groups in tile order; that panel times T tokens
+//   block<F>(...)              adds 8 groups of one row (row.inl) times one token to the lanes
+//   pack<F>(...), tile<F, T>() codes of TILE_ROWS rows by 8 groups in tile order, PANEL_QUADS dwords of a row and group
+//                              at most; that panel times T tokens
 //
 // so that each tier instantiates them for itself: nothing here has external linkage.
 
 static const int FETCH_AHEAD = 2048;  // bytes of codes: the machine's own prefetchers stop at the end of a page
 
-template <int F>
-struct Format {
-  static const int code_bytes = V4K_FORMATS[F].info.code_bytes, scale_bytes = V4K_FORMATS[F].info.scale_bytes;
-};
-
 // The last, partial block of a row: inputs and their scales are padded with zeros, so it may run on into the rows behind,
 // unless the matrix ends there (`inside` false), and the file with it.
 template <int F>
-static inline Lanes last_block(const uint8_t *codes, const uint8_t *scale, int64_t n_groups, bool inside,
-                               const int8_t *q, const float *xs, const int32_t *offset, Lanes acc) {
-  if (inside) return block<F>(codes, scale, q, xs, offset, acc);
-  uint8_t last_codes[V4K_BLOCK * 32] = {0}, last_scale[V4K_BLOCK * 2] = {0};
-  __builtin_memcpy(last_codes, codes, n_groups * Format<F>::code_bytes);
-  __builtin_memcpy(last_scale, scale, n_groups * Format<F>::scale_bytes);
-  return block<F>(last_codes, last_scale, q, xs, offset, acc);
+static inline Lanes last_block(const Row &w, int64_t n_groups, bool inside, const int8_t *q, const float *xs,
+                               const int32_t *offset, Lanes acc) {
+  if (inside) return block<F>(w, q, xs, offset, acc);
+  uint8_t codes[V4K_BLOCK * 32] = {0}, second[V4K_BLOCK * 4] = {0}, scale[V4K_BLOCK * 2] = {0};
+  __builtin_memcpy(codes, w.codes, n_groups * Format<F>::first_bytes);
+  __builtin_memcpy(second, w.second, n_groups * Format<F>::second_bytes);
+  __builtin_memcpy(scale, w.scale, n_groups * Format<F>::scale_bytes);
+  return block<F>(Row{codes, second, scale, w.factor}, q, xs, offset, acc);
 }
 
 // One output: a row of `groups` groups times one token. Fetches FETCH_AHEAD codes further on, in the rows behind.
 template <int F>
-static inline float dot(const uint8_t *codes, const uint8_t *scale, int64_t groups, bool inside, v4k_acts x) {
+static inline float dot(const Row &row, int64_t groups, bool inside, v4k_acts x) {
   const int cb = Format<F>::code_bytes, sb = Format<F>::scale_bytes;
   Lanes acc = zero();
   int64_t g = 0;
   for (; g + V4K_BLOCK <= groups; g += V4K_BLOCK) {
-    for (int k = 0; k < V4K_BLOCK * cb; k += 64) __builtin_prefetch(codes + g * cb + FETCH_AHEAD + k);
-    __builtin_prefetch(scale + g * sb + FETCH_AHEAD / cb * sb);
-    acc = block<F>(codes + g * cb, scale + g * sb, x.q + g * V4K_GROUP, x.scale + g, x.offset + g, acc);
+    const Row w = from_group<F>(row, g);
+    for (int k = 0; k < V4K_BLOCK * Format<F>::first_bytes; k += 64) __builtin_prefetch(w.codes + FETCH_AHEAD + k);
+    if (Format<F>::second_bytes) __builtin_prefetch(w.second + FETCH_AHEAD);
+    __builtin_prefetch(w.scale + FETCH_AHEAD / cb * sb);
+    acc = block<F>(w, x.q + g * V4K_GROUP, x.scale + g, x.offset + g, acc);
   }
   if (g < groups)
-    acc = last_block<F>(codes + g * cb, scale + g * sb, groups - g, inside, x.q + g * V4K_GROUP, x.scale + g,
-                        x.offset + g, acc);
+    acc = last_block<F>(from_group<F>(row, g), groups - g, inside, x.q + g * V4K_GROUP, x.scale + g, x.offset + g, acc);
   return total(acc);
 }
 
@@ -49,8 +47,6 @@ template <int F>
 static void by_dots(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
                     int64_t n_tokens, float *y, int64_t stride) {
   const int64_t groups = w->cols / V4K_GROUP;
-  const uint8_t *codes = (const uint8_t *)w->codes + row0 * groups * Format<F>::code_bytes;
-  const uint8_t *scale = (const uint8_t *)w->scale + row0 * groups * Format<F>::scale_bytes;
   for (int64_t r0 = 0; r0 < n_rows; r0 += 8) {
     const int64_t stop = r0 + 8 < n_rows ? r0 + 8 : n_rows;
     for (int64_t i = 0; i < n_tokens; ++i) {
@@ -58,9 +54,7 @@ static void by_dots(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k
       const v4k_acts t = {x->q + token * x->groups * V4K_GROUP, x->scale + token * x->groups,
                           x->offset + token * x->groups, x->groups};
       for (int64_t r = r0; r < stop; ++r)
-        y[i * stride + r] =
-            dot<F>(codes + r * groups * Format<F>::code_bytes, scale + r * groups * Format<F>::scale_bytes, groups,
-                   (w->rows - 1 - row0 - r) * groups >= V4K_BLOCK, t);
+        y[i * stride + r] = dot<F>(row_at<F>(w, row0 + r), groups, (w->rows - 1 - row0 - r) * groups >= V4K_BLOCK, t);
     }
   }
 }
@@ -79,7 +73,8 @@ struct Tokens {
 // Bytes from a block's start in q to the j-th dword (of 8) of its group g.
 template <int F>
 static inline int quad_at(int g, int j) {
-  if (!V4K_FORMATS[F].nibbles) return g * V4K_GROUP + 4 * j;
+  if (Format<F>::fours) return (j >> 1) * 64 + g * 8 + (j & 1) * 4;
+  if (V4K_FORMATS[F].order == V4K_NATURAL) return g * V4K_GROUP + 4 * j;
   return (g >> 2) * 128 + (g & 3) * 16 + (j & 3) * 4 + (j >> 2) * 64;
 }
 
@@ -114,7 +109,7 @@ template <int F>
 static void by_tiles(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4k_acts *x, const int32_t *tokens,
                      int64_t n_tokens, float *y, int64_t stride) {
   alignas(64) float acc[V4K_TOKEN_BLOCK * ACC];
-  alignas(64) uint8_t panel[V4K_BLOCK * V4K_GROUP * TILE_ROWS];
+  alignas(64) uint8_t panel[V4K_BLOCK * PANEL_QUADS * 4 * TILE_ROWS];
   alignas(64) float scales[V4K_BLOCK * TILE_ROWS];
   const int64_t groups = w->cols / V4K_GROUP;
   for (int64_t r0 = 0; r0 < n_rows; r0 += TILE_ROWS) {
@@ -141,23 +136,9 @@ static void by_tiles(const v4k_matrix *w, int64_t row0, int64_t n_rows, const v4
 // Scales of TILE_ROWS rows by n_groups groups as fp32 [group][row]; rows past the last repeat it.
 template <int F>
 static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, float *scales) {
-  const int64_t groups = w->cols / V4K_GROUP;
-  for (int g = 0; g < n_groups; ++g) {
-    for (int r = 0; r < TILE_ROWS; ++r) {
-      const int64_t at = (row0 + (r < rows ? r : rows - 1)) * groups + g0;
-      uint32_t bits;
-      if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
-        bits = (uint32_t)((const uint8_t *)w->scale)[at + g] << 23;
-        if (bits == 0) bits = 0x400000;  // 2^-127
-      } else {
-        uint16_t half;
-        __builtin_memcpy(&half, (const uint8_t *)w->scale + 2 * (at + g), 2);
-        bits = (uint32_t)half << 16;
-      }
-      float value;
-      __builtin_memcpy(&value, &bits, 4);
-      scales[g * TILE_ROWS + r] = value;
-    }
+  for (int r = 0; r < TILE_ROWS; ++r) {
+    const Row w_r = from_group<F>(row_at<F>(w, row0 + (r < rows ? r : rows - 1)), g0);
+    for (int g = 0; g < n_groups; ++g) scales[g * TILE_ROWS + r] = scale_of<F>(w_r, g);
   }
 }
 #endif

@@ -1,11 +1,11 @@
 // From logits to a token. Weights of tokens are integers, so sums of them are exact in any order.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <memory>
-#include <new>
 
 #include "bits.h"
 #include "dispatch.h"
+#include "memory.h"
 #include "scratch.h"
 
 namespace v4k {
@@ -68,8 +68,7 @@ uint32_t key_of(float x) {
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000);
 }
 
-// Tokens that may be drawn, in ascending order of id. Memory is kept for the next call: asking the system for it anew
-// takes as long as the call itself.
+// Tokens that may be drawn, in ascending order of id.
 class Kept {
  public:
   // None, but room for n. False without memory.
@@ -77,9 +76,9 @@ class Kept {
     size_ = 0;
     if (n > room_) {
       room_ = n;
-      keys_.reset(new (std::nothrow) uint32_t[n]);
-      ids_.reset(new (std::nothrow) int32_t[n]);
-      weights_.reset(new (std::nothrow) int64_t[n]);
+      keys_.reset(n);
+      ids_.reset(n);
+      weights_.reset(n);
     }
     if (keys_ && ids_ && weights_) return true;
     room_ = 0;
@@ -179,9 +178,9 @@ class Kept {
     return last;
   }
 
-  std::unique_ptr<uint32_t[]> keys_;
-  std::unique_ptr<int32_t[]> ids_;
-  std::unique_ptr<int64_t[]> weights_;
+  Array<uint32_t> keys_;
+  Array<int32_t> ids_;
+  Array<int64_t> weights_;
   int64_t size_ = 0, room_ = 0;
 };
 
@@ -255,6 +254,27 @@ int64_t greedy(Allowed &logits, const float *peaks, float top) {
   return b * BLOCK + i;
 }
 
+// What the last call used, for the next one: asking the system for memory anew takes as long as the call itself. One
+// that finds none, as there are others at the same time, makes its own.
+class Borrowed {
+ public:
+  Borrowed() : kept_(spare().exchange(nullptr)) {
+    if (!kept_) kept_ = make<Kept>();
+  }
+  Borrowed(const Borrowed &) = delete;
+  Borrowed &operator=(const Borrowed &) = delete;
+  ~Borrowed() { unmake(spare().exchange(kept_)); }
+  Kept *get() const { return kept_; }
+
+ private:
+  static std::atomic<Kept *> &spare() {
+    static std::atomic<Kept *> kept{nullptr};
+    return kept;
+  }
+
+  Kept *kept_;
+};
+
 struct Filters {
   int64_t top_k;
   double min_p, top_p;
@@ -264,7 +284,9 @@ struct Filters {
 // asked for it goes to `all`. V4K_EMEMORY.
 int draw(const Weights &weights, int64_t n, const Filters &by, float floor, uint64_t random, int64_t *sums,
          int64_t *all, int64_t *token) {
-  thread_local Kept kept;
+  const Borrowed borrowed;
+  if (!borrowed.get()) return V4K_EMEMORY;
+  Kept &kept = *borrowed.get();
   const bool few = by.top_k || by.min_p > 0, every = !few && by.top_p == 1;
   int64_t least = reaching(by.min_p, WHOLE);
   // What is below this adds up to less than half of what top_p leaves out.

@@ -88,28 +88,31 @@ static inline Lanes times_power(const Lanes &a, const Lanes &shifted) {
 
 static const int8_t FP4_DOUBLED[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+#include "row.inl"
+
+// Products of one group of Q3 or Q2, of every run of 16 times its multiplier.
 template <int F>
-static inline float scale_of(const uint8_t *scale, int g) {
-  uint32_t bits;
-  if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
-    bits = scale[g] ? (uint32_t)scale[g] << 23 : 0x400000;
-  } else {
-    uint16_t half;
-    __builtin_memcpy(&half, scale + 2 * g, 2);
-    bits = (uint32_t)half << 16;
+static inline int fours_dot(const Row &w, const int8_t *q, int g) {
+  static constexpr v4k_levels levels = v4k_levels_of(F, 0);
+  int sums[2] = {0, 0};
+  for (int i = 0; i < 8; ++i) {
+    const int byte = w.codes[g * 8 + i], low = byte & 15, high = byte >> 4;
+    const int n2 = F == V4K_Q3 ? w.second[g * 4 + i % 4] >> i / 4 * 4 & 15 : high;
+    const int n1 = F == V4K_Q3 ? high : low, n3 = F == V4K_Q3 ? (low & 8) | (high & 4) | (n2 & 2) : high;
+    const int nibbles[4] = {low, n1, n2, n3};
+    for (int v = 0; v < 4; ++v) sums[i / 4] += levels.of[v][nibbles[v]] * q[v * 64 + g * 8 + i];
   }
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
+  return sums[0] * V4K_MULTIPLIERS[w.scale[g] & 15] + sums[1] * V4K_MULTIPLIERS[w.scale[g] >> 4];
 }
 
 template <int F>
-static inline int group_dot(const uint8_t *codes, const int8_t *q, int g) {
-  static_assert(F == V4K_FP4 || F == V4K_INT8 || F == V4K_INT4, "no decoding");
+static inline int group_dot(const Row &w, const int8_t *q, int g) {
+  static_assert(F == V4K_FP4 || F == V4K_INT8 || F == V4K_INT4 || Format<F>::fours, "no decoding");
+  if (Format<F>::fours) return fours_dot<F>(w, q, g);
+  const uint8_t *codes = w.codes;
   int sum = 0;
   if (F == V4K_INT8) {
-    const int8_t *w = (const int8_t *)codes + g * 32;
-    for (int i = 0; i < 32; ++i) sum += w[i] * q[g * 32 + i];
+    for (int i = 0; i < 32; ++i) sum += (int8_t)codes[g * 32 + i] * q[g * 32 + i];
     return sum;
   }
   const int8_t *even = q + (g / 4) * 128 + (g % 4) * 16;
@@ -124,10 +127,9 @@ static inline int group_dot(const uint8_t *codes, const int8_t *q, int g) {
 }
 
 template <int F>
-static inline Lanes block(const uint8_t *codes, const uint8_t *scale, const int8_t *q, const float *xs, const int32_t *,
-                          Lanes acc) {
+static inline Lanes block(const Row &w, const int8_t *q, const float *xs, const int32_t *, Lanes acc) {
   for (int g = 0; g < V4K_BLOCK; ++g)
-    acc.l[g] = __builtin_fmaf((float)group_dot<F>(codes, q, g), scale_of<F>(scale, g) * xs[g], acc.l[g]);
+    acc.l[g] = __builtin_fmaf((float)group_dot<F>(w, q, g), scale_of<F>(w, g) * xs[g], acc.l[g]);
   return acc;
 }
 
@@ -192,6 +194,7 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 
 #include "index.inl"
 #include "sample.inl"
+#include "lowbit.inl"
 
 }  // namespace v4k_scalar
 
@@ -201,4 +204,4 @@ extern "C" const v4k_tier v4k_tier_scalar = {
     v4k_scalar::rms_norm,      v4k_scalar::exponentials,  v4k_scalar::sqrt_softplus,
     v4k_scalar::unpack,        v4k_scalar::attend,        v4k_scalar::pool,
     v4k_scalar::index_panel,   v4k_scalar::index_scores,  v4k_scalar::logit_peak,
-    v4k_scalar::logit_weights,  v4k_scalar::read};
+    v4k_scalar::logit_weights,  v4k_scalar::encode_lowbit,  v4k_scalar::read};

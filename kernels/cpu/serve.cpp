@@ -1,31 +1,21 @@
 // The thread that computes the experts a device does not hold (v4k.h says what both sides write and in which order).
 // Within a step it spins, then yields, then sleeps for moments; between steps it sleeps until it is woken.
-#include <pthread.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstring>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <thread>
 
+#include "memory.h"
+#include "platform.h"
 #include "relax.h"
 #include "v4k.h"
 
 namespace v4k {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-using std::chrono::microseconds;
-
 const int64_t LINE = 64, FIRST_JOB = 5 * LINE, MOST_PAIRS = 1 << 20, MOST_DIM = 1 << 20, MOST_JOBS = 1 << 10;
 const int SPINS = 64;                // about 3 us, then whoever else wants the core may have it
-const microseconds YIELDING{2'000};  // about the time between two layers' jobs; then sleeps, which cost as much to end
-const microseconds NAP{50};
+const int64_t YIELDING_US = 2'000;   // about the time between two layers' jobs; then sleeps, which cost as much to end
+const int64_t NAP_US = 50;
 const size_t STACK_BYTES = 8 << 20;  // a fetch may be Python
 
 int64_t lines(int64_t bytes) { return (bytes + LINE - 1) / LINE * LINE; }
@@ -78,24 +68,24 @@ struct Job {
 // How long to wait for the other side.
 class Patience {
  public:
-  explicit Patience(int64_t us) : limit_(us) {}
+  explicit Patience(int64_t us) : limit_us_(us) {}
 
   // Wait a little longer; false when the time is over.
   bool pause() {
     if (++count_ < SPINS) return relax(), true;
-    if (count_ == SPINS) start_ = Clock::now();
-    const auto waited = Clock::now() - start_;
-    if (waited < YIELDING)
-      std::this_thread::yield();
+    const int64_t now = now_us();
+    if (count_ == SPINS) start_us_ = now;
+    const int64_t waited = now - start_us_;
+    if (waited < YIELDING_US)
+      give_way();
     else
-      std::this_thread::sleep_for(NAP);
-    return waited < limit_;
+      nap_us(NAP_US);
+    return waited < limit_us_;
   }
 
  private:
-  microseconds limit_;
+  int64_t limit_us_, start_us_ = 0;
   int count_ = 0;
-  Clock::time_point start_;
 };
 
 bool is_ring(const v4k_ring *ring) {
@@ -106,12 +96,12 @@ bool is_ring(const v4k_ring *ring) {
 enum Wanted { REST, STEP, STOP };
 
 // What the server's thread and others wait on; a child that was forked makes a new one, as locks may be held.
-struct Thread {
-  std::mutex mutex;
-  std::condition_variable changed;
+struct Serving {
+  Mutex mutex;
+  Condition changed;
   std::atomic<int> wanted{REST};
   bool resting = false, ended = false;
-  pthread_t thread{};
+  Thread thread = 0;
 };
 
 class Server {
@@ -121,102 +111,102 @@ class Server {
 
   int start(const v4k_served_layer *layers, int64_t n_layers) {
     n_layers_ = n_layers;
-    layers_.reset(new (std::nothrow) v4k_served_layer[n_layers]);
-    asked_.reset(new (std::nothrow) v4k_expert[ring_.pairs]);
-    numbers_.reset(new (std::nothrow) int32_t[ring_.pairs]);
-    ids_.reset(new (std::nothrow) int64_t[ring_.pairs]);
-    x_.reset(new (std::nothrow) float[ring_.pairs * ring_.dim]);
+    layers_.reset(n_layers);
+    asked_.reset(ring_.pairs);
+    numbers_.reset(ring_.pairs);
+    ids_.reset(ring_.pairs);
+    x_.reset(ring_.pairs * ring_.dim);
     if (!layers_ || !asked_ || !numbers_ || !ids_ || !x_) return V4K_EMEMORY;
     std::copy(layers, layers + n_layers, layers_.get());
     return start_thread();
   }
 
   int begin() {
-    if (process_ != getpid()) {  // the thread is the parent's
+    if (process_ != process_id()) {  // the thread is the parent's
       if (int code = start_thread()) return code;
     } else if (end() == V4K_ETIMEOUT && !at_rest()) {
       return V4K_ETIMEOUT;
     }
-    std::lock_guard<std::mutex> lock(thread_->mutex);
+    Lock lock(thread_->mutex);
     error(ring_).store(0);
     failed(ring_).store(0);
     served(ring_).store(posted(ring_).load());
     thread_->resting = false;
     thread_->wanted.store(STEP);
-    thread_->changed.notify_all();
+    thread_->changed.wake_all();
     return V4K_OK;
   }
 
   int end() {
-    if (process_ != getpid()) return V4K_ESTOPPED;
-    std::unique_lock<std::mutex> lock(thread_->mutex);
+    if (process_ != process_id()) return V4K_ESTOPPED;
+    Lock lock(thread_->mutex);
     thread_->wanted.store(REST);
-    const bool rests = thread_->changed.wait_for(lock, microseconds(timeout_us_), [&] { return thread_->resting; });
-    return rests ? static_cast<int>(error(ring_).load()) : V4K_ETIMEOUT;
+    return wait_for(thread_->resting) ? static_cast<int>(error(ring_).load()) : V4K_ETIMEOUT;
   }
 
   // Whether the thread is gone, so that this may be deleted.
   bool stop() {
-    if (process_ != getpid()) return true;
+    if (process_ != process_id()) return true;
     error(ring_).store(V4K_ESTOPPED);
     process(ring_).store(0);
     {
-      std::unique_lock<std::mutex> lock(thread_->mutex);
+      Lock lock(thread_->mutex);
       thread_->wanted.store(STOP);
-      thread_->changed.notify_all();
-      const microseconds limit(timeout_us_);
-      if (!thread_->changed.wait_for(lock, limit, [&] { return thread_->ended; })) return false;
+      thread_->changed.wake_all();
+      if (!wait_for(thread_->ended)) return false;
     }
-    pthread_join(thread_->thread, nullptr);
-    delete thread_;
+    join_thread(thread_->thread);
+    unmake(thread_);
     return true;
   }
 
  private:
+  // Whether this comes to be in time; the lock is held.
+  bool wait_for(const bool &what) {
+    for (const int64_t end = now_us() + timeout_us_; !what;) {
+      const int64_t left = end - now_us();
+      if (left <= 0) return false;
+      thread_->changed.wait(thread_->mutex, left);
+    }
+    return true;
+  }
+
   bool at_rest() {
-    std::lock_guard<std::mutex> lock(thread_->mutex);
+    Lock lock(thread_->mutex);
     return thread_->resting;
   }
 
   int start_thread() {
-    auto enter = [](void *server) -> void * {
-      static_cast<Server *>(server)->run();
-      return nullptr;
-    };
-    thread_ = new (std::nothrow) Thread;  // a parent's is left alone: its thread seems to wait on it
-    pthread_attr_t attributes;
-    if (!thread_ || pthread_attr_init(&attributes)) return V4K_EMEMORY;
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    const bool started = pthread_create(&thread_->thread, &attributes, enter, this) == 0;
-    pthread_attr_destroy(&attributes);
-    if (!started) return V4K_EMEMORY;
-    process_ = getpid();
+    thread_ = make<Serving>();  // a parent's is left alone: its thread seems to wait on it
+    auto enter = [](void *server) { static_cast<Server *>(server)->run(); };
+    if (!thread_ || !v4k::start_thread(STACK_BYTES, enter, this, &thread_->thread)) return V4K_EMEMORY;
+    process_ = process_id();
     process(ring_).store(process_);
-    std::unique_lock<std::mutex> lock(thread_->mutex);
-    thread_->changed.wait(lock, [&] { return thread_->resting; });
+    Lock lock(thread_->mutex);
+    while (!thread_->resting) thread_->changed.wait(thread_->mutex);
     return V4K_OK;
   }
 
   void run() {
-    Thread &self = *thread_;
-    std::unique_lock<std::mutex> lock(self.mutex);
+    Serving &self = *thread_;
+    Lock lock(self.mutex);
     for (;;) {
       self.resting = true;
-      self.changed.notify_all();
-      self.changed.wait(lock, [&] { return self.wanted == STOP || !self.resting; });
+      self.changed.wake_all();
+      while (self.wanted != STOP && self.resting) self.changed.wait(self.mutex);
       if (self.wanted == STOP) break;
-      lock.unlock();
+      self.mutex.unlock();
       if (const int code = step(self)) {
         if (!error(ring_).load()) error(ring_).store(code);
       }
-      lock.lock();
+      self.mutex.lock();
     }
     self.ended = true;
-    self.changed.notify_all();
+    self.changed.wake_all();
   }
 
   // Serve jobs until the step is over, or something fails.
-  int step(const Thread &self) {
+  int step(const Serving &self) {
     for (uint64_t next = served(ring_).load() + 1;; ++next) {
       for (Patience patience(timeout_us_); posted(ring_).load() < next;) {
         if (self.wanted != STEP || failed(ring_).load()) return V4K_OK;
@@ -250,7 +240,7 @@ class Server {
   int compute(const Job &job, const v4k_served_layer &layer) {
     const int64_t n = job.head.pairs, d = ring_.dim;
     std::copy(job.expert, job.expert + n, numbers_.get());
-    std::sort(numbers_.get(), numbers_.get() + n);
+    std::sort(numbers_.get(), numbers_.get() + n, [](int32_t a, int32_t b) { return a < b; });
     const int32_t *end = std::unique(numbers_.get(), numbers_.get() + n);
     const int64_t n_experts = end - numbers_.get();
     for (int64_t i = 0; i < n_experts; ++i) asked_[i] = layer.experts[numbers_[i]];
@@ -268,13 +258,13 @@ class Server {
   void *const context_;
   const int64_t timeout_us_;
   int64_t n_layers_ = 0;
-  std::unique_ptr<v4k_served_layer[]> layers_;
-  std::unique_ptr<v4k_expert[]> asked_;  // distinct ones of a job, ascending
-  std::unique_ptr<int32_t[]> numbers_;   // of these, in the layer
-  std::unique_ptr<int64_t[]> ids_;       // by pair, in `asked_`
-  std::unique_ptr<float[]> x_;           // by pair
-  Thread *thread_ = nullptr;
-  pid_t process_ = 0;
+  Array<v4k_served_layer> layers_;
+  Array<v4k_expert> asked_;  // distinct ones of a job, ascending
+  Array<int32_t> numbers_;   // of these, in the layer
+  Array<int64_t> ids_;       // by pair, in `asked_`
+  Array<float> x_;           // by pair
+  Serving *thread_ = nullptr;
+  int64_t process_ = 0;
 };
 
 }  // namespace
@@ -289,7 +279,7 @@ extern "C" int64_t v4k_ring_bytes(const v4k_ring *ring) {
 extern "C" void v4k_ring_post(const v4k_ring *ring, uint64_t number) { posted(*ring).store(number); }
 
 extern "C" int v4k_ring_wait(const v4k_ring *ring, uint64_t number, int64_t timeout_us) {
-  if (process(*ring).load() != getpid()) return V4K_ESTOPPED;
+  if (process(*ring).load() != process_id()) return V4K_ESTOPPED;
   for (Patience patience(timeout_us); served(*ring).load() < number;) {
     if (const int64_t code = error(*ring).load()) return static_cast<int>(code);
     if (const int64_t code = failed(*ring).load()) return static_cast<int>(code);
@@ -303,9 +293,9 @@ extern "C" int v4k_serve_start(const v4k_ring *ring, const v4k_served_layer *lay
   if (!is_ring(ring) || !ring->memory || reinterpret_cast<uintptr_t>(ring->memory) % LINE || !layers || n_layers <= 0 ||
       timeout_us <= 0 || !server)
     return V4K_EARGUMENT;
-  auto *made = new (std::nothrow) Server(*ring, fetch, context, timeout_us);
+  auto *made = make<Server>(*ring, fetch, context, timeout_us);
   if (!made) return V4K_EMEMORY;
-  if (int code = made->start(layers, n_layers)) return delete made, code;
+  if (int code = made->start(layers, n_layers)) return unmake(made), code;
   *server = made;
   return V4K_OK;
 }
@@ -317,6 +307,6 @@ extern "C" int v4k_serve_end(void *server) { return static_cast<Server *>(server
 extern "C" int v4k_serve_stop(void *server) {
   auto *s = static_cast<Server *>(server);
   if (!s->stop()) return V4K_ETIMEOUT;
-  delete s;
+  unmake(s);
   return V4K_OK;
 }

@@ -25,4 +25,9 @@ struct Choosing {
 int select(const v4k_indexer *ix, const float *x, const float *qr, const float *turns, int64_t n,
            const Choosing *parts, int64_t n_parts, int32_t *selected);
 
+// v4k_attend; the last `together` tokens see each other.
+int attend(const v4k_attention *a, const float *q, const float *turns, int64_t start, int64_t n, uint8_t *ring,
+           int64_t ring_rows, const uint8_t *fresh, const uint8_t *compressed, int64_t ratio, const int32_t *selected,
+           int64_t k, float *heads, int64_t together);
+
 }  // namespace v4k

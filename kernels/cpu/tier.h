@@ -15,10 +15,13 @@
 //
 // q      [tokens, groups * 32] int8. For weights of one byte in natural order. For packed nibbles, of every 4 groups first the
 //        16 even inputs of each, then the 16 odd ones: group g's even inputs at (g/4)*128 + (g%4)*16, odd 64 further.
+//        For Q3 and Q2, of every 8 groups first the first of every four inputs, and so on: input 4i + v of group g at
+//        (g/8)*256 + v*64 + (g%8)*8 + i.
 // scale  [tokens, groups] fp32; of FP4 half of it, because FP4 codes are doubled to be integers.
 // offset [tokens, groups] what to add to a dot product of unsigned codes (code + Z) to get that of signed ones.
 //        INT8 (Z = 128): -128 * sum of q. Nibbles: two int16, low half -Z * sum over inputs at bytes 0, 1 of each dword
-//        of q, high half the same for bytes 2, 3; Z = 12 for FP4, 8 for INT4.
+//        of q, high half the same for bytes 2, 3; Z = 12 for FP4, 8 for INT4. Q3, Q2: likewise two int16, low half -16 *
+//        sum over inputs 0 to 15, high half over the others.
 // Padding is all zeros.
 typedef struct {
   int8_t *q;
@@ -99,6 +102,10 @@ typedef struct {
   // Their weights w = 2^44 * e^((x - top) * inverse) as integers, for x <= top; returns the sum.
   int64_t (*logit_weights)(const float *x, double top, double inverse, int64_t *w);
 
+  // One row of v4k_encode_lowbit; importance [cols] or NULL.
+  void (*encode_lowbit)(const float *w, const float *importance, int64_t cols, int64_t format, uint8_t *codes,
+                        uint8_t *scale);
+
   // Read bytes (a multiple of 4,096) and fold them into a checksum.
   uint64_t (*read)(const void *data, int64_t bytes);
 } v4k_tier;
@@ -106,7 +113,7 @@ typedef struct {
 #ifdef __cplusplus
 extern "C" {
 #endif
-extern const v4k_tier v4k_tier_scalar, v4k_tier_avx2, v4k_tier_avx512, v4k_tier_neon;
+extern const v4k_tier v4k_tier_scalar, v4k_tier_avx2, v4k_tier_avx512, v4k_tier_neon, v4k_tier_i8mm;
 #ifdef __cplusplus
 }
 #endif

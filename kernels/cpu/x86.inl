@@ -1,5 +1,8 @@
 // What the AVX2 and AVX-512 tiers share, in AVX2 and FMA intrinsics. Included inside the tier's namespace, after
-// TILE_ROWS (a multiple of 8) and UNSIGNED8 (INT8 codes packed as code + 128).
+// TILE_ROWS (a multiple of 8), UNSIGNED8 (INT8 codes packed as code + 128, levels of Q3 and Q2 times multiplier + 128; if
+// not, as level + 16) and PANEL_QUADS (10: behind the codes of a group the multipliers of its runs, twice in each dword).
+
+#include "row.inl"
 
 struct Lanes {
   __m256 v;
@@ -60,7 +63,9 @@ static inline Lanes totals(const Lanes a[8]) {
 
 // 8 consecutive weight scales in fp32.
 template <int F>
-static inline __m256 scales8(const uint8_t *scale) {
+static inline __m256 scales8(const Row &w) {
+  const uint8_t *scale = w.scale;
+  if (V4K_FORMATS[F].scale == V4K_SCALE_RUNS) return _mm256_set1_ps(w.factor);
   if (V4K_FORMATS[F].scale == V4K_SCALE_E8M0) {
     const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)scale)), 23);
     return _mm256_castsi256_ps(_mm256_max_epi32(bits, _mm256_set1_epi32(0x400000)));  // byte 0 is 2^-127
@@ -74,11 +79,42 @@ static inline __m256 scales8(const uint8_t *scale) {
 // Unsigned codes (code + Z) of 16 bytes per half, low or high nibbles already isolated.
 template <int F>
 static inline __m256i unsigned_codes(__m256i nibbles) {
-  static_assert(F == V4K_FP4 || F == V4K_INT4 || F == V4K_INT8, "no decoding");  // INT8 comes here in dead code only
+  static_assert(F == V4K_FP4 || F == V4K_INT4 || F == V4K_INT8 || Format<F>::fours, "no decoding");  // these: dead code
   if (F == V4K_INT4) return nibbles;
   const __m256i table = _mm256_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16,
                                          18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
   return _mm256_shuffle_epi8(table, nibbles);
+}
+
+// Levels of Q3 and Q2 plus 16 by nibble, for inputs 4i + v.
+template <int F>
+static inline __m256i levels(int v) {
+  static constexpr v4k_levels table = v4k_levels_of(F, 16);
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table.of[v]));
+}
+
+// From the bytes of a part of Q3 or Q2 the levels plus 16 of inputs 4i + v; `n2` of Q3 in low nibbles.
+template <int F>
+static inline void four_levels(__m256i bytes, __m256i n2, __m256i c[4]) {
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const __m256i low = _mm256_and_si256(bytes, nibble), high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+  if (F == V4K_Q2) {
+    const __m256i n[4] = {low, low, high, high};
+    for (int v = 0; v < 4; ++v) c[v] = _mm256_shuffle_epi8(levels<F>(v), n[v]);
+    return;
+  }
+  const __m256i bits = _mm256_or_si256(
+      _mm256_and_si256(low, _mm256_set1_epi8(8)),
+      _mm256_or_si256(_mm256_and_si256(high, _mm256_set1_epi8(4)), _mm256_and_si256(n2, _mm256_set1_epi8(2))));
+  const __m256i n[4] = {low, high, n2, bits};
+  for (int v = 0; v < 4; ++v) c[v] = _mm256_shuffle_epi8(levels<F>(v), n[v]);
+}
+
+// The multipliers of 8 groups, int8: of the runs of group 0, of group 1 ...
+static inline __m128i multipliers(const uint8_t *scale) {
+  const __m128i nibble = _mm_set1_epi8(15), pairs = _mm_loadl_epi64((const __m128i *)scale);
+  const __m128i low = _mm_and_si128(pairs, nibble), high = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
+  return _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)V4K_MULTIPLIERS), _mm_unpacklo_epi8(low, high));
 }
 
 // -- packing -----------------------------------------------------------------------------------------------------
@@ -134,10 +170,60 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
   }
 }
 
+// A dword of each of 8 rows, `at` bytes from where they begin.
+static inline __m256i dwords(const uint8_t *const row[8], int64_t at) {
+  int32_t d[8];
+  for (int k = 0; k < 8; ++k) __builtin_memcpy(d + k, row[k] + at, 4);
+  return _mm256_loadu_si256((const __m256i *)d);
+}
+
+// Bytes (level + 16) times the multiplier that both halves of their dword hold: plus 128.
+static inline __m256i multiplied(__m256i codes, __m256i multiplier) {
+  const __m256i low_byte = _mm256_set1_epi16(0xff);
+  const __m256i each = _mm256_and_si256(multiplier, low_byte);  // of a pair the even byte only is multiplied
+  const __m256i even = _mm256_maddubs_epi16(codes, each), odd = _mm256_maddubs_epi16(codes, _mm256_slli_epi16(each, 8));
+  const __m256i products = _mm256_or_si256(_mm256_and_si256(even, low_byte), _mm256_slli_epi16(odd, 8));
+  const __m256i sixteen = _mm256_slli_epi16(_mm256_or_si256(each, _mm256_slli_epi16(each, 8)), 4);
+  const __m256i excess = _mm256_and_si256(sixteen, _mm256_set1_epi8(-16));  // 16 * multiplier, modulo 256
+  return _mm256_xor_si256(_mm256_sub_epi8(products, excess), _mm256_set1_epi8(-128));
+}
+
+// Q3 and Q2: n_groups groups of 8 rows to their dwords of the panel.
+template <int F>
+static void pack_fours(const Row w[8], int n_groups, uint8_t *panel) {
+  const uint8_t *codes[8], *second[8];
+  for (int k = 0; k < 8; ++k) codes[k] = w[k].codes, second[k] = w[k].second;
+  for (int g = 0; g < n_groups; ++g, panel += PANEL_QUADS * TILE_ROWS * 4) {
+    __m256i n2 = _mm256_setzero_si256();
+    if (F == V4K_Q3) n2 = dwords(second, g * 4);
+    for (int run = 0; run < 2; ++run) {
+      uint32_t m[8];  // twice in each
+      for (int k = 0; k < 8; ++k) m[k] = 0x10001u * (uint16_t)V4K_MULTIPLIERS[w[k].scale[g] >> 4 * run & 15];
+      __m256i c[4];
+      const __m256i nibbles = run ? _mm256_srli_epi16(n2, 4) : n2;
+      four_levels<F>(dwords(codes, g * 8 + run * 4), _mm256_and_si256(nibbles, _mm256_set1_epi8(15)), c);
+      const __m256i multiplier = _mm256_loadu_si256((const __m256i *)m);
+      for (int v = 0; v < 4; ++v)
+        _mm256_store_si256((__m256i *)(panel + (2 * v + run) * TILE_ROWS * 4),
+                           UNSIGNED8 ? multiplied(c[v], multiplier) : c[v]);
+      if (!UNSIGNED8) _mm256_store_si256((__m256i *)(panel + (8 + run) * TILE_ROWS * 4), multiplier);
+    }
+  }
+}
+
 // The same of a matrix from row0 and group g0 on, and scales [group][row].
 template <int F>
 static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
                  float *scales) {
+  if (Format<F>::fours) {
+    for (int r0 = 0; r0 < TILE_ROWS; r0 += 8) {
+      Row eight[8];
+      for (int k = 0; k < 8; ++k)
+        eight[k] = from_group<F>(row_at<F>(w, row0 + (r0 + k < rows ? r0 + k : rows - 1)), g0);
+      pack_fours<F>(eight, n_groups, panel + r0 * 4);
+    }
+    return pack_scales<F>(w, row0, rows, g0, n_groups, scales);
+  }
   const int code_bytes = V4K_FORMATS[F].info.code_bytes;
   const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
   pack_codes<F>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
@@ -174,6 +260,16 @@ static inline __m256i quantize_group(const float *x, float *scale) {
   return _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
+// One group: inputs 4i + v to out + 64 v + i.
+static inline void fours(__m256i q, int8_t *out) {
+  const __m256i apart = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9, 13, 2,
+                                         6, 10, 14, 3, 7, 11, 15);
+  q = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(q, apart), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  alignas(32) int8_t v[32];
+  _mm256_store_si256((__m256i *)v, q);
+  for (int k = 0; k < 4; ++k) __builtin_memcpy(out + 64 * k, v + 8 * k, 8);
+}
+
 static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v4k_acts row) {
   const __m256i ones = _mm256_set1_epi8(1);
   const __m256i split = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4, 6, 8, 10, 12,
@@ -181,7 +277,16 @@ static void quantize(const float *x, int64_t first, int64_t n, int64_t format, v
   const v4k_format_entry &f = V4K_FORMATS[format];
   for (int64_t g = first; g < first + n; ++g, x += V4K_GROUP) {
     __m256i q = quantize_group(x, row.scale + g);
-    if (!f.nibbles) {
+    if (f.order == V4K_FOURS) {
+      fours(q, row.q + (g / 8) * 256 + (g % 8) * 8);
+      const __m256i pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1));
+      __m256i s = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+      s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));  // inputs 0 to 15 in the low half
+      const int low = -f.zero * _mm256_extract_epi32(s, 0), high = -f.zero * _mm256_extract_epi32(s, 4);
+      row.offset[g] = (int32_t)((uint32_t)high << 16 | ((uint32_t)low & 0xffff));
+      continue;
+    }
+    if (f.order == V4K_NATURAL) {
       row.offset[g] = -f.zero * sum8(_mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1)));
       _mm256_storeu_si256((__m256i *)(row.q + g * V4K_GROUP), q);
       continue;

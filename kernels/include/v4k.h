@@ -12,7 +12,8 @@
  *   in order   one term after the other.
  *
  *   quantized products  activations are int8 with one fp32 scale per 32 consecutive inputs (v4k_quantize). Of every
- *              group of 32 the product of codes is an exact integer d: lanes(8) of d times (weight scale * its scale).
+ *              group of 32 the product of codes is an exact integer d: lanes(8) of d times (weight scale * its scale). Of
+ *              Q3 and Q2 multipliers are part of d, and the weight scale is the row's.
  *   BF16 and F32 products, norms  lanes(64) of w times x, of x times x. x * (1 / sqrt(sum / n + eps)), then * weight.
  *   swiglu     g / (1 + exp(-g)) * u * weight, g and u cut off at the limit.
  *   experts    onto what is there: shared, then by ascending id.
@@ -50,18 +51,28 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 6 /* of these functions, and of the bits of their results */
+#define V4K_ABI_VERSION 10 /* of these functions, and of the bits of their results */
+#ifndef V4K_API
 #define V4K_API __attribute__((visibility("default")))
+#endif
 #define V4K_GROUP 32 /* inputs per scale, of weights and of activations */
 
-/* Weight formats. Packed nibbles: the low one is the even input. Those above INT4 are not quantized, nor are their
- * inputs. */
+/* Weight formats. Packed nibbles: the low one is the even input. BF16 and F32 are not quantized, nor are their inputs.
+ *
+ * Q3, Q2: a weight is row scale * multiplier * level. Scale: of each row bf16, then [cols/32] bytes, the low nibble for
+ * inputs 0 to 15 of the group, the high one for the others: the number of a multiplier 2 3 4 5 6 8 10 12 or, from 8 on,
+ * of the same below zero. Levels by code: Q3 -10 -6 -4 -2 0 2 4 7, Q2 -10 -3 2 7. Every four inputs, codes c0 .. c3, are
+ * together: Q2 c0 | c1 << 2 | c2 << 4 | c3 << 6. Q3 three nibbles, n0 with c0 in bits 0 1 2, n1 with c1 in bits 0 1 3, n2
+ * with c2 in bits 0 2 3, and bits 2, 1, 0 of c3 in bit 3 of n0, 2 of n1 and 1 of n2; a row is first all n0 | n1 << 4, 8
+ * bytes of a group, then 4 of each: n2 of fours 0 to 3 in the low nibbles, of fours 4 to 7 in the high ones. */
 enum {
   V4K_FP4 = 1,  /* codes [rows, cols/2] e2m1 pairs; scale [rows, cols/32] bytes b = 2^(b-127) */
   V4K_INT8 = 2, /* codes [rows, cols] int8; scale [rows, cols/32] bf16 */
   V4K_INT4 = 3, /* codes [rows, cols/2] pairs, value = nibble - 8; scale [rows, cols/32] bf16 */
   V4K_BF16 = 4, /* codes [rows, cols] bf16; scale NULL */
   V4K_F32 = 5,  /* codes [rows, cols] fp32; scale NULL */
+  V4K_Q3 = 6,   /* codes [rows, cols * 3/8]; scale [rows, 2 + cols/32] bytes */
+  V4K_Q2 = 7,   /* codes [rows, cols / 4]; scale [rows, 2 + cols/32] bytes */
 };
 
 enum {
@@ -74,10 +85,11 @@ enum {
   V4K_EFETCH = -6,    /* a v4k_fetch failed */
 };
 
-/* What the library knows of a format: bytes of the codes and of the scales of 32 inputs; scale_bytes 0: not quantized. */
+/* What the library knows of a format: bytes of the codes and of the scales of 32 inputs, and of the scale of a row, in
+ * front of those; scale_bytes 0: not quantized. */
 typedef struct {
   const char *name;
-  int64_t code_bytes, scale_bytes;
+  int64_t code_bytes, scale_bytes, row_scale;
 } v4k_format_info;
 
 typedef struct {
@@ -88,7 +100,7 @@ typedef struct {
   int64_t format; /* one of the above */
 } v4k_matrix;
 
-/* w1 (gate) and w3 (up) [I, D], w2 (down) [D, I]; D and I multiples of 32; each FP4, INT8 or INT4. */
+/* w1 (gate) and w3 (up) [I, D], w2 (down) [D, I]; D and I multiples of 32; each of a format with scales. */
 typedef struct {
   v4k_matrix w1, w3, w2;
 } v4k_expert;
@@ -102,7 +114,7 @@ V4K_API int v4k_format(int64_t id, v4k_format_info *out);
 /* Most bytes of scratch memory that calls have held at a time since the library was loaded. Each frees its own. */
 V4K_API int64_t v4k_scratch_peak(void);
 
-/* Name of the ISA tier in use: scalar, avx2, avx512 or neon. Chosen at first use: the best this machine can run, or
+/* Name of the ISA tier in use: scalar, avx2, avx512, neon or i8mm. Chosen at first use: the best this machine can run, or
  * the one named by the environment variable V4_ISA if that is lower. */
 V4K_API const char *v4k_isa(void);
 
@@ -112,7 +124,11 @@ V4K_API const char *v4k_isa_tiers(void);
 /* Use the named tier from now on; V4K_EARGUMENT unless v4k_isa_tiers lists it. For tests; not during another call. */
 V4K_API int v4k_set_isa(const char *name);
 
-/* Threads that compute, the calling one included. At start: the CPUs this process may run on. */
+/* CPUs this process may compute on; where some are slower by design only the fast ones, if the system keeps threads on
+ * them. */
+V4K_API int v4k_cpus(void);
+
+/* Threads that compute, the calling one included. At start: v4k_cpus. */
 V4K_API int v4k_threads(void);
 
 /* Set the above; 1 <= n <= 1024. */
@@ -123,6 +139,19 @@ V4K_API int v4k_set_threads(int n);
  * scale byte per 128x128 block [ceil(rows/128), ceil(cols/128)]. V4K_EVALUE if one is not finite. */
 V4K_API int v4k_encode_int8(const void *values, const uint8_t *block_scale, int64_t rows, int64_t cols, int8_t *codes,
                             uint16_t *scale);
+
+/* Weights w [rows, cols] fp32 to Q3 or Q2, codes and scale as stored; codes NULL: scales alone. An error counts
+ * importance[r * stride + i], finite and above zero, stride 0 or cols; importance NULL: 1. For the search a row is divided
+ * by a power of two, so that all of it is exact but each weight - level * step, its square, that times its importance,
+ * and sums: over a run in order of inputs, over a row in order of runs. A weight has the nearest level, of two the one
+ * with the lower code; a run the multiplier of the least sum, of equals the first. The row's scale is the best of bf16(
+ * amax / 120 * s) for s = 0.55f, 0.7f, 0.85f, 1, of equals the first, divided by the power of two in amax / 120, by the
+ * least sums of runs with the sign opposite to their largest weight's (of equals the first's) and three sizes: the least
+ * with which level -10 reaches that weight, else the last, and its neighbours. Then multipliers are chosen, divided by
+ * the power of two in the scale. Scale 0 where amax < 2^-100, infinity where a value is not finite: multipliers are the
+ * first there, and codes mean nothing, but are the same everywhere. */
+V4K_API int v4k_encode_lowbit(const float *w, int64_t rows, int64_t cols, int64_t format, const float *importance,
+                              int64_t stride, uint8_t *codes, uint8_t *scale);
 
 /* Quantize activations: x [n, k] fp32 -> q [n, k] int8 in [-127, 127], scale [n, k/32] fp32, x ~ q * scale.
  * scale = max(amax/127, 2^-120), q = x/scale rounded to the nearest, ties to even; for a group that is not finite NaN
@@ -270,9 +299,11 @@ typedef struct {
 } v4k_memory;
 
 /* Consecutive new tokens of one timeline: `rows` of them from position `start` on; `memory` of its layers, by number. */
+/* `together`: so many of its last tokens see each other, those behind them too, beside the window before the first of
+ * them; in layers without compressed entries only. They are put into the ring as the others are: up to spare rows. */
 typedef struct {
   const v4k_memory *memory;
-  int64_t start, rows;
+  int64_t start, rows, together;
 } v4k_span;
 
 /* Bytes of scratch that v4k_self_attention needs for each token, or V4K_EARGUMENT. */
@@ -387,6 +418,42 @@ V4K_API int v4k_serve_end(void *server);
 /* End the thread; who waits for it fails with V4K_ESTOPPED. V4K_ETIMEOUT if it does not end, as where a disk hangs: then
  * the server, and all that it was given, must stay. Else it is gone. In a child that was forked nothing is waited for. */
 V4K_API int v4k_serve_stop(void *server);
+
+/* -- memory and files ------------------------------------------------------------------------------------------
+ * What systems do differently. Addresses and sizes are multiples of the system's page, but for sizes in v4k_file_read. */
+
+/* Private memory: address space of which nothing is used yet; NULL where there is none. */
+V4K_API void *v4k_reserve(int64_t bytes);
+
+/* A part of it may be written from now on; what was committed before stays as it is, the rest is zeros. V4K_EMEMORY where
+ * the system counts what is promised and has no more. */
+V4K_API int v4k_commit(void *at, int64_t bytes);
+
+/* Give the contents of a part back; it must be committed again before it is used. */
+V4K_API void v4k_discard(void *at, int64_t bytes);
+
+/* Give back all of what v4k_reserve gave. */
+V4K_API void v4k_release(void *at, int64_t bytes);
+
+/* Have a committed part in large pages, have its pages before they are touched: V4K_EARGUMENT where there is no such
+ * thing, which changes nothing. */
+V4K_API int v4k_large_pages(void *at, int64_t bytes);
+V4K_API int v4k_populate(void *at, int64_t bytes);
+
+/* Open a file to read, its path in UTF-8; `direct`: past the system's cache, so that reads are of whole pages at page
+ * offsets into memory that begins at a page. The file, or minus an error number of C; -EINVAL where it cannot be direct. */
+V4K_API int64_t v4k_file_open(const char *path, int direct);
+
+/* One read at an offset, which may be short: its bytes, 0 at the end, or minus an error number. From any thread. */
+V4K_API int64_t v4k_file_read(int64_t file, void *to, int64_t bytes, int64_t offset);
+
+/* What tells whether a file is the one it was: number, bytes, time of the last change. V4K_EARGUMENT if it cannot be told. */
+V4K_API int v4k_file_identity(int64_t file, int64_t identity[3]);
+
+/* Have the cache drop what was read, where it can be told to. */
+V4K_API void v4k_file_forget(int64_t file, int64_t offset, int64_t bytes);
+
+V4K_API void v4k_file_close(int64_t file);
 
 #ifdef __cplusplus
 }

@@ -76,11 +76,13 @@ class TimelineState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Span(Generic[S]):
-    """Consecutive new tokens of one timeline: `state` remembers the `start` tokens before them."""
+    """Consecutive new tokens of one timeline: `state` remembers the `start` tokens before them. The last `together` of
+    them, of a draft model, see each other, those behind them too, beside the window before the first of them."""
 
     ids: Sequence[int]
     state: S
     start: int
+    together: int = 0
 
 
 class Batch(Protocol):
@@ -117,6 +119,10 @@ class Bank(Protocol[A, B_contra]):
         """Whether foresee and begin do the same in every step of so many rows, and nothing on the host: what they
         start may be recorded once (Ops.step)."""
 
+    def doubt(self, rows: Sequence[int]) -> Callable[[int], None]:
+        """Between steps: these rows of the next step are guesses. What they use is not learned from, until the function
+        that is given is called with one of them, between later steps."""
+
     def begin_step(self, batch: B_contra) -> None:
         """A step begins; what its tokens will surely need may be fetched."""
 
@@ -139,6 +145,11 @@ class Ops(Protocol[A, X, S, B]):
     @property
     def chunk(self) -> int:
         """Rows that a step of a prefill should bring at most."""
+
+    @property
+    def most_drafts(self) -> int:
+        """How many guessed tokens a step may bring behind a token of a timeline that is known. Not to the bit does any
+        row depend on those behind it, and all of them can be taken back (TimelineState.spare). 0: that is not so."""
 
     def inference(self) -> AbstractContextManager:
         """What to run a forward in when no gradient is wanted."""
@@ -200,6 +211,31 @@ class Ops(Protocol[A, X, S, B]):
 
     def resident(self) -> Bank[A, B]:
         """The bank of the experts that are in the tree."""
+
+
+class DraftOps(Ops[A, X, S, B], Protocol):
+    """The op table over the blocks of a draft model (spec 3.11), whose spans may have tokens `together`."""
+
+    def main_input(self, features: np.ndarray) -> A:
+        """Of DSpark: means of streams of the targets (m, targets * D) fp32 -> (m, D), normed."""
+
+    def mtp_streams(self, features: np.ndarray, batch: B) -> A:
+        """Of MTP: the trunk's last streams (N, S * D) fp32 and the tokens that follow them -> streams (N, S, D)."""
+
+    def joined(self, first: A, second: A) -> A:
+        """Rows one behind the other."""
+
+    def last(self, x: A, n: int) -> A:
+        """The last n rows, as long as x is valid; sublayer_output of these may change x."""
+
+    def markov(self, token: int) -> np.ndarray:
+        """Of DSpark: (vocab_size,) fp32, to be added to the logits of what follows a token."""
+
+    def collapsed(self, streams: A) -> np.ndarray:
+        """streams (N, S, D) -> (N, D) fp32: final_hidden before its norm."""
+
+    def confidence(self, collapsed: np.ndarray, token: int) -> float:
+        """Of DSpark: the raw logit that a guess by a row (D,), after a token, is right."""
 
 
 class Backend(Protocol[M, V]):

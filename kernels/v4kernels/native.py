@@ -8,6 +8,7 @@ tensors, so that asking what this machine can do needs no second.
 from __future__ import annotations
 
 import ctypes
+import sys
 from ctypes import byref, c_char_p, c_double, c_float, c_int, c_int64, c_uint64, c_void_p
 from functools import cache
 from importlib.resources import files
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 6  # of the functions, and of the bits of their results
+ABI_VERSION = 10  # of the functions, and of the bits of their results
 KV_GROUP, KEY_GROUP = 64, 32  # values per scale of a KV entry, of an index key
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 ETIMEOUT, ESTOPPED, EFETCH = -4, -5, -6  # V4K_E codes that serve.py tells apart
-LIBRARY = "libv4k.so"
+LIBRARY = {"darwin": "libv4k.dylib", "win32": "libv4k.dll"}.get(sys.platform, "libv4k.so")
 
 
 class Matrix(ctypes.Structure):
@@ -42,7 +43,7 @@ class Matrix(ctypes.Structure):
 class FormatInfo(ctypes.Structure):
     """v4k_format_info."""
 
-    _fields_ = (("name", c_char_p), ("code_bytes", c_int64), ("scale_bytes", c_int64))
+    _fields_ = (("name", c_char_p), ("code_bytes", c_int64), ("scale_bytes", c_int64), ("row_scale", c_int64))
 
 
 class Expert(ctypes.Structure):
@@ -66,7 +67,7 @@ Compressed = _structure("Compressed", "tail_kv tail_gate entries scales", "slots
 Indexer = _structure("Indexer", "", "heads dims rope_dims top_k", "", "wq_b weights_proj")
 AttentionLayer = _structure("AttentionLayer", "attention compressor keys indexer", "number")
 Memory = _structure("Memory", "ring main keys", "ring_rows")
-Span = _structure("Span", "memory", "start rows")
+Span = _structure("Span", "memory", "start rows together")
 Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
 Ring = _structure("Ring", "memory", "jobs pairs dim")
 ServedLayer = _structure("ServedLayer", "experts", "n_experts", "limit")
@@ -91,9 +92,11 @@ SIGNATURES = {
     "v4k_isa": (c_char_p, ()),
     "v4k_isa_tiers": (c_char_p, ()),
     "v4k_set_isa": (c_int, (c_char_p,)),
+    "v4k_cpus": (c_int, ()),
     "v4k_threads": (c_int, ()),
     "v4k_set_threads": (c_int, (c_int,)),
     "v4k_encode_int8": (c_int, (_P, _P, _N, _N, _P, _P)),
+    "v4k_encode_lowbit": (c_int, (_P, _N, _N, _N, _P, _N, _P, _P)),
     "v4k_quantize": (c_int, (_P, _N, _N, _P, _P)),
     "v4k_linear": (c_int, (_P, _N, _P, _N, _P)),
     "v4k_experts": (c_int, (_P, _N, _P, _P, _N, _P, _P, _N, c_float, _P)),
@@ -122,6 +125,17 @@ SIGNATURES = {
     "v4k_serve_begin": (c_int, (_P,)),
     "v4k_serve_end": (c_int, (_P,)),
     "v4k_serve_stop": (c_int, (_P,)),
+    "v4k_reserve": (c_void_p, (_N,)),
+    "v4k_commit": (c_int, (_P, _N)),
+    "v4k_discard": (None, (_P, _N)),
+    "v4k_release": (None, (_P, _N)),
+    "v4k_large_pages": (c_int, (_P, _N)),
+    "v4k_populate": (c_int, (_P, _N)),
+    "v4k_file_open": (c_int64, (c_char_p, c_int)),
+    "v4k_file_read": (c_int64, (_N, _P, _N, _N)),
+    "v4k_file_identity": (c_int, (_N, _P)),
+    "v4k_file_forget": (None, (_N, _N, _N)),
+    "v4k_file_close": (None, (_N,)),
 }
 
 
@@ -181,6 +195,11 @@ def set_isa(name: str) -> None:
     checked(library().v4k_set_isa(name.encode()))
 
 
+def cpus() -> int:
+    """CPUs this process may compute on; where some are slower by design, the fast ones."""
+    return library().v4k_cpus()
+
+
 def threads() -> int:
     """Threads that compute, the calling one included."""
     return library().v4k_threads()
@@ -199,7 +218,7 @@ def matrix(codes: Tensor, scale: Tensor, form: str) -> Matrix:
 
     about = FORMATS[form]
     rows, cols = codes.shape[0], about.cols(codes.shape[1])
-    want = {"F8_E8M0": torch.float8_e8m0fnu, "BF16": torch.bfloat16}[about.scale]
+    want = {"F8_E8M0": torch.float8_e8m0fnu, "BF16": torch.bfloat16, "U8": torch.uint8}[about.scale]
     shape = about.tensors(rows, cols)["scale"][1]
     if codes.element_size() != 1 or scale.dtype != want or scale.shape != shape or not about.fits(cols):
         raise ValueError(f"not a {form} weight: codes {tuple(codes.shape)}, scale {tuple(scale.shape)} {scale.dtype}")
@@ -208,6 +227,24 @@ def matrix(codes: Tensor, scale: Tensor, form: str) -> Matrix:
     described = Matrix(codes.data_ptr(), scale.data_ptr(), rows, cols, about.id)
     described.tensors = codes, scale
     return described
+
+
+def encode_lowbit(w: Tensor, form: str, importance: Tensor | None, codes: bool = True) -> tuple[Tensor | None, Tensor]:
+    """w (out, in) fp32 -> codes, if they are asked for, and scales as stored in q3 or q2; `importance` (in,) or
+    (out, in)."""
+    import torch
+
+    w, stored = _fp32(w), FORMATS[form].tensors(*w.shape)
+    counts = None if importance is None else _fp32(importance)
+    if counts is not None and counts.shape not in (w.shape, w.shape[1:]):
+        raise ValueError(f"importance {tuple(counts.shape)} does not fit {tuple(w.shape)}")
+    packed = torch.empty(stored["weight"][1], dtype=torch.uint8) if codes else None
+    scale = torch.empty(stored["scale"][1], dtype=torch.uint8)
+    counts_at, stride = (None, 0) if counts is None else (counts.data_ptr(), w.shape[1] if counts.dim() == 2 else 0)
+    packed_at = None if packed is None else packed.data_ptr()
+    about = FORMATS[form].id, counts_at, stride, packed_at, scale.data_ptr()
+    checked(library().v4k_encode_lowbit(w.data_ptr(), *w.shape, *about))
+    return packed, scale
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

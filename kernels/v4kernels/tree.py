@@ -138,3 +138,31 @@ class Tree(Generic[M, V]):
     layers: Sequence[Layer[M, V]]
     hc_head: Hyper[V]
     head: M  # (vocab_size, D)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Dspark(Generic[M, V]):
+    """Draft blocks of 0731 and 0813 (spec 3.11): `size` tokens at a time, from what the trunk's layers gave."""
+
+    tree: Tree[M, V]  # the blocks and their own collapse; embedding and head are the trunk's
+    main_proj: M  # (D, targets * D)
+    main_norm: V  # (D,)
+    markov_in: M  # (vocab_size, rank)
+    markov_out: M  # (vocab_size, rank)
+    confidence: V  # (1, D + rank)
+    targets: tuple[int, ...]  # layers of the trunk whose results are looked at
+    size: int
+    noise: int  # token id
+    eps: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mtp(Generic[M, V]):
+    """Draft block of April (spec 3.11): one token, from the trunk's last streams and the token that is known."""
+
+    tree: Tree[M, V]  # the block and its own collapse; embedding and head are the trunk's
+    e_proj: M  # (D, D)
+    h_proj: M  # (D, D)
+    enorm: V  # (D,)
+    hnorm: V  # (D,)
+    eps: float

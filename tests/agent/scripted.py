@@ -23,6 +23,7 @@ class Scripted:
     """A session that says what it is told to: token ids, or text, for each turn; then the end of the turn."""
 
     title = ""
+    prefixes = None
 
     def __init__(self, engine, tokenizer, turns):
         self.engine, self.tokenizer, self.stats = engine, tokenizer, engine.session().stats

@@ -38,6 +38,7 @@ def test_there_are_many_traps():
     assert len(TRAPS) >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 def test_git_runs_nothing_of_the_model_for_who_is_not_root(monkeypatch):
     monkeypatch.setattr("sys.prefix", "/usr")  # that of this Python may be closed to others

@@ -183,7 +183,7 @@ def test_workspaces_are_fresh_and_leave_nothing(chat, tmp_path):
 
 @in_sandbox
 def test_limits_end_a_rollout_which_is_checked_all_the_same(chat, tmp_path):
-    slow = {"id": "slow", "prompt": "run the command sleep 60", "check": "sleep 60"}
+    slow = {"id": "slow", "prompt": "execute sleep 60", "check": "sleep 60"}
     (record,) = play(chat, tmp_path, slow, settings=replace(SETTINGS, timeout_s=1.0))
     assert record["finish"] == "timeout" and record["reward"] == 0 and "longer than 1 s" in record["check"]["stopped"]
     (tmp_path / "b").mkdir()
@@ -307,7 +307,7 @@ def test_mistakes_are_exit_2_and_one_line(tmp_path):
 
 def test_what_is_not_whole_is_kept_and_counted(chat, tmp_path, capsys):
     """The model runs out of tokens in a call, is told so, and answers; then in an answer; then before one."""
-    short = answering(replace(SETTINGS, tool_use=ToolUse("calculator", max_rounds=6)), max_tokens=25)
+    short = answering(replace(SETTINGS, tool_use=ToolUse("calculator", max_rounds=6)), max_tokens=20)
     (record,) = play(chat, tmp_path, {"id": "a", "prompt": "what is 12*34?"}, settings=short)
     said = [message for message in record["messages"] if message["role"] == "assistant"]
     assert said[0]["tool_calls"][0]["fault"] == "it was cut off before it was complete"

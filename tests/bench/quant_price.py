@@ -59,7 +59,7 @@ class Nf4Source(DenseSource):
         if not nf4.about(name, self.checkpoint.form(name).name):
             return weight
         exact = weight.dense()
-        rounded = nf4.Nf4(exact).values()
+        rounded = nf4.Nf4.of(exact).values()
         self.errors[0] += (rounded - exact).square().sum().item()
         self.errors[1] += exact.square().sum().item()
         return Weight(weight.kind, rounded)
@@ -134,7 +134,7 @@ def main() -> None:
         for name, (source, ids) in models.items():
             for quant in RECIPES:
                 folder = Path(scratch) / f"{name}-{quant}"
-                pull(FolderSource(source), folder, quant, reporter=Silent())
+                pull(FolderSource(source), folder, RECIPES[quant], reporter=Silent())
                 for what, engine, errors in stores(folder, quant):
                     official = Engine.open(source, "reference")
                     for tokens, kl, agree, ppl, ppl_store in compare(official, engine, ids, frontiers):

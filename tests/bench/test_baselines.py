@@ -1,10 +1,12 @@
-"""What the kernels are shown beside: layers of the right sizes, left out where their library is missing."""
+"""What the kernels are shown beside: layers of the right sizes, or why there are none."""
 
 import sys
 
 import pytest
 import torch
 
+from v4cli import hardware
+from v4cli.bench import kernels
 from v4cli.bench.baselines import baselines
 
 
@@ -17,7 +19,20 @@ def test_every_layer_multiplies_and_says_what_it_reads():
         assert [work().shape for work, _ in made.values()] == [(3, 128)] * 3
 
 
-def test_what_is_not_installed_is_left_out_and_said(monkeypatch, capsys):
+def test_what_is_not_installed_or_does_not_run_has_a_row_that_says_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert list(baselines()) == ["torch bf16"]
-    assert "pip install 'v4cli[gpu]'" in capsys.readouterr().err
+    found = baselines()
+    assert list(found) == ["torch bf16", "bitsandbytes nf4", "bitsandbytes int8"]
+    assert {why for why in list(found.values())[1:]} == {"bitsandbytes is not installed: pip install 'v4cli[gpu]'"}
+
+    def broken(*asked):
+        raise RuntimeError("no such kernel\nat all")
+
+    monkeypatch.setattr(kernels, "baselines", lambda: {"a": found["bitsandbytes nf4"], "b": broken})
+    monkeypatch.setattr(kernels, "torch_linear", lambda dtype: broken)
+    monkeypatch.setattr(hardware, "PROBE_RAM", 1 << 10)
+    rows = {row.op: row.note for row in kernels.other_libraries(1)}
+    assert rows == {
+        "torch fp32 linear": "RuntimeError: no such kernel", "a linear": found["bitsandbytes nf4"],
+        "b linear": "RuntimeError: no such kernel",
+    }  # fmt: skip

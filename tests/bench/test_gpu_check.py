@@ -17,7 +17,11 @@ from v4cli import hardware
 from v4cli.bench import gpu, gpu_check, gpu_parity, gpu_table
 from v4cli.bench.gpu_accept import FAIL, NOT_RUN, PASS, RULES, accept
 from v4cli.bench.gpu_check import DONE, FAILED, OVERRAN, Bound
+from v4cli.bench.gpu_model import Wanted
 from v4cli.bench.gpu_part import Part
+from v4cli.bench.synthetic import shape
+from v4cli.errors import ResourceError
+from v4cli.plan import memory
 
 ROOT = Path(__file__).parents[2]
 CARD = {
@@ -33,7 +37,7 @@ def kernel(op: str, shape: str, us: float, n_bytes: int = 0, of: str = "") -> di
 
 
 FOUND = {
-    "parity": {"tests": {"run": 90, "passed": 90}, "nano": {"tokens": 64, "equal": 64}},
+    "parity": {"tests": {"run": 90, "passed": 90, "whole": True}, "nano": {"tokens": 64, "equal": 64}},
     "kernels": {
         "limits": {"read": 4000.0, "node_us": 1.2, "hand_off_us": 7.0},
         "kernels": [
@@ -100,7 +104,8 @@ def test_what_was_not_measured_or_is_not_asked_of_a_card_was_not_run():
     assert set(verdicts({}).values()) == {NOT_RUN}
     seen = verdicts(FOUND, "NVIDIA GeForce RTX 4090")
     assert [name for name, verdict in seen.items() if verdict == NOT_RUN] == [RULES[-2].name]
-    assert verdicts(changed(FOUND, {"run": 0, "passed": 0}, "parity", "tests"))["parity with the CPU"] == NOT_RUN
+    for tests in ({"run": 0, "passed": 0, "whole": True}, {"run": 50, "passed": 50, "whole": False}):
+        assert verdicts(changed(FOUND, tests, "parity", "tests"))["parity with the CPU"] == NOT_RUN
 
 
 def script(text: str) -> list[str]:
@@ -181,8 +186,51 @@ def test_tests_on_a_card_are_counted(tmp_path, monkeypatch):
     part = Part(tmp_path / "found.json", 600)
     gpu_parity.kernels(part, 600, tmp_path)
     assert json.loads((tmp_path / "found.json").read_text())["tests"] == {
-        "run": 2, "passed": 1, "failed": ["test_it[1]"]
+        "run": 2, "passed": 1, "failed": ["test_it[1]"], "whole": True,
     }  # fmt: skip
+
+
+def test_what_tests_have_shown_is_kept_if_they_take_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_parity, "TESTS", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = device\n")
+    (tmp_path / "test_some.py").write_text(
+        "import pathlib, pytest, time\n"
+        "@pytest.mark.device\ndef test_it(): pass\n"
+        f"@pytest.mark.device\ndef test_long():\n    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    time.sleep(600)\n"
+    )
+    part, now = Part(tmp_path / "found.json", 600), time.monotonic
+    monkeypatch.setattr(gpu_parity, "EVERY_S", 0.05)
+    monkeypatch.setattr(time, "monotonic", lambda: now() + (1e6 if (tmp_path / "begun").exists() else 0))
+    with pytest.raises(TimeoutError):
+        gpu_parity.kernels(part, 500, tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())["tests"]
+    assert found == {"run": 1, "passed": 1, "failed": [], "whole": False}
+
+
+def test_who_interrupts_keeps_what_parts_had_found(tmp_path, monkeypatch):
+    def interrupted(command, seconds, file):
+        file.write_text(json.dumps(FOUND["kernels"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_check, "run_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.check(CARD, tmp_path, 0, [Bound("kernels", 2)])
+    kept = json.loads((tmp_path / "gpu-nvidia-h200.json").read_text())["parts"]["kernels"]
+    assert kept["status"] == FAILED and kept["limits"] == FOUND["kernels"]["limits"]
+
+
+@pytest.mark.parametrize(
+    ("gib", "contexts", "slots"), [(140, 3, (9_000, 9_800)), (23.5, 3, (256, 600)), (15.5, 2, (256, 400))]
+)
+def test_contexts_and_slots_go_by_what_the_card_holds(gib, contexts, slots):
+    """Of Flash, with random weights."""
+    flash, free = shape("flash"), int(gib * (1 << 30))
+    chunk, asked = memory.card_chunk(flash, free), Wanted().contexts
+    found, n_slots = gpu.room(flash, free, chunk, asked)
+    assert found == asked[:contexts] and slots[0] <= n_slots <= slots[1]
+    with pytest.raises(ResourceError, match="no layer's experts"):
+        gpu.room(flash, 8 << 30, memory.CHUNK, asked)
 
 
 @pytest.mark.skipif(not native.available(), reason=native.reason() or "built")

@@ -31,7 +31,7 @@ def stopped_at(guide, tools: list[dict], arguments: dict, empty_line: bool = Tru
     tokens = [*guide.tokenizer.encode_prompt(block.build()), guide.tokenizer.eos_id]
     constraint = guide.constraint(tools)
     for i, token in enumerate(tokens):
-        mask = constraint.allowed(tokens[:i])
+        mask = constraint(tokens[:i])
         if mask is not None and not mask[token]:
             return guide.tokenizer.decode(tokens[:i])
     assert mask is not None, guide.notes
@@ -180,7 +180,7 @@ def test_a_constraint_that_gives_up_says_so(guide):
     constraint = guide.constraint([tool(of())])
     block = PromptBuilder()
     block.markup("<｜DSML｜nonsense")
-    assert constraint.allowed(guide.tokenizer.encode_prompt(block.build())) is None
+    assert constraint(guide.tokenizer.encode_prompt(block.build())) is None
     assert len(guide.notes) == 1 and "gave up" in guide.notes[0]
 
 

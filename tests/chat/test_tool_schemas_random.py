@@ -140,7 +140,7 @@ def test_there_is_always_a_token_to_go_on_with_and_the_end_parses(guide, seeds):
         constraint = guide.constraint([tool(random_root(rng), name) for name in ("f", "f2")])
         tokens = tokenizer.encode_prompt(opening.build())
         while len(tokens) < 250 and tokens[-1] != tokenizer.eos_id:
-            mask = constraint.allowed(tokens)
+            mask = constraint(tokens)
             assert mask is not None and mask.any(), (seed, tokenizer.decode(tokens), guide.notes)
             ends = [token for token in closers if mask[token]]
             if mask[guide.dsml] and rng.random() < 0.8:

@@ -1,4 +1,5 @@
-"""Writes the table of options into README.md: `python tests/cli/option_table.py README.md` (make options)."""
+"""Writes the table of options into docs/settings.md: `python tests/cli/option_table.py docs/settings.md` (make
+options)."""
 
 import sys
 from dataclasses import MISSING
@@ -59,7 +60,7 @@ def _defaults(entries: dict[str, Option]) -> str:
 
 
 def with_table(text: str) -> str:
-    """A text of README.md with the table as it should be."""
+    """A text of docs/settings.md with the table as it should be."""
     before, rest = text.split(MARKS[0])
     return before + MARKS[0] + rows() + "\n" + MARKS[1] + rest.split(MARKS[1])[1]
 

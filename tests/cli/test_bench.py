@@ -35,6 +35,7 @@ def test_bench_reports_rates_ceilings_and_bytes():
     assert report["python_s_per_token"] > 0 and report["op_s_per_token"]["experts"] > 0
 
 
+@pytest.mark.slow
 def test_bench_of_random_weights_says_so(capsys):
     done = v4("bench", "--synthetic", "small", "--layers", "3", "--prompt", "20", "-n", "2", "--json", timeout=240)
     report = json.loads(done.stdout)
@@ -51,10 +52,11 @@ def test_bench_of_random_weights_says_so(capsys):
     "arguments, code, words",
     [
         (["--synthetic", "dense"], 2, "choose from"),
-        (["--synthetic", "small", "--quant", "q3"], 2, "native, q4"),
+        (["--synthetic", "small", "--quant", "q9"], 2, "native, q4"),
         (["--synthetic", "pro"], 4, "--layers"),
         (["--prompt", "1048576"], 2, "context"),
         (["--layers", "2"], 2, "--synthetic"),
+        (["--synthetic", "flash", "--layers", "99"], 2, "flash has 43"),
         (["--frontiers", "1k"], 2, "needs --ctx"),
         (["--ctx", "many"], 2, "k is 1,000"),
         (["--ctx", "1.0001k"], 2, "k is 1,000"),
@@ -148,7 +150,9 @@ def test_ctrl_c_prints_the_frontiers_done():
 def test_bench_kernels_names_every_op():
     done = v4("bench", "kernels", "--rounds", "1", "--working-set", "40000000", timeout=300)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert {"int8 linear", "int4 linear", "fp4 experts", "torch bf16 linear"} <= {row["op"] for row in rows}
+    assert {"int8 linear", "int4 linear", "fp4 experts", "q3 experts", "q2 experts", "torch bf16 linear"} <= {
+        row["op"] for row in rows
+    }
     assert any(row["op"].startswith("CSA layer, 1 token at 1048576") for row in rows)
     assert {"greedy", "temperature 0.7, masked", "top-p 0.95", "top-k 50", "min-p 0.05"} <= {row["op"] for row in rows}
     assert all(float(row["ms"]) > 0 for row in rows)
@@ -183,7 +187,7 @@ def test_kernels_of_a_card_are_printed_as_csv(monkeypatch, capsys):
     rows = {row["op"]: row for row in csv.DictReader(io.StringIO(said.out))}
     assert float(rows["read"]["GB/s"]) == 4000 and float(rows["node"]["us"]) == 1.25
     assert float(rows["int8 linear"]["of_read"]) == 0.8 and float(rows["torch bf16"]["us"]) == 9.5
-    assert said.err == "fp4 experts: MemoryError: none\n"
+    assert rows["fp4 experts"]["note"] == "MemoryError: none" and not rows["fp4 experts"]["us"] and not said.err
 
 
 def test_sessions_that_decode_together(capsys):

@@ -6,6 +6,7 @@ import pytest
 from test_cli import v4
 
 from v4cli import hardware
+from v4cli.chat.turn import Chat
 from v4cli.cli.app import app
 from v4cli.engine import gpu
 from v4cli.engine.gpu import Lack
@@ -24,10 +25,10 @@ def doctor(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(gpu, "lack", lambda number=None: None)
     monkeypatch.setattr(gpu, "device", lambda number=0: "device")
 
-    def run():
+    def run(*options):
         code = 0
         try:
-            app(["doctor", "--json"], standalone_mode=False)
+            app(["doctor", *options, "--json"], standalone_mode=False)
         except SystemExit as leaving:
             code = leaving.code
         found = {line["check"]: line for line in json.loads(capsys.readouterr().out)}
@@ -93,6 +94,30 @@ def test_a_card_that_computes_something_else_fails_and_is_not_used(doctor, passe
     assert gpu.chosen(None) is None
 
 
+def test_any_card_can_be_examined_and_all_are_listed(doctor, passes, monkeypatch):
+    """The one that is asked for, else that of the settings."""
+    other = CARD._replace(number=1, name="NVIDIA H200", uuid="GPU-2")
+    asked = []
+    monkeypatch.setattr(hardware, "gpus", lambda: [CARD, other])
+    monkeypatch.setattr(gpu, "device", lambda number=0: asked.append(number))
+    lines, _ = doctor("--gpu", "1")
+    assert asked == [1] and "with --gpu 1" in lines["gpu check"]["detail"]
+    assert gpu.chosen(None, 1) == "triton" and gpu.chosen(None, 0) is None
+    assert "not checked yet" in lines["gpu 0"]["detail"] and lines["gpu 0"]["fix"] == "v4 doctor --gpu 0"
+    passes["answer"] = "2 of 3 codes differ"
+    lines, code = doctor()
+    assert code == 1 and asked == [1, 0] and "CPU's bits" in lines["gpu 1"]["detail"]
+    monkeypatch.setenv("V4_GPU", "1")
+    lines, _ = doctor()
+    assert asked == [1, 0, 1] and "2 of 3 codes differ" in lines["gpu 0"]["detail"]
+
+
+def test_a_number_that_no_card_has_is_one_line(doctor, monkeypatch):
+    monkeypatch.setattr(gpu, "lack", lambda number=None: Lack("there is no GPU 7", "--gpu 0"))
+    with pytest.raises(UsageError, match="no GPU 7"):
+        doctor("--gpu", "7")
+
+
 def test_a_card_that_does_not_start_fails(doctor, monkeypatch):
     def broken(number=0):
         raise UsageError("GPU 0 cannot be used: it does not start", "v4 doctor")
@@ -147,7 +172,16 @@ def test_a_cache_in_a_file_is_for_the_cpu_by_default(tmp_path, monkeypatch, caps
     monkeypatch.setattr(gpu, "device", lambda number=0: pytest.fail("the GPU was tried"))
     monkeypatch.setattr(hardware, "gpus", lambda: [CARD])
     app(["run", "-m", "nano", "-n", "4", "--temp", "0", "--kv-dir", str(tmp_path), "hi"], standalone_mode=False)
-    assert capsys.readouterr().out
+    told = capsys.readouterr()
+    assert told.out and "--kv-dir is the CPU's, which computes" in told.err and "--kv-host" in told.err
+
+
+def test_a_cache_in_a_file_and_a_gpu_exclude_each_other_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Chat, "open", lambda *options: pytest.fail("the model was opened"))
+    asked = ["run", "-m", "nano", "--backend", "triton", "--kv-dir", str(tmp_path), "hi"]
+    with pytest.raises(UsageError, match=r"--kv-dir is not for --backend triton") as told:
+        app(asked, standalone_mode=False)
+    assert "--kv-host" in told.value.hint
 
 
 def test_what_a_gpu_does_not_take_is_named(tmp_path):

@@ -66,7 +66,7 @@ ENVIRONMENTS = {
     "nothing": Environment(variables={name: None for name in os.environ}, program=("-c", NOBODY)),
     "empty HOME": Environment(variables={"HOME": "", "V4_HOME": ""}),
     "home that cannot be written": Environment(variables={"V4_HOME": UNWRITABLE}),
-    "home that is a file": Environment(variables={"V4_HOME": __file__}),
+    "home that is a file": Environment(variables={"V4_HOME": __file__}, codes=(1, 4)),
     "home of nobody": Environment(variables={"V4_HOME": "~nobody-of-this-name/v4"}, codes=(2,), stdout=False),
     "full disk": Environment(limit("RLIMIT_FSIZE", 0), codes=(1, 4), stdout=False),
     "few files": Environment(limit("RLIMIT_NOFILE", 24), codes=(1, 4), stdout=False),
@@ -182,7 +182,7 @@ def test_arguments_are_utf8_under_every_locale(tmp_path):
         assert code == 0
         assert [m["content"] for m in json.loads(out)["messages"][:2]] == ["ü", "日本"]
         code, _, err = v4("run", b"caf\xe9", where=where, folder=tmp_path)
-        assert code == 2 and "the prompt: not UTF-8 text (byte 3)" in err
+        assert code == 2 and "prompt: not UTF-8 text (byte 3)" in err
 
 
 def test_stdin_is_utf8_under_every_locale(tmp_path):
@@ -273,7 +273,8 @@ def test_a_named_pipe_is_waited_for_with_a_word_and_read(tmp_path):
     process.stdin.close()
     assert process.stderr.readline() == b"v4: waiting for text on later\n"
     (tmp_path / "later").write_text("who are you?")
-    assert json.loads(process.stdout.read())["messages"][0]["content"] == "Hello, \n\nwho are you?"
+    asked = json.loads(process.stdout.read())["messages"][0]["content"]
+    assert asked == "now (7 bytes):\n```\nHello,\n```\n\nlater (12 bytes):\n```\nwho are you?\n```"
     assert process.wait(TIMEOUT) == 0
 
 
@@ -315,3 +316,14 @@ def test_exit_codes_of_programs_are_theirs_where_children_are_ignored(tmp_path):
     process = started([], where, tmp_path)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
+
+
+def test_a_package_that_is_not_installed_is_named_with_what_brings_it(tmp_path):
+    """torch, which is needed by few commands only."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
+    command = [sys.executable, "-m", "v4cli", "run", "-m", "nano", "--backend", "reference", "-n", "1", "hi"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "v4: torch is not installed, and this needs it\nhint: pip install torch\n"

@@ -170,19 +170,20 @@ def test_a_prefill_ends_between_layers_and_keeps_what_was_computed(tmp_path):
     from v4cli.engine.engine import Engine
 
     session, stop = Engine.open(random_checkpoint(tmp_path / "model", SMALL), "reference").session(), threading.Event()
+    session.engine.scheduler.chunk = 64
     experts, done = session.engine.model.ops.shared_expert, []
 
     def slow(*args):
         done.append(len(session.tokens))
-        if done.count(512) == 2:
+        if done.count(64) == 2:
             stop.set()
         return experts(*args)
 
     session.engine.model.ops.shared_expert = slow
     with interrupts(stop):
-        assert session.sync([5] * 2000, cancelled=stop.is_set) is False
-    assert len(session.tokens) == 512 == session.state.n_tokens and done.count(512) == 2
-    assert session.sync([5] * 600)
+        assert session.sync([5] * 200, cancelled=stop.is_set) is False
+    assert len(session.tokens) == 64 == session.state.n_tokens and done.count(64) == 2
+    assert session.sync([5] * 70)
 
 
 def test_the_second_ctrl_c_interrupts_and_the_first_of_a_conversation_is_spared():

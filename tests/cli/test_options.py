@@ -19,17 +19,18 @@ from v4cli.errors import UsageError
 from v4cli.options import COMMANDS, ChatOptions, Display, Options, RunOptions
 from v4cli.repl import actions
 
-README = Path(__file__).parents[2] / "README.md"
+SETTINGS = Path(__file__).parents[2] / "docs" / "settings.md"
 LINES = {
     "run": ["run", "hello", "-m", "nano"],
     "chat": ["chat"],
     "rollout": ["rollout", "t", "--out", "o", "-m", "nano"],
     "serve": ["serve", "nano"],
+    "launch": ["launch", "claude"],
 }
-ANSWERING = [command for command in COMMANDS if command != "serve"]  # there, clients say how to answer
+ANSWERING = [command for command in COMMANDS if command not in ("serve", "launch")]  # there, clients say how to answer
 FUNCTIONS = {
     "run": "v4cli.cli.run.run_once", "chat": "v4cli.cli.chat.chat", "rollout": "v4cli.cli.rollout.run_rollouts",
-    "serve": "v4cli.cli.serve.serve",
+    "serve": "v4cli.cli.serve.serve", "launch": "v4cli.cli.launch.launch",
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def told(monkeypatch, tmp_path):
 
 
 def test_the_readme_has_this_table():
-    text = README.read_text()
+    text = SETTINGS.read_text()
     assert option_table.with_table(text) == text, "make options"
 
 
@@ -77,8 +78,9 @@ def test_every_way_to_answer_is_in_every_command(command):
 
 
 def test_an_empty_command_line_says_what_the_table_does(told):
-    given = {"run": {"prompt": "hello", "model": "nano"}, "chat": {}}
+    given = {"run": {"prompt": ("hello",), "model": "nano"}, "chat": {}}
     given["serve"] = {"model": "nano"}
+    given["launch"] = {"client": "claude"}
     given["rollout"] = {"tasks": Path("t"), "out": Path("o"), "model": "nano"}
     for command, values in given.items():
         assert told(command) == made(COMMANDS[command], values)
@@ -102,8 +104,8 @@ def test_flags_reach_those_concerned(told):
         "--top-k",
         "3",
     )
-    flags += ("--min-p", "0.1", "--max-tokens", "9", "--constrain")
-    wanted = Options(True, "max", 0.5, 0.9, 3, 0.1, 7, 9, ("a", "b"), True)
+    flags += ("--min-p", "0.1", "--max-tokens", "9", "--constrain", "--loops", "stop")
+    wanted = Options(True, "max", 0.5, 0.9, 3, 0.1, 7, 9, ("a", "b"), True, "stop")
     for command in ANSWERING:
         heard = told(command, *flags)
         assert (heard.conditions if command == "rollout" else heard).answer == wanted, command
@@ -145,11 +147,20 @@ WRONG = {
     "think": "hard", "temp": "101", "top_p": "0", "top_k": "-1", "min_p": "1", "max_tokens": "0", "constrain": "x",
     "approve": "never", "network": "2", "hide_thinking": "x", "stats": "x", "backend": "warp", "no_cache": "x",
     "gpu": "-1", "chunk": "5", "kv_host": "x", "dense": "fp8",
+    "drafts": "x", "no_log": "x", "loops": "x",
 }  # fmt: skip
 
 
 def test_a_bad_variable_is_named_whatever_it_is(monkeypatch, told):
-    texts = {"model", "system", "tools", "ram", "vram", "kv_dir"}  # any text may be one; it is looked into later
+    texts = {
+        "model",
+        "system",
+        "tools",
+        "ram",
+        "vram",
+        "kv_dir",
+        "engine",
+    }  # any text may be one; it is looked into later
     assert WRONG.keys() | texts == settings.KEYS.keys()
     for key, value in WRONG.items():
         with monkeypatch.context() as patch, pytest.raises(UsageError) as error:
@@ -205,7 +216,7 @@ def test_text_must_be_text(told):
 
 
 def test_set_changes_ways_to_answer_only():
-    assert actions.LIVE.keys() <= {entry.name for entry in entries(Options)}
+    assert actions.LIVE.keys() - {"drafts"} <= {entry.name for entry in entries(Options)}
     assert {"temp", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop"} <= actions.LIVE.keys()
     assert all(not entry.gives for entry in actions.LIVE.values())
 
@@ -218,5 +229,5 @@ def test_the_prompt_waits_for_nothing_that_is_not_needed_yet():
 
 
 def test_options_of_a_command_are_complete():
-    with pytest.raises(TypeError, match="model"):
+    with pytest.raises(TypeError, match="said"):
         RunOptions(answer=Options())

@@ -1,6 +1,7 @@
 """What holds conversations is for its owner only, and never written through a link that someone else has made."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_logits_of_a_text(tmp_path, victim):
 
 def test_a_plot_is_not_written_through_a_link(tmp_path, victim, monkeypatch):
     (tmp_path / "plot.png").symlink_to(victim)
-    monkeypatch.setattr(bench_output, "draw", lambda *_: pytest.fail("drawn"))
+    figure = SimpleNamespace(savefig=lambda picture, **_: picture.write(b"png"))
+    monkeypatch.setattr(bench_output, "draw", lambda *_: figure)
     with pytest.raises(UsageError, match="a link"):
         bench_output.save_plot({}, [], tmp_path / "plot.png")
     assert victim.read_text() == "mine\n"

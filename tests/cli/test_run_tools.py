@@ -266,14 +266,18 @@ def asked(done) -> str:
 def test_several_files_are_read_in_order(run, folder, monkeypatch):
     for name in "abc":
         (folder / name).write_text(f"{name} text\n")
-    assert asked(run("-n", "1", "--json", "-f", "b", "--file", "a", "-f", "c")) == "b text\n\na text\n\nc text"
+    blocks = [f"{name} (7 bytes):\n```\n{name} text\n```" for name in "bac"]
+    assert asked(run("-n", "1", "--json", "-f", "b", "--file", "a", "-f", "c")) == "\n\n".join(blocks)
+
+
+BLOCK, STDIN = "a (6 bytes):\n```\na text\n```", "stdin (5 bytes):\n```\npiped\n```"
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["-f", "a", "-f", "-"], "a text\n\npiped"), (["-f", "-", "-f", "a"], "piped\n\na text"),
-        (["-f", "a"], "piped\n\na text"), (["prompt"], "piped\n\nprompt"),
+        (["-f", "a", "-f", "-"], f"{BLOCK}\n\n{STDIN}"), (["-f", "-", "-f", "a"], f"{STDIN}\n\n{BLOCK}"),
+        (["-f", "a"], f"piped\n\n{BLOCK}"), (["prompt"], "piped\n\nprompt"),
     ],
 )  # fmt: skip
 def test_stdin_stands_where_it_is_named(folder, args, said):
@@ -298,7 +302,7 @@ def test_schemas_on_stdin_are_no_prompt(folder, schemas):
         (["parse", "--in", "a", "--in", "b"], "--in"),
         (["bench", "--model", "nano", "-m", "x"], "--model"),
         (["rollout", "a", "--out", "b", "--out", "c"], "--out"),
-        (["sessions", "import", "a", "b"], "extra argument"),
+        (["contexts", "import", "a", "b"], "extra argument"),
         (["run", "-f", "-", "--tools", "-"], "only once"),
         (["run", "-f", "-", "-f", "-"], "only once"),
     ],

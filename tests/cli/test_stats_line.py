@@ -25,3 +25,11 @@ def test_nothing_is_said_of_an_ssd_that_nothing_comes_from():
 def test_without_a_gpu_it_is_memory_and_ssd():
     told = line(hits=75, misses=25, bytes_read=10 << 20, busy_s=1.0, wait_s=0.5)
     assert told.startswith("decode: 75% of experts in memory, 1.00 MiB per token from the SSD")
+
+
+def test_memory_of_a_gpu_and_how_fast_it_was_read():
+    vram = {"weights": (6 << 30, 5 << 30), "KV": (1 << 30, 1 << 20)}
+    told = stats_line(Stats(vram=vram, reached={"vram": 5e11, "ram": 2e10, "of_vram": 0.55})).splitlines()
+    assert told[1] == "VRAM held of what was planned: weights 5.00 GiB of 6.00 GiB, KV 1.00 MiB of 1.00 GiB"
+    assert told[2] == ("decode: VRAM read at 500.0 GB/s, 55% of what v4 doctor measured; experts in RAM at 20.0 GB/s")
+    assert stats_line(Stats(reached={"vram": 5e11, "ram": 0.0})).endswith("VRAM read at 500.0 GB/s")

@@ -83,7 +83,9 @@ def place(source, tmp_path_factory):
         "run --{} x", "run --approve {} --tools nano x", "parse --in text {}", "parse --thinking --in text {}",
         "render --contract 0731 -m nano --in request.json", "quantize damaged {} made {}",
         "pull --dry-run whole {}", "pull {}", "rm {}", "config show", "config show --json", "config path",
-        "chat --list", "chat -m nano --resume {}", "chat --plain -m nano --approve {}", "sessions show {}",
+        "logs", "logs show", "logs search hello", "logs search {}", "help {}", "run -f {} -o {} x", "run -t {} x",
+        "config set {} x", "config set model {}", "chat -m nano --resume {}", "chat --plain -m nano --approve {}",
+        "contexts show {}",
         "score -m damaged {} --file text {}", "rollout {} --out {} -m nano",
         "bench cache --trace {}", "nocommand {}",
     ],
@@ -94,7 +96,7 @@ def test_no_command_lets_a_name_or_a_text_act_on_the_terminal(place, monkeypatch
     folder = ("whole", "damaged", "store", "text", "nothing", "made")
     args = [f"./{word}" if word.split()[0] in folder else word for word in words]
     args = [word.replace("{}", EVIL) for word in args]
-    if command.startswith("chat --list"):
+    if command.startswith("logs"):
         subprocess.run([*V4, "chat", "-m", "nano"], input=f"/system {EVIL[:-12]}\nhello {EVIL[:-12]}\n".encode(),
                        env=os.environ | {"V4_HOME": str(place / "home")}, capture_output=True)  # fmt: skip
     written = on_terminal([*V4, *args], {"V4_HOME": str(place / "home")})
@@ -136,6 +138,7 @@ ASKS = re.compile(  # these write nothing
 )
 ALLOWED = {  # besides terminal.py
     "agent/grep.py": {"print("},  # a process of its own, whose output search.py reads
+    "evals/programs.py": {"print("},  # programs of their own, in the sandbox
     "repl/screen.py": {"sys.stdout"},  # prompt_toolkit's output, whose texts it cleans
     "repl/render.py": {"Console("},  # draws into a string
     "cli/output.py": {"Console("},  # one that cleans

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tiny
+from apart import apart
 from v4kernels import native
 
 from v4cli import hardware
@@ -79,6 +80,10 @@ def test_a_prompt_reads_what_it_needs_once(folder):
 
 
 def test_a_context_that_grows_takes_from_experts_then_from_rewind_points_then_is_refused(folder, expected):
+    apart(a_context_that_grows, folder, expected)
+
+
+def a_context_that_grows(folder, expected):
     engine = Engine.open(folder, "cpu", ram=budget(folder, 10))
     session, ledger, seen = engine.session(), engine.place.ledger, []
     for n_tokens in range(600, 1200, 100):  # points of a prefill
@@ -126,6 +131,10 @@ def fresh_logits(folder) -> bytes:
 
 
 def test_sessions_together_share_the_least_and_who_asks_for_too_much_is_refused_alone(folder, expected):
+    apart(sessions_together, folder, expected)
+
+
+def sessions_together(folder, expected):
     engine = Engine.open(folder, "cpu", ram=budget(folder, 3))
 
     def greedy():
@@ -200,8 +209,13 @@ def test_too_small_a_budget_says_what_would_do(folder):
 
 
 def test_official_checkpoints_and_the_reference_are_not_streamed(folder):
+    source, store = folder.parent / "source", Store.open(folder)
+    least = residence(store.config, cost.stored_tensors(store.trunk), 1 << 40)
     with pytest.raises(UsageError, match="stores only"):
-        Engine.open(folder.parent / "source", "cpu", ram=1 << 20)
+        Engine.open(source, "cpu", ram=budget(folder, 2))
+    with pytest.raises(ResourceError, match="MiB of RAM"):
+        Engine.open(source, "cpu", ram=1 << 20)
+    assert Engine.open(source, "cpu", ram=1 << 40).place.ledger.held == least.ledger.held
     with pytest.raises(UsageError, match="cpu backend"):
         Engine.open(folder, "reference", ram=1 << 20)
 

@@ -13,15 +13,23 @@ from v4cli.experts.files import PAGE, ExpertFiles
 from v4cli.plan import cost
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.formats import DECODE, ENCODE
+from v4cli.store.parts import EXPERT_ORDER
 from v4cli.store.recipe import RECIPES, Rule
-from v4cli.store.store import EXPERT_ORDER, Store
+from v4cli.store.store import Store
 from v4cli.store.verify import verify_store
 
 MADE = {
-    "int8 experts": (Rule("experts", "int8"), *RECIPES["native"][1:]),
-    "int4 experts": (Rule("experts", "int4"), *RECIPES["q4"][1:]),
+    "int8 experts": (Rule("experts", "int8"), *RECIPES["native"].rules[1:]),
+    "int4 experts": (Rule("experts", "int4"), *RECIPES["q4"].rules[1:]),
     "all kept": (),
     "mixed": tiny.MIXED,
+    "low": (
+        Rule("experts", "keep", layers=("hash",), matrices=("w2",)),
+        Rule("experts", "q3", layers=("hash",)),
+        Rule("experts", "q3", matrices=("w2",)),
+        Rule("experts", "q2"),
+        *RECIPES["native"].rules[1:],
+    ),
 }
 N_EXPERTS = tiny.STORE_LIKE["n_routed_experts"]
 
@@ -97,7 +105,7 @@ def test_every_tier_computes_them_as_the_plain_statement_does(folder):
     assert away(exact, found[0]) <= away(exact, official)
 
 
-def test_a_slot_holds_the_largest_and_every_expert_is_read_whole(folder):
+def test_a_slot_is_as_large_as_its_experts_and_every_expert_is_read_whole(folder):
     store = Store.open(folder)
     files = ExpertFiles(store)
     sizes = [
@@ -105,13 +113,16 @@ def test_a_slot_holds_the_largest_and_every_expert_is_read_whole(folder):
         for layer in range(files.n_layers)
         for e in range(files.per_layer)
     ]
-    assert files.sizes == sizes and files.room == -(-max(sizes) // PAGE) * PAGE
-    assert cost.needs(store.config, cost.stored_tensors(store.trunk)).slot == files.room
-    target = memoryview(np.zeros(files.room + PAGE, np.uint8))
+    rooms = [-(-size // PAGE) * PAGE for size in sizes]
+    assert files.sizes == sizes and [files.rooms[shape] for shape in files.shape_of] == rooms
+    needs = cost.needs(store.config, cost.stored_tensors(store.trunk))
+    assert sorted(needs.kinds) == sorted(files.rooms) and needs.slot == -(-sum(rooms) // len(rooms))
+    room = max(rooms)
+    target = memoryview(np.zeros(room + PAGE, np.uint8))
     start = -np.frombuffer(target, np.uint8).ctypes.data % PAGE
     for number in range(len(files)):
         layer, e = divmod(number, files.per_layer)
-        files.read_into(number, target[start : start + files.room], 0, files.sizes[number])
+        files.read_into(number, target[start : start + room], 0, files.sizes[number])
         raw = b"".join(store.raw(f"layers.{layer}.ffn.experts.{e}.{name}").tobytes() for name in EXPERT_ORDER)
         assert bytes(target[start : start + files.sizes[number]]) == raw
     files.close()
@@ -119,21 +130,22 @@ def test_a_slot_holds_the_largest_and_every_expert_is_read_whole(folder):
 
 @pytest.mark.parametrize("form,bad", [("fp4", b"\xff"), ("int8", b"\xc0\x7f"), ("int4", b"\x80\xff")])
 def test_scales_that_are_not_finite_are_found_when_they_are_read(source, tmp_path, form, bad):
-    recipe = (Rule("experts", form, experts=(2,)), Rule("experts", "int4" if form == "fp4" else "fp4"))
+    recipe = (Rule("experts", form, experts=("2",)), Rule("experts", "int4" if form == "fp4" else "fp4"))
     folder = tiny.make_store(source, tmp_path / "m", "own", recipe=recipe)
     place = Store.open(folder).places["layers.1.ffn.experts.2.w3.scale"]
     with place.path.open("r+b") as file:
         file.seek(place.offset + place.spec.nbytes - len(bad))
         file.write(bad)
     files = ExpertFiles(Store.open(folder))
-    target = memoryview(np.zeros(files.room + PAGE, np.uint8))
+    room = max(files.rooms)
+    target = memoryview(np.zeros(room + PAGE, np.uint8))
     start = -np.frombuffer(target, np.uint8).ctypes.data % PAGE
     for number in (N_EXPERTS + 1, N_EXPERTS + 2):
         if number == N_EXPERTS + 1:
-            files.read_into(number, target[start : start + files.room], 0, files.sizes[number])
+            files.read_into(number, target[start : start + room], 0, files.sizes[number])
             continue
         with pytest.raises(Exception, match="expert 2 of layer 1 holds scales that are not finite"):
-            files.read_into(number, target[start : start + files.room], 0, files.sizes[number])
+            files.read_into(number, target[start : start + room], 0, files.sizes[number])
     files.close()
 
 

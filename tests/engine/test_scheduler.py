@@ -44,9 +44,9 @@ def rows_of_steps(engine, monkeypatch) -> list[list[int]]:
     """Rows by timeline of every step from now on."""
     steps, forward = [], engine.model.forward
 
-    def noted(feeds, **check):
+    def noted(feeds, *more):
         steps.append([len(ids) for ids, _ in feeds])
-        return forward(feeds, **check)
+        return forward(feeds, *more)
 
     monkeypatch.setattr(engine.model, "forward", noted)
     return steps

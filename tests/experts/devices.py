@@ -7,7 +7,7 @@ import numpy as np
 from v4kernels.cpu import Buffer, ExpertTable
 from v4kernels.cpu.serve import Ring
 
-from v4cli.experts.device import ALIGN, DeviceSlots, slot_bytes
+from v4cli.experts.device import ALIGN, DeviceSlots, pools_of
 from v4cli.experts.split import Split
 
 
@@ -92,10 +92,11 @@ class CpuDevice:
         ids = routing.chosen.array()
         return Results(layer, x, ids, routing.weights.array(), np.zeros((ids.size, x.width), np.float32))
 
-    def compute(self, results, slot):
+    def compute(self, results, slot, kind, passing):
         (there,) = np.nonzero(slot >= 0)
+        assert (self.slots.kind[results.layer][results.ids.ravel()[there]] == kind).all()
         used, chosen = np.unique(slot[there], return_inverse=True)
-        table = ExpertTable([self.slots.held[i] for i in used])
+        table = ExpertTable([self.slots.held[i + passing * self.slots.n_slots] for i in used])
 
         def launched():
             some = Buffer.of(np.ascontiguousarray(results.x.array()[there // results.ids.shape[1]]))
@@ -118,8 +119,8 @@ class CpuDevice:
 def split(ops, tier, n_slots, n_experts, *, device=None, n_jobs=2, pairs=16, spare=0, rates=None, timeout_s=60.0):
     """A Split over a numpy device, whose CpuDevice is `split.device`."""
     device, layers = device or NumpyDevice(), ops.tree.layers
-    cpu, shape = CpuDevice(ops, device), (len(layers), n_experts)
-    slots = DeviceSlots(device, shape, n_slots, slot_bytes(tier.largest), tier.expert, spare)
+    cpu, kind = CpuDevice(ops, device), tier.kind.reshape(len(layers), n_experts)
+    slots = DeviceSlots(device, kind, pools_of(tier.examples, tier.kind, n_slots), tier.expert, spare)
     cpu.slots = slots
     hashed = [layer.ffn.tid2eid is not None for layer in layers]
     return Split(cpu, slots, tier, Ring(n_jobs, pairs, ops.hc_head.dim), hashed, timeout_s, rates=rates)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from devices import NumpyDevice, split
+from guessing import guess
 from test_streaming import Faulty
 from v4kernels import backend, native
 
@@ -60,7 +61,7 @@ def opened(folder):
     """Engines with `n_slots` experts in slots and, if told so, `ram` others in RAM; closed in the end."""
     engines = []
 
-    def opened(n_slots, ram=None, **options):
+    def opened(n_slots, ram=None, folder=folder, **options):
         store, stream = Store.open(folder), None
         if ram is not None:
             stream = ExpertStream(ExpertFiles(store, Faulty), ram + SPARE, SPARE)
@@ -128,7 +129,7 @@ def test_an_expert_that_passes_through_is_copied_once_a_layer_and_no_other_is(op
     session.feed(PROMPT)
     counts, slots, device = bank.counts, bank.slots, bank.slots.device
     assert counts.hits == 0 and counts.misses > 0
-    each = sum(n_bytes for _, n_bytes in parts_of(bank.tier.largest))
+    each = sum(n_bytes for _, n_bytes in parts_of(bank.tier.examples[0]))
     assert slots.bytes_passed == counts.misses * each
     resident = len(slots._slot) * each
     assert device.copied == slots.bytes_passed + resident
@@ -161,6 +162,23 @@ def test_rows_of_several_sessions_in_a_step(folder, opened, ram):
         return out
 
     assert hidden(opened(7, ram).model) == hidden(Engine.open(folder, "cpu").model)
+
+
+@pytest.fixture(scope="module")
+def mixed(source, tmp_path_factory):
+    """A store whose experts differ in formats from layer to layer and within one, from matrix to matrix."""
+    return tiny.make_store(source, tmp_path_factory.mktemp("mixed") / "m", "own", recipe=tiny.MIXED)
+
+
+def test_experts_of_several_formats_have_slots_of_their_own(opened, mixed):
+    want = answer(Engine.open(mixed, "cpu"))
+    for options in ({}, {"ram": 16}, {"spare": 4, "rates": Some(0.5, 1.0, 1.0)}):
+        engine = opened(ALL // 2, folder=mixed, **options)
+        assert answer(engine) == want, options
+        slots = engine.model.bank.slots
+        held = np.bincount(slots.kind[slots.table >= 0], minlength=len(slots.pools)).tolist()
+        assert len(slots.pools) > 2 and all(0 < n <= pool.n_slots for n, pool in zip(held, slots.pools)), options
+        assert (slots.bytes_passed > 0) == ("spare" in options)
 
 
 def test_nano_in_slots():
@@ -289,3 +307,23 @@ def test_a_step_that_failed_elsewhere_leaves_no_job_behind(opened, expected, mon
     monkeypatch.undo()
     assert session.state.n_tokens == 3
     assert answer(engine) == expected
+
+
+@pytest.mark.parametrize("ram", [pytest.param(None, marks=pytest.mark.slow), 8])
+def test_drafts_change_neither_answers_nor_what_policies_learn(opened, ram):
+    told, truth = [], []
+    for right in (None, 0.6):
+        engine = opened(6, ram)
+        engine.drafts = "off" if right is None else "auto"
+        session = engine.session()
+        session.sync(PROMPT[:120])
+        if right is not None:
+            guess(session, PROMPT[:120] + truth, right, seed=2)
+        truth = [step.token for step in session.generate(Sampling(0.0), 24)]
+        engine.scheduler.settle()
+        bank = engine.model.bank
+        policies = [bank.slots.policy, *bank.tier.policies]
+        learned = [{name: a.tobytes() for name, a in policy.learned().items()} for policy in policies]
+        told.append((truth, session.logits.tobytes(), learned))
+    assert told[0] == told[1] and len(told[0][2]) == 1 + (ram is not None)
+    assert session.drafting.done.accepted > 3 < session.drafting.done.verified - session.drafting.done.accepted

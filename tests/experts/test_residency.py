@@ -8,7 +8,7 @@ import pytest
 from v4cli.bench import cache, nano_routing
 from v4cli.bench.traces import KINDS, Trace, synthetic
 from v4cli.errors import UsageError
-from v4cli.experts.policy import Residency, nearness
+from v4cli.experts.policy import Divided, Residency, nearness
 
 
 def test_places_are_filled_then_given_to_what_is_used_most():
@@ -136,3 +136,19 @@ def test_routing_of_nanos_text(monkeypatch):
     assert np.mean(after) > 3 * 36 * 6 / 256, "tokens use again what the one before did, more often than by chance"
     chosen = np.take_along_axis(trace.scores, trace.experts.astype(int), axis=2)
     assert (chosen.min(axis=2) >= np.sort(trace.scores, axis=2)[:, :, -6]).all()
+
+
+def test_kinds_have_places_of_their_own():
+    kind = np.arange(12) % 3
+    policy = Divided([2, 1, 0], kind)
+    policy.used(np.arange(12), np.arange(1, 13))  # the higher its number, the likelier
+    admitted = [policy.admit(expert) for expert in range(12)]
+    assert admitted == [None, None, 2, None, 4, 5, 6, 7, 8, 9, 10, 11], "what this step uses stays"
+    policy.end_step()
+    policy.used(np.array([6, 8, 10]), np.ones(3))
+    assert [policy.admit(expert) for expert in (6, 8, 10)] == [0, 8, 1], "of its kind the least likely goes"
+    assert set(np.flatnonzero(policy.resident)) == {3, 6, 10} and policy.residents_of == [2, 1, 0]
+    policy.drop(6)
+    assert policy.residents_of == [1, 1, 0] and policy.n_resident == 2
+    policy.forget_step()
+    assert sorted(policy.best().tolist()) == [6, 9, 10]

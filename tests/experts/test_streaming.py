@@ -13,7 +13,8 @@ from v4cli.errors import ModelError
 from v4cli.experts import reader
 from v4cli.experts.files import PAGE, ExpertFiles, File
 from v4cli.experts.slots import ExpertStream
-from v4cli.store.store import EXPERT_ORDER, Store
+from v4cli.store.parts import EXPERT_ORDER
+from v4cli.store.store import Store
 
 N_LAYERS, PER_LAYER = tiny.STORE_LIKE["num_hidden_layers"], tiny.STORE_LIKE["n_routed_experts"]
 
@@ -32,8 +33,8 @@ def contents(store, expert: int) -> bytes:
 
 
 def bytes_of(stream, expert: int) -> bytes:
-    at = stream.slots([expert])[0] * stream.reader.files.room
-    return bytes(stream.reader._view[at : at + stream.reader.files.sizes[0]])
+    begin, _ = stream.reader._place(stream.slots([expert])[0])
+    return bytes(stream.reader._view[begin : begin + stream.reader.files.sizes[expert]])
 
 
 def step(stream, store, asked: list[np.ndarray], n_tokens: int = 1) -> None:
@@ -128,7 +129,7 @@ def test_a_guess_is_given_up_in_the_middle(one_thread, store):
     assert (counts.misses, counts.expected) == (4, 1)
     assert counts.bytes_read == 4 * whole + counts.bytes_wasted, "what was read of the wrong guess is told"
     assert 0 < counts.bytes_wasted < whole
-    assert len(one_thread._free) + len(one_thread._slot) == 12
+    assert sum(map(len, one_thread._free)) + len(one_thread._slot) == 12
 
 
 def test_a_second_start_reads_what_was_used(store):
@@ -233,5 +234,47 @@ def test_interrupted_steps_leave_no_slot_lost(store):
         stream.abandon()
         random_steps(stream, store, 2, seed)
     settle(stream)
-    assert len(stream._free) + len(stream._slot) == 6
+    assert sum(map(len, stream._free)) + len(stream._slot) == 6
     stream.close()
+
+
+# Experts of several formats
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    source = tiny.random_checkpoint(folder / "source", tiny.STORE_LIKE)
+    return Store.open(tiny.make_store(source, folder / "store", "own", recipe=tiny.MIXED))
+
+
+def test_each_shape_has_slots_of_its_size_and_no_more_than_its_share(mixed):
+    files = ExpertFiles(mixed)
+    spare = 2 * len(files.shapes)
+    stream = ExpertStream(files, len(files) // 2 + spare, spare)
+    taken = {shape: stream.reader.shape_of.count(shape) for shape in range(len(files.shapes))}
+    assert len(files.shapes) == 5 and files.counts == [files.shape_of.count(shape) for shape in taken]
+    assert [taken[shape] - 2 for shape in taken] == [count // 2 for count in files.counts]
+    room = sum(files.rooms[shape] for shape in files.shape_of) // len(files)
+    held = sum((taken[shape] - 2) * files.rooms[shape] for shape in taken)
+    assert held <= len(files) // 2 * (room + 1)
+    assert stream.reader._memory.data.nbytes == held + 2 * sum(files.rooms)
+    stream.close()
+
+
+@pytest.mark.parametrize("n_slots, spare", [(1, 1), (12, 4), (40, 10)])
+def test_right_bytes_whatever_the_shapes(mixed, n_slots, spare):
+    stream = ExpertStream(ExpertFiles(mixed), n_slots, spare)
+    random_steps(stream, mixed, 20)
+    step(stream, mixed, [np.arange(PER_LAYER)] * N_LAYERS, n_tokens=64)
+    stream.shrink((n_slots + spare) // 2)
+    random_steps(stream, mixed, 10)
+    settle(stream)
+    assert stream.n_slots == (n_slots + spare) // 2 and stream.policy.n_resident <= stream.n_slots - spare
+    again = ExpertStream(ExpertFiles(mixed), n_slots, spare)
+    again.learn(stream.policy.learned())
+    random_steps(again, mixed, 10)
+    held = [stream.policy.kind[stream.policy.resident].tolist().count(kind) for kind in range(5)]
+    assert all(n <= most for n, most in zip(held, stream.policy.places_of))
+    stream.close()
+    again.close()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import timelines
-from gpu_kernels import Launch, blocks, fixed, same
+from gpu_kernels import Launch, blocks, fixed, quantized, same
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
 from v4kernels.triton import attend
@@ -176,7 +176,12 @@ def attend_rows(
         COLUMNS=tiles.columns, UNROLL=2, warps=warps,
     )  # fmt: skip
     merged = *map(fixed, (parts, peaks, totals, case.sink, turns)), told, selected
-    launch(attend.attend_merge, (heads, tokens), *merged, out, room, **sizes, warps=warps)
+    codes, scale, whole = np.full(out.shape, 7, np.int8), empty(heads, dim // 32), dim % 32 == 0
+    made = out, codes, scale
+    launch(attend.attend_merge, (heads, tokens), *merged, *made, room, **sizes, QUANTIZED=whole, warps=warps)
+    if whole:
+        want = quantized(out.reshape(-1, dim))
+        assert all(same(got.reshape(other.shape), other) for got, other in zip((codes, scale), want))
     return out
 
 

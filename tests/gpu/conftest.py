@@ -8,7 +8,9 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def triton_cache(tmp_path_factory):
-    os.environ["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    base = tmp_path_factory.getbasetemp()
+    side_by_side = "PYTEST_XDIST_WORKER" in os.environ  # then its parent is that of all
+    os.environ["TRITON_CACHE_DIR"] = str((base.parent if side_by_side else base) / "triton")
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,32 @@ Those that kernels find by their addresses are its own (`place`), and views of t
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import ptx
+import pytest
 import torch
 from emulated import program
+from v4kernels import native
 from v4kernels.triton import gemm, launch, linear, quantize
 
 TARGETS = ("sm_80", "sm_89", "sm_120")
+
+
+def over_gpus(names: str, cases: Iterable[tuple]) -> pytest.MarkDecorator:
+    """`gpu` and these for a test: each case on one GPU in most runs, in turns, and on all of them in the long ones.
+    Compilation is most of what such a test takes."""
+    found, count = [], len(TARGETS)
+    for i, case in enumerate(cases):
+        for j, gpu in enumerate(TARGETS):
+            marks = () if (i + i // count) % count == j else pytest.mark.slow
+            found.append(pytest.param(gpu, *case, marks=marks))
+    return pytest.mark.parametrize(", ".join(("gpu", *names.split())), found)
+
+
 FMA = """# Before 3.9 the interpreter rounds it twice.
 from ptx import floats
 from triton.runtime import interpreter
@@ -146,6 +162,12 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
         return np.array_equal(a, b)
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+def quantized(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By the library: codes, and scales of 32 each."""
+    codes, scale = native.quantize(torch.from_numpy(np.ascontiguousarray(x)))
+    return codes.numpy(), scale.numpy()
 
 
 def blocks(n: int, size: int) -> int:

@@ -5,7 +5,7 @@ import ctypes
 
 import numpy as np
 import torch
-from gpu_kernels import Launch, blocks, fixed
+from gpu_kernels import Launch, blocks, fixed, quantized, same
 from v4kernels import native
 from v4kernels.cpu import PackedWeight
 from v4kernels.cpu.bound import BoundHyper, pointer
@@ -98,8 +98,12 @@ def pre(launch: Launch, h: Hyper, streams: np.ndarray, final: bool = False, toke
     grid = rows + 1, blocks(n, tokens)
     launch(hyper.hyper_products, grid, fixed(h.fn), fixed(streams), m, rows, n, K=s * d, N=tokens, warps=1)
     sizes = {"S": s, "D": d, "ITERS": h.iters, "NORM_EPS": h.norm_eps, "EPS": h.eps, "BLOCK": 512}
-    given = (fixed(a) for a in (streams, m, h.base, h.scale, h.norm))
-    launch(hyper.hyper_pre, (n, 1 if final else 2), *given, x, mix, rows, **sizes)
+    given, whole = (fixed(a) for a in (streams, m, h.base, h.scale, h.norm)), d % 32 == 0
+    codes, scale = np.full((n, d), 7, np.int8), np.full((n, d // 32), 7, F)
+    made = x, mix, codes, scale
+    launch(hyper.hyper_pre, (n, 1 if final else 2), *given, *made, rows, **sizes, QUANTIZED=whole)
+    if whole:
+        assert all(same(*both) for both in zip((codes, scale), quantized(x)))
     return x, mix
 
 

@@ -63,10 +63,16 @@ def run_queries(launch: Launch, tokens: Tokens) -> tuple[np.ndarray, np.ndarray,
     rows = padded(heads)
     codes = np.full((n, rows, dims), 99, np.int8)
     scale, weight = np.full((n, dims // 32, rows), 99, F), np.full((n, rows), 99, F)
-    constants = {"HEADS": heads, "ROWS": rows, "DIMS": dims, "ROPE": 2 * tokens.turns.shape[1], "EACH": 4}
-    inputs = [fixed(a) for a in (tokens.q, tokens.products, tokens.turns)]
-    launch(index.index_queries, (rows // 4, n), *inputs, codes, scale, weight, **constants)
+    inputs, nothing = [fixed(a) for a in (tokens.turns, tokens.q, tokens.products)], np.zeros(4, F)
+    arguments = fixed(nothing), inputs[0], nothing, *inputs[1:], codes, scale, weight
+    launch(index.queries, (rows // 4, n), *arguments, **query_sizes(heads, dims, 2 * tokens.turns.shape[1]))
     return codes, scale, weight
+
+
+def query_sizes(heads: int, dims: int, rope: int) -> dict[str, float]:
+    """Constants, where attention has no heads."""
+    of_attention = {"ALL": 0, "DIM": 2 * rope, "EPS": 1e-6}
+    return of_attention | {"HEADS": heads, "ROWS": padded(heads), "DIMS": dims, "ROPE": rope, "EACH": 4}
 
 
 def run_scores(
@@ -103,9 +109,9 @@ def run_choice(
     lines, found = timelines.lines_of(starts, counts or [n], [0] * len(starts)), levels(scores.shape[1], top, block)
     for level, count in enumerate(found):
         best, chosen = np.full((n, count, top), 99, F), np.full((n, count, top), 99, np.int32)
-        constants = {"LEVEL": level, "LAST": level == len(found) - 1, "TOP": top, "BLOCK": block}
-        arguments = fixed(scores), fixed(ids), fixed(lines), best, chosen, scores[0].size
-        launch(index.index_choice, (count, n), *arguments, warps=warps, **constants)
+        last, given = level == len(found) - 1, (fixed(scores), fixed(ids), fixed(lines))
+        arguments = *given, best, chosen, scores[0].size, level, int(last)
+        launch(index.index_choice, (count, n), *arguments, warps=warps, TOP=top, BLOCK=block)
         scores, ids = best, chosen
     return ids[:, 0]
 

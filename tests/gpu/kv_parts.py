@@ -162,11 +162,14 @@ class Fed:
 
     def placed(self, launch: Launch, is_index: bool) -> tuple[int, list[np.ndarray]]:
         """A table, and what it leads to: both tails, then entries."""
-        names = (
+        arrays = [launch.place(array) for array in (*self.to.tails, *self.to.entries)]
+        return timelines.table(launch, **dict(zip(self.names(is_index), arrays))), arrays
+
+    def names(self, is_index: bool) -> tuple[str, ...]:
+        """Of these arrays, as tables have them."""
+        return (
             ("KEY_TAIL_KV", "KEY_TAIL_GATE", "KEYS", "KEY_SCALES") if is_index else ("TAIL_KV", "TAIL_GATE", "ENTRIES")
         )
-        arrays = [launch.place(array) for array in (*self.to.tails, *self.to.entries)]
-        return timelines.table(launch, **dict(zip(names, arrays))), arrays
 
     def take(self, arrays: list[np.ndarray]) -> None:
         for array, other in zip((*self.to.tails, *self.to.entries), arrays):

@@ -1,189 +1,37 @@
 """Experts of a decode step as compiled for GPUs: the bits are those of v4k_experts, whichever experts have a slot."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from v4kernels import native
 
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
-import gpu_kernels
+from expert_parts import (
+    LIMIT,
+    PARTS,
+    Experts,
+    Kind,
+    PtxMachine,
+    Step,
+    added,
+    all_of_it,
+    by_the_library,
+    missed_rows,
+    of_slots,
+    rows_of_pairs,
+    shared_rows,
+)
 from gpu_kernels import TARGETS, blocks, in_interpreter
-from test_gate import AMD, NVIDIA, Budget, complaints
-from test_kernels import WEIGHTS, differing, generator
-from v4kernels.formats import FORMATS
+from test_gate import EACH_AMD, EACH_NVIDIA, NVIDIA, Budget, complaints, first_or_slow
+from test_kernels import differing, generator
 from v4kernels.triton import experts, gemm
 
 LIBRARY = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
-PARTS = "w1", "w3", "w2"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Sizes and formats that a set of experts has in common."""
-
-    dim: int
-    inner: int
-    forms: tuple[str, str, str]  # of w1, w3, w2
-
-    def shapes(self) -> list[tuple[int, int]]:
-        return [(self.inner, self.dim), (self.inner, self.dim), (self.dim, self.inner)]
-
-    def layout(self) -> dict[str, int]:
-        """Where the parts of an expert are in a slot, by the kernels' names, and SLOT: one after the other, as in a
-        store."""
-        at, end = {}, 0
-        for part, form, (rows, cols) in zip(PARTS, self.forms, self.shapes()):
-            about = FORMATS[form]
-            at[part.upper()], end = end, end + rows * cols // 32 * about.code_bytes
-            at[f"{part.upper()}_SCALE"], end = end, end + rows * cols // 32 * (1 if form == "fp4" else 2)
-        return at | {"SLOT": end + 16}
-
-    def formats(self) -> dict[str, str]:
-        return {f"{part.upper()}_FORMAT": form for part, form in zip(PARTS, self.forms)}
-
-    def gate_up(self, top_k: int) -> dict[str, int | str]:
-        used = "W1 W1_SCALE W3 W3_SCALE SLOT W1_FORMAT W3_FORMAT".split()
-        every = self.layout() | self.formats()
-        return {"K": self.dim, "N": self.inner, "TOP_K": top_k} | {name: every[name] for name in used}
-
-    def down(self) -> dict[str, int | str]:
-        every = self.layout() | self.formats()
-        return {"K": self.inner, "N": self.dim, "ROWS": 32} | {
-            name: every[name] for name in ("W2", "W2_SCALE", "SLOT", "W2_FORMAT")
-        }
-
-
-class Experts:
-    """Random experts: their matrices described to the library, and each as the bytes of a slot."""
-
-    def __init__(self, kind: Kind, n: int, seed: int):
-        self.kind, at = kind, kind.layout()
-        self.table = (native.Expert * n)()
-        self.slots = np.zeros((n, at["SLOT"]), np.uint8)
-        self.tensors = []
-        for e in range(n):
-            for i, (part, form, (rows, cols)) in enumerate(zip(PARTS, kind.forms, kind.shapes())):
-                g = generator(1000 * seed + 10 * e + i)
-                codes, scale = WEIGHTS[form](rows, cols)
-                codes = codes.flatten()[torch.randperm(codes.numel(), generator=g)].reshape(codes.shape)
-                step = torch.exp(torch.randn(scale.shape, generator=g)) * 0.1 / cols**0.5
-                scale = step.to(scale.dtype) if form == "fp4" else (step / 16).to(scale.dtype)
-                self.tensors += codes, scale
-                setattr(self.table[e], part, native.matrix(codes, scale, form))
-                for name, tensor in ((part.upper(), codes), (f"{part.upper()}_SCALE", scale)):
-                    raw = tensor.contiguous().view(torch.uint8).numpy().ravel()
-                    self.slots[e, at[name] : at[name] + raw.size] = raw
-
-
-@dataclass
-class Step:
-    """What a layer's experts are given: rows and choices, and what they add to."""
-
-    x: torch.Tensor
-    ids: torch.Tensor
-    weights: torch.Tensor
-    out: torch.Tensor
-
-    @classmethod
-    def random(cls, rows: int, dim: int, n_experts: int, top_k: int, seed: int) -> "Step":
-        g = generator(seed)
-        x = torch.randn(rows, dim, generator=g) * torch.exp(torch.randn(rows, dim, generator=g))
-        if rows > 2:
-            x[1] = 0
-            x[2, 5] = float("nan")
-        ids = torch.stack([torch.randperm(n_experts, generator=g)[:top_k] for _ in range(rows)])
-        out = torch.randn(rows, dim, generator=g)
-        return cls(x, ids, torch.rand(rows, top_k, generator=g), out)
-
-
-LIMIT = 1.5
-
-
-class PtxMachine:
-    """Runs kernels as compiled for a GPU."""
-
-    def __init__(self, gpu: str, asm: str = "ptx"):
-        self.gpu, self.form = gpu, {"ASM": asm}
-
-    def __call__(self, kernel, grid, arguments, **constants):
-        if "ASM" in {p.name for p in kernel.params}:
-            constants |= self.form
-        gpu_kernels.run(gpu_kernels.program(kernel, self.gpu, **constants), grid, *arguments)
-
-
-def rows_of_pairs(run, kind: Kind, memory, slots, ids, weights, quantized, limit) -> np.ndarray:
-    """The rows [pairs, D] of those pairs whose expert has a slot; others are NaN. ids [rows, pairs a row]."""
-    pairs, top_k = ids.numel(), ids.shape[1]
-    z, scale = np.zeros((pairs, kind.inner), np.int8), np.full((pairs, kind.inner // 32), np.nan, np.float32)
-    y = np.full((pairs, kind.dim), np.nan, np.float32)
-    chosen = memory, slots, ids
-    arguments = (*chosen, weights, *quantized, z, scale, limit)
-    run(experts.gate_up, (pairs, kind.inner // 32), arguments, **kind.gate_up(top_k))
-    z, scale = torch.from_numpy(z), torch.from_numpy(scale)
-    run(experts.down, (pairs, kind.dim // 32), (*chosen, z, scale, y), **kind.down())
-    return y
-
-
-def of_slots(made: Experts, held: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Memory with the experts of a mask in slots of a random order, and the table that says which."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(np.flatnonzero(held))
-    slots = np.full(len(held), -1, np.int16)
-    slots[order] = 1 + np.arange(len(order))
-    memory = np.full((len(order) + 1, made.slots.shape[1]), 0xFF, np.uint8)
-    memory[1:] = made.slots[order]
-    return torch.from_numpy(memory), torch.from_numpy(slots)
-
-
-def shared_rows(run, step: Step, shared: Experts, quantized) -> np.ndarray:
-    n = len(step.x)
-    memory, slots = of_slots(shared, np.array([True]), 0)
-    ids, weights = torch.zeros(n, 1, dtype=torch.int64), torch.ones(n, 1)
-    return rows_of_pairs(run, shared.kind, memory, slots, ids, weights, quantized, LIMIT)
-
-
-def by_the_library(step: Step, made: Experts, shared: Experts | None) -> torch.Tensor:
-    out = step.out.clone()
-    native.experts(step.x, step.ids, step.weights, made.table, shared and shared.table[0], LIMIT, out)
-    return out
-
-
-def missed_rows(step: Step, made: Experts, held: np.ndarray) -> np.ndarray:
-    """Of pairs whose expert has no slot, by the library, one pair at a time; others are NaN."""
-    n, top_k = step.ids.shape
-    rows = torch.full((n, top_k, step.x.shape[1]), float("nan"))
-    for i in range(n):
-        for j in range(top_k):
-            if not held[step.ids[i, j]]:
-                rows[i, j] = 0
-                choice = step.ids[i : i + 1, j : j + 1], step.weights[i : i + 1, j : j + 1]
-                native.experts(step.x[i : i + 1], *choice, made.table, None, LIMIT, rows[i, j][None])
-    return rows.numpy()
-
-
-def added(run, step: Step, slots, shared, hits, misses) -> np.ndarray:
-    n, dim = step.x.shape
-    out = step.out.numpy().copy()
-    rows = [torch.from_numpy(r) for r in (shared, hits, misses)]
-    arguments = (slots, step.ids, *rows, out)
-    run(experts.add_experts, (blocks(dim, 128), n), arguments, N=dim, TOP_K=step.ids.shape[1], BLOCK=128)
-    return out
-
-
-def all_of_it(run, step: Step, made: Experts, shared: Experts, held: np.ndarray) -> np.ndarray:
-    quantized = native.quantize(step.x)
-    memory, slots = of_slots(made, held, 1)
-    hits = rows_of_pairs(run, made.kind, memory, slots, step.ids, step.weights, quantized, LIMIT)
-    return added(run, step, slots, shared_rows(run, step, shared, quantized), hits, missed_rows(step, made, held))
-
-
 KINDS = {"fp4": Kind(352, 96, ("fp4",) * 3), "mixed": Kind(288, 64, ("int8", "fp4", "int4"))}
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu", TARGETS)
+@pytest.mark.parametrize("gpu", first_or_slow("sm_89", TARGETS))
 def test_experts_in_slots_and_others_are_the_librarys(gpu):
     """With several rows, a format of its own for each matrix, and a K that fills no step."""
     kind = KINDS["mixed"]
@@ -291,7 +139,7 @@ def by_matrix_units(run, step: Step, made: Experts, held: np.ndarray, tokens: in
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu, name", [("sm_80", "fp4"), ("sm_120", "mixed")])
+@pytest.mark.parametrize("gpu, name", [pytest.param("sm_80", "fp4", marks=pytest.mark.slow), ("sm_120", "mixed")])
 def test_experts_of_many_rows_are_the_librarys(gpu, name):
     """One has rows for several tiles, the last of them ragged; one has none."""
     kind = KINDS[name]
@@ -333,7 +181,7 @@ def test_the_interpreter_gives_the_librarys_bits():
 FLASH = Kind(4096, 2048, ("fp4",) * 3)
 GROUPED = {"K": 4096, "N": 2048, "SHARE": 6, "SLOT": FLASH.layout()["SLOT"], "W": 0, "W_SCALE": 4096 * 1024}
 GROUPED |= {"TOKENS": 64, "ROWS": 64, "FORMAT": "fp4"}
-ADDING = {"N": 4096, "TOP_K": 6, "BLOCK": 512}
+ADDING = {"N": 4096, "TOP_K": 6, "S": 4, "BLOCK": 512}
 ON_NVIDIA = {
     "gate_up fp4": Budget(  # a weight is two products, one of its sign mask; inputs are loaded once for both matrices
         experts.gate_up,
@@ -380,13 +228,13 @@ ON_AMD = {
 }
 
 
-@pytest.mark.parametrize("gpu", NVIDIA)
+@EACH_NVIDIA
 @pytest.mark.parametrize("name", ON_NVIDIA)
 def test_kernels_stay_within_their_budgets(name, gpu):
     assert complaints(ON_NVIDIA[name], gpu) == []
 
 
-@pytest.mark.parametrize("gpu", AMD)
+@EACH_AMD
 @pytest.mark.parametrize("name", ON_AMD)
 def test_kernels_compile_for_amd_within_their_budgets(name, gpu):
     assert complaints(ON_AMD[name], gpu) == []

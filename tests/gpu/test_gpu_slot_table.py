@@ -55,11 +55,12 @@ class OnDevice(Slots):
         if not slots.n_slots:
             return
         table, out = device.alloc(2 * ALL), device.alloc(2 * ALL)
-        device.write(table, slots.table)
         device.write(out, np.zeros(2 * ALL, np.uint8))
-        last = slots.slot_bytes - 256 + parts_of(self.scratch)[-1][1] - 1
-        sizes = {"SLOT": slots.slot_bytes, "LAST": last}
-        device.launch(small_kernels.first_and_last, (ALL,), (slots.at, table, out), sizes, warps=1)
+        for kind, (pool, at, of) in enumerate(zip(slots.pools, slots.memory_at, self.scratch)):
+            device.write(table, np.where(slots.kind == kind, slots.table, np.int16(-1)))
+            last = pool.n_bytes - 256 + parts_of(of)[-1][1] - 1
+            sizes = {"SLOT": pool.n_bytes, "LAST": last}
+            device.launch(small_kernels.first_and_last, (ALL,), (at, table, out), sizes, warps=1)
         seen = device.read(out, 2 * ALL).reshape(ALL, 2)
         want = np.where(slots.table.ravel() >= 0, np.arange(ALL) + 1, 0)
         device.free(table)

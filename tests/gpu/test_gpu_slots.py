@@ -9,6 +9,7 @@ import gpu_models
 from v4kernels.api import Routing
 from v4kernels.cpu import Buffer
 from v4kernels.triton import memory
+from v4kernels.triton.slots import Room
 from v4kernels.triton.weights import SlotKind
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
@@ -51,9 +52,9 @@ def test_hits_and_misses_are_added_as_the_cpu_adds(model, n, hit):
 
     at = [held.put(a) for a in (x, out, ids, weights)]
     there_too = [memory.Buffer(block.at, n, a.shape[1], a.dtype.type) for block, a in zip(at, (x, out, ids, weights))]
-    device = model.gpu.ops.slot_experts(kind, slots.at)
+    device = model.gpu.ops.slot_experts([Room(kind, slots.at)])
     results = device.begin(LAYER, there_too[0], Routing(*there_too[2:], there_too[3]))
-    device.compute(results, there)
+    device.compute(results, there, 0, False)
     rows = [alone(model, x, i // 2, ids.ravel()[i], weights.ravel()[i]) for i in misses]
     got = device.values(device.add(there_too[1], results, np.array(rows, F).reshape(-1, x.shape[1]), place))
 

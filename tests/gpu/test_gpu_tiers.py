@@ -10,11 +10,11 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_models
 from v4kernels.cpu import CpuOps
 from v4kernels.triton.ops import TritonOps
-from v4kernels.triton.weights import SlotKind
 
 from v4cli.engine.engine import Engine
+from v4cli.engine.on_card import rooms_of
 from v4cli.errors import ModelError
-from v4cli.experts.device import DeviceSlots, parts_of, slot_bytes
+from v4cli.experts.device import DeviceSlots, parts_of, pools_of
 from v4cli.experts.passing import Rates
 from v4cli.experts.split import Split
 from v4cli.experts.tiers import InRam
@@ -42,13 +42,13 @@ def made(nano):
         bare = [replace(layer, ffn=replace(layer.ffn, experts=[])) for layer in tree.layers]
         ops = TritonOps(replace(tree, layers=bare), device, gpu_models.MOST_TOKENS)
         tier = InRam(tree.layers)
-        shape = len(tree.layers), config.n_routed_experts
-        slots = DeviceSlots(device, shape, n_slots, slot_bytes(tier.largest), tier.expert, spare)
+        kind = tier.kind.reshape(len(tree.layers), config.n_routed_experts)
+        slots = DeviceSlots(device, kind, pools_of(tier.examples, tier.kind, n_slots), tier.expert, spare)
         device.freeze()
-        kind = SlotKind.of(tier.largest)
-        alone = ops.step_experts(kind, slots.at, timeout_s)
+        rooms, passing = rooms_of(tier.examples, slots)
+        alone = ops.step_experts(rooms, kind, timeout_s)
         hashed = [layer.ffn.tid2eid is not None for layer in tree.layers]
-        of_device = ops.slot_experts(kind, slots.at)
+        of_device = ops.slot_experts(rooms, passing)
         banks.append(Split(of_device, slots, tier, alone.ring, hashed, timeout_s, alone, rates))
         return gpu_models.Both(config, V4(config, CpuOps(tree)), V4(config, ops, banks[-1]), device)
 
@@ -61,7 +61,10 @@ def prompt(n: int) -> list[int]:
     return RNG.integers(0, 1024, n).tolist()
 
 
-@pytest.mark.parametrize("n_slots", [0, 1, 7, "all"])
+IN_LONG_RUNS = (pytest.param(n, marks=pytest.mark.slow) for n in (1, "all"))
+
+
+@pytest.mark.parametrize("n_slots", [0, 7, *IN_LONG_RUNS])
 def test_tokens_and_logits_do_not_depend_on_slots(made, nano, n_slots):
     """One token after the other: computed, recorded, played."""
     config, _ = nano
@@ -85,7 +88,7 @@ def test_experts_of_many_rows_lie_in_slots_pass_through_or_stay_in_ram(made, nan
     states, bank = model.states(), model.gpu.bank
     for _ in range(2):
         model.same([(prompt(9), states)])
-    passed = bank.counts.misses * sum(n_bytes for _, n_bytes in parts_of(bank.tier.largest))
+    passed = bank.counts.misses * sum(n_bytes for _, n_bytes in parts_of(bank.tier.examples[0]))
     assert bank.counts.hits > 0 and bank.slots.bytes_passed == passed
     bank.rates = NOTHING
     model.same([(prompt(9), states)])

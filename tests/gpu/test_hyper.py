@@ -20,7 +20,7 @@ from v4kernels.cpu.bound import pointer
 from v4kernels.triton import embed, fp32, hyper, route
 
 ROUTE = {"EXPERTS": 256, "TOP_K": 6, "BLOCK": 256}
-PRE = {"S": 4, "D": 4096, "ITERS": 20, "NORM_EPS": 1e-6, "EPS": 1e-6, "BLOCK": 512}
+PRE = {"S": 4, "D": 4096, "ITERS": 20, "NORM_EPS": 1e-6, "EPS": 1e-6, "QUANTIZED": True, "BLOCK": 512}
 # Every kernel is small: one GPU of each kind in most runs, all of them in the long ones.
 GPUS = pytest.mark.parametrize("gpu", ["sm_120", *(pytest.param(gpu, marks=pytest.mark.slow) for gpu in TARGETS[:-1])])
 COMPILED = [pytest.param(gpu, marks=[] if gpu in ("sm_89", "gfx942") else pytest.mark.slow) for gpu in (*NVIDIA, *AMD)]
@@ -192,7 +192,13 @@ def test_without_any_one_barrier_a_norm_has_a_race(gpu):
     made = gpu_kernels.compiled(hyper.hyper_pre, gpu, **PRE)
     text, n, rows = made.asm["ptx"], 1, 24
     given = (np.ones(size, F) for size in (n * 4 * 4096, n * (rows + 1), rows, 3, 4096))
-    arguments = [fixed(a) for a in given] + [np.zeros(4096, F), np.zeros(20, F), rows]
+    arguments = [fixed(a) for a in given] + [
+        np.zeros(4096, F),
+        np.zeros(20, F),
+        np.zeros(4096, np.int8),
+        np.zeros(128, F),
+        rows,
+    ]
     barriers = list(re.finditer(r"bar\.sync\s+0;", text))
     missed = []
     for i, found in enumerate(barriers):

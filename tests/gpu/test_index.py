@@ -12,11 +12,10 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import index_parts as parts
 import timelines
-from gpu_kernels import TARGETS, fixed, in_interpreter, on, same
+from gpu_kernels import TARGETS, fixed, in_interpreter, on, over_gpus, same
 from index_parts import F, Keys, Tokens
 from v4kernels.triton import index
 
-GPUS = pytest.mark.parametrize("gpu", TARGETS)
 LIBRARY = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 
 
@@ -28,8 +27,7 @@ def queries(seed: int, n: int, heads: int, dims: int, start: int) -> Tokens:
     return Tokens(start, q.astype(F), products, parts.identity_turns(n, dims // 2))
 
 
-@GPUS
-@pytest.mark.parametrize("heads, dims, rope", [(64, 128, 64), (37, 32, 32)])
+@over_gpus("heads dims rope", [(64, 128, 64), (37, 32, 32)])
 def test_queries_are_rotated_transformed_quantized_and_ordered_for_the_trees(gpu, heads, dims, rope):
     tokens = queries(heads, 3, heads, dims, 0)
     tokens.turns = np.random.default_rng(1).uniform(-1, 1, (3, rope // 2, 2)).astype(F)
@@ -41,9 +39,8 @@ def test_queries_are_rotated_transformed_quantized_and_ordered_for_the_trees(gpu
         assert same(got, want)
 
 
-@GPUS
+@over_gpus("heads dims", [(1, 32), (37, 128), (64, 128)])
 @LIBRARY
-@pytest.mark.parametrize("heads, dims", [(1, 32), (37, 128), (64, 128)])
 def test_scores_are_the_librarys(gpu, heads, dims):
     """Blocks that keys do not fill, weights of one sign, of none and NaN, queries and scales that are not finite."""
     tokens = queries(heads, 6, heads, dims, 4 * 143 - 2)
@@ -83,8 +80,7 @@ def best(scores: np.ndarray, start: int, top: int) -> np.ndarray:
     return chosen
 
 
-@GPUS
-@pytest.mark.parametrize("warps, capacity", [(4, 30), (1, 300), pytest.param(4, 900, marks=pytest.mark.slow)])
+@over_gpus("warps capacity", [(4, 30), (1, 300), (4, 900)])
 def test_choices_are_those_of_a_stable_sort(gpu, warps, capacity):
     """Of few values, so that many are equal; of all; of NaN and infinities. One, four and five levels."""
     rng, n = np.random.default_rng(capacity), 14
@@ -103,7 +99,7 @@ def test_choices_are_those_of_a_stable_sort(gpu, warps, capacity):
 @LIBRARY
 @pytest.mark.parametrize(
     "gpu, seen, distinct",
-    [("sm_80", 0, 0), ("sm_89", 511, 0), ("sm_120", 513, 3), ("sm_80", 4096, 0), *((gpu, 4096, 40) for gpu in TARGETS)],
+    [("sm_80", 0, 0), ("sm_80", 511, 0), ("sm_120", 513, 3), ("sm_120", 4096, 0), ("sm_89", 4096, 40)],
 )
 def test_the_chosen_are_those_of_the_library(gpu, seen, distinct):
     """Before and behind the first key more than are chosen, and with two levels; with equal keys, some of which are
@@ -125,7 +121,7 @@ def test_the_chosen_of_70000_keys_are_those_of_the_library(distinct):
     assert np.array_equal(parts.run_choice(on("sm_89"), scores, [layer.tokens.start], 512), layer.chosen)
 
 
-@GPUS
+@pytest.mark.parametrize("gpu", TARGETS)
 @LIBRARY
 @pytest.mark.slow
 @pytest.mark.parametrize("distinct", [0, 1000])
@@ -154,8 +150,7 @@ def test_the_chosen_of_random_sizes_are_those_of_the_library():
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu", TARGETS)
-@pytest.mark.parametrize("part", [0, 16])
+@pytest.mark.parametrize("gpu, part", [("sm_120", 0), ("sm_120", 16)])
 def test_keys_chosen_for_several_timelines_are_as_for_each_alone(gpu, part):
     """Tokens of their own beside a prompt, of contexts that take one, three and no blocks of a choice."""
     rng, fed, want = np.random.default_rng(6), [], []
@@ -178,12 +173,17 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
     inputs = [fixed(a) for a in parts.run_queries(launch, tokens)]
     table = timelines.table(launch, KEYS=launch.place(keys.codes), KEY_SCALES=launch.place(keys.scales))
     lines = fixed(timelines.lines_of([1023], [1], [table]))
-    scores = np.random.default_rng(5).standard_normal(256).astype(F)
+    scores, none = np.random.default_rng(5).standard_normal(256).astype(F), np.zeros(4, F)
     kernel, constants, arguments = {
         "queries": (
-            index.index_queries,
-            {"HEADS": 24, "ROWS": 32, "DIMS": 64, "ROPE": 32, "EACH": 4},
-            [*map(fixed, (tokens.q, tokens.products, tokens.turns)), *(np.zeros_like(a) for a in inputs)],
+            index.queries,
+            parts.query_sizes(24, 64, 32),
+            [
+                *map(fixed, (none, tokens.turns)),
+                none,
+                *map(fixed, (tokens.q, tokens.products)),
+                *map(np.zeros_like, inputs),
+            ],
         ),
         "scores": (
             index.index_scores,
@@ -192,8 +192,8 @@ def test_without_any_one_barrier_a_kernel_of_the_indexer_has_a_race(name, harmle
         ),
         "choice": (
             index.index_choice,
-            {"LEVEL": 0, "LAST": False, "TOP": 10, "BLOCK": 256},
-            [fixed(scores), fixed(np.zeros(1, np.int32)), lines, np.zeros(10, F), np.zeros(10, np.int32), 256],
+            {"TOP": 10, "BLOCK": 256},
+            [fixed(scores), fixed(np.zeros(1, np.int32)), lines, np.zeros(10, F), np.zeros(10, np.int32), 256, 0, 0],
         ),
     }[name]
     made = gpu_kernels.compiled(kernel, "sm_80", **constants)

@@ -12,7 +12,7 @@ from v4kernels import native
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import small_kernels
-from gpu_kernels import TARGETS
+from gpu_kernels import TARGETS, over_gpus
 from v4kernels.triton import gemm, linear, quantize
 
 GPUS = pytest.mark.parametrize("gpu", TARGETS)
@@ -128,15 +128,13 @@ def test_quantization_is_the_librarys(gpu, shape):
 
 
 # Rows that fill no block, K that fills no step of 256, a single group.
-SHAPES = pytest.mark.parametrize("rows, k, tokens", [(96, 1024, 1), (50, 352, 3), (7, 32, 2), (33, 256 * 3 + 224, 2)])
+SHAPES = (96, 1024, 1), (50, 352, 3), (7, 32, 2), (33, 256 * 3 + 224, 2)  # rows, K, tokens
 WEIGHTS = {"int8": int8_weight, "fp4": fp4_weight, "int4": int4_weight}
 FORMS = pytest.mark.parametrize("form", WEIGHTS)
 
 
-@GPUS
+@over_gpus("rows k tokens form", ((*shape, form) for shape in SHAPES for form in WEIGHTS))
 @LIBRARY
-@SHAPES
-@FORMS
 def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
     x = activations(tokens, k)
     codes, scale = WEIGHTS[form](rows, k)
@@ -157,9 +155,8 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
         assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0, (rows, k, tokens)
 
 
-@GPUS
+@over_gpus("form", ((form,) for form in WEIGHTS))
 @LIBRARY
-@FORMS
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
     x = activations(2, 352)
     codes, scale = WEIGHTS[form](50, 352)
@@ -169,8 +166,7 @@ def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu", [*TARGETS, "sm_90"])
-@pytest.mark.parametrize("form, bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32), ("int4", 0.5 + 1 / 16)])
+@over_gpus("form bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32), ("int4", 0.5 + 1 / 16)])
 def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, form, bytes_each):
     rows, k = 2048, 4096
     x = activations(1, k)
@@ -185,10 +181,9 @@ def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, fo
     assert counted.shared_loads.transfers <= 2 * counted.shared_loads.count, "bank conflicts"
 
 
-@GPUS
 @LIBRARY
-@pytest.mark.parametrize(
-    "form, tokens, rows, k, stages",
+@over_gpus(
+    "form tokens rows k stages",
     [
         ("int8", 70, 80, 512, 2),
         ("int8", 3, 130, 352, 1),
@@ -208,7 +203,7 @@ def test_matrix_units_give_the_librarys_bits(gpu, form, tokens, rows, k, stages)
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu", ["sm_80", "sm_120"])
+@pytest.mark.parametrize("gpu", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_120"])
 @pytest.mark.parametrize(
     "name, harmless", [("quantize", 0), ("linear_int8", 1), ("linear_fp4", 1), ("linear_int4", 1), ("gemm_int8", 1)]
 )

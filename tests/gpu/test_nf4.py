@@ -45,7 +45,7 @@ def test_values_are_those_of_the_stores_codes(form):
 
 
 def test_it_is_about_attention_and_the_head():
-    formed = formats_by(RECIPES["q4"], expected_tensors(shape("flash", 5), False))
+    formed = formats_by(RECIPES["q4"].rules, expected_tensors(shape("flash", 5), False))
     chosen = {name for name, form in formed.items() if nf4.about(name, form.name)}
     ends = {"wq_a", "wq_b", "wkv", "wo_a", "wo_b"}
     assert {name.split(".")[-2] for name in chosen if name.startswith("layers.4.attn.")} == ends
@@ -57,7 +57,7 @@ def test_it_is_about_attention_and_the_head():
 def test_codes_are_levels_of_normal_floats_in_4_13_bits():
     bitsandbytes()
     matrix = normal(256, 512)
-    held = nf4.Nf4(matrix)
+    held = nf4.Nf4.of(matrix)
     values, exact = held.values().reshape(-1, 64), matrix.reshape(-1, 64)
     peaks = values.abs().amax(1, keepdim=True)
     assert (values / peaks - torch.tensor(LEVELS)[:, None, None]).abs().amin(0).max() < 1e-4
@@ -67,12 +67,44 @@ def test_codes_are_levels_of_normal_floats_in_4_13_bits():
     assert held.nbytes == nf4.held_bytes(matrix.numel())
 
 
+@pytest.mark.parametrize("shape, groups", [((256, 96), 1), ((96, 64), 4), ((7, 32), 1)])
+def test_made_in_pieces_it_is_the_whole_to_the_bit(monkeypatch, shape, groups):
+    bitsandbytes()
+    monkeypatch.setattr(nf4, "PIECE", 300)
+    matrix, asked = normal(*shape), []
+
+    def rows_of(first, last):
+        asked.append(last - first)
+        return matrix[first:last]
+
+    for (codes, state), part in zip(nf4.Nf4(shape, rows_of, groups).parts, matrix.chunk(groups)):
+        want = nf4.library().functional.quantize_4bit(part, blocksize=64, quant_type="nf4", compress_statistics=True)
+        assert torch.equal(codes, want[0]) and torch.equal(state.absmax, want[1].absmax)
+        assert torch.equal(state.state2.absmax, want[1].state2.absmax) and state.offset == want[1].offset
+        assert state.shape == want[1].shape
+    assert sum(asked) == shape[0] and max(asked) * shape[1] <= max(300, 2 * shape[1])
+
+
+@LIBRARY
+def test_no_more_of_a_matrix_than_a_piece_is_in_fp32_while_it_is_loaded(monkeypatch):
+    bitsandbytes()
+    pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
+    from emulated import Emulated
+    from v4kernels.triton.memory import Memory
+
+    monkeypatch.setattr(nf4, "PIECE", 1024)
+    weight, exact = packed("int8", normal(256, 96))
+    device = Emulated(room=4 * 1024)
+    held = nf4.upload(Memory(device), weight, 2)
+    assert torch.equal(held.values(), nf4.Nf4.of(exact, 2).values())
+
+
 @pytest.mark.parametrize("rows", [1, 3, 70])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_products_are_those_of_the_values(rows, groups):
     bitsandbytes()
     matrix, x = normal(64, 128), normal(rows, groups * 128, seed=1)
-    held = nf4.Nf4(matrix, groups)
+    held = nf4.Nf4.of(matrix, groups)
     parts = zip(x.bfloat16().double().chunk(groups, 1), held.values().double().chunk(groups))
     want = torch.cat([part @ values.T for part, values in parts], 1)
     got = held.times(x)
@@ -108,7 +140,7 @@ def rounded(tree):
     def change(w):
         if not FORMATS[w.form].packed:
             return w
-        return PackedWeight.of("f32", nf4.Nf4(nf4.values(w)).values().numpy())
+        return PackedWeight.of("f32", nf4.Nf4.of(nf4.values(w)).values().numpy())
 
     layers = []
     for layer in tree.layers:
@@ -123,4 +155,4 @@ def test_without_bitsandbytes_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match=r"v4cli\[gpu\]"):
-        nf4.Nf4(torch.zeros(32, 64))
+        nf4.Nf4.of(torch.zeros(32, 64))

@@ -1,6 +1,7 @@
 """A model opened for a GPU by its plan, the GPU being one whose kernels run in the PTX machine."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from v4cli.hardware import Gpu
 from v4cli.plan import memory
 from v4cli.plan.memory import POINTS
 from v4cli.plan.placement import Budget, card_shortage, shortage
+from v4cli.prefixes.prefixes import Prefixes
+from v4cli.store.recipe import RECIPES, Rule
 from v4cli.store.store import open_model
 
 GIB, PAGE = 1 << 30, 4096
@@ -43,11 +46,15 @@ def test_plans_know_how_many_rows_are_few():
     assert memory.FEW_ROWS == dense.FEW
 
 
+def work_of(config) -> int:
+    return memory.card_work_bytes(config, 64, min(memory.CONTEXT, config.max_position_embeddings))
+
+
 def least(folder) -> tuple[int, int]:
     """Bytes of VRAM that a model needs without any expert, and those of an expert's slot."""
     checkpoint = open_model(folder)
     needs, _ = on_card.plan_for(checkpoint, 64 * GIB, 64 * GIB, OnCard(chunk=64))
-    budget = Budget(0, 0, 1, 1, 1, work=on_card.memory.card_work_bytes(checkpoint.config, 64))
+    budget = Budget(0, 0, 1, 1, 1, work=work_of(checkpoint.config))
     return card_shortage(needs, budget), needs.slot
 
 
@@ -84,7 +91,7 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
     holds, ops = engine.placed.plan.vram.holds, engine.model.ops
     planned = holds["dense"] + holds["head"] + (holds["experts"] if experts is None else 0)
     assert ops.uploads.nbytes == pytest.approx(planned, rel=0.01)
-    assert experts is None or 0 <= holds["experts"] - experts * engine.placed.slots.slot_bytes < experts * PAGE
+    assert experts is None or 0 <= holds["experts"] - experts * engine.placed.slots.spare_bytes < experts * PAGE
     cpu = Engine.open(made, "cpu")
     assert engine.model.ops.name == "triton" and engine.identity == cpu.identity
     session, expected = engine.session(), answer(cpu)
@@ -101,6 +108,33 @@ def test_the_default_is_the_card_and_its_tokens_are_those_of_the_cpu(card, made,
 
 
 @pytest.mark.slow
+def test_experts_of_several_formats_have_slots_of_their_own_and_the_tokens_of_the_cpu(card, source, tmp_path):
+    """Hash layers whose experts are int8, and one such in each other layer."""
+    recipe = (
+        Rule("experts", "int8", layers=("0-1",)),
+        Rule("experts", "int8", experts=("1",)),
+        *RECIPES["native"].rules,
+    )
+    folder = make_store(source, tmp_path / "m", "own", recipe=recipe)
+    checkpoint = open_model(folder)
+    needs, _ = on_card.plan_for(checkpoint, 64 * GIB, 64 * GIB, OnCard(chunk=64))
+    assert min(needs.kinds) < needs.slot < max(needs.kinds), "on average"
+    without, _ = least(folder)
+    engine = Engine.open(folder, on_card=OnCard(vram=without + needs.n_experts // 2 * needs.slot, chunk=64))
+    slots, cpu = engine.placed.slots, Engine.open(folder, "cpu")
+    holds = engine.placed.plan.vram.holds
+    assert len(slots.pools) == 2 and all(pool.n_slots > 0 for pool in slots.pools)
+    assert 0 <= holds["experts"] - (slots.nbytes - slots.spare * slots.spare_bytes) < 2 * needs.slot
+    engine.warm()
+    sessions = engine.session(), cpu.session()
+    for ids in ([*range(12)], [3], [4]):  # by the host, who fills slots; by the device, walked and recorded
+        got, want = (session.feed(ids).copy() for session in sessions)
+        assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+    held = np.bincount(slots.kind[slots.table >= 0], minlength=2)
+    assert engine.counts().on_card > 0 and held.min() > 0, "hits of both kinds"
+
+
+@pytest.mark.slow
 def test_experts_that_neither_vram_nor_ram_hold_are_read_from_the_ssd(card, made):
     """And what other sessions take of the RAM is that of experts."""
     made = made["native"]
@@ -108,7 +142,7 @@ def test_experts_that_neither_vram_nor_ram_hold_are_read_from_the_ssd(card, made
     expected = answer(of_cpu.engine, of_cpu, 3)
     vram, chosen = without + 5 * slot, OnCard(vram=without + 5 * slot, chunk=64)
     needs, _ = on_card.plan_for(open_model(made), vram, 64 * GIB, chosen)
-    ram = shortage(needs, Budget(0, vram, 1, 1, 1, work=on_card.memory.card_work_bytes(open_model(made).config, 64)))
+    ram = shortage(needs, Budget(0, vram, 1, 1, 1, work=work_of(open_model(made).config)))
     with pytest.raises(ResourceError, match="MiB of RAM with its experts on disk") as told:
         Engine.open(made, "triton", ram=ram - 1, on_card=chosen)
     assert told.value.hint == f"--ram {-(-ram >> 20)}M"
@@ -147,7 +181,9 @@ def test_dense_weights_as_nf4_take_what_is_planned_and_are_numerics_of_their_own
     assert engine.identity["numerics"] == "nf4"
     of_cpu = identity_of(open_model(made), backend("cpu"))
     different = {name for name in of_cpu if engine.identity[name] != of_cpu[name]}
-    assert different == {"numerics", "arithmetic"}, "its stored contexts are found by none of int8"
+    assert different == {"numerics", "arithmetic"}
+    folders = {Prefixes(Path("prefixes"), identity, 1, 1).folder for identity in (engine.identity, of_cpu)}
+    assert len(folders) == 2, "its stored contexts are found by none of int8, nor theirs by it"
 
 
 def test_without_bitsandbytes_one_line_says_what_to_install(card, made, monkeypatch):

@@ -5,7 +5,7 @@ from steps import Steps
 from v4kernels import native
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "neon", "i8mm"])
 def tier(request):
     """Name of a tier this machine has, which the library uses meanwhile."""
     if not native.available():

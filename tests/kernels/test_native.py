@@ -14,7 +14,8 @@ from v4kernels import native
 from v4cli.store import formats
 
 ROOT = Path(__file__).parents[2]
-BASELINE = sorted(f.stem for f in (ROOT / "kernels" / "cpu").glob("*.cpp") if f.stem not in ("avx2", "avx512", "neon"))
+OTHERS = ("avx2", "avx512", "neon", "i8mm", "platform_macos", "platform_windows")
+BASELINE = sorted(f.stem for f in (ROOT / "kernels" / "cpu").glob("*.cpp") if f.stem not in OTHERS)
 needs_library = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 EPS = 2.0**-24
 
@@ -96,7 +97,7 @@ def test_what_is_not_finite_makes_its_own_token_nan(tier, bad):
 
 
 @needs_library
-@pytest.mark.parametrize("form", ["fp4", "int8", "int4"])
+@pytest.mark.parametrize("form", ["fp4", "int8", "int4", "q3", "q2"])
 @pytest.mark.parametrize("k", [32, 96, 256, 288, 544])
 def test_linear_is_within_rounding_of_float64_and_the_same_everywhere(tier, form, k):
     """Bits equal those of the scalar tier, of one token at a time, and of any number of threads."""
@@ -131,6 +132,25 @@ def test_extreme_codes_do_not_saturate(tier):
             codes, scale = torch.full((40, 32), byte, dtype=torch.uint8), torch.ones(40, 2).to(dtype)
             y = native.linear(x, native.matrix(codes, scale, form))
             assert torch.allclose(y.double(), rounded(x) @ decode(codes, scale).double().T, rtol=1e-6)
+
+
+@needs_library
+@pytest.mark.parametrize("form", ["q3", "q2"])
+def test_every_code_and_multiplier_is_what_it_stands_for(tier, form):
+    """Random bytes, which use all of them, by inputs of the largest codes, and rows that end with the memory."""
+    about, decode = formats.FORMATS[form], getattr(formats, f"decode_{form}")
+    for rows, k in ((40, 288), (1, 32), (3, 96)):
+        stored = about.tensors(rows, k)
+        codes, scale = (torch.randint(256, stored[half][1], generator=g(5), dtype=torch.uint8) for half in stored)
+        scale[:, :2] = torch.tensor([0x80, 0x3F], dtype=torch.uint8)  # 1
+        x = torch.cat((torch.ones(1, k), -torch.ones(1, k), torch.randn((3, k), generator=g(6)).sign()))
+        dense = decode(codes, scale).double()
+        y = native.linear(x, native.matrix(codes, scale, form))
+        assert torch.allclose(y.double(), rounded(x) @ dense.T, rtol=1e-6, atol=1e-3)
+        assert torch.equal(y, torch.cat([native.linear(row[None], native.matrix(codes, scale, form)) for row in x]))
+        extreme = decode(codes, scale).sign()[:5]  # inputs of the sign of a row's weights: sums as large as can be
+        y = native.linear(extreme, native.matrix(codes, scale, form))
+        assert torch.allclose(y.double(), rounded(extreme) @ dense.T, rtol=1e-6, atol=1e-3)
 
 
 @needs_library
@@ -178,6 +198,7 @@ def expert64(x, dense, weight, limit):
     (64, 64, 5, 2, "fp4", ["fp4"]), (256, 96, 4, 2, None, ["int8"]), (96, 64, 4, 2, "int8", ["int4"]),
     (96, 32, 6, 3, ("int8", "int4", "fp4"),
      [("fp4", "fp4", "int8"), "int4", ("int4", "int8", "fp4"), ("int8", "int8", "int4"), "fp4"]),
+    (192, 128, 6, 2, "int8", [("q2", "q2", "q3"), "q3", ("q3", "fp4", "q2"), "q2"]),
 ])  # fmt: skip
 def test_experts_are_within_rounding_of_float64_and_the_same_everywhere(
     tier, d, inter, count, top_k, shared_form, forms

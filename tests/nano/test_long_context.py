@@ -29,7 +29,7 @@ def tokenizer():
     return Tokenizer.from_file(NANO / "tokenizer.json")
 
 
-def drawn_ops(seed: int, tree=None, n: int = 300) -> LongOps:
+def drawn_ops(seed: int, tree=None, n: int = 384) -> LongOps:
     ops, ids = LongOps(tree, 1024), torch.zeros(n, dtype=torch.int64)
     ids[20::20] = EOS
     ops.begin(ids, ids > 0, random.Random(seed))
@@ -59,16 +59,17 @@ def test_positions_jump_between_turns_only_and_reach_a_million():
         jumps = (steps != 1).nonzero().flatten() + 1
         assert set(((jumps - 1) % 20).tolist()) <= {0} and (steps >= 1).all()
         spans.append(ops.positions[-1].item())
-    assert max(spans) > LONGEST / 4 and min(spans) == 299
+    assert max(spans) > LONGEST / 4 and min(spans) == 383
 
 
 def test_crowding_counts_an_entry_several_times():
     draw = torch.Generator().manual_seed(5)
-    q, window = torch.randn((4, 2, 32), generator=draw), torch.randn((4, 32), generator=draw)
+    q, window = torch.randn((16, 2, 32), generator=draw), torch.randn((16, 32), generator=draw)
     entries, sink = torch.randn((3, 32), generator=draw), torch.zeros(2)
     ops = drawn_ops(1)
     ops.crowd = torch.tensor([5.0, 1.0, 5.0]).log()
-    visible, repeated_visible = torch.tensor([1, 2, 3, 3]), torch.tensor([5, 6, 11, 11])
+    visible = (torch.arange(16) // 4).clamp_max(3)
+    repeated_visible = torch.tensor([0, 5, 6, 11])[visible]
     crowded = ops.attention(q, window, 0, entries, visible, None, sink, 8)
     repeated = entries.repeat_interleave(torch.tensor([5, 1, 5]), 0)
     plain = Equations("exact").attention(q, window, 0, repeated, repeated_visible, None, sink, 8)
@@ -82,8 +83,8 @@ def test_indexers_learn_from_their_own_loss_alone():
     parameters.freeze(trains)
     ops = drawn_ops(2, build(config, parameters))
     state = V4(config, ops).new_state()
-    x = torch.randn((300, config.hidden_size), generator=torch.Generator().manual_seed(2))
-    batch = ops.batch([Span(torch.zeros(300, dtype=torch.int64), state.timeline, 0)])
+    x = torch.randn((384, config.hidden_size), generator=torch.Generator().manual_seed(2))
+    batch = ops.batch([Span(torch.zeros(384, dtype=torch.int64), state.timeline, 0)])
     out = ops.csa_attention(3, x, batch)
 
     def reached(loss) -> set[str]:

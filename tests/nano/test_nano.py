@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from v4kernels.reference import ReferenceOps
+from v4kernels.reference import Equations, ReferenceOps
 
 from v4cli.chat import special
 from v4cli.chat.encoding import encode_april
@@ -14,12 +14,14 @@ from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.nano import recipe
+from v4cli.nano.average import average
 from v4cli.nano.dialogues import generate
 from v4cli.nano.muon import Muon, orthogonalize
 from v4cli.nano.parameters import Parameters
 from v4cli.nano.timelines import assistant_targets
 from v4cli.nano.tools import TOOLS
 from v4cli.nano.train import export
+from v4cli.nano.training_ops import TrainingOps
 from v4cli.nano.words import COMMON, Words
 from v4cli.paths import NANO
 
@@ -118,3 +120,27 @@ def test_checkpoint_calls_a_tool_and_uses_its_result(chat):
     for _ in chat.reply(messages, Options(thinking=True), TOOLS):
         pass
     assert "391" in chat.message["content"]
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_training_rotates_as_the_reference_does(inverse):
+    """Compiled loops know no complex numbers."""
+    draw = torch.Generator().manual_seed(3)
+    q, angles = torch.randn((5, 2, 32), generator=draw), 9 * torch.randn((5, 8), generator=draw)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    turned = TrainingOps._turned(None, q, turns.real, -turns.imag if inverse else turns.imag)
+    torch.testing.assert_close(turned, Equations("exact").rope(q, turns, inverse))
+
+
+def test_an_average_lies_between_two_checkpoints(tmp_path):
+    """Norms are stored as bf16 and tell the share exactly; what chooses experts by hash is no number."""
+    made = {}
+    for name, value in (("before", 1.0), ("after", 2.0)):
+        parameters = Parameters(recipe.config(), seed=1)
+        for norm in (t for n, t in parameters.tensors.items() if n.endswith("norm.weight")):
+            norm.data.fill_(value)
+        export(parameters, tmp_path / name)
+        made[name] = parameters.tensors
+    mixed = average(tmp_path / "before", tmp_path / "after", 0.25).tensors
+    assert all((t == 1.25).all() for n, t in mixed.items() if n.endswith("norm.weight"))
+    assert all(torch.equal(t, made["before"][n]) for n, t in mixed.items() if n.endswith("tid2eid"))

@@ -1,13 +1,17 @@
 """Config files of all releases, and every derived number the specification states."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from v4cli.errors import ModelError
 from v4cli.model.config import V4Config
+from v4cli.model.known import known_config
 from v4cli.model.schema import expected_tensors
 from v4cli.plan import cost
+from v4cli.store.parts import layout
+from v4cli.store.recipe import RECIPES
 
 # name: tensors, total, experts, dense, embed+head, mtp bytes (spec 2.3)
 PAYLOADS = {
@@ -91,3 +95,10 @@ def test_bad_values_are_refused(golden, change):
     data = json.loads((golden / "configs" / "v4_flash_0731.json").read_text())
     with pytest.raises(ModelError):
         V4Config.from_dict(data | change)
+
+
+@pytest.mark.parametrize("quant", ["native", "q4"])
+def test_few_experts_tell_what_all_need(quant):
+    config = replace(known_config("pro"), num_hidden_layers=5, n_routed_experts=23)
+    tensors = cost.stored_tensors(layout(config, quant, with_mtp=False))
+    assert cost.needs_of_release(config, RECIPES[quant].rules) == cost.needs(config, tensors)

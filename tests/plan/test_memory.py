@@ -17,7 +17,8 @@ from v4cli.nano import recipe
 from v4cli.plan import cost, memory
 from v4cli.plan.budget import ledger_of, residence
 from v4cli.plan.placement import LEAST_POINTS, Budget, make_plan, shortage
-from v4cli.store.store import Store, layout
+from v4cli.store.parts import layout
+from v4cli.store.store import Store
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 CONFIGS = {

@@ -15,8 +15,7 @@ from v4cli.plan.hits import EXPONENT
 from v4cli.plan.ledger import RUNTIME
 from v4cli.plan.placement import VRAM_RUNTIME, VRAM_STAGING, VRAM_WORK, Budget, card_shortage, make_plan, shortage
 from v4cli.store.library import n_parts
-from v4cli.store.recipe import RECIPES
-from v4cli.store.store import layout
+from v4cli.store.parts import layout
 
 GIB = 1 << 30
 # name: experts, one expert, dense, embed+head, draft bytes; KV at 1,048,576 tokens (spec 2.3, 4.1)
@@ -33,7 +32,7 @@ def flash(golden):
 
 @pytest.fixture(scope="module")
 def stores(flash):
-    return {quant: layout(flash, quant, True) for quant in RECIPES}
+    return {quant: layout(flash, quant, True) for quant in ("native", "q4")}
 
 
 @pytest.fixture(scope="module")
@@ -203,4 +202,4 @@ def test_plan_shows_what_sessions_hold(capsys):
     plan_model("nano", "1G", Wanted("0", None, None, False), "1k", 3, None, False)
     told = capsys.readouterr().out
     assert "3 sessions of 1," in told and "rewind points of at most" in told
-    assert all(f"{item} " in told for item in ("scratch", "staging", "KV", "rewind points", "experts"))
+    assert all(f"{item} " in told for item in ("scratch", "KV", "rewind points", "experts"))

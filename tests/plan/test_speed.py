@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 from math import log
+from pathlib import Path
 from typing import NamedTuple
 
+import machine_table
 import pytest
 
 from v4cli.bench.synthetic import shape
@@ -12,7 +14,7 @@ from v4cli.plan import cost, memory, speed
 from v4cli.plan.cards import CARDS, Card, like, named
 from v4cli.plan.hits import EXPONENT, RANGE, served
 from v4cli.plan.placement import Budget, card_shortage, make_plan, shortage
-from v4cli.store.store import layout
+from v4cli.store.parts import layout
 
 FLASH = shape("flash")
 CONTEXTS = 4096, 131_072, 1 << 20
@@ -187,7 +189,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("told", OTHERS, ids=lambda told: told.source.split(":")[0])
 def test_published_speeds_of_others_are_met(told):
-    needs = replace(STORES["official"], expert=told.expert, slot=told.expert)
+    needs = replace(STORES["official"], expert=told.expert, slot=told.expert, kinds=(told.expert,))
     needs = cost.at_context(needs, FLASH, told.n_tokens)
     vram = int(card_shortage(needs, Budget(0, 0, 1, 1, 1)) + told.share * needs.n_experts * needs.slot) + 1
     ram = AMPLE if told.ssd is None else shortage(needs, Budget(0, vram, 1, 1, 1))
@@ -245,5 +247,12 @@ def test_chunks_grow_with_the_card_and_what_they_work_in_does_not_outgrow_it():
     chunks = [memory.card_chunk(FLASH, card.vram) for card in CARDS]
     assert min(chunks) >= memory.CHUNK and max(chunks) == memory.MOST_CHUNK
     for card, chunk in zip(CARDS, chunks):
-        assert chunk == memory.CHUNK or memory.card_work_bytes(FLASH, chunk) <= 0.15 * card.vram, card.name
+        assert chunk == memory.CHUNK or memory.card_work_bytes(FLASH, chunk, memory.CONTEXT) <= 0.16 * card.vram, (
+            card.name
+        )
     assert memory.card_chunk(FLASH, 24 << 30) == 8192 and memory.card_chunk(FLASH, 8 << 30) < 8192
+
+
+def test_the_page_of_machines_says_what_plans_say():
+    page = Path(__file__).parents[2] / "docs" / "machines.md"
+    assert machine_table.with_table(page.read_text()) == page.read_text(), "tests/plan/machine_table.py writes it"

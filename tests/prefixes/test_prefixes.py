@@ -265,6 +265,18 @@ def test_reference_state_checks_what_it_is_given(model, tmp_path):
             assert "another shape" in back.notes[0], name
 
 
+def test_the_reference_takes_entries_up_where_it_has_computed_others(model):
+    session = Engine.open(model, "reference").session()
+    session.feed(list(range(128)))
+    compressed = [layer for layer in session.state.layers if layer.main is not None]
+    for layer in compressed:
+        before = {name: rows.copy() for name, rows in layer.entries(0, 128).items()}
+        layer.put(0, 128, before)
+        after = layer.entries(0, 128)
+        assert before and all((after[name] == rows).all() for name, rows in before.items())
+    assert compressed
+
+
 def test_contexts_are_for_their_owner_only(engine, prefixes):
     stored_at(engine, prefixes, IDS[:1500])
     modes = {path.name: path.stat().st_mode & 0o777 for path in prefixes.root.rglob("*")}

@@ -18,6 +18,7 @@ from v4cli.pull import convert, transfer
 from v4cli.pull.hub import FolderSource, HubSource
 from v4cli.pull.pull import pull
 from v4cli.store import formats, store  # noqa: F401
+from v4cli.store.recipe import named
 from v4cli.store.verify import verify_store
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -70,7 +71,8 @@ def carry_out(order: dict) -> None:
     if order.get("verify"):
         assert not verify_store(folder, lambda n: counter.count(), READERS).damage
     else:
-        pull(source, folder, reporter=Listener(), jobs=2, only=order.get("only"), readers=READERS)
+        recipe = named(order["recipe"]) if "recipe" in order else None
+        pull(source, folder, recipe, reporter=Listener(), jobs=2, only=order.get("only"), readers=READERS)
     print(json.dumps({"operations": counter.n}), flush=True)
 
 

@@ -7,14 +7,26 @@ import sys
 from collections import namedtuple
 
 from safetensors.torch import load_file, save_file
+from tiny import STORE_LIKE
 
+from v4cli.engine.engine import Engine
 from v4cli.model.config import V4Config
 from v4cli.store.checkpoint import INDEX
-from v4cli.store.store import MANIFEST_COPY, Manifest, layout
+from v4cli.store.parts import layout
+from v4cli.store.store import MANIFEST_COPY, Manifest
 
 REPO = "org/model"
 V4 = [sys.executable, "-m", "v4cli"]
 Usage = namedtuple("Usage", "total used free")
+LITTLE = STORE_LIKE | {
+    "num_hidden_layers": 3, "compress_ratios": [0, 4, 128], "num_hash_layers": 1, "n_routed_experts": 4,
+}  # fmt: skip
+IDS = [(37 * i + i * i) % 384 for i in range(180)]
+
+
+def logits(path):
+    """Those of IDS by a model."""
+    return Engine.open(path).session().feed(IDS, all_logits=True)
 
 
 class Listener:

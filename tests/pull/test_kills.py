@@ -1,6 +1,7 @@
 """Killed between any two file operations, everything that makes a store goes on to the same bytes."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from pulling import REPO, command, contents, leftovers
 
-from v4cli.store.store import Manifest
+from v4cli.store.store import Manifest, Store
 
 
 class Victim:
@@ -18,7 +19,8 @@ class Victim:
 
     def __init__(self, hub, home: Path):
         ready = command(hub, home)
-        ready["env"] |= {"PYTHONPATH": str(Path(__file__).parent), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+        here = Path(__file__).parent
+        ready["env"] |= {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
         ready |= {"args": [sys.executable, str(Path(__file__).with_name("kills.py"))], "stdin": subprocess.PIPE}
         self.process = subprocess.Popen(**ready, stdout=subprocess.PIPE, text=True)
 
@@ -59,6 +61,17 @@ def test_killed_after_the_first_part_the_store_becomes_the_same(victim, hub, off
             assert any(name.endswith(".safetensors") for name in Manifest.load(dest).files)
             victim.order(source, dest)
         assert contents(dest) == contents(reference) and not leftovers(dest), f"point {at}"
+
+
+def test_killed_on_the_way_to_lower_bits_the_store_becomes_the_same(victim, hub, official, tmp_path):
+    """Of shards from a hub, by a recipe that is said once: the store itself tells it to who goes on."""
+    whole, dest = tmp_path / "whole", tmp_path / "m"
+    count = victim.order(official, whole, recipe="mix", after_first_part=True)["operations"]
+    assert {"q3", "fp4"} <= {part.format for part in Store.open(whole).parts["layer-002-experts"].tensors.values()}
+    for at in (count // 5, count // 2):
+        assert victim.order(hub.url, dest, at, recipe="mix", after_first_part=True) == {"killed": 9}
+    victim.order(hub.url, dest)
+    assert contents(dest) == contents(whole) and not leftovers(dest)
 
 
 def test_killed_again_and_again_it_comes_to_an_end(victim, official, reference, tmp_path):

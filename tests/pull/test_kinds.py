@@ -159,10 +159,11 @@ def test_files_in_place_of_folders(good, tmp_path):
     (tmp_path / "a.gguf").write_text("GGUF")
     shard = next(good.glob("*.safetensors"))
     for path, says, hint in ((shard, "a model is a folder", str(good)), (tmp_path / "a.gguf", "GGUF", "v4 pull")):
-        for act in (library.model_folder, parse_target, FolderSource):
+        for act in (library.model_folder, FolderSource, *([parse_target] if path == shard else [])):
             with pytest.raises(ModelError, match=says) as caught:
                 act(str(path))
             assert hint in caught.value.hint
+    assert parse_target(str(tmp_path / "a.gguf")).place == tmp_path / "a.gguf"
 
 
 @pytest.fixture

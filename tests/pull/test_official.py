@@ -19,7 +19,7 @@ from v4cli.pull.official import Official
 from v4cli.pull.pull import plan_pull, pull
 from v4cli.store.checkpoint import INDEX
 from v4cli.store.header import TensorPlace
-from v4cli.store.store import Part
+from v4cli.store.parts import Part
 
 
 def change_last_shard(folder, change):

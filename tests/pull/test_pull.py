@@ -15,6 +15,7 @@ from v4cli.pull.hub import FolderSource
 from v4cli.pull.pull import STAGING, pull
 from v4cli.pull.sizes import plan_known
 from v4cli.store.checkpoint import INDEX, Checkpoint
+from v4cli.store.recipe import RECIPES
 from v4cli.store.store import MANIFEST, SMALL, Manifest, Store
 
 # What comes out
@@ -99,7 +100,7 @@ def test_kept_source_is_an_official_checkpoint(client, tmp_path):
 def test_another_quantization_revision_or_folder_is_refused(client, official, reference, tmp_path):
     dest = shutil.copytree(reference, tmp_path / "m")
     with pytest.raises(UsageError, match="is native, not q4") as caught:
-        pull(FolderSource(official), dest, "q4", reporter=Listener())
+        pull(FolderSource(official), dest, RECIPES["q4"], reporter=Listener())
     assert "another name" in caught.value.hint and "v4 rm m" in caught.value.hint
     with pytest.raises(UsageError, match="was made from"):
         pull(client(), dest, reporter=Listener())
@@ -183,7 +184,7 @@ def test_dry_run_of_releases_needs_no_network_and_agrees_with_the_spec(tmp_path)
 
 
 def test_plans_of_releases_follow_the_recipe_and_what_is_asked_for(tmp_path):
-    native, four_bits = (plan_known("flash-preview", tmp_path / "m", quant) for quant in (None, "q4"))
+    native, four_bits = (plan_known("flash-preview", tmp_path / "m", recipe) for recipe in (None, RECIPES["q4"]))
     assert native.quant == "native" and native.written > four_bits.written
     one = plan_known("flash-preview", tmp_path / "m", only="layer-007-experts")
     assert (one.parts, one.shards) == (1, 1) and one.written > 256 * 13_369_344

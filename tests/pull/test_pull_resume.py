@@ -16,6 +16,7 @@ from v4cli import hardware
 from v4cli.errors import Interrupted, ModelError, NetworkError, ResourceError, UsageError
 from v4cli.pull.hub import FolderSource, HubSource
 from v4cli.pull.pull import REPAIR, STAGING, plan_pull, pull
+from v4cli.store import parts
 from v4cli.store import store as store_module
 from v4cli.store.store import MANIFEST, MANIFEST_COPY, Manifest, Store
 
@@ -214,8 +215,8 @@ def test_another_layout_is_repacked_from_what_is_here(client, official, referenc
     """Interrupted after every single part; no source is asked for anything."""
     dest = shutil.copytree(reference, tmp_path / "m")
     monkeypatch.setattr(store_module, "LAYOUT", 3)
-    monkeypatch.setattr(store_module, "ALIGN", 256)
-    monkeypatch.setattr(store_module, "EXPERT_ORDER", store_module.EXPERT_ORDER[::-1])
+    monkeypatch.setattr(parts, "ALIGN", 256)
+    monkeypatch.setattr(parts, "EXPERT_ORDER", parts.EXPERT_ORDER[::-1])
     with pytest.raises(ModelError, match="has layout 2"):
         plan_pull(FolderSource(official), dest, reporter=Listener())
     interruptions = 0

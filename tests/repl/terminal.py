@@ -6,6 +6,7 @@ import time
 
 import pexpect
 import pyte
+from pyte.screens import StaticDefaultDict
 
 
 class Screen(pyte.HistoryScreen):
@@ -14,6 +15,29 @@ class Screen(pyte.HistoryScreen):
     def select_graphic_rendition(self, *codes, **kwargs):
         plain = 38 not in codes and 48 not in codes
         super().select_graphic_rendition(*(90 if plain and code == 2 else code for code in codes), **kwargs)
+
+    def reflow(self, lines: int, columns: int) -> None:
+        """Resize as most terminals do: rows that are too long now are broken, and the cursor stays where it was in the
+        text. Rows that were broken before stay so, which terminals do not all do."""
+        rows, at = [], 0
+        for y in range(self.lines):
+            cells, width = self.buffer[y], len(self.display[y].rstrip())
+            if y == self.cursor.y:
+                width = max(width, self.cursor.x + 1)
+                at, self.cursor.x = len(rows) + self.cursor.x // columns, self.cursor.x % columns
+            for first in range(0, max(width, 1), columns):
+                rows.append({x: cells[first + x] for x in range(min(columns, width - first))})
+        last = max(at, *(y for y, row in enumerate(rows) if row))
+        above = max(0, last + 1 - lines)
+        for row in rows[:above]:
+            line = StaticDefaultDict(self.default_char)
+            line.update(row)
+            self.history.top.append(line)
+        super().resize(lines, columns)
+        self.buffer.clear()
+        for y, row in enumerate(rows[above : above + lines]):
+            self.buffer[y].update(row)
+        self.cursor.y = at - above
 
 
 class Terminal:
@@ -27,7 +51,8 @@ class Terminal:
         self.screen = Screen(columns, rows, history=5000)
         self.stream = pyte.ByteStream(self.screen)
         self.raw = b""
-        environment = os.environ | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | dict(env)
+        own = {"TERM": "xterm-256color", "COLUMNS": None, "LINES": None, "OMP_NUM_THREADS": "1"}
+        environment = os.environ | own | dict(env)
         environment = {name: value for name, value in environment.items() if value is not None}
         self.started = time.monotonic()
         self.child = pexpect.spawn(
@@ -60,7 +85,7 @@ class Terminal:
     @property
     def text(self) -> str:
         """Scrollback and screen."""
-        above = ["".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top]
+        above = ["".join(line[x].data for x in range(max(line, default=0) + 1)) for line in self.screen.history.top]
         return "\n".join([*(line.rstrip() for line in above), *self.rows])
 
     def wait(self, condition, seconds: float = 30) -> None:
@@ -80,7 +105,7 @@ class Terminal:
         self.child.send(text + "\r")
 
     def resize(self, columns: int, rows: int) -> None:
-        self.screen.resize(rows, columns)
+        self.screen.reflow(rows, columns)
         self.child.setwinsize(rows, columns)
 
     def end(self) -> int:

@@ -28,7 +28,7 @@ class Talk:
         setup = Setup(
             told=made(ChatOptions, {"model": "nano"} | about), folder=folder, resume=None,
             open=lambda name: Chat.open(library.model_folder(name)), keep=lambda session: [],
-            stats_line=lambda stats: f"{stats.prompt_tokens} tokens",
+            greet=lambda dialogue: [("", "nano")], stats_line=lambda stats: f"{stats.prompt_tokens} tokens",
         )  # fmt: skip
         self.dialogue = Dialogue(setup, self.told.append, self.ask)
         self.dialogue.line("/temp 0")
@@ -104,7 +104,7 @@ def test_conversations_are_kept_and_taken_up_again(talk):
     talk.line("my name is Ada")
     id = talk.dialogue.conversation.transcript.id
     talk.line("/new")
-    assert talk.messages == [] and "my name is Ada" in talk.line("/sessions")
+    assert talk.messages == [] and "my name is Ada" in talk.line("/logs")
     talk.line("hello")
     talk.line(f"/resume {id}")
     earlier = next(item for item in talk.told if isinstance(item, items.Earlier))
@@ -122,7 +122,7 @@ def test_what_is_typed_is_told_from_what_is_sent(talk):
 
 def test_files_and_shell_lines_reach_the_model(talk):
     talk.line("read this: @docs/plan.txt")
-    assert talk.messages[0]["content"].endswith("docs/plan.txt:\n```\nbuy milk\n```")
+    assert talk.messages[0]["content"].endswith("docs/plan.txt (9 bytes):\n```\nbuy milk\n```")
     assert talk.messages[0]["shown"] == "read this: @docs/plan.txt"
     assert talk.line("!echo one; echo two >&2; exit 3") == "one\ntwo\n(exit 3)"
     talk.line("hello")
@@ -168,12 +168,48 @@ def test_an_answer_can_be_interrupted_and_is_kept(talk):
     assert any(getattr(item, "reason", "") == "interrupted" for item in seen)
 
 
+def test_the_context_adds_up_and_is_the_prompt_that_comes_next(talk):
+    def told() -> dict[str, int]:
+        rows = (line.split(maxsplit=1) for line in talk.line("/context").split("\n") if line[-1] != ")")
+        return {name: int(n.replace(",", "")) for n, name in rows}
+
+    empty = told()
+    assert empty["in the context"] == empty["system prompt and tools"] > 300 and talk.dialogue.used == 0
+    talk.line("what is 17*23?")
+    counts = told()
+    used, free = counts.pop("in the context"), counts.pop("free")
+    assert used == sum(counts.values()) == talk.dialogue.used and used + free == 1 << 20
+    assert counts["system prompt and tools"] == empty["system prompt and tools"]
+    assert {"your messages", "results of tools", "reasoning", "calls", "answers"} <= set(counts)
+    talk.line("who are you?")
+    grown = talk.dialogue.used
+    assert grown > used and grown == len(talk.dialogue.context())
+    talk.line("/undo")
+    assert talk.dialogue.used == used and talk.dialogue.answered
+    talk.line("/new")
+    assert talk.dialogue.used == 0 and not talk.dialogue.answered
+    talk.line("/resume")
+    assert talk.dialogue.used == used and not talk.dialogue.answered
+
+
+def test_code_of_the_last_answer_is_copied(talk):
+    text = "So:\n\n```python\nprint(1)\n```\n\nor\n\n~~~\nls\n~~~\n\nDone."
+    talk.dialogue.conversation.transcript.add({"role": "assistant", "content": text})
+
+    def copied(line: str) -> str:
+        talk.line(line)
+        return next(item.text for item in talk.told if isinstance(item, items.Copy))
+
+    assert copied("/copy code") == "ls\n" and copied("/copy code 1") == "print(1)\n" and copied("/copy") == text
+    assert "2 blocks" in talk.line("/copy code 3") and "/copy takes" in talk.line("/copy all")
+
+
 def test_settings_are_checked(talk):
     assert talk.line("/set top_p 0.5") == "top_p: 0.5"
     assert "above 0" in talk.line("/set top_p 7") and "is a number" in talk.line("/temp hot")
     assert "knows no" in talk.line("/set colour 7") and "at least 1" in talk.line("/set max_tokens 0")
     assert talk.dialogue.conversation.options.top_p == 0.5
-    assert talk.line("/set top_p default") == "top_p: of the model"
+    assert talk.line("/set top_p default") == "top_p: 1.0 (of the model)"
     assert talk.line("/think off") == "reasoning: off" and talk.line("/think max") == "reasoning: max"
     assert "takes off" in talk.line("/think hard")
     assert talk.line("/approve plan") == "approval: plan" and "takes ask" in talk.line("/approve never")
@@ -263,8 +299,8 @@ def test_a_full_disk_loses_nothing(talk, full_disk):
         assert "cannot be written (File too large)\nhint: " in talk.line("who are you?")
     assert items.Draft("who are you?") in talk.told
     assert talk.messages == [] and len(list(paths.chats_dir().iterdir())) == 1
-    assert talk.line("who are you?").startswith("I am nano")
-    assert "I ran `echo me`" in talk.messages[0]["content"]
+    assert "cannot be written" not in talk.line("who are you?")
+    assert "I ran `echo me`" in talk.messages[0]["content"] and talk.messages[-1]["role"] == "assistant"
 
 
 def test_a_message_whose_file_cannot_be_added_is_the_users_again(talk):
@@ -285,3 +321,33 @@ def test_compact_goes_on_from_the_summary(talk):
         assert talk.messages[0]["content"].endswith(said.strip())
     else:  # nano may not manage a summary: then nothing is lost
         assert len(talk.messages) == 2 and "as it was" in said
+
+
+def test_a_message_that_takes_long_waits_for_a_word(talk, monkeypatch):
+    monkeypatch.setattr("v4cli.repl.dialogue.ASK_TOKENS", 10)
+    line = "read @docs/plan.txt"
+    assert "y sends it" in talk.line(line) and talk.messages == []
+    assert not any(isinstance(item, items.Draft) for item in talk.told), "y would be typed behind it"
+    assert "y sends it" in talk.line("again: @docs/plan.txt") and talk.messages == []  # another message
+    talk.line("y")
+    assert talk.messages[0]["shown"] == "again: @docs/plan.txt"
+    assert talk.messages[0]["content"].endswith("docs/plan.txt (9 bytes):\n```\nbuy milk\n```")
+    talk.dialogue.line("/new")
+    talk.dialogue.chat.pace.learn(0, 1000, 1000.0)
+    assert "tokens, about 3" in talk.line(line) and talk.messages == []
+    talk.dialogue.chat.pace.learn(0, 1000, 100.0)
+    talk.dialogue.line("/new")
+    talk.line(line)
+    assert talk.messages[0]["shown"] == line
+    assert any("tokens, about 4 s" in item.text for item in talk.told if isinstance(item, items.Note))
+
+
+def test_answers_are_json_once_that_is_said(talk):
+    pytest.importorskip("llguidance")
+    talk = Talk(talk.dialogue.setup.folder, tools="none")
+    assert talk.line("/format a blob").startswith("--schema: 'a blob' is no field")
+    assert talk.line("/format ok bool, sure bool").startswith("answers are JSON by {")
+    talk.dialogue.line("/think off")
+    assert set(json.loads(talk.line("Is it?"))) == {"ok", "sure"}
+    assert items.Code("json") in talk.told
+    assert talk.line("/format text") == "answers are text" and talk.line("who are you?").startswith("I am nano")

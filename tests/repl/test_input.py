@@ -7,9 +7,10 @@ import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from v4cli.agent.attached import Attached
 from v4cli.errors import UsageError, V4Error
 from v4cli.repl.commands import TABLE
-from v4cli.repl.files import MOST_BYTES, with_files
+from v4cli.repl.files import with_files
 from v4cli.repl.input import Completions, History
 from v4cli.repl.pastes import END, START, PasteReader, Pastes
 
@@ -96,16 +97,29 @@ def test_tab_completes_commands_and_files(tmp_path):
 def test_mentioned_files_are_added(tmp_path):
     (tmp_path / "a.txt").write_text("alpha\n")
     (tmp_path / "b c.md").write_text("```\ncode\n```\n")
-    text = with_files('compare @a.txt, and @"b c.md". Mail x@a.txt, @nobody', tmp_path)
-    assert text.startswith('compare @a.txt, and @"b c.md". Mail x@a.txt, @nobody\n\na.txt:\n```\nalpha\n```')
-    assert text.endswith("b c.md:\n````\n```\ncode\n```\n````") and text.count("alpha") == 1
-    assert with_files("no files @ all", tmp_path) == "no files @ all"
+    text, found = with_files('compare @a.txt, and @"b c.md". Mail x@a.txt, @nobody @a.txt', tmp_path)
+    assert text.startswith(
+        'compare @a.txt, and @"b c.md". Mail x@a.txt, @nobody @a.txt\n\na.txt (6 bytes):\n```\nalpha\n```'
+    )
+    assert text.endswith("b c.md (13 bytes):\n````\n```\ncode\n```\n````") and text.count("alpha") == 1
+    assert [file.name for file in found.files] == ["a.txt", "b c.md"]
+    for words in ("no files @ all", "what is @property? or @x[0]?", "a@*.pyx"):
+        assert with_files(words, tmp_path) == (words, Attached())
+
+
+def test_folders_and_patterns_are_mentioned_too(tmp_path):
+    (tmp_path / "src").mkdir()
+    for name in ("src/a.py", "src/b.py", "src/.hidden", "notes.md"):
+        (tmp_path / name).write_text(f"# {name}\n")
+    assert [file.name for file in with_files("read @src/", tmp_path)[1].files] == ["src/a.py", "src/b.py"]
+    assert [file.name for file in with_files("read @*.md, then @src/?.py.", tmp_path)[1].files] == [
+        "notes.md", "src/a.py", "src/b.py",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"\*.pyx: no file matches"):
+        with_files("read @*.pyx", tmp_path)
 
 
 def test_files_that_cannot_be_added_are_named(tmp_path):
-    (tmp_path / "big").write_bytes(b"x" * (MOST_BYTES + 1))
     (tmp_path / "image").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(UsageError, match="256 KiB"):
-        with_files("@big", tmp_path)
     with pytest.raises(UsageError, match="not UTF-8"):
         with_files("@image", tmp_path)

@@ -70,11 +70,11 @@ def test_reasoning_shows_its_end_and_folds_to_a_line():
     for i in range(50):
         assert view.take(Thinking(f"thought {i}\n")) == ""
     shown = view.view(20).strip().split("\n")
-    assert len(shown) == TAIL and shown[-1] == "thought 49"
+    assert len(shown) == TAIL and shown[-1] == "┊ thought 49"
     assert view.take(items.Thought(3.2, 214)) == "∴ thought for 3.2 s, 214 tokens\n"
     view.take(items.Show(True))
     view.take(Thinking("in full"))
-    assert "in full" in view.take(items.Thought(1.0, 2))
+    assert "┊ in full" in view.take(items.Thought(1.0, 2))
 
 
 def test_a_call_fills_in_runs_and_folds_its_result():

@@ -20,7 +20,7 @@ TOOL = Tool("run_shell", "Run", parameters(["command"], command="what"), Kind.RU
 
 
 def request(pattern="run_shell: ls*", **arguments) -> Request:
-    return Request(Call("1", "run_shell", arguments or {"command": "ls -l"}, tool=TOOL), "ls -l", pattern=pattern)
+    return Request(Call("1", "run_shell", arguments or {"command": "ls"}, tool=TOOL), "ls", pattern=pattern)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_no_rule_is_made_where_none_is_offered(line):
 
 
 def test_the_question_names_the_tool_and_what_it_works_on():
-    assert about(request()) == "run_shell: run ls -l?"
+    assert about(request()) == "run_shell: run ls?"
     assert about(request(command="a\nb\u202e" + "c" * 200)) == "run_shell: run a b\ufffd" + "c" * 55 + "…?"
     edit = Tool("write_file", "Write", parameters(["path"], path="where"), Kind.EDIT, lambda arguments, context: "")
     assert about(Request(Call("1", "write_file", {"path": "a.txt"}, tool=edit), "")) == "write_file: change a.txt?"
@@ -65,10 +65,10 @@ def place(tmp_path):
 
 @pytest.fixture
 def terminal(place):
-    """A chat that waits for an answer about `ls -l`."""
+    """A chat that waits for an answer about `ls`."""
     with Terminal(**place) as terminal:
         steady(terminal)
-        terminal.line("run ls -l")
+        terminal.line("run ls")
         terminal.wait("yes, once")
         yield terminal
 
@@ -83,7 +83,7 @@ def results(place) -> list[str]:
 def undecided(terminal) -> bool:
     """Whether the question still stands a moment later."""
     terminal.pump(0.4)
-    return any("run ls -l?" in row for row in terminal.rows) and "└" not in terminal.text
+    return any("run ls?" in row for row in terminal.rows) and "└" not in terminal.text
 
 
 def test_what_is_typed_or_pasted_decides_nothing_before_enter(terminal, place):
@@ -122,7 +122,7 @@ def test_all_lets_the_call_that_waits_run(terminal, place):
     if "not sandboxed" in terminal.text:
         pytest.skip("bubblewrap cannot make namespaces here")
     terminal.line("/approve all")
-    terminal.wait("└ total")
+    terminal.wait("└ seen.txt")
     assert "seen.txt" in results(place)[0]
 
 
@@ -146,7 +146,7 @@ def test_a_line_begun_before_the_question_is_a_message_that_waits(place):
     slow = place | {"program": SLOW, "env": place["env"] | {"SECONDS": "0.03"}}
     with Terminal(**slow) as terminal:
         steady(terminal)
-        terminal.line("run ls -l")
+        terminal.line("run ls")
         terminal.wait("thinking")
         terminal.type("y")
         terminal.wait("which waits; then you can answer")
@@ -167,9 +167,9 @@ def plain(place):
 
 
 def test_line_by_line_other_words_go_to_the_model(plain, place):
-    plain.line("run ls -l")
+    plain.line("run ls")
     plain.wait("answer:")
-    assert "run_shell: run ls -l?" in plain.text
+    assert "run_shell: run ls?" in plain.text
     plain.line("")
     plain.wait("type y, ")
     plain.line("also do this")
@@ -178,12 +178,13 @@ def test_line_by_line_other_words_go_to_the_model(plain, place):
     plain.wait(lambda t: t.text.count("answer:") == 3)
     plain.line("/approve plan")
     plain.wait("only reading")
-    assert results(place)[0].endswith("but: also do this") and len(results(place)) == 2
+    plain.wait(lambda _: len(results(place)) == 2)
+    assert results(place)[0].endswith("but: also do this")
     assert not (Path(place["env"]["V4_HOME"]) / "state" / "approvals.json").exists()
 
 
 def test_line_by_line_what_was_typed_before_the_question_answers_nothing(plain, place):
-    plain.type("run ls -l\rsay one\ry\r")
+    plain.type("run ls\rsay one\ry\r")
     plain.wait("answer:")
     plain.pump(0.5)
     assert not results(place)
@@ -193,12 +194,12 @@ def test_line_by_line_what_was_typed_before_the_question_answers_nothing(plain, 
     assert plain.end() == 0
     [kept] = transcripts(place)
     asked = re.findall(r'"role": "user", "content": "([^"]*)"', kept.read_text())
-    assert asked == ["run ls -l", "say one", "y"]
+    assert asked == ["run ls", "say one", "y"]
 
 
 @pytest.mark.parametrize("keys", ["\x03", "\x04", "/exit\r"])
 def test_line_by_line_ways_to_say_no(plain, place, keys):
-    plain.line("run ls -l")
+    plain.line("run ls")
     plain.wait("answer:")
     plain.type(keys)
     plain.wait("said no")

@@ -1,18 +1,15 @@
 """nano behind a real port."""
 
-import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 
-import httpx2
 import pytest
-import uvicorn
+from behind_port import behind_port
 
 from v4cli import paths
 from v4cli.chat.turn import Chat
-from v4cli.serve.app import application
-from v4cli.serve.http import LOOPBACK
-from v4cli.serve.server import listening
+from v4cli.serve.served import Served
 from v4cli.serve.service import Service
 
 
@@ -23,11 +20,16 @@ def nano() -> Chat:
 
 @pytest.fixture
 def service(nano):
-    """`service(sessions=…)` makes one of the loaded nano, with a log of its own."""
+    """`service(sessions=…)` makes one of the loaded nano, with a log of its own; its answers may go round for ever."""
 
     def made(sessions: int = 4, prefixes=None) -> Service:
         lines: list[str] = []
-        its = Service(nano, "nano", sessions, lambda: nano.engine.session(None, prefixes), lines.append)
+
+        def loaded() -> Chat:
+            session = nano.engine.session(None, prefixes)
+            return Chat(nano.engine, nano.tokenizer, nano.defaults, session)
+
+        its = Service(Served(loaded, lines.append), "nano", sessions, lines.append, stops_loops=False)
         its.lines = lines
         return its
 
@@ -37,28 +39,25 @@ def service(nano):
 @pytest.fixture
 def served() -> Iterator:
     """`served(service, key=…)`: a client of a server on a free port."""
-    running = []
-
-    def start(service: Service, key: str | None = None, hosts=LOOPBACK, **headers):
-        sock = listening("127.0.0.1", 0)
-        app = application(service, hosts, key)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-        client = httpx2.Client(base_url=url, timeout=120, headers=headers, trust_env=False)
-        running.append((server, thread, client, sock))
-        return client
-
-    yield start
-    for server, thread, client, sock in running:
-        client.close()
-        server.should_exit = server.force_exit = True
-        thread.join()
-        sock.close()
+    with ExitStack() as stack:
+        yield lambda service, *told, **more: stack.enter_context(behind_port(service, *told, **more))
 
 
 @pytest.fixture
 def server(service, served) -> SimpleNamespace:
     its = service()
     return SimpleNamespace(service=its, http=served(its))
+
+
+@pytest.fixture
+def openai(server):
+    sdk = pytest.importorskip("openai")
+    with sdk.OpenAI(base_url=f"{server.http.base_url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def anthropic(server):
+    sdk = pytest.importorskip("anthropic")
+    with sdk.Anthropic(base_url=str(server.http.base_url), api_key="any", max_retries=0) as client:
+        yield client

@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
+
+from v4cli.chat import loops
 
 HELLO = "Hello, who are you?"
 SUM = "What is 17*23?"
@@ -22,6 +25,9 @@ def messages(text, **more):
 
 def responses(text, **more):
     return "/v1/responses", {"model": "nano", "input": text, "reasoning": {"effort": "none"}, **more}
+
+
+LIMITS = {chat: "max_tokens", messages: "max_tokens", responses: "max_output_tokens"}
 
 
 def with_tool(request):
@@ -158,3 +164,18 @@ def test_completions_take_text_or_ids(server, nano):
     assert len(set(texts)) == 1
     echoed = post(server.http, ("/v1/completions", about | {"prompt": "Hello", "echo": True})).json()
     assert echoed["choices"][0]["text"] == "Hello" + texts[0]
+
+
+@pytest.mark.parametrize("dialect", [chat, messages, responses])
+def test_an_answer_that_goes_round_in_circles_ends_as_at_a_limit(server, monkeypatch, dialect):
+    for name, value in {"LENGTH": 32, "MOST": 2, "EVERY": 8}.items():
+        monkeypatch.setattr(loops, name, value)
+    its, only = server.service, np.zeros(server.service.served.config.vocab_size, bool)
+    only[its.tokenizer.encode("the")[0]] = True
+    its.constraints.of, its.stops_loops = lambda encoded: lambda tokens: only, True
+    whole = post(server.http, dialect(HELLO), **{LIMITS[dialect]: 48}).json()
+    ended = {"chat.completion": "length", "message": "max_tokens", "response": "incomplete"}
+    assert ended[whole.get("object") or whole["type"]] in json.dumps(whole)
+    usage = whole["usage"]
+    assert (usage.get("output_tokens") or usage["completion_tokens"]) == 32
+    assert [line for line in its.lines if "over and over" in line and "--loops keep" in line]

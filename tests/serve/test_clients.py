@@ -20,20 +20,6 @@ def test_what_clients_send_is_answered(server):
         assert reply.status_code == 200, f"{file.name}: {reply.text[:300]}"
 
 
-@pytest.fixture
-def openai(server):
-    sdk = pytest.importorskip("openai")
-    with sdk.OpenAI(base_url=f"{server.http.base_url}/v1", api_key="any", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def anthropic(server):
-    sdk = pytest.importorskip("anthropic")
-    with sdk.Anthropic(base_url=str(server.http.base_url), api_key="any", max_retries=0) as client:
-        yield client
-
-
 def test_openai_chat(openai):
     body = with_tool(chat(SUM))[1]
     extra = {"thinking": body.pop("thinking")}

@@ -150,9 +150,9 @@ def test_a_failed_response_says_so_and_closes_its_item():
     machine = ResponsesMachine(ASKED, "m", 9, {})
     machine.begin()
     machine.take(0, Text("a"))
-    stream = read("".join(machine.end(Failed("broken", 503, "out_of_memory"))))
+    stream = read("".join(machine.end(Failed("broken", 503, "overloaded"))))
     assert stream[-2]["type"] == "response.output_item.done"
-    assert stream[-1]["type"] == "response.failed" and stream[-1]["response"]["error"]["code"] == "out_of_memory"
+    assert stream[-1]["type"] == "response.failed" and stream[-1]["response"]["error"]["code"] == "overloaded"
 
 
 def test_bounds_are_moved_into():

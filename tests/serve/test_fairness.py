@@ -5,14 +5,16 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import httpx2
 import numpy as np
 import pytest
 from test_answers import SUM, chat, messages, post, responses, with_tool
-from test_reuse import usage_of
+from test_reuse import SLACK, usage_of, went_on
 
+from v4cli.engine.session import Session
 from v4cli.serve import service as services
 from v4cli.serve.server import listening
 
@@ -96,7 +98,9 @@ def test_a_prefill_gives_signs_of_life(server, quick_beats, dialect):
     assert n_beats >= 3 and seen.is_set()
 
 
-def test_a_withheld_call_gives_signs_of_life(server, quick_beats):
+@pytest.mark.parametrize("dialect", BEATS)
+def test_a_withheld_call_gives_signs_of_life(server, quick_beats, dialect):
+    make, is_beat = BEATS[dialect]
     seen = threading.Event()
 
     def held_up(tokens):
@@ -105,12 +109,12 @@ def test_a_withheld_call_gives_signs_of_life(server, quick_beats):
 
     server.service.constraints.of = lambda encoded: held_up
     n_beats = 0
-    with streaming(server.http, with_tool(messages(SUM))) as reply:
+    with streaming(server.http, with_tool(make(SUM))) as reply:
         for event in blocks(reply):
-            n_beats += "event: ping" in event
-            if n_beats == 4:  # the first comes with the start
+            n_beats += is_beat(event)
+            if n_beats == 4:  # the first may come with the start
                 seen.set()
-    assert seen.is_set() and "message_stop" in event
+    assert seen.is_set() and server.service.metrics.done["answers"] == 1
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -133,6 +137,28 @@ def test_a_hang_up_frees_the_session_and_keeps_the_work(service, served, streams
     its.constraints.of = usual
     prompt, cached, _ = usage_of(post(http, (path, body | {"stream": False, "max_tokens": 2})).json())
     assert cached > 0.9 * prompt - 32
+
+
+def test_an_answer_does_not_wait_until_it_is_stored_and_the_next_turn_does(service, served, monkeypatch):
+    may_end = threading.Event()
+
+    def keep(session, worth_s=None):
+        if session.stats.completion_tokens:
+            may_end.wait(60)
+
+    monkeypatch.setattr(Session, "is_worth_keeping", lambda session, worth_s=None: True)
+    monkeypatch.setattr(Session, "keep", keep)
+    its = service()
+    http, request = served(its), chat("Hello, who are you? " * 10)
+    whole = post(http, request).json()
+    prompt, _, answer = usage_of(whole)
+    assert its.pool.n_busy == 1
+    with ThreadPoolExecutor(1) as thread:
+        turn = thread.submit(post, http, went_on("chat", request, whole, "Thank you!", True))
+        until(lambda: its.pool.n_busy == 2)
+        may_end.set()
+        assert usage_of(turn.result().json())[1] >= prompt + answer - SLACK
+    assert its.pool.n_kept == 1
 
 
 def _give_up(url: str, path: str, body: dict, its) -> None:

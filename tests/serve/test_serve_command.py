@@ -105,6 +105,7 @@ def wait_until_refused(http) -> None:
         (("--host", "0.0.0.0"), "--api-key"),
         (("--port", "65536"), "65535"),
         (("--sessions", "0"), "sessions"),
+        (("--idle", "30"), "30m"),
         (("--host", "192.0.2.1", "--api-key", "k"), "192.0.2.1"),
     ],
 )
@@ -120,8 +121,11 @@ def test_a_port_that_is_taken_is_named(start, tmp_path):
 
 
 def test_the_unit_starts_this_server(tmp_path):
-    done = v4(tmp_path, "serve", "nano", "--port", "8123", "--sessions", "3", "--print-unit")
+    flags = "--port", "8123", "--sessions", "3", "--idle", "30m", "--backend", "cpu", "--kv-host", "--kv-dir", "kv"
+    done = v4(tmp_path, "serve", "nano", *flags, "--api-key", "secret", "--print-unit")
     assert done.returncode == 0
     (command,) = re.findall(r"ExecStart=(.*)", done.stdout)
     assert f"V4_HOME={tmp_path}" in command and "serve nano" in command
-    assert "--port 8123" in command and "--sessions 3" in command
+    assert "--port 8123" in command and "--sessions 3" in command and "--idle 30m" in command
+    assert "--backend cpu" in command and "--kv-host" in command and f"--kv-dir {os.getcwd()}/kv" in command
+    assert "secret" not in command

@@ -17,7 +17,8 @@ from v4cli.pull.hub import FolderSource
 from v4cli.pull.pull import plan_pull, pull
 from v4cli.store import store as store_module
 from v4cli.store.library import inspect
-from v4cli.store.recipe import RECIPES, formats_by, from_record, recorded
+from v4cli.store.recipe import RECIPES, formats_by
+from v4cli.store.record import from_record, recorded
 from v4cli.store.store import MANIFEST, MANIFEST_COPY, Manifest, Store
 from v4cli.store.verify import verify_store
 
@@ -44,7 +45,7 @@ def write(folder, formats):
 def test_what_is_recorded_is_read_again_to_the_same(mixed, source):
     manifest, config = Manifest.load(mixed), Engine.open(source, "reference").config
     official = expected_tensors(config, with_mtp=False)
-    for recipe in (*RECIPES.values(), tiny.MIXED, ()):
+    for recipe in (*(one.rules for one in RECIPES.values()), tiny.MIXED, ()):
         formats = formats_by(recipe, official)
         assert from_record(recorded(formats), official) == formats
     assert manifest.formats[W1] == ["int4" if e in (1, 3) else "fp4" for e in range(N_EXPERTS)]
@@ -122,7 +123,7 @@ def official(source):
 def old(request, official, tmp_path):
     """A store of layout 1, and what pulling makes today."""
     today = tmp_path / "today"
-    pull(official, today, request.param, reporter=Listener())
+    pull(official, today, RECIPES[request.param], reporter=Listener())
     return as_layout_1(shutil.copytree(today, tmp_path / "m")), today
 
 
@@ -161,7 +162,7 @@ def test_bringing_it_along_goes_on_wherever_it_was_stopped(official, tmp_path, m
             n_moves += 1
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(repack.os, "replace", once)
+    monkeypatch.setattr(os, "replace", once)
     for _ in range(200):
         try:
             pull(official, folder, reporter=Listener())

@@ -17,10 +17,11 @@ from v4cli.errors import ModelError, V4Error
 from v4cli.model.config import V4Config
 from v4cli.model.schema import TensorSpec
 from v4cli.pull.convert import convert_part
-from v4cli.store import formats, store
+from v4cli.store import formats
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.header import TensorPlace, read_header
-from v4cli.store.store import MANIFEST, PAGE, Part, Store, layout
+from v4cli.store.parts import EXPERT_ORDER, PAGE, Part, layout
+from v4cli.store.store import MANIFEST, Store
 
 
 def test_experts_are_bit_exact_contiguous_and_page_aligned(source, made):
@@ -29,11 +30,11 @@ def test_experts_are_bit_exact_contiguous_and_page_aligned(source, made):
         part = opened.parts[f"layer-{layer:03d}-experts"]
         for e in range(STORE_LIKE["n_routed_experts"]):
             at = f"layers.{layer}.ffn.experts.{e}."
-            places = [opened.places[at + name] for name in store.EXPERT_ORDER]
+            places = [opened.places[at + name] for name in EXPERT_ORDER]
             assert places[0].offset % PAGE == 0
             for before, after in pairwise(places):
                 assert after.offset == before.offset + before.spec.nbytes
-            for name in store.EXPERT_ORDER:
+            for name in EXPERT_ORDER:
                 assert torch.equal(
                     opened.tensor(at + name).view(torch.uint8), official.tensor(at + name).view(torch.uint8)
                 )
@@ -152,7 +153,7 @@ def test_layout_is_repacked_from_an_older_store(source, made, tmp_path):
     opened = Store.open(made)
     places = {}
     for part in opened.parts.values():
-        old = store.Part(part.name)
+        old = Part(part.name)
         for name in reversed([n for n, t in part.tensors.items() if t.format != "pad"]):
             old.add(name, part.tensors[name].spec, "keep", name, 1)
         convert_part(old, opened.places, tmp_path / old.file)

@@ -7,6 +7,7 @@ from v4cli.agent.loop import Agent, Event, Said
 from v4cli.agent.transcript import Transcript
 from v4cli.chat.messages import calls_in, content_text, without_ids
 from v4cli.chat.parser import Event as ChatEvent
+from v4cli.chat.tokenizer import Tokenizer
 from v4cli.errors import UsageError
 from v4cli.options import Options
 
@@ -30,12 +31,7 @@ class Conversation:
     def start(self, transcript: Transcript) -> None:
         """Go on with this transcript."""
         self.transcript = transcript
-        tokenizer = self.agent.chat.tokenizer.digest[:16]
-        if transcript.about.get("tokenizer", tokenizer) != tokenizer:  # ids of another tokenizer mean nothing
-            for message in transcript.cut(0):
-                transcript.add(without_ids(message))
-        if transcript.about.get("tokenizer") != tokenizer:
-            transcript.set(tokenizer=tokenizer)
+        fit(transcript, self.agent.chat.tokenizer)
 
     @property
     def messages(self) -> list[dict]:
@@ -53,7 +49,7 @@ class Conversation:
         """The user says `text`; `shown`: as typed, where that differs. Everything said is recorded as it comes."""
         if not text.strip():
             raise UsageError("the message is empty")
-        self._settle()
+        settle(self.transcript)
         self.transcript.add({"role": "user", "content": text} | ({"shown": shown} if shown else {}))
         return self._answer(progress, cancelled)
 
@@ -91,17 +87,6 @@ class Conversation:
                 self.transcript.add(event.message)
             yield event
 
-    def _settle(self) -> None:
-        """A call that has no result, because the program ended before it had, is said to have none."""
-        messages = self.transcript.messages
-        last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] != "tool"), None)
-        calls = (messages[last].get("tool_calls") if last is not None else None) or ()
-        answered = {message.get("tool_call_id") for message in messages[last:]} if calls else ()
-        for call in calls:
-            if call.get("id") not in answered:
-                result = {"role": "tool", "tool_call_id": call.get("id"), "content": "error: it was not finished"}
-                self.transcript.add(result)
-
     def _last_question(self) -> int:
         at = next((i for i in reversed(range(len(self.transcript.messages))) if self._asked(i)), None)
         if at is None:
@@ -110,6 +95,28 @@ class Conversation:
 
     def _asked(self, i: int) -> bool:
         return self.transcript.messages[i]["role"] == "user"
+
+
+def fit(transcript: Transcript, tokenizer: Tokenizer) -> None:
+    """Let a conversation go on with a model of this tokenizer: ids of another one mean nothing."""
+    digest = tokenizer.digest[:16]
+    if transcript.about.get("tokenizer", digest) != digest:
+        for message in transcript.cut(0):
+            transcript.add(without_ids(message))
+    if transcript.about.get("tokenizer") != digest:
+        transcript.set(tokenizer=digest)
+
+
+def settle(transcript: Transcript) -> None:
+    """A call that has no result, because the program ended before it had, is said to have none."""
+    messages = transcript.messages
+    last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] != "tool"), None)
+    calls = (messages[last].get("tool_calls") if last is not None else None) or ()
+    answered = {message.get("tool_call_id") for message in messages[last:]} if calls else ()
+    for call in calls:
+        if call.get("id") not in answered:
+            result = {"role": "tool", "tool_call_id": call.get("id"), "content": "error: it was not finished"}
+            transcript.add(result)
 
 
 def to_json(transcript: Transcript) -> str:

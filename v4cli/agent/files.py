@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from v4cli import system
 from v4cli.agent import edits, guard, search
 from v4cli.agent.tools import Context, Kind, Tool, ToolError, argument, parameters, printable
 from v4cli.files import write_atomically
@@ -50,7 +51,7 @@ def read_file(arguments: dict, context: Context) -> str:
 
 def list_folder(arguments: dict, context: Context) -> str:
     """Names in a folder, one a line, folders with a slash."""
-    with _opened(context.folder, arguments["path"], os.O_DIRECTORY) as handle, _told(), os.scandir(handle) as entries:
+    with _opened(context.folder, arguments["path"], folder=True) as handle, _told(), os.scandir(handle) as entries:
         names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries)
     more = [f"[{len(names) - MAX_NAMES} more]"] if len(names) > MAX_NAMES else []
     return "\n".join([*map(printable, names[:MAX_NAMES]), *more]) or "[the folder is empty]"
@@ -157,7 +158,7 @@ def _write(folder: Path, path: str, text: str, before: os.stat_result | None) ->
     parts = _parts(folder, path)
     with _walked(folder, parts[:-1], make=True) as parent, _told():
         _check_unchanged(before, parts[-1], parent)
-        place = Path(f"/proc/self/fd/{parent}") / parts[-1]
+        place = Path(system.path_of(parent)) / parts[-1]
         write_atomically(place, data, 0o666, keep=True)
         after = place.lstat()
     if before is None:
@@ -190,11 +191,11 @@ def _parts(folder: Path, path: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, path: str, flags: int = 0) -> Iterator[int]:
+def _opened(workspace: Path, path: str, folder: bool = False) -> Iterator[int]:
     """A file or folder of the workspace, open for reading; a named pipe is not waited for."""
-    parts = _parts(folder, path)
-    with _walked(folder, parts[:-1]) as parent, _told():
-        flags |= os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    parts = _parts(workspace, path)
+    with _walked(workspace, parts[:-1]) as parent, _told():
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_DIRECTORY if folder else 0)
         handle = os.open(parts[-1] if parts else ".", flags, dir_fd=parent)
     try:
         yield handle
@@ -205,6 +206,8 @@ def _opened(folder: Path, path: str, flags: int = 0) -> Iterator[int]:
 @contextlib.contextmanager
 def _walked(folder: Path, parts: tuple[str, ...], make: bool = False) -> Iterator[int]:
     """A folder of the workspace, reached name by name: what became a symbolic link meanwhile is not followed."""
+    if os.open not in os.supports_dir_fd:
+        raise ToolError("this system has no way to open files of the workspace and of nothing else")
     with _told():
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

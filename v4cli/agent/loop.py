@@ -49,8 +49,8 @@ class CallEnd:
 
 @dataclass(frozen=True)
 class Done:
-    """The loop ended: stop, length, interrupted, runaway, or rounds (the limit on them). `empty`: the model's last
-    message is neither an answer nor a call."""
+    """The loop ended: stop, length, interrupted, runaway, loop, or rounds (the limit on them). `empty`: the last
+    message of the model is neither an answer nor a call."""
 
     reason: str
     empty: bool = False

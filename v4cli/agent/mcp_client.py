@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import AsyncExitStack, contextmanager
 
@@ -22,6 +22,7 @@ from v4cli.errors import UsageError
 from v4cli.settings import McpServer
 
 CONNECT_S = 30.0  # to start and tell its tools
+PATIENCE_S = 1.0  # of that without a word
 POLL_S = 0.05  # between looks at whether the user interrupted
 MAX_TOOLS = 128  # of one server
 MAX_PAGES = 20  # of its list of tools
@@ -60,6 +61,7 @@ class Connections:
         atexit.register(self.close, hurry=True)
         try:
             self._runs = [asyncio.run_coroutine_threadsafe(server.run(), self._loop) for server in self._servers]
+            self._tell_waiting()
             listed = [(server, tool) for server in self._servers for tool in self._listed(server)]
             names = foreign.names([(server.name, tool.name) for server, tool in listed])
             self.tools = [tool for name, (server, one) in zip(names, listed) if (tool := server.tool(name, one))]
@@ -85,6 +87,12 @@ class Connections:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _tell_waiting(self) -> None:
+        """Once it takes a while, say which servers are waited for, and how long at most."""
+        late = wait([server.listed for server in self._servers], PATIENCE_S).not_done
+        if names := [f"mcp.{server.name}" for server in self._servers if server.listed in late]:
+            self._note(f"waiting for {', '.join(names)} to start ({CONNECT_S:.0f} s at most)")
 
     def _listed(self, server: "_Connection") -> list:
         """The tools of a server that is connected, by different names; why it is not is told to the user."""

@@ -11,6 +11,7 @@ import anyio
 import mcp_types
 from mcp.shared.message import SessionMessage
 
+from v4cli import system
 from v4cli.interrupts import killing
 from v4cli.settings import McpServer
 
@@ -56,7 +57,7 @@ class Child:
                         continue
                     await self.to_session.send(SessionMessage(message))
             if self.fault:
-                _signal(self.process, signal.SIGKILL)
+                _signal(self.process, system.KILL)
             await self._gone()  # before the session learns of it, so that `why` is complete
 
     async def _line(self) -> bytes:
@@ -96,7 +97,7 @@ class Child:
         self.received.close()
         self.sent.close()
         self.process.stdin.close()
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, system.KILL):
             await self._gone()
             _signal(self.process, number)
         await self._gone()
@@ -126,7 +127,7 @@ async def stdio(server: McpServer, children: list[Child]) -> AsyncIterator[tuple
     async with anyio.create_task_group() as tasks:
         for task in (child.read, child.write, child.read_stderr):
             tasks.start_soon(task)
-        with killing(lambda: _signal(process, signal.SIGKILL)):
+        with killing(lambda: _signal(process, system.KILL)):
             try:
                 yield child.received, child.sent
             finally:
@@ -138,4 +139,4 @@ async def stdio(server: McpServer, children: list[Child]) -> AsyncIterator[tuple
 def _signal(process: Process, number: int) -> None:
     """To the process and all of its group; it may be gone."""
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+        system.kill_group(process.pid, number)

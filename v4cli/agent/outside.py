@@ -2,11 +2,10 @@
 links in home folders and on the PATH, what v4 keeps and starts."""
 
 import os
-import pwd
 import re
 from collections.abc import Iterator
 
-from v4cli import paths, settings
+from v4cli import paths, settings, system
 from v4cli.agent import named
 from v4cli.errors import V4Error
 
@@ -25,9 +24,9 @@ SYSTEM = re.compile("/usr/(?!local).*|/s?bin")  # folders of the PATH that only 
 def homes() -> list[str]:
     """Home folders of the user, whatever HOME says: that of the password file and that of who called sudo count too."""
     found = [os.environ.get("HOME", "")]
-    for uid in (os.getuid(), os.environ.get("SUDO_UID", "")):
+    for uid in (os.getuid() if hasattr(os, "getuid") else "", os.environ.get("SUDO_UID", "")):
         try:
-            found.append(pwd.getpwuid(int(uid)).pw_dir)
+            found.append(system.home_of(uid))
         except (KeyError, ValueError, OverflowError):
             pass
     return list(dict.fromkeys(os.path.realpath(home) for home in found if os.path.isabs(home)))

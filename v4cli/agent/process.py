@@ -2,10 +2,12 @@
 
 import codecs
 import contextlib
+import errno
+import mmap
 import os
 import select
-import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +15,14 @@ from pathlib import Path
 
 import psutil
 
+from v4cli import system
 from v4cli.agent.tree import Growth
 from v4cli.interrupts import killing
 
 POLL_S = 0.05
 END_S = 60.0  # for what has been killed to be gone
 MARK = "V4_RUN"  # names a run in the environment of all that it starts
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES = mmap.PAGESIZE
 SHARED_BYTES = 16 << 20  # of files in memory that need no look
 FREE_BYTES = 1 << 30  # of memory and of disk that a run must leave to others; half of what is free, if that is less
 
@@ -71,7 +74,9 @@ def run(
 ) -> Finished:
     """Run argv in `folder`, without input, and kill what it leaves behind. `output` is given what it prints, as it
     comes; `growth` tells how many files it makes; `temporary`: folders that are in memory, as it sees them. OSError if
-    it cannot be started."""
+    it cannot be started, and on systems other than Linux."""
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, "commands run on Linux only: elsewhere nothing watches what they use")
     process = subprocess.Popen(
         argv,
         cwd=folder,
@@ -264,7 +269,7 @@ def _marked(mark: str) -> Iterator[int]:
 
 def _kill(pid: int) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, system.KILL)
     except OSError:
         pass
 

@@ -4,6 +4,7 @@ trust; the user's other files and the network do not exist, and nothing of the r
 import functools
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -77,10 +78,12 @@ def trouble(folder: Path) -> str:
 @functools.cache
 def missing() -> str:
     """Why this machine makes no sandbox, found out by making one; empty if it does."""
-    if sys.platform != "linux" or not shutil.which("bwrap"):
+    if sys.platform != "linux":
+        return "there is no sandbox for this system yet"
+    if not shutil.which("bwrap"):
         return "bubblewrap (bwrap) is not installed"
     if not seccomp.program():
-        return f"there is no list of system calls for {os.uname().machine}"
+        return f"there is no list of system calls for {platform.machine()}"
     with tempfile.TemporaryDirectory(prefix="v4-sandbox-") as folder:
         limits, where = Limits(seconds=10), Path(folder).resolve()
         made = _sandboxed(["true"], where, limits, False, lambda text: None, lambda: False, Access.READ)

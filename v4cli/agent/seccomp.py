@@ -1,7 +1,7 @@
 """System calls a sandboxed program is refused: the ways around namespaces that go through the kernel itself."""
 
 import errno
-import os
+import platform
 import socket
 import struct
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ ALLOW, ERROR = 0x7FFF0000, 0x00050000
 REFUSE = ERROR | errno.EPERM
 
 
-def program(machine: str = os.uname().machine) -> bytes:
+def program(machine: str = platform.machine()) -> bytes:
     """The filter, as the kernel takes it; empty for a machine whose numbers are not known."""
     if machine not in ARCHITECTURES:
         return b""

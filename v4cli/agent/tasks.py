@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from v4cli import files, jsonfile
 from v4cli.agent.builtin import toolbox
 from v4cli.chat.messages import check_messages
-from v4cli.errors import RequestError, UsageError
+from v4cli.errors import RequestError, UsageError, hinted
 
 KEYS = {"id", "prompt", "messages", "system", "files", "folder", "check", "tools"}
+EXAMPLE = 'a task is a line like {"id": "a", "prompt": "…", "check": "…"}'
 MAX_PATH = 4000  # characters, of which the kernel takes 4095 bytes
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
@@ -31,6 +32,11 @@ class Task:
 
 def read_tasks(path: Path) -> list[Task]:
     """All tasks of a file. RequestError names the first line that is wrong."""
+    with hinted(EXAMPLE):
+        return _tasks(path)
+
+
+def _tasks(path: Path) -> list[Task]:
     lines = files.contents(path, jsonfile.MAX_BYTES, UsageError).split(b"\n")
     tasks: dict[str, Task] = {}
     for number, line in enumerate(lines, 1):
@@ -42,7 +48,7 @@ def read_tasks(path: Path) -> list[Task]:
             raise RequestError(f"{where}: id {task.id!r} is there twice")
         tasks[task.id] = task
     if not tasks:
-        raise RequestError(f"{path}: no tasks", 'a task is a line like {"id": "a", "prompt": "…", "check": "…"}')
+        raise RequestError(f"{path}: no tasks")
     return list(tasks.values())
 
 

@@ -9,7 +9,6 @@ conversation goes on without; what is missing is written as soon as that can be 
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -17,14 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from v4cli import files
+from v4cli import files, system
 from v4cli.chat.messages import check_messages
 from v4cli.errors import RequestError, ResourceError, UsageError
 
 VERSION = 1
 TITLE = 60  # characters
 MAX_BYTES = 1 << 28  # of a file
-NEXT = "v4 chat --list shows the conversations that can be read"
+NEXT = "v4 logs lists the conversations that can be read"
 
 
 class Transcript:
@@ -36,6 +35,7 @@ class Transcript:
         self._n_bytes = n_bytes  # of the file, as far as this process knows it
         self._unwritten: list[dict] = []  # records that belong behind those
         self.trouble = ""  # why they are not there, for the user
+        self.records = True  # whether there is to be a file of it
 
     @classmethod
     def new(cls, folder: Path, messages: list[dict] = (), /, **about) -> "Transcript":
@@ -106,11 +106,17 @@ class Transcript:
     def fork(self) -> "Transcript":
         """A conversation of its own with the same messages."""
         about = {key: value for key, value in self.about.items() if key not in ("id", "created", "version")}
-        return Transcript.new(self.path.parent, self.messages, **about | {"parent": self.id})
+        made = Transcript.new(self.path.parent, **about | {"parent": self.id})
+        made.records = self.records
+        for message in self.messages:
+            made.add(message)
+        return made
 
     def _write(self, record: dict) -> None:
         """Append a line, after all that is known if it is the first. ResourceError without room, which can be made;
         where the place cannot be written at all, `trouble` says so."""
+        if not self.records:
+            return
         self._unwritten.append(record)
         try:
             if not self._written():
@@ -132,12 +138,12 @@ class Transcript:
     def _written(self) -> bool:
         """Append what is missing unless another process has appended something."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        descriptor = os.open(self.path, flags, 0o600)
+        descriptor = system.open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, follow=False)
         with open(descriptor, "ab") as file:
-            os.fchmod(descriptor, 0o600)  # it may have come from a copy
-            fcntl.flock(file, fcntl.LOCK_EX)
-            news = os.pread(descriptor, os.fstat(descriptor).st_size, self._n_bytes)  # none, or what a crash cut off
+            system.set_mode(descriptor, 0o600)  # it may have come from a copy
+            system.lock(descriptor)
+            news = bytearray(max(0, os.fstat(descriptor).st_size - self._n_bytes))  # none, or what a crash cut off
+            system.read_at(descriptor, news, self._n_bytes)
             if file.tell() >= self._n_bytes and b"\n" not in news:
                 file.truncate(self._n_bytes)
                 lines = self._unwritten if self._n_bytes else [*self._known(), self._unwritten[-1]]
@@ -182,9 +188,9 @@ def find(folder: Path, wanted: str = "") -> Transcript:
     found = [path for path in folder.glob("*.jsonl") if path.name.startswith(wanted)]
     if not found:
         what = f"no conversation has an ID that begins with {wanted!r}" if wanted else "there is no conversation yet"
-        raise UsageError(what, "v4 chat --list shows them" if wanted else "v4 chat begins one")
+        raise UsageError(what, "v4 logs lists them" if wanted else 'v4 run "hello", or v4 chat, begins one')
     if wanted and len(found) > 1:
-        raise UsageError(f"{len(found)} conversations have an ID that begins with {wanted!r}", "v4 chat --list")
+        raise UsageError(f"{len(found)} conversations have an ID that begins with {wanted!r}", "v4 logs lists them")
     return Transcript.load(max(found, key=_used))
 
 

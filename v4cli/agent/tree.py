@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+from v4cli import system
+
 LONG = 3500  # bytes of a path; the kernel takes 4095
 
 
@@ -30,7 +32,7 @@ def folders(
         try:
             if len(os.fsencode(path)) > LONG:
                 handle = _Handle(path, handle)
-                path = f"/proc/self/fd/{handle.fd}"
+                path = system.path_of(handle.fd)
             entries = _listed(path, unreadable)
         except OSError:  # it is gone
             continue

@@ -5,8 +5,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from v4cli import terminal
-
 Work = Callable[[], object]
 Make = Callable[[int, int, int, str], tuple[Work, int]]
 
@@ -39,13 +37,20 @@ def llm_int8(rows: int, cols: int, tokens: int, device: str) -> tuple[Work, int]
     return lambda: layer(x), rows * cols + 4 * rows
 
 
-def baselines() -> dict[str, Make]:
+def baselines() -> dict[str, Make | str]:
     """By name, what makes of rows, cols, tokens and a torch device the call of a layer and the bytes of weights that it
-    reads. Those of bitsandbytes are left out, with a note, where it is not installed."""
-    found = {"torch bf16": torch_linear(torch.bfloat16)}
+    reads; or why there is nothing that does."""
+    found: dict[str, Make | str] = {"torch bf16": torch_linear(torch.bfloat16)}
+    theirs: dict[str, Make] = {"bitsandbytes nf4": nf4, "bitsandbytes int8": llm_int8}
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes.nn  # noqa: F401
     except ImportError:
-        terminal.err.write("bitsandbytes is not installed, so its rows are left out: pip install 'v4cli[gpu]'\n")
-        return found
-    return found | {"bitsandbytes nf4": nf4, "bitsandbytes int8": llm_int8}
+        return found | dict.fromkeys(theirs, "bitsandbytes is not installed: pip install 'v4cli[gpu]'")
+    except Exception as error:  # it looks for GPUs and libraries when it is imported
+        return found | dict.fromkeys(theirs, reason(error))
+    return found | theirs
+
+
+def reason(error: Exception) -> str:
+    """Why a layer cannot be measured, in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]

@@ -14,6 +14,7 @@ import numpy as np
 
 from v4cli.bench import speed
 from v4cli.bench.fill import fill
+from v4cli.bench.load import Others
 from v4cli.bench.resident import disk_reads, resident
 from v4cli.bench.steps import KINDS, Steps, decode
 from v4cli.chat.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ from v4cli.errors import UsageError
 from v4cli.nano.recall import Question, ask, haystack
 from v4cli.plan import cost, flops
 from v4cli.plan.memory import CHUNK
-from v4cli.store.store import layout
+from v4cli.store.parts import layout
 
 INT8, FP32 = "v4k int8", "torch fp32"  # products whose rates bound index scores and attention
 WEIGHTS = ("experts", "dense", "head", "embed")  # components of what is read that are not cache
@@ -108,6 +109,7 @@ class Frontier:
     flops: dict[str, float]  # of one decoded token, by component
     read_bandwidth: float
     product_rates: dict[str, float]
+    others: float  # share of the processors that other programs used while these ceilings were measured
     read_fraction: float  # of decoding as fast as bytes_read can be read
     parts: dict[str, Part]  # of a decode step
     bound: str  # the largest part and its ceiling
@@ -121,8 +123,8 @@ class Frontier:
         return asdict(self)
 
 
-def measure(engine: Engine, plan: Plan, progress: Callable[[], Callable[[int, int], None]]) -> Iterator[Frontier]:
-    """One Frontier after the other. `progress()` gives what Session.sync calls in one prefill."""
+def measure(engine: Engine, plan: Plan, progress: Callable[[int], Callable[[int, int], None]]) -> Iterator[Frontier]:
+    """One Frontier after the other. `progress(n_tokens)` gives what Session.sync calls in the prefill of one."""
     plan.check()
     run = _Run(engine, plan, progress)
     for n_tokens in plan.frontiers:
@@ -157,7 +159,8 @@ class _Run:
         prefilled, prefill_s = self._advance(n_tokens)
         first, here, disk = self._decode(n_tokens)
         held = self._held()
-        machine = Machine(speed.product_rates(self.products), speed.read_bandwidth())
+        with Others() as others:
+            machine = Machine(speed.product_rates(self.products), speed.read_bandwidth())
         middle = n_tokens - 2 * self.plan.tokens - prefilled // 2
         macs = prefilled / prefill_s * flops.token_macs(config, middle) / 1e9
         read = self.weight_reads["own"] | cost.kv_read_parts(config, n_tokens)
@@ -170,7 +173,8 @@ class _Run:
             prefill_fraction={name: macs / rate for name, rate in machine.product_rates.items()},
             kv_bytes=cost.kv_bytes(config, n_tokens).total, kv_resident_bytes=held, bytes_read=read,
             disk_read_bytes=disk, flops=_flops(config, n_tokens), read_bandwidth=machine.read_bandwidth,
-            product_rates=machine.product_rates, read_fraction=machine.reading_s(read) / here.median, parts=parts,
+            product_rates=machine.product_rates, others=others.share,
+            read_fraction=machine.reading_s(read) / here.median, parts=parts,
             bound=_bound(parts), v32_flops_ratio=flops.flops(whole, n_tokens).fp8_equivalent / v32_flops,
             v32_kv_ratio=whole_kv / (flops.V32_KV_BYTES_PER_TOKEN * n_tokens), whole_kv_bytes=whole_kv,
             recall=self._recall(n_tokens), whole=self._whole(first, here, n_tokens, machine),
@@ -185,7 +189,7 @@ class _Run:
             chunk = self.ids[:CHUNK]
             return CHUNK, speed.seconds(lambda: session.feed(chunk))
         before = len(session.tokens)
-        return start - before, speed.seconds(lambda: session.sync(self.ids[:start], self.progress()))
+        return start - before, speed.seconds(lambda: session.sync(self.ids[:start], self.progress(n_tokens)))
 
     def _decode(self, n_tokens: int) -> tuple[Steps, Steps, int | None]:
         """Steps of the session that stays at the first frontier and of the one that grows; bytes from disk per token

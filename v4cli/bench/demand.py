@@ -11,6 +11,7 @@ the worst case.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from v4cli.errors import UsageError
 from v4cli.experts.files import ExpertFiles
 from v4cli.experts.reader import Rank, Reader
 from v4cli.plan import cost
+from v4cli.plan.memory import CHUNK
 from v4cli.store.store import Store
 
 PROBE_BYTES = 128 << 20  # of memory: it has to fit beside what is measured
@@ -64,12 +66,21 @@ class DemandReport:
         return asdict(self)
 
 
-def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None = None) -> DemandReport:
-    """Prefill `prompt` random tokens, decode `tokens` more; note routing in `trace`. UsageError if the model fits."""
+def measure(
+    folder: Path,
+    ram: int,
+    prompt: int,
+    tokens: int,
+    trace: Path | None = None,
+    begin: Callable[[float], None] = lambda seconds: None,
+) -> DemandReport:
+    """Prefill `prompt` random tokens, decode `tokens` more; note routing in `trace`. `begin` is told before that how
+    many seconds it takes at least. UsageError if the model fits."""
     bandwidths = [(ssd_bandwidth(folder), read_bandwidth(n_bytes=PROBE_BYTES))]
     engine = Engine.open(folder, "cpu", ram=ram)
     if engine.stream is None:
         raise UsageError("all of the model fits in --ram", "drop --ram: v4 bench measures it in memory")
+    begin(_least_s(engine, prompt, tokens, *bandwidths[0]))
     recorder = Recorder(engine.model) if trace else None
     ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, prompt + tokens).tolist()
     session = engine.session()
@@ -111,6 +122,17 @@ def measure(folder: Path, ram: int, prompt: int, tokens: int, trace: Path | None
     )  # fmt: skip
 
 
+def _least_s(engine: Engine, prompt: int, tokens: int, ssd: float, memory: float) -> float:
+    """Seconds of reading: what is not in memory once for each chunk of the prefill, and the same share of a token's
+    experts. Bandwidths in GB/s."""
+    files, place = engine.stream.reader.files, engine.place
+    missing = len(files) * (1 - place.plan.resident)
+    config, expert = engine.config, max(files.sizes)
+    used = config.num_hidden_layers * config.num_experts_per_tok
+    a_token = used * expert * ((1 - place.plan.resident) / ssd + 1 / memory)
+    return (-(-prompt // CHUNK) * missing * expert / ssd + tokens * a_token) / 1e9
+
+
 class _HashMisses:
     """Counts from now on the experts of hash layers that had to be read."""
 
@@ -133,7 +155,7 @@ def ssd_bandwidth(folder: Path) -> float:
         raise UsageError(f"{folder} is not a store: there is nothing to read on demand", "v4 quantize makes one")
     files = ExpertFiles(Store.open(folder))
     count = min(len(files), max(1, PROBE_EXPERT_BYTES // max(files.sizes)))
-    reader = Reader(files, 4)
+    reader = Reader(files, [4 * (room == max(files.rooms)) for room in files.rooms])  # they hold any expert
     chosen = np.random.default_rng(time.time_ns()).permutation(len(files))[:count].tolist()
     n_bytes = sum(files.sizes[expert] for expert in chosen)
 

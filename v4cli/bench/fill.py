@@ -20,6 +20,7 @@ def fill(session, n_tokens: int, seed: int = 0) -> None:
     random windows and tails. Token ids are 0; going back into what was filled gives other entries. ResourceError where
     the budget does not hold it."""
     session.make_room(n_tokens)
+    session.state.reserve(n_tokens)  # at once, which is the least that growing takes
     rng = np.random.default_rng((seed, n_tokens))
     state, config = session.state, session.engine.config
     entries = _entries(rng, config)

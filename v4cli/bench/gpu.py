@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from v4cli import __version__, hardware, terminal
 from v4cli.bench import gpu_check
 from v4cli.engine import gpu
 from v4cli.errors import ResourceError, UsageError, V4Error
+from v4cli.model.config import V4Config
+from v4cli.plan import cost, memory
+from v4cli.plan.budget import VRAM_SHARE
+from v4cli.plan.placement import Budget, card_shortage
+from v4cli.store.parts import layout
 
-RESERVED = 18e9  # bytes of a card that are not for slots: dense weights, KV at 1M tokens, working memory
-SLOT = 13_369_344  # bytes of a Flash expert
+MARGIN = 0.06  # of a card that stays free: KV moves when it grows
 MOST_SLOTS = 9_800
 PACKAGES = "torch", "triton", "bitsandbytes", "numpy"
 
@@ -77,21 +82,35 @@ def model(number: int, seconds: float, file: Path | None) -> None:
     from v4cli.bench.gpu_part import Part
     from v4cli.bench.gpu_synthetic import on_card
     from v4cli.bench.synthetic import shape
-    from v4cli.plan import memory
 
     part, config, free = Part(file, seconds), shape("flash"), hardware.gpus()[number].free
-    n_slots = min(MOST_SLOTS, max(config.n_routed_experts, int(free - RESERVED) // SLOT))
-    part.found["slots"] = n_slots
+    wanted, chunk = gpu_model.Wanted(), memory.card_chunk(config, free)
     with part.guarded("model"):
-        engine, slots = on_card(
-            config, device, n_slots, memory.card_chunk(config, free), name="random weights of flash"
-        )
+        contexts, n_slots = room(config, free, chunk, wanted.contexts)
+        for left_out in set(wanted.contexts) - set(contexts):
+            part.lack(f"context of {left_out}", "the card does not hold it")
+        part.found["slots"] = n_slots
+        engine, slots = on_card(config, device, n_slots, chunk, name="random weights of flash")
         try:
-            gpu_model.measure(engine, slots, part, gpu_model.Wanted())
+            gpu_model.measure(engine, slots, part, replace(wanted, contexts=contexts))
         finally:
             engine.model.bank.close()
     if not part.found.get("decode"):
         raise ResourceError(f"nothing was decoded: {part.found['missing']}")
+
+
+def room(config: V4Config, free: int, chunk: int, contexts: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """The contexts that so many bytes of a card hold beside the slots of a layer's experts, and how many slots they
+    hold then. ResourceError."""
+    bare = cost.needs(config, cost.stored_tensors(layout(config, "native", False)))
+    for count in range(len(contexts), 0, -1):
+        needs = cost.at_context(bare, config, contexts[count - 1])
+        work = memory.card_work_bytes(config, chunk, contexts[count - 1])
+        budget = Budget(0, int((VRAM_SHARE - MARGIN) * free), 1, 1, 1, work=work)
+        n_slots = -card_shortage(needs, budget) // needs.slot
+        if n_slots >= config.n_routed_experts:
+            return contexts[:count], min(n_slots, MOST_SLOTS)
+    raise ResourceError("the card holds no layer's experts beside dense weights", "a larger card")
 
 
 def main() -> int:

@@ -83,7 +83,7 @@ def _parity(found: Found) -> float | None:
     """Part of the tests, nano's among them, that passed; None unless all were run."""
     parity = found.get("parity", {})
     tests, nano = parity.get("tests"), parity.get("nano")
-    if not tests or not tests["run"] or not nano:
+    if not tests or not tests["run"] or not tests["whole"] or not nano:
         return None
     return (tests["passed"] + nano["equal"]) / (tests["run"] + nano["tokens"])
 

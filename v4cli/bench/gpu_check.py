@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,12 +55,16 @@ def run_part(command: Sequence[str], seconds: float, file: Path) -> dict[str, An
         status, why = OVERRAN, f"ended after {seconds:g} s"
     finally:
         _end(process)
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        found = {}
     about = {"status": status, "took_s": round(time.monotonic() - start, 1)} | ({"why": why} if why else {})
-    return about | found
+    return about | _read(file)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """What a part has written; nothing if it has not."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -80,20 +83,31 @@ def check(
     command: Callable[[Bound, Path, int], list[str]] = command_of,
 ) -> tuple[Path, bool]:
     """Run all parts: the file of results, and whether all are done and nothing that was asked failed. `card`: what the
-    file says of it, `name` among that; `number`: its own."""
+    file says of it, `name` among that; `number`: its own. What a part finds is in a hidden file beside it at
+    once, which stays if this process is ended, too."""
     found: dict[str, Any] = {}
     result = card | {"parts": found}
     file = folder / f"gpu-{re.sub('[^a-z0-9]+', '-', card['name'].lower()).strip('-')}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in parts:
-            terminal.err.write(f"{part.name}: up to {part.seconds + GRACE:.0f} s\n")
-            into = Path(scratch) / f"{part.name}.json"
+
+    def keep() -> None:
+        result["acceptance"] = accept(card["name"], found)
+        write_atomically(file, json.dumps(result, indent=1).encode())
+
+    for part in parts:
+        terminal.err.write(f"{part.name}: up to {part.seconds + GRACE:.0f} s\n")
+        into = folder / f".{file.stem}-{part.name}.json"
+        into.unlink(missing_ok=True)
+        try:
             found[part.name] = run_part(command(part, into, number), part.seconds + GRACE, into)
-            about = found[part.name]
-            terminal.err.write(f"{part.name}: {about['status']} after {about['took_s']} s {about.get('why', '')}\n")
-            result["acceptance"] = accept(card["name"], found)
-            write_atomically(file, json.dumps(result, indent=1).encode())
+        except KeyboardInterrupt:
+            found[part.name] = {"status": FAILED, "why": "interrupted"} | _read(into)
+            keep()
+            raise
+        about = found[part.name]
+        terminal.err.write(f"{part.name}: {about['status']} after {about['took_s']} s {about.get('why', '')}\n")
+        keep()
+        into.unlink(missing_ok=True)
     for line in result["acceptance"]:
         value = "" if line["value"] is None else f"{line['value']:.3g}"
         terminal.err.write(f"{line['verdict']:8}{line['name']}: {value} ({line['limit']})\n")

@@ -20,7 +20,7 @@ STEPS = 9
 
 def round_trip(device: Device, layers: int = LAYERS, steps: int = STEPS) -> float:
     """Microseconds that a card waits for one, by its own clock; the median step."""
-    hand = Handoff(device, (layers, 1), DIM, 1, 1)
+    hand = Handoff(device, np.zeros((layers, 1), np.int8), DIM, 1, 1)
     server = Server(hand.ring, [ServedLayer(ExpertTable([tiny()]), 10.0)] * layers, None, TIMEOUT_S)
     try:
         with Memory(device) as memory:

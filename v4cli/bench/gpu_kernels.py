@@ -1,6 +1,6 @@
 """Kernels for GPUs beside a card's limits, torch and bitsandbytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ def measure(device: Device, watch: Stopwatch, part: Part, sizes: Sizes, probes: 
         part.found["limits"][name] = value
     with part.guarded("hand-off"):
         part.found["limits"]["hand_off_us"] = round_trip(device)
+        part.save()
     read = part.found["limits"].get("read")
     for name, make in cases(sizes):
         if only not in name or not part.begins(name):
@@ -57,7 +58,9 @@ class Torch:
             yield graph
 
 
-def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[str, Callable], only: str = "") -> None:
+def beside(
+    watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: Mapping[str, Callable | str], only: str = ""
+) -> None:
     """The dense matrices of a layer, and one of them times many tokens, by layers of other libraries (baselines.py)."""
     import torch
 
@@ -66,6 +69,9 @@ def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[st
     shapes = [(name, *shape, 1) for name, shape in sizes.dense().items()]
     shapes += [("product", rows, cols, tokens) for tokens in sizes.prompt]
     for library, make in made.items():
+        if isinstance(make, str):
+            part.lack(library, make)
+            continue
         for of, rows, cols, tokens in shapes:
             name = f"{library} {of} {tokens}x{cols}x{rows}"
             if only not in name or not part.begins(name):
@@ -81,13 +87,14 @@ def beside(watch: Stopwatch, part: Part, sizes: Sizes, where: str, made: dict[st
 
 
 def as_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Lines for CSV, names first: limits, kernels, and what is beside them; `of_read`: part of read bandwidth."""
-    lines = [("op", "shape", "us", "GB/s", "GMAC/s", "of_read")]
+    """Lines for CSV, names first: limits, kernels, and what is beside them; `of_read`: part of read bandwidth. What is
+    missing has a line that says why."""
+    lines = [("op", "shape", "us", "GB/s", "GMAC/s", "of_read", "note")]
     for name, value in found.get("limits", {}).items():
         us, rate = (f"{value:.3f}", "") if name.endswith("_us") else ("", f"{value:.2f}")
-        lines.append((name.removesuffix("_us"), "", us, rate, "", ""))
+        lines.append((name.removesuffix("_us"), "", us, rate, "", "", ""))
     for row in [*found.get("kernels", []), *found.get("beside", [])]:
         of_read = "" if row["of_read"] is None else f"{row['of_read']:.3f}"
         numbers = f"{row['us']:.3f}", f"{row['rate']:.2f}", f"{row['gmacs']:.1f}", of_read
-        lines.append((row["op"], row["shape"], *numbers))
-    return lines
+        lines.append((row["op"], row["shape"], *numbers, ""))
+    return lines + [(name, "", "", "", "", "", why) for name, why in found["missing"].items()]

@@ -74,17 +74,9 @@ def blocks(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def parts(form: str, rows: int, cols: int) -> tuple[int, int]:
-    """Bytes of a matrix's codes and scales."""
-    cells = rows * cols // FORMATS[form].group
-    return cells * FORMATS[form].code_bytes, round(rows * cols * FORMATS[form].bits / 8) - cells * FORMATS[
-        form
-    ].code_bytes
-
-
 def weights(memory: Memory, form: str, rows: int, cols: int, rotated: int) -> list[tuple[int, int]]:
     """Addresses of codes and scales of as many matrices as are `rotated` bytes, two at least."""
-    codes, scale = parts(form, rows, cols)
+    codes, scale = FORMATS[form].n_bytes(rows, cols)
     count = max(2, blocks(rotated, codes + scale))
     return list(zip(memory.copies(codes, count), memory.copies(scale, count)))
 
@@ -95,21 +87,45 @@ def inputs(memory: Memory, tokens: int, cols: int) -> tuple[int, int]:
 
 
 def gemv(sizes: Sizes, form: str, name: str) -> Makes:
+    if name == "wo_a":
+        return grouped(sizes, form)
     rows, cols = sizes.dense()[name]
-    groups = sizes.config.o_groups if name == "wo_a" and form == "int8" else 1
 
     def cases(memory: Memory) -> Iterator[Case]:
         held = weights(memory, form, rows, cols, sizes.rotated)
-        x, y = inputs(memory, 1, cols * groups), memory.empty(4 * rows)
+        x, y = inputs(memory, 1, cols), memory.empty(4 * rows)
         for tile in sizes.tiles:
-            grid = (blocks(rows // groups, tile), 1, groups) if form == "int8" else (blocks(rows, tile), 1)
 
-            def work(i: int, tile: int = tile, grid: tuple[int, ...] = grid) -> None:
-                run(memory, LINEAR[form], grid, (*held[i % len(held)], *x, y, rows // groups), K=cols, ROWS=tile)
+            def work(i: int, tile: int = tile) -> None:
+                arguments = *held[i % len(held)], *x, y, rows
+                run(memory, LINEAR[form], (blocks(rows, tile), 1), arguments, K=cols, ROWS=tile)
 
             shape = f"{name} {rows}x{cols}, {tile} rows"
             count = max(PIECES, min(len(held), 128))
-            yield Case(f"{form} linear", shape, sum(parts(form, rows, cols)), rows * cols, work, count, name)
+            yield Case(f"{form} linear", shape, sum(FORMATS[form].n_bytes(rows, cols)), rows * cols, work, count, name)
+
+    return cases
+
+
+def grouped(sizes: Sizes, form: str) -> Makes:
+    """wo_a, whose outputs fall into groups that see inputs of their own: they lie as experts do, each in a slot."""
+    (rows, cols), groups = sizes.dense()["wo_a"], sizes.config.o_groups
+    each = rows // groups
+    codes, scale = (blocks(part, 256) * 256 for part in FORMATS[form].n_bytes(each, cols))
+    places = {"SLOT": codes + scale, "W2": 0, "W2_SCALE": codes, "W2_FORMAT": form}
+
+    def cases(memory: Memory) -> Iterator[Case]:
+        held = memory.copies(groups * (codes + scale), max(2, blocks(sizes.rotated, groups * (codes + scale))))
+        slots, pairs = memory.array(np.arange(groups, dtype=np.int16)), memory.array(np.arange(groups))
+        x, y = inputs(memory, groups, cols), memory.empty(4 * rows)
+        for tile in (tile for tile in sizes.tiles if each % tile == 0):
+
+            def work(i: int, tile: int = tile) -> None:
+                arguments = held[i % len(held)], slots, pairs, *x, y
+                run(memory, experts.down, (groups, each // tile), arguments, K=cols, N=each, ROWS=tile, **places)
+
+            shape, n_bytes = f"wo_a {rows}x{cols}, {tile} rows", sum(FORMATS[form].n_bytes(rows, cols))
+            yield Case(f"{form} linear", shape, n_bytes, rows * cols, work, max(PIECES, min(len(held), 128)), "wo_a")
 
     return cases
 
@@ -127,7 +143,11 @@ def product(sizes: Sizes, form: str, tokens: int) -> Makes:
             run(memory, gemm.gemm, grid, arguments, 8, 2, K=cols, TOKENS=64, ROWS=64, FORMAT=form)
 
         yield Case(
-            f"{form} product", f"{tokens}x{cols}x{rows}", sum(parts(form, rows, cols)), tokens * rows * cols, work
+            f"{form} product",
+            f"{tokens}x{cols}x{rows}",
+            sum(FORMATS[form].n_bytes(rows, cols)),
+            tokens * rows * cols,
+            work,
         )
 
     return cases
@@ -137,7 +157,7 @@ def slot(inner: int, dim: int) -> dict[str, int]:
     """Where the parts of an FP4 expert lie, by the kernels' names."""
     at, end = {}, 0
     for part, shape in (("W1", (inner, dim)), ("W3", (inner, dim)), ("W2", (dim, inner))):
-        for name, n_bytes in zip((part, f"{part}_SCALE"), parts("fp4", *shape)):
+        for name, n_bytes in zip((part, f"{part}_SCALE"), FORMATS["fp4"].n_bytes(*shape)):
             at[name], end = end, blocks(end + n_bytes, 256) * 256
     return at | {"SLOT": end}
 
@@ -170,7 +190,7 @@ def routed(sizes: Sizes) -> Makes:
                 **last,
             )  # fmt: skip
 
-        n_bytes = top_k * (2 * sum(parts("fp4", inner, dim)) + sum(parts("fp4", dim, inner)))
+        n_bytes = top_k * (2 * sum(FORMATS["fp4"].n_bytes(inner, dim)) + sum(FORMATS["fp4"].n_bytes(dim, inner)))
         yield Case("fp4 experts", f"{top_k} of {dim}x{inner}", n_bytes, 3 * top_k * inner * dim, work)
 
     return cases
@@ -207,6 +227,7 @@ def attention(sizes: Sizes, keys: int) -> Makes:
         scores, shares = memory.empty(4 * room * heads), memory.empty(4 * room * heads)
         factors, peaks, totals = (memory.empty(16 * runs * heads) for _ in range(3))
         partial, out = memory.empty(4 * runs * heads * dim), memory.empty(4 * heads * dim)
+        codes = memory.empty(heads * dim), memory.empty(heads * dim // 8)
         some = {"ALL": heads, "WINDOW": window, "RATIO": ratio if others else 0, "TOP": top}
         whole = some | {"DIM": dim, "ROPE": c.qk_rope_head_dim}
         tile, few, columns = min(16, heads), min(4, heads), min(128, dim)
@@ -226,8 +247,8 @@ def attention(sizes: Sizes, keys: int) -> Makes:
                 (shares, factors, *cached, window, partial, room), 1,
                 BYTES=width, HEADS=tile, COLUMNS=columns, UNROLL=2, **whole,
             )  # fmt: skip
-            arguments = partial, peaks, totals, sink, turns, told, selected, out, room
-            run(memory, attend.attend_merge, (heads, 1), arguments, **whole)
+            arguments = partial, peaks, totals, sink, turns, told, selected, out, *codes, room
+            run(memory, attend.attend_merge, (heads, 1), arguments, QUANTIZED=True, **whole)
 
         yield Case("attention", f"{keys} keys", keys * width, 2 * keys * heads * dim, work)
 
@@ -265,9 +286,9 @@ def indexed(sizes: Sizes, keys: int) -> Makes:
         def choose(i: int) -> None:
             values, ids = scores, scores
             for level, (count, into) in enumerate(zip(wanted, found)):
-                constants = {"LEVEL": level, "LAST": level == len(wanted) - 1, "TOP": top, "BLOCK": BLOCK}
-                stride = wanted[level - 1] * top if level else keys
-                run(memory, index.index_choice, (count, 1), (values, ids, told, *into, stride), 8, **constants)
+                stride, last = wanted[level - 1] * top if level else keys, int(level == len(wanted) - 1)
+                arguments = values, ids, told, *into, stride, level, last
+                run(memory, index.index_choice, (count, 1), arguments, 8, TOP=top, BLOCK=BLOCK)
                 values, ids = into
 
         yield Case("index choice", f"{keys} keys", 4 * keys, 0, choose)
@@ -287,12 +308,14 @@ def hyper_connection(sizes: Sizes) -> Makes:
         held = [fn, *(memory.floats(rows, s * d) for _ in range(min(count, 86) - 1))]
         streams, base, scale, norm = memory.floats(s, d), memory.floats(rows), memory.floats(3), memory.floats(d)
         m, x, mix = memory.empty(4 * (rows + 1)), memory.empty(4 * d), memory.empty(4 * (s + s * s))
+        codes = memory.empty(d), memory.empty(d // 8)
 
         def work(i: int) -> None:
             given = held[i % len(held)], streams, m, rows, 1
             run(memory, hyper.hyper_products, (rows + 1, 1), given, 1, K=s * d, N=1)
             sizes_of = {"S": s, "D": d, "ITERS": c.hc_sinkhorn_iters, "NORM_EPS": 1e-6, "EPS": 1e-6, "BLOCK": 512}
-            run(memory, hyper.hyper_pre, (1, 2), (streams, m, base, scale, norm, x, mix, rows), **sizes_of)
+            arguments = streams, m, base, scale, norm, x, mix, *codes, rows
+            run(memory, hyper.hyper_pre, (1, 2), arguments, QUANTIZED=True, **sizes_of)
             run(memory, hyper.hyper_post, (blocks(d, 256), 1), (x, mix, streams), S=s, D=d, BLOCK=256)
 
         yield Case("hyper-connection", f"{s} streams of {d}", 4 * rows * s * d, rows * s * d, work, len(held))

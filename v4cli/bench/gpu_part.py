@@ -29,7 +29,7 @@ class Part:
         """Whether there is time for something; else that is noted."""
         if self.clock() < self.end:
             return True
-        self._lack(name, "no time was left")
+        self.lack(name, "no time was left")
         return False
 
     def row(self, table: str, line: Found) -> None:
@@ -43,7 +43,7 @@ class Part:
         try:
             yield
         except Exception as error:
-            self._lack(name, f"{type(error).__name__}: {error}"[:500])
+            self.lack(name, f"{type(error).__name__}: {error}"[:500])
 
     def each(self, name: str, results: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Results as they come into a dict `name`, which is there even if none comes."""
@@ -53,7 +53,8 @@ class Part:
                 yield result
                 self.save()
 
-    def _lack(self, name: str, why: str) -> None:
+    def lack(self, name: str, why: str) -> None:
+        """Note why something is not there."""
         self.found["missing"][name] = why
         self.save()
 

@@ -8,13 +8,15 @@ import numpy as np
 from v4kernels.cpu import PackedWeight
 from v4kernels.triton.device import Device
 from v4kernels.triton.ops import TritonOps
+from v4kernels.triton.slots import Room
 from v4kernels.triton.weights import SlotKind
 
 from v4cli.bench.gpu_memory import repeat
 from v4cli.bench.gpu_model import forced_table
 from v4cli.bench.random_weights import RandomSource
 from v4cli.engine.engine import Engine
-from v4cli.experts.device import DeviceSlots
+from v4cli.engine.on_card import warm
+from v4cli.experts.device import DeviceSlots, Pool
 from v4cli.experts.split import Split
 from v4cli.experts.tiers import InRam
 from v4cli.model.config import V4Config
@@ -50,7 +52,7 @@ class ForcedSlots(DeviceSlots):
 
     def __init__(self, device: Device, shape: tuple[int, int], n_slots: int, n_bytes: int, experts: Sequence):
         """`experts`: different ones, for the first slots; those behind repeat them."""
-        super().__init__(device, shape, n_slots, n_bytes, lambda expert: None)
+        super().__init__(device, np.zeros(shape, np.int8), [Pool(n_slots, n_bytes)], lambda expert: None)
         self.rng = np.random.default_rng(0)
         for slot, expert in enumerate(experts[:n_slots]):
             for at, part in self.parts_in(slot, expert):
@@ -80,9 +82,12 @@ def on_card(
     bare = [replace(layer, ffn=replace(layer.ffn, experts=())) for layer in whole.layers]
     ops = TritonOps(replace(whole, layers=bare), device, config.max_position_embeddings, chunk=chunk)
     tier, shape = InRam(whole.layers), (config.num_hidden_layers, config.n_routed_experts)
-    kind = SlotKind.of(tier.largest)
+    kind = SlotKind.of(tier.examples[0])
     slots = ForcedSlots(device, shape, n_slots, kind.n_bytes, tier.experts[:distinct])
-    step = ops.step_experts(kind, slots.at)
+    rooms = [Room(kind, slots.at)]
+    step = ops.step_experts(rooms, slots.kind)
     hashed = [layer.ffn.tid2eid is not None for layer in whole.layers]
-    bank = Split(ops.slot_experts(kind, slots.at), slots, tier, step.ring, hashed, alone=step)
-    return Engine(V4(config, ops, bank), name, 0.0), slots
+    bank = Split(ops.slot_experts(rooms), slots, tier, step.ring, hashed, alone=step)
+    model: V4 = V4(config, ops, bank)
+    warm(model)
+    return Engine(model, name, 0.0), slots

@@ -1,9 +1,9 @@
 """Speed of the CPU kernels at Flash shapes, as CSV: `v4 bench kernels`.
 
 Matrix-vector products stream a working set that no cache holds and are compared to a probe that only reads as many
-bytes; matrix products to the faster of torch._int_mm and torch's fp32 product on 512x4096x2048 (without VNNI the former
-is a plain loop); drawing a token to numpy's softmax of its logits in fp32. Every round measures both, the fraction is
-the median of the rounds' ratios. GB and GMAC are 10^9.
+bytes, those of q3 and q2 experts to FP4 ones of as many weights; matrix products to the faster of torch._int_mm and
+torch's fp32 product on 512x4096x2048 (without VNNI the former is a plain loop); drawing a token to numpy's softmax of
+its logits in fp32. Every round measures both, the fraction is the median of the rounds' ratios. GB and GMAC are 10^9.
 """
 
 import csv
@@ -17,9 +17,10 @@ from v4kernels import native
 from v4kernels.cpu import default_threads
 from v4kernels.formats import FORMATS
 
+from v4cli import hardware
 from v4cli.bench.attention_layer import AttentionLayer
-from v4cli.bench.baselines import baselines, torch_linear
-from v4cli.bench.speed import PROBE_BYTES, seconds
+from v4cli.bench.baselines import Make, baselines, reason, torch_linear
+from v4cli.bench.speed import seconds
 from v4cli.engine.sampler import Sampler, Sampling
 from v4cli.errors import UsageError
 
@@ -34,7 +35,8 @@ RANDOM = np.random.default_rng(0)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report; rate in GB/s (matrix-vector), GMAC/s or, of drawing a token, 10^6 logits/s."""
+    """One line of the report; rate in GB/s or 10^9 weights/s (matrix-vector), GMAC/s or, of drawing a token, 10^6
+    logits/s."""
 
     op: str
     tokens: int
@@ -43,20 +45,25 @@ class Row:
     unit: str
     baseline: float
     fraction: float
+    note: str = ""  # why there are no figures
 
 
 def random_matrix(rows: int, cols: int, form: str) -> native.Matrix:
     """Random codes, in numpy's memory as the probe's, which has large pages; scales that keep products O(1)."""
     stored = FORMATS[form].tensors(rows, cols)
     codes = torch.from_numpy(RANDOM.integers(0, 256, stored["weight"][1], np.uint8))
-    scale = torch.full(stored["scale"][1], 2.0**-6).to(SCALES[stored["scale"][0]])
+    if FORMATS[form].row_scale:
+        scale = torch.from_numpy(RANDOM.integers(0, 256, stored["scale"][1], np.uint8))
+        scale[:, :2] = torch.tensor([0x80, 0x3A], dtype=torch.uint8)  # 2^-10
+    else:
+        scale = torch.full(stored["scale"][1], 2.0**-6).to(SCALES[stored["scale"][0]])
     return native.matrix(codes, scale, form)
 
 
-def random_experts(count: int):
-    """A table of experts and the matrices that own its memory."""
+def random_experts(count: int, form: str = "fp4"):
+    """A table of experts of one format and the matrices that own its memory."""
     shapes = ((INTER, HIDDEN), (INTER, HIDDEN), (HIDDEN, INTER))
-    owners = [[random_matrix(*shape, "fp4") for shape in shapes] for _ in range(count)]
+    owners = [[random_matrix(*shape, form) for shape in shapes] for _ in range(count)]
     return (native.Expert * count)(*(native.Expert(*parts) for parts in owners)), owners
 
 
@@ -91,15 +98,34 @@ def matrix_vector(working_set: int, rounds: int):
 
         yield against_reading(f"{form} linear", dense, sum(map(nbytes, matrices)), probe, rounds)
     calls = -(-working_set // (TOP_K * EXPERT_BYTES))
-    table, owners = random_experts(calls * TOP_K)
+    fp4, owners = each_expert("fp4", calls)
+    yield against_reading("fp4 experts", fp4, len(owners) * EXPERT_BYTES, probe, rounds)
+    for form in ("q3", "q2"):
+        yield against_fp4(form, each_expert(form, calls)[0], fp4, calls * TOP_K * 3 * HIDDEN * INTER, rounds)
+
+
+def each_expert(form: str, calls: int):
+    """Work for one token: six experts of a format at a time, others in each of the calls; and what owns them."""
+    table, owners = random_experts(calls * TOP_K, form)
     x, out, weights = torch.randn(1, HIDDEN), torch.zeros(1, HIDDEN), torch.full((1, TOP_K), 0.2)
     ids = torch.arange(calls * TOP_K).view(calls, 1, TOP_K)
 
-    def experts():
+    def work(owners=owners):
         for chosen in ids:
             native.experts(x, chosen, weights, table, None, 10.0, out)
 
-    yield against_reading("fp4 experts", experts, len(owners) * EXPERT_BYTES, probe, rounds)
+    return work, owners
+
+
+def against_fp4(form: str, work, fp4, n_weights: int, rounds: int) -> Row:
+    """Experts of as many weights in a format and in FP4, in turn."""
+    times, ratios, rates = [], [], []
+    for _ in range(rounds):
+        rates.append(n_weights / seconds(fp4) / 1e9)
+        times.append(seconds(work))
+        ratios.append(n_weights / times[-1] / 1e9 / rates[-1])
+    rate = n_weights / median(times) / 1e9
+    return Row(f"{form} experts", 1, 1e3 * median(times), rate, "Gweight/s", median(rates), median(ratios))
 
 
 def torch_product():
@@ -125,7 +151,7 @@ def against_product(op: str, work, macs: int, product, rounds: int, tokens: int 
 def matrix_matrix(rounds: int):
     """A 2048x4096 linear in each format, and a layer's routed experts, for 512 tokens."""
     x, product = torch.randn(PREFILL, HIDDEN), torch_product()
-    for form in ("int8", "int4", "fp4"):
+    for form in ("int8", "int4", "fp4", "q3", "q2"):
         m = random_matrix(INTER, HIDDEN, form)
         macs = PREFILL * HIDDEN * INTER
         yield against_product(f"{form} linear", lambda m=m: native.linear(x, m), macs, product, rounds)
@@ -138,19 +164,33 @@ def matrix_matrix(rounds: int):
 
 
 def other_libraries(rounds: int):
-    """The same matrix-vector products by torch and, where it is installed, bitsandbytes."""
-    probe = np.ones(PROBE_BYTES // 8, np.int64)
+    """The same matrix-vector products by torch and bitsandbytes; a row without figures says why."""
+    probe = np.ones(hardware.PROBE_RAM // 8, np.int64)
     made = {"torch fp32": torch_linear(torch.float32)} | baselines()
     for name, make in made.items():
-        with torch.inference_mode():
-            layers = [make(*shape, 1, "cpu") for shape in DENSE_SHAPES]
+        try:
+            yield product_of(f"{name} linear", make, probe, rounds)
+        except Exception as error:  # whatever others raise
+            yield lacking(f"{name} linear", reason(error))
 
-            def work(layers=layers):
-                for layer, _ in layers:
-                    layer()
 
-            work()
-            yield against_reading(f"{name} linear", work, sum(n for _, n in layers), probe, rounds)
+def product_of(op: str, make: Make | str, probe: np.ndarray, rounds: int) -> Row:
+    if isinstance(make, str):
+        return lacking(op, make)
+    with torch.inference_mode():
+        layers = [make(*shape, 1, "cpu") for shape in DENSE_SHAPES]
+
+        def work():
+            for layer, _ in layers:
+                layer()
+
+        work()
+        return against_reading(op, work, sum(n for _, n in layers), probe, rounds)
+
+
+def lacking(op: str, why: str) -> Row:
+    """A row without figures."""
+    return Row(op, 1, 0.0, 0.0, "GB/s", 0.0, 0.0, why)
 
 
 def attention_layers(rounds: int):
@@ -210,10 +250,11 @@ def report(rounds: int, working_set: int, threads: int | None, isa: str | None) 
     if isa:
         native.set_isa(isa)
     out = csv.writer(sys.stdout)
-    out.writerow(("op", "isa", "threads", "tokens", "ms", "rate", "unit", "baseline", "fraction"))
+    out.writerow(("op", "isa", "threads", "tokens", "ms", "rate", "unit", "baseline", "fraction", "note"))
     parts = matrix_vector(working_set, rounds), other_libraries(rounds), matrix_matrix(rounds), attention_layers(rounds)
     for rows in (*parts, sampling(rounds)):
         for r in rows:
             numbers = f"{r.ms:.3f}", f"{r.rate:.2f}", r.unit, f"{r.baseline:.2f}", f"{r.fraction:.3f}"
-            out.writerow((r.op, native.isa(), native.threads(), r.tokens, *numbers))
+            figures = ("", "", r.unit, "", "") if r.note else numbers
+            out.writerow((r.op, native.isa(), native.threads(), r.tokens, *figures, r.note))
             sys.stdout.flush()

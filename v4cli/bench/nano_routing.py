@@ -55,6 +55,7 @@ class Noting:
         self.seen: list[list[np.ndarray]] = [[] for _ in range(n_layers)]
         self._bank = bank
         self.begin_step, self.foresee, self.end_step = bank.begin_step, bank.foresee, bank.end_step
+        self.doubt = bank.doubt
 
     def begin(self, layer, x, routing, streams):
         self.seen[layer].append(x.array().copy())

@@ -16,13 +16,14 @@ import numpy as np
 from v4kernels import native
 from v4kernels.formats import GROUP
 
+from v4cli import hardware
+from v4cli.bench.load import Others
 from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.plan import cost, flops
-from v4cli.store.store import layout
+from v4cli.store.parts import layout
 
-PROBE_BYTES = 1 << 30
 PRODUCT = (512, 4096, 2048)  # tokens, inputs, outputs of the products that stand for the machine's int8 rate
 
 
@@ -45,6 +46,7 @@ class Report:
     macs_per_token: float  # matrix products of one prefilled token
     product_rates: dict[str, float]  # of 512 x 4096 x 2048
     prefill_fraction: dict[str, float]  # of those rates
+    others: float  # share of the processors that other programs used while the ceilings were measured
     python_s_per_token: float  # decoding, outside the kernels
     op_s_per_token: dict[str, float] = field(default_factory=dict)  # decoding, by kernel
 
@@ -159,19 +161,22 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
     ids = np.random.default_rng(0).integers(0, config.vocab_size, prompt + 2 * tokens).tolist()
     warm = engine.session()
     warm.feed(ids[: min(prompt, 64)])
-    bandwidths = [read_bandwidth()]
+    with Others() as before:
+        bandwidths = [read_bandwidth()]
     session, start = engine.session(), time.perf_counter()
     session.sync(ids[:prompt])
     prefill_s = time.perf_counter() - start
     times = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt, prompt + tokens)]
-    bandwidths.append(read_bandwidth())
+    with Others() as after:
+        bandwidths.append(read_bandwidth())
     with clocked(ops) as clock:
         slower = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
     kernels = {name: s / tokens for name, s in sorted(clock.seconds().items())}
     read = cost.read_bytes_per_token(config, cost.stored_tensors(layout(config, quant, with_mtp=False)))
     read["kv"] = cost.kv_read_bytes(config, prompt + tokens // 2)
     macs = flops.token_macs(config, prompt // 2)
-    rates, bandwidth = product_rates(products()), median(bandwidths)
+    with Others() as last:
+        rates, bandwidth = product_rates(products()), median(bandwidths)
     return Report(
         model=str(engine.path), synthetic=synthetic, backend=ops.name, isa=native.isa(), threads=native.threads(),
         prompt_tokens=prompt, prefill_tokens_per_s=prompt / prefill_s, decode_tokens=tokens,
@@ -179,6 +184,7 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
         decode_fraction=sum(read.values()) / 1e9 / bandwidth / median(times), macs_per_token=macs,
         product_rates=rates,
         prefill_fraction={name: prompt / prefill_s * macs / 1e9 / rate for name, rate in rates.items()},
+        others=max(before.share, after.share, last.share),
         python_s_per_token=sum(slower) / tokens - sum(kernels.values()), op_s_per_token=kernels,
     )  # fmt: skip
 
@@ -190,8 +196,9 @@ def seconds(work) -> float:
     return time.perf_counter() - start
 
 
-def read_bandwidth(rounds: int = 3, n_bytes: int = PROBE_BYTES) -> float:
-    """GB/s of reading so many bytes with all threads, the median round."""
+def read_bandwidth(rounds: int = 3, n_bytes: int | None = None) -> float:
+    """GB/s of reading so many bytes with all threads, the median round; without a number, more than caches hold."""
+    n_bytes = n_bytes or hardware.PROBE_RAM
     data = np.ones(n_bytes // 8, np.int64)
     return n_bytes / 1e9 / median(seconds(lambda: native.read_probe(data)) for _ in range(rounds))
 

@@ -23,7 +23,7 @@ from v4cli.nano.recipe import CONFIG, GENERATION_CONFIG
 from v4cli.paths import NANO
 from v4cli.store.checkpoint import INDEX
 from v4cli.store.formats import pack_fp4
-from v4cli.store.store import Part
+from v4cli.store.parts import Part
 
 POOL = 1 << 23  # random numbers drawn once
 PREFERENCE = 0.2  # spread of gate.bias: how much more some experts are used than others

@@ -60,6 +60,7 @@ class Recorder:
         self.config, self._model, self._bank = model.config, model, model.bank
         self._noted: list[tuple[np.ndarray, np.ndarray]] = []  # experts and scores
         self.begin_step, self.foresee, self.end_step = self._bank.begin_step, self._bank.foresee, self._bank.end_step
+        self.doubt = self._bank.doubt
         model.bank = self
 
     def begin(self, layer, x, routing, streams):

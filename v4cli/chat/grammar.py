@@ -7,14 +7,16 @@ tool that no grammar can be made for is free to be called with anything, and nam
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
 
+from v4cli.chat import schemas
 from v4cli.chat.dsml import CLOSER, MAX_CALLS
 from v4cli.chat.schemas import parameters, shown
 from v4cli.chat.special import DSML
 from v4cli.chat.tokenizer import Tokenizer
-from v4cli.errors import UsageError
+from v4cli.errors import RequestError, UsageError
 
 try:
     import llguidance
@@ -27,6 +29,10 @@ except ImportError:
 MAX_NAME = 300  # characters of a name in a tag
 MAX_GRAMMAR = 2_000_000  # characters
 MAX_CHOICES = 20_000  # ways to go on at one place
+MOST_PLACES = 200  # of a schema that are looked at for what is wrong
+ALONE = "Pointer "  # begins what is said of references into a schema of which there is a part only
+ANY_OF = {"coerce_one_of": True}
+LENIENT = {"lenient": True, **ANY_OF}
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # else blanks without end
 Note = Callable[[str], None]
 
@@ -55,13 +61,13 @@ class Guide:
         """Of a block of calls. Tools that must be left free for it are noted."""
         functions = [tool["function"] for tool in tools]
         calls = {i: self._call(i, function) for i, function in enumerate(functions)}
-        if not self._refusal(text := _block(calls, self.dsml)):
+        if not self.refusal(text := _block(calls, self.dsml)):
             return text
         for i, function in enumerate(functions):
-            if why := self._refusal(_block({i: calls[i]}, self.dsml)):
+            if why := self.refusal(_block({i: calls[i]}, self.dsml)):
                 calls[i] = self._free(i, function, why)
         largest, n_free = sorted(calls, key=lambda i: -sum(map(len, calls[i]))), 0
-        while self._refusal(text := _block(calls, self.dsml)) and n_free < len(calls):
+        while self.refusal(text := _block(calls, self.dsml)) and n_free < len(calls):
             for i in largest[n_free : 2 * n_free + 1]:
                 calls[i] = self._free(i, functions[i], "the tools are too much for one grammar")
             n_free = 2 * n_free + 1
@@ -78,7 +84,7 @@ class Guide:
         self.note(f"--constrain leaves the tool {shown(function['name'])} free: {why}")
         return _free_call(i, function, self.dsml)
 
-    def _refusal(self, text: str) -> str:
+    def refusal(self, text: str) -> str:
         """Why there is no such grammar; empty if there is."""
         if len(text) > MAX_GRAMMAR:
             return "the grammar is too large"
@@ -93,10 +99,46 @@ class Guide:
         lark, limits = llguidance.LLMatcher.grammar_from_lark(text), LLParserLimits(max_items_in_row=MAX_CHOICES)
         return llguidance.LLMatcher(self._ll, lark, log_level=0, limits=limits)
 
-    def json_matcher(self, schema: dict) -> llguidance.LLMatcher:
-        """Of an answer that is JSON by a schema; its `get_error` says why there is none."""
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT)
+    def json_matcher(self, schema: dict, **how: bool) -> llguidance.LLMatcher:
+        """Of an answer that is JSON by a schema; its `get_error` says why there is none. `how`: as `json_options`."""
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=COMPACT | how)
         return llguidance.LLMatcher(self._ll, grammar, log_level=0)
+
+    def json_grammar(self, schema: dict, tools: Sequence[dict] = (), **how: bool) -> str:
+        """Of an answer that is JSON by a schema, or calls of these tools."""
+        answer = f"json: %json {json.dumps(schema | {'x-guidance': COMPACT | how})}\n"
+        if not tools:
+            return f"start: json\n{answer}"
+        calls = self.grammar(list(tools)).replace("start", "block", 1)
+        return f'start: json | "\\n\\n<" <[{self.dsml}]> block\n{answer}{calls}'
+
+    def json_options(self, schema: dict, at: str, strict: bool) -> tuple[dict[str, bool], str]:
+        """With which options of llguidance there is a matcher of a checked schema that a request has at `at`, and what
+        these leave out of it, in words. `strict`: that may only be that oneOf allows what fits several. RequestError
+        names the place that no grammar can be made of."""
+        why = self.json_matcher(schema).get_error()
+        if not why:
+            return {}, ""
+        said = " ".join(why.split())[:200]
+        for how in (ANY_OF,) if strict else (ANY_OF, LENIENT):
+            left = self.json_matcher(schema, **how).get_error()
+            if not left:
+                return how, f"{self._place(schema, at, why)} is not kept to: {said}"
+        said = " ".join(left.split())[:200]
+        raise RequestError(f"{self._place(schema, at, left)}: no grammar can be made of this ({said})")
+
+    def _place(self, root: dict, at: str, why: str) -> str:
+        """Where in a schema that is which makes it one without a grammar; the root if that is not known."""
+        keys = json.loads(why.partition(":")[2]) if why.startswith("Unimplemented keys:") else ()
+        shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        found = at
+        for schema, place in islice(schemas.places(root, at), MOST_PLACES):
+            if key := next((key for key in keys if key in schema), None):
+                return f"{place}.{key}"
+            own = "" if keys else self.json_matcher(shared | schema, **ANY_OF).get_error()
+            if own and (own == why or not own.startswith(ALONE)):
+                found = place
+        return found
 
 
 class _Vocabulary:
@@ -123,7 +165,14 @@ class Constraint:
         self._matcher: llguidance.LLMatcher | None = None
         self._seen, self._before = 0, b""
 
-    def allowed(self, tokens: Sequence[int]) -> np.ndarray | None:
+    @property
+    def grammar(self) -> str:
+        """The same of the whole answer, for who samples elsewhere."""
+        return f"start: <[^{self._guide.dsml}]>* (<[{self._guide.dsml}]> block)?\n" + self._text.replace(
+            "start", "block", 1
+        )
+
+    def __call__(self, tokens: Sequence[int]) -> np.ndarray | None:
         """(vocab,) bool: what may follow the tokens sampled so far; None if anything may."""
         for token in tokens[self._seen :]:
             self._take(token)

@@ -90,15 +90,26 @@ def check(root, at: str) -> None:
         raise RequestError(f"{at} must be an object")
     if "object" not in _listed(root.get("type", "object")):
         raise RequestError(f'{at}.type must be "object"')
+    check_answer(root, at)
+
+
+def check_answer(root: dict, at: str) -> None:
+    """The same of the schema of an answer, which may be of any type."""
+    for schema, at_schema in places(root, at):
+        if not isinstance(schema, dict):
+            raise RequestError(f"{at_schema} must be a schema: an object, true or false")
+        _check_values(schema, at_schema)
+
+
+def places(root: dict, at: str) -> Iterator[tuple[object, str]]:
+    """All schemas of one, each once and with its place, but for those that are true or false."""
     todo, seen = [(root, at)], set()
     while todo:
         schema, at_schema = todo.pop()
         if isinstance(schema, bool) or id(schema) in seen:
             continue
-        if not isinstance(schema, dict):
-            raise RequestError(f"{at_schema} must be a schema: an object, true or false")
         seen.add(id(schema))
-        _check_values(schema, at_schema)
+        yield schema, at_schema
         todo += reversed(list(_within(schema, at_schema)))
         if "$ref" in schema:
             todo.append((referred(root, schema["$ref"]), f"{at}: {shown(schema['$ref'])}"))

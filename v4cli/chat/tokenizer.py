@@ -31,6 +31,7 @@ class Tokenizer:
         self.digest = digest
         self._specials = specials
         self._special_texts = {i: text for text, i in specials.items()}
+        self._bytes: dict[int, bytes] = {}  # of tokens that have come up
         self.vocab_size = bpe.get_vocab_size() + len(specials)
         self.bos_id = self.special_id(special.BOS)
         self.eos_id = self.special_id(special.EOS)
@@ -126,8 +127,10 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes one ordinary token stands for; empty for ids without an entry."""
-        text = self._bpe.id_to_token(token)
-        return b"" if text is None else bytes(map(BYTE_OF.__getitem__, text))
+        if token not in self._bytes:
+            text = self._bpe.id_to_token(token)
+            self._bytes[token] = b"" if text is None else bytes(map(BYTE_OF.__getitem__, text))
+        return self._bytes[token]
 
     def stream(self) -> "StreamDecoder":
         return StreamDecoder(self)

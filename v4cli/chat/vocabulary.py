@@ -21,6 +21,7 @@ V4_PATTERNS = (
 )
 NANO_PATTERNS = (r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",)
 MAX_TOKENS = 1 << 20
+GGUF_SPECIAL, GGUF_ADDED, GGUF_UNUSED = 3, (3, 4), 5  # types of tokens in GGUF files; unused ones only fill up
 
 
 @dataclass(frozen=True)
@@ -167,3 +168,27 @@ def _without_state(pre_tokenizer):
         return None
     plain = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
     return pre_tokenizer | {"pretokenizers": plain}
+
+
+def of_gguf(metadata: dict) -> dict:
+    """The tokenizer.json that a GGUF file's metadata mean. ModelError if they have no byte-level BPE."""
+    keys = ("tokens", "token_type", "merges")
+    tokens, types, merges = (metadata.get(f"tokenizer.ggml.{key}") for key in keys)
+    lists = all(isinstance(values, list) for values in (tokens, types, merges))
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or not lists or len(tokens) != len(types):
+        raise ModelError("its metadata have no tokenizer of V4")
+    used = [(text, number, kind) for number, (text, kind) in enumerate(zip(tokens, types)) if kind != GGUF_UNUSED]
+    return {
+        "added_tokens": [
+            {"id": number, "content": text, "special": kind == GGUF_SPECIAL}
+            for text, number, kind in used
+            if kind in GGUF_ADDED
+        ],
+        "pre_tokenizer": pre_tokenizer(V4_PATTERNS),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "vocab": {text: number for text, number, kind in used if kind not in GGUF_ADDED},
+            "merges": merges,
+        },
+    }

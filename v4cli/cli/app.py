@@ -10,15 +10,17 @@ from typing import Annotated
 import typer
 
 from v4cli import __version__
-from v4cli.cli import output
+from v4cli.cli import complete, output
 from v4cli.cli.app_bench import bench
 from v4cli.cli.app_config import config
-from v4cli.cli.app_sessions import sessions
+from v4cli.cli.app_contexts import contexts
+from v4cli.cli.app_logs import logs
 from v4cli.cli.parameters import (
     DEFAULT_MODEL,
     MODEL_OR_RELEASE,
     Backend,
     Chunk,
+    Gpu,
     Json,
     KvHost,
     Model,
@@ -29,7 +31,11 @@ from v4cli.cli.parameters import (
     defaults_of,
     takes,
 )
-from v4cli.options import COMMANDS, ChatOptions, RolloutOptions, RunOptions, ServeOptions
+from v4cli.options import COMMANDS, ChatOptions, LaunchOptions, RolloutOptions, RunOptions, ServeOptions
+
+Quant = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="native (the default), q4, q3, mix, q2, or a file of rules.")
+]
 
 app = Typer(
     name="v4",
@@ -40,7 +46,8 @@ app = Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(sessions, name="sessions")
+app.add_typer(contexts, name="contexts")
+app.add_typer(logs, name="logs")
 app.add_typer(bench, name="bench")
 app.add_typer(config, name="config")
 
@@ -48,7 +55,7 @@ app.add_typer(config, name="config")
 @app.callback(invoke_without_command=True)
 def default(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", "-v", help="Print the version and exit.")] = False,
 ) -> None:
     """Run DeepSeek-V4 on your own machine. Without a command: chat in a terminal, run in a pipe."""
     if version:
@@ -66,7 +73,7 @@ def default(
 
 
 @app.command()
-@takes(RunOptions, model=default_model)
+@takes(RunOptions)
 def run(told: RunOptions) -> None:
     """Answer one prompt. Only the answer goes to stdout.
 
@@ -108,6 +115,16 @@ def serve(told: ServeOptions) -> None:
 
 
 @app.command()
+@takes(LaunchOptions)
+def launch(told: LaunchOptions) -> None:
+    """Start a program for coding (claude, codex, opencode or aider) that uses a model here: that of a server which
+    runs, or of one that is started and ends with it. None of its files is changed."""
+    from v4cli.cli.launch import launch
+
+    launch(told)
+
+
+@app.command()
 def ps(as_json: Json = False) -> None:
     """List the servers that run on this machine."""
     from v4cli.cli.serve import ps
@@ -131,35 +148,106 @@ def pull(
         typer.Argument(
             metavar="NAME|ORG/REPO[@REV]|DIR",
             help="A release (flash, pro, flash-preview, pro-preview), nano, a repository, or a folder.",
+            autocompletion=complete.models_and_releases,
         ),
     ],
-    quant: Annotated[str | None, typer.Option(help="native (int8, the default) or q4; experts stay FP4.")] = None,
+    quant: Quant = None,
     name: Annotated[str | None, typer.Option(help="Call the model this.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
     keep_source: Annotated[bool, typer.Option("--keep-source", help="Keep the official shards too.")] = False,
     part: Annotated[str | None, typer.Option(help="Make just this part or file again.")] = None,
     jobs: Annotated[int, typer.Option(min=1, max=32, help="Shards in flight.")] = 4,
+    no_drafts: Annotated[
+        bool, typer.Option("--no-drafts", help="Leave out the blocks that guess tokens (11 GB of flash, 42 of pro).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Bring a model here, made ready to run. Run it again to go on after any interruption."""
     from v4cli.cli.pull import PullRequest, pull_model
 
-    pull_model(PullRequest(what, quant, name, revision, dry_run, keep_source, part, jobs, as_json))
+    pull_model(PullRequest(what, quant, name, revision, dry_run, keep_source, part, jobs, as_json, not no_drafts))
 
 
 @app.command()
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with an official checkpoint.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder with a checkpoint, GGUF file, or name from v4 ls.")
+    ],
     dest: Annotated[Path, typer.Argument(metavar="DST", help="Folder of the store to make.")],
-    quant: Annotated[str | None, typer.Option(help="native (int8, the default) or q4; experts stay FP4.")] = None,
+    quant: Quant = None,
+    fit: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Choose what is as good as fits in this much memory, like 96G.")
+    ] = None,
     part: Annotated[str | None, typer.Option(help="Make just this part or file again.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Round low bits as this file of v4 calibrate says.", metavar="FILE")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a store of a checkpoint that is on this disk. Run it again to go on after any interruption."""
     from v4cli.cli.pull import quantize_folder
 
-    quantize_folder(source, dest, quant, part, as_json)
+    quantize_folder(source, dest, quant, fit, part, as_json, calibration)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[
+        str, typer.Argument(help="A model that is here.", autocompletion=complete.models_and_releases, **DEFAULT_MODEL)
+    ],
+    text: Annotated[list[Path] | None, typer.Option(help="Texts of your own instead of generated ones.")] = None,
+    tokens: Annotated[int, typer.Option(min=64, max=1 << 22, help="Of text, in all.")] = 1 << 16,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file; MODEL.calibration by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find out what a model's experts are given, for v4 quantize --calibration. Run it again to go on."""
+    from v4cli.cli.calibrate import calibrate_model
+
+    calibrate_model(model, text or [], tokens, output, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[quick] [MODEL]",
+            help="quick: what ends within 30 minutes at 5 tokens/s. MODEL: a name from v4 ls, or a folder.",
+            autocompletion=complete.models,
+        ),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="PARTS", help="Of kld, ppl, state, tools, needle, code. Default: all.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|FILE",
+            help="Reference of kld: a model, or the file of its logits. Default: what a store was made from.",
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Tell the differences from one that was measured before, too.")
+    ] = None,
+    ctx: Annotated[
+        str | None,
+        typer.Option(metavar="TOKENS", help="Longest context of kld, ppl and needle, up to 1M. Default: 65536."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is generated.")] = 0,
+    ram: Annotated[str | None, typer.Option(envvar="V4_RAM", help="Memory to use, like 12G.")] = None,
+    numerics: Numerics = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a model is worth, offline, and note it in its manifest: how far its predictions are from those of
+    the weights it was made from, and how well it predicts, keeps its state, calls tools, finds what it was told long
+    ago, and programs. Run it again to go on after any interruption."""
+    from v4cli.cli.evals import EvalRequest, evaluate
+
+    evaluate(EvalRequest(tuple(words or ()), only, against, compare, ctx, seed, backend, numerics, ram, as_json))
 
 
 @app.command("ls")
@@ -172,7 +260,9 @@ def list_models(as_json: Json = False) -> None:
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE, **DEFAULT_MODEL)],
+    model: Annotated[
+        str, typer.Argument(help=MODEL_OR_RELEASE, autocompletion=complete.models_and_releases, **DEFAULT_MODEL)
+    ],
     as_json: Json = False,
 ) -> None:
     """Show what a model is and what it costs to run; of a release that is not here, what it would."""
@@ -199,7 +289,7 @@ def rm(model: ModelName, yes: Annotated[bool, typer.Option("--yes", "-y", help="
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE)],
+    model: Annotated[str, typer.Argument(help=MODEL_OR_RELEASE, autocompletion=complete.models_and_releases)],
     ram: Annotated[str | None, typer.Option(help="RAM to use, like 12G. Default: 90 % of what is free.")] = None,
     vram: Annotated[str | None, typer.Option(help="VRAM to use; 0: none. Default: 98 % of what is free.")] = None,
     gpu_name: Annotated[
@@ -210,9 +300,19 @@ def plan(
     ctx: Annotated[str | None, typer.Option(help="Tokens of context, like 64k. Default: 32768.")] = None,
     sessions: Annotated[int, typer.Option(min=1, max=256, help="Contexts of that length at a time.")] = 1,
     quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="4xH100", help="Plan vLLM or SGLang on these GPUs, for --engine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show where every byte of a model would live on this machine and others, and what a token would cost."""
+    if cluster is not None:
+        from v4cli.cli.plan_cluster import plan_cluster, refuse_beside
+
+        own = {"--ram": ram, "--vram": vram, "--gpu-name": gpu_name, "--chunk": chunk, "--quant": quant}
+        refuse_beside("--cluster", own | {"--kv-host": kv_host or None})
+        plan_cluster(model, cluster, ctx, sessions, as_json)
+        return
     from v4cli.cli.plan import plan_model
     from v4cli.cli.plan_card import Wanted
 
@@ -220,11 +320,22 @@ def plan(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Check this machine and this installation."""
+def doctor(number: Gpu = None, as_json: Json = False) -> None:
+    """Check this machine and this installation; of its GPUs one, against the CPU."""
     from v4cli.cli.doctor import report
 
-    report(as_json)
+    report(number, as_json)
+
+
+@app.command("help")
+def help_(
+    ctx: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]", help="Or templates.")] = None,
+) -> None:
+    """Tell what a command does and takes."""
+    from v4cli.cli.help import text
+
+    output.answer(text(ctx.find_root(), words or []))
 
 
 @app.command()

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from v4cli.cli.parameters import Json, Model, Typer
+from v4cli.cli.output import parse_size
+from v4cli.cli.parameters import Chunk, Gpu, Json, KvHost, Model, Typer
 from v4cli.errors import UsageError
 
 bench = Typer(help="Measure speed.", no_args_is_help=False)
@@ -45,20 +46,61 @@ def bench_speed(
         str | None,
         typer.Option(metavar="NUMBERS", help="So many sessions that decode at the same time instead, like 1,2,4,8."),
     ] = None,
+    drafts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="What guessed tokens give instead, by auto, ngram, model or off, for kinds of answers; of synthetic "
+            "weights, by how many guesses are right.",
+        ),
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --ram: note there which experts the decoded tokens used.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="triton (a GPU) or cpu. Default: what v4 run takes; of random weights, cpu."),
+    ] = None,
+    number: Gpu = None,
+    vram: Annotated[str | None, typer.Option(help="With a GPU: memory of it to use, like 20G.")] = None,
+    chunk: Chunk = None,
+    kv_host: KvHost = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A.json B.json", help="Compare two outputs of --json instead.")
     ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, names in the first line.")] = False,
 ) -> None:
     """Tokens per second, bytes per token and the share of this machine's ceilings reached; with --ctx, over a growing
-    context."""
+    context. On a GPU, where experts were found and how long was waited for them."""
     if context.invoked_subcommand is not None:
         return
-    from v4cli.cli.bench import Synthetic, bench_model
+    if compare is not None:
+        from v4cli.cli.bench_compare import compare as compared
+
+        compared(*compare)
+        return
+    from v4cli.cli.bench import Synthetic, bench_model, on_a_card
 
     style = "json" if as_json else "csv" if as_csv else "text"
-    if sessions is not None:
+    others = {"--synthetic": synthetic, "--ctx": ctx, "--sessions": sessions, "--trace": trace}
+    if on_a_card(backend, number, any(value is not None for value in (*others.values(), ram))):
+        from v4cli.cli.bench_card import CardRequest, bench_on_card
+        from v4cli.engine.gpu import OnCard
+
+        _refuse(others, "is for the cpu backend (make gpu-check measures random weights on a GPU)")
+        n_bytes = None if vram is None else parse_size(vram, "--vram")
+        on_card = OnCard(number or 0, n_bytes, chunk, kv_host)
+        bench_on_card(CardRequest(model, ram, on_card, prompt or 512, tokens, style))
+        return
+    _refuse({"--gpu": number, "--vram": vram, "--chunk": chunk, "--kv-host": kv_host or None}, "needs --backend triton")
+    if drafts is not None:
+        from v4cli.cli.bench_drafts import bench_drafts
+
+        _refuse({"--ctx": ctx, "--trace": trace, "--sessions": sessions}, "and --drafts exclude each other")
+        weights = Synthetic.of(synthetic, layers, experts, quant)
+        bench_drafts(model, weights, ram, drafts, prompt or 64, tokens, style)
+    elif sessions is not None:
         from v4cli.cli.bench import bench_sessions
 
         _refuse({"--ctx": ctx, "--trace": trace}, "and --sessions exclude each other")

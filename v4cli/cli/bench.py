@@ -1,14 +1,20 @@
 """`v4 bench`: speed of a model beside the ceilings of this machine; `v4 bench kernels`: op by op."""
 
 import csv
+import sys
 from dataclasses import dataclass
 
+from v4cli import streams
 from v4cli.cli import output
-from v4cli.errors import ResourceError, UsageError
+from v4cli.cli.progress import waiting
+from v4cli.errors import Interrupted, ResourceError, UsageError
 from v4cli.store import library
+from v4cli.words import span
 
 MOST_SESSIONS = 64
+DOUBT = " ?"  # behind shares that are not reliable
 MARGIN = 2 << 30  # memory left to the rest when synthetic weights are made
+ASK_ABOVE_S = 60.0  # that a measurement takes
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,19 @@ class Synthetic:
 
 def bench_model(model: str, synthetic: Synthetic | None, prompt: int, tokens: int, style: str):
     """Measure and print. `style`: text, json or csv."""
+    limit = config_of(model, synthetic).max_position_embeddings
+    if prompt + 2 * tokens > limit:
+        raise UsageError(f"--prompt and twice --tokens exceed the model's context of {limit:,}")
     engine, quant = open_engine(model, synthetic)
     from v4cli.bench import speed
+    from v4cli.bench.trial import CHUNK, Trial, speed_s
 
-    limit = engine.config.max_position_embeddings
-    if prompt + 2 * tokens > limit:
-        raise UsageError(f"--prompt and twice --tokens exceed the model's context of {limit}")
+    with waiting("trying how fast this is"):
+        takes = speed_s(Trial.of(engine, min(prompt, CHUNK)), prompt, tokens)
+    agree(takes, "--prompt and -n take fewer tokens")
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
-    report = speed.measure(engine, quant, bool(synthetic), prompt, tokens).to_dict()
+    with waiting("measuring"):
+        report = speed.measure(engine, quant, bool(synthetic), prompt, tokens).to_dict()
     STYLES[style](report)
 
 
@@ -53,11 +64,16 @@ def bench_sessions(
         raise UsageError("--synthetic and --ram exclude each other", "drop --ram")
     engine, _ = open_engine(model, synthetic, output.ram_budget(ram))
     from v4cli.bench import sessions
+    from v4cli.bench.trial import CHUNK, Trial, sessions_s
 
+    with waiting("trying how fast this is"):
+        takes = sessions_s(Trial.of(engine, min(prompt, CHUNK)), counts, prompt, tokens, sessions.ROUNDS)
+    agree(takes, "--prompt and -n take fewer tokens")
     output.note(
         f"measuring: {tokens} tokens of each of {', '.join(map(str, counts))} sessions, {sessions.ROUNDS} times"
     )
-    report = sessions.measure(engine, bool(synthetic), counts, prompt, tokens)
+    with waiting("measuring"):
+        report = sessions.measure(engine, bool(synthetic), counts, prompt, tokens)
     if style == "json":
         output.json_page(report.to_dict())
         return
@@ -70,8 +86,38 @@ def bench_sessions(
         output.table(rows)
 
 
+def agree(seconds: float, less: str, words: str = "about") -> None:
+    """Say how long it takes here; where that is long, ask whoever is there. `less`: what would take less time.
+    Interrupted if they would rather not."""
+    output.note(f"this takes {words} {span(max(seconds, 1.0))} here" + (f"; {less}" if seconds > ASK_ABOVE_S else ""))
+    answer_if_long(seconds, "Enter: go on, q: quit ")
+
+
+def answer_if_long(seconds: float, question: str) -> str:
+    """The first letter of the answer to a question about what takes so long; empty where it is not worth asking, or
+    nobody is there. Interrupted if it is q."""
+    if seconds <= ASK_ABOVE_S or not sys.stdin.isatty() or not streams.is_screen(sys.stderr):
+        return ""
+    output.note(question, end="")
+    answer = sys.stdin.readline().strip().lower()[:1]
+    if answer == "q":
+        raise Interrupted("nothing was measured")
+    return answer
+
+
+def on_a_card(backend: str | None, number: int | None, is_special: bool) -> bool:
+    """Whether a GPU is measured; `is_special`: something is asked for that is the CPU's unless told. UsageError."""
+    if backend not in (None, "cpu", "triton"):
+        raise UsageError(f"no speed of {backend!r} is measured", "--backend cpu or triton")
+    if backend is None and is_special:
+        return False
+    from v4cli.engine import gpu
+
+    return gpu.chosen(backend, number) == "triton"
+
+
 def bench_card(number: int, seconds: float) -> None:
-    """Measure the kernels of a GPU and print CSV; what is missing goes to stderr."""
+    """Measure the kernels of a GPU and print CSV."""
     from v4cli.bench import gpu
 
     gpu.need_card(number)
@@ -79,8 +125,29 @@ def bench_card(number: int, seconds: float) -> None:
 
     found = gpu.kernels(number, seconds, None, "")
     csv.writer(output.Csv).writerows(as_table(found))
-    for name, why in found["missing"].items():
-        output.note(f"{name}: {why}")
+
+
+def config_of(model: str, synthetic: Synthetic | None):
+    """The config of what is to be measured, without loading it. UsageError for random weights that there cannot be."""
+    from v4cli.bench.synthetic import SHAPES, shape
+    from v4cli.store.recipe import RECIPES
+    from v4cli.store.store import open_model
+
+    if synthetic is None:
+        return open_model(library.model_folder(model)).config
+    for what, chosen, known in (("shape", synthetic.shape, SHAPES), ("recipe", synthetic.quant, RECIPES)):
+        if chosen not in known:
+            raise UsageError(f"no {what} {chosen!r}; choose from {', '.join(known)}")
+    n_layers = shape(synthetic.shape).num_hidden_layers
+    if (synthetic.layers or 0) > n_layers:
+        raise UsageError(f"--layers {synthetic.layers}: {synthetic.shape} has {n_layers}", f"--layers {n_layers}")
+    config = shape(synthetic.shape, synthetic.layers, synthetic.experts)
+    least, most = config.num_experts_per_tok, shape(synthetic.shape).n_routed_experts
+    if not least <= config.n_routed_experts <= most:
+        raise UsageError(
+            f"--experts {synthetic.experts}: a layer of {synthetic.shape} has {most}, a token uses {least}"
+        )
+    return config
 
 
 def open_engine(model: str, synthetic: Synthetic | None, ram: int | None = None):
@@ -93,7 +160,8 @@ def open_engine(model: str, synthetic: Synthetic | None, ram: int | None = None)
 
     if synthetic:
         return _random(synthetic), synthetic.quant
-    engine = Engine.open(library.model_folder(model), "cpu", ram=ram)
+    with waiting(f"loading {model}"):
+        engine = Engine.open(library.model_folder(model), "cpu", ram=ram)
     return engine, _quant_of(engine.path)
 
 
@@ -101,18 +169,10 @@ def _random(wanted: Synthetic):
     import psutil
 
     from v4cli.bench import speed
-    from v4cli.bench.synthetic import SHAPES, shape
     from v4cli.plan import cost
-    from v4cli.store.recipe import RECIPES
-    from v4cli.store.store import layout
+    from v4cli.store.parts import layout
 
-    for what, chosen, known in (("shape", wanted.shape, SHAPES), ("recipe", wanted.quant, RECIPES)):
-        if chosen not in known:
-            raise UsageError(f"no {what} {chosen!r}; choose from {', '.join(known)}")
-    config = shape(wanted.shape, wanted.layers, wanted.experts)
-    least, most = config.num_experts_per_tok, shape(wanted.shape).n_routed_experts
-    if not least <= config.n_routed_experts <= most:
-        raise UsageError(f"--experts {wanted.experts}: a layer of {wanted.shape} has {most}, a token uses {least}")
+    config = config_of("", wanted)
     need = cost.payload_bytes(cost.stored_tensors(layout(config, wanted.quant, with_mtp=False))).total
     free = psutil.virtual_memory().available
     name = f"{wanted.shape}, {config.num_hidden_layers} layers"
@@ -124,7 +184,8 @@ def _random(wanted: Synthetic):
             "--layers takes fewer of them, --experts fewer experts of each",
         )
     output.note(f"making random weights: {name}, {output.size(need)}")
-    return speed.random_engine(config, wanted.quant, f"synthetic {name}, {wanted.quant}")
+    with waiting("making them"):
+        return speed.random_engine(config, wanted.quant, f"synthetic {name}, {wanted.quant}")
 
 
 def _quant_of(folder) -> str:
@@ -159,12 +220,14 @@ def _text(r: dict) -> None:
     rows = [("", "TOKENS", "TOKENS/S", "CEILING", "REACHED")]
     decode = f"{r['read_bandwidth']:.1f} GB/s read: {bound:.1f} tokens/s"
     rows.append(
-        ("decode", str(r["decode_tokens"]), f"{r['decode_tokens_per_s']:.1f}", decode, _percent(r["decode_fraction"]))
+        ("decode", str(r["decode_tokens"]), f"{r['decode_tokens_per_s']:.1f}", decode, share(r["decode_fraction"], r))
     )
     for i, (name, rate) in enumerate(r["product_rates"].items()):
         head = ("prefill", str(r["prompt_tokens"]), f"{r['prefill_tokens_per_s']:.1f}") if i == 0 else ("", "", "")
-        rows.append((*head, f"{rate:.0f} GMAC/s {name}", _percent(r["prefill_fraction"][name])))
+        rows.append((*head, f"{rate:.0f} GMAC/s {name}", share(r["prefill_fraction"][name], r)))
     output.table(rows)
+    if in_doubt(max(r["decode_fraction"], *r["prefill_fraction"].values()), r):
+        tell_doubts([r])
     output.answer(f"\nread per decoded token: {output.size(sum(read.values()))}\n")
     output.table([("", name, output.size(part)) for name, part in read.items()])
     total = sum(r["op_s_per_token"].values()) + r["python_s_per_token"]
@@ -175,6 +238,27 @@ def _text(r: dict) -> None:
             ("", name, f"{1e3 * s:.3f} ms", _percent(s / total))
             for name, s in (*parts, ("python", r["python_s_per_token"]))
         ]
+    )
+
+
+def share(fraction: float, measured: dict) -> str:
+    """Of a ceiling, marked where that was measured while others computed, or is none."""
+    return _percent(fraction) + (DOUBT if in_doubt(fraction, measured) else "")
+
+
+def in_doubt(fraction: float, measured: dict) -> bool:
+    """Whether a share of a ceiling is not reliable; `measured`: the dictionary that says what `others` used."""
+    from v4cli.bench.load import MOST
+
+    return fraction > 1 or measured.get("others", 0.0) > MOST
+
+
+def tell_doubts(measured: list[dict]) -> None:
+    """Say what the mark means, where it is."""
+    others = max(one.get("others", 0.0) for one in measured)
+    output.paragraph(
+        f"\n{DOUBT.strip()} not reliable: a share above 100 %, or of a ceiling that was measured while other programs "
+        f"used the processors (at most {others:.0%} of them)"
     )
 
 

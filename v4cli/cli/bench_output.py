@@ -1,15 +1,21 @@
 """What `v4 bench --ctx` prints: tables and bars for people, CSV, JSON, a PNG. What is random is called so in each."""
 
 import csv
-import sys
+import io
 from pathlib import Path
 
+from v4cli import terminal
+from v4cli.bench.load import MOST
 from v4cli.cli import output
+from v4cli.cli.bench import in_doubt, share, tell_doubts
 from v4cli.errors import UsageError
 from v4cli.files import open_own
+from v4cli.paths import NANO
 
 BAR = 40  # columns of the longest bar
 PARTS = {"weights": "reading", "index": "int8", "attention": "fp32", "python": ""}  # and ceilings
+SHADES = ("0.15", "0.40", "0.62", "0.80", "0.93")  # greys, which stay what they are in print
+HATCHES = ("", "//", "..", "xx", "")
 
 
 def labels(about: dict) -> str:
@@ -42,10 +48,11 @@ def as_text(about: dict, frontiers: list[dict]) -> None:
     """Tables, then bars of decoding speed."""
     note = labels(about)
     where = f", cache in {about['kv_dir']}" if about["kv_dir"] else ""
-    output.answer(f"{about['model']}, {about['backend']} backend, {about['isa']}, {about['threads']} threads{where}\n")
+    output.paragraph(f"{about['model']}, {about['backend']} backend, {about['isa']}, {about['threads']} threads{where}")
     if note:
-        output.answer(f"synthetic: {note}; only speed and size mean something\n")
-    _grid("Speed (tokens/s) and memory", _speed(frontiers))
+        output.paragraph(f"synthetic: {note}; only speed and size mean something")
+    _grid("Speed (tokens/s)", _speed(frontiers))
+    _grid("Memory", _memory(frontiers))
     _grid("Time of a decoded token by part, and share reached of the ceiling that bounds it", _time(frontiers))
     _grid("Read by a decoded token", _reads(frontiers))
     _grid("Work of a decoded token; the model as a whole beside V3.2", _work(frontiers))
@@ -55,18 +62,32 @@ def as_text(about: dict, frontiers: list[dict]) -> None:
     if frontiers[0]["whole"]:
         title = f"ESTIMATE for all {frontiers[0]['whole']['layers']} layers, from the times of those measured"
         _grid(title, _whole(frontiers))
-        _grid(f"{title}: a decoded token by part", _time([f["whole"] | {"n_tokens": f["n_tokens"]} for f in frontiers]))
+        _grid(f"{title}: a decoded token by part", _time([_of_whole(f) for f in frontiers]))
+    if any(in_doubt(max(part["reached"] for part in f["parts"].values()), f) for f in frontiers):
+        tell_doubts(frontiers)
     _bars(f"decoded tokens/s{' - ' + note if note else ''}", frontiers)
+
+
+def _of_whole(frontier: dict) -> dict:
+    """The estimate for all layers, with what holds of it as of those measured."""
+    return frontier["whole"] | {name: frontier[name] for name in ("n_tokens", "others") if name in frontier}
 
 
 def _speed(frontiers: list[dict]) -> list[tuple[str, ...]]:
     first = f"AT {frontiers[0]['n_tokens']:,} MEANWHILE"
-    rows = [("CONTEXT", "DECODE", first, "RETAINED", "PREFILL", "OF INT8", "OF FP32", "KV", "RESIDENT", "BOUND BY")]
+    rows = [("CONTEXT", "DECODE", first, "RETAINED", "PREFILL", "OF INT8", "OF FP32")]
     for f in frontiers:
-        prefill = (f"{f['prefill_tokens_per_s']:.4g}", *(_percent(part) for part in f["prefill_fraction"].values()))
-        memory = output.size(f["kv_bytes"]), output.size(f["kv_resident_bytes"])
+        prefill = (f"{f['prefill_tokens_per_s']:.4g}", *(share(part, f) for part in f["prefill_fraction"].values()))
         rate = f"{f['decode_tokens_per_s']:.4g}", f"{f['first_tokens_per_s']:.4g}", _percent(f["retention"])
-        rows.append((f"{f['n_tokens']:,}", *rate, *prefill, *memory, f["bound"]))
+        rows.append((f"{f['n_tokens']:,}", *rate, *prefill))
+    return rows
+
+
+def _memory(frontiers: list[dict]) -> list[tuple[str, ...]]:
+    rows = [("CONTEXT", "KV", "RESIDENT", "A TOKEN IS BOUND BY")]
+    for f in frontiers:
+        sizes = output.size(f["kv_bytes"]), output.size(f["kv_resident_bytes"])
+        rows.append((f"{f['n_tokens']:,}", *sizes, f["bound"]))
     return rows
 
 
@@ -74,13 +95,13 @@ def _time(frontiers: list[dict]) -> list[tuple[str, ...]]:
     heads = (name.upper() + (f" (OF {of.upper()})" if of else "") for name, of in PARTS.items())
     rows = [("CONTEXT", "TOKEN", "OF READING", *heads)]
     for f in frontiers:
-        token = _ms(1 / f["decode_tokens_per_s"]), _percent(f["read_fraction"])
-        rows.append((f"{f['n_tokens']:,}", *token, *(_part(f["parts"][name]) for name in PARTS)))
+        token = _ms(1 / f["decode_tokens_per_s"]), share(f["read_fraction"], f)
+        rows.append((f"{f['n_tokens']:,}", *token, *(_part(f["parts"][name], f) for name in PARTS)))
     return rows
 
 
-def _part(part: dict) -> str:
-    return _ms(part["seconds"]) + (f" ({_percent(part['reached'])})" if part["reached"] else "")
+def _part(part: dict, measured: dict) -> str:
+    return _ms(part["seconds"]) + (f" ({share(part['reached'], measured)})" if part["reached"] else "")
 
 
 def _reads(frontiers: list[dict]) -> list[tuple[str, ...]]:
@@ -117,20 +138,8 @@ def _whole(frontiers: list[dict]) -> list[tuple[str, ...]]:
 
 
 def _grid(title: str, rows: list[tuple[str, ...]]) -> None:
-    """A rich table on a terminal, aligned columns elsewhere."""
-    output.answer("\n")
-    if not output.styled(sys.stdout):
-        output.answer(f"{title}\n")
-        output.table(rows)
-        return
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    output.console().print(table)
+    output.paragraph(f"\n{title}")
+    output.table(rows)
 
 
 def _bars(title: str, frontiers: list[dict]) -> None:
@@ -138,7 +147,8 @@ def _bars(title: str, frontiers: list[dict]) -> None:
     output.answer(f"\n{title}\n")
     for f in frontiers:
         rate = f["decode_tokens_per_s"]
-        output.answer(f"{f['n_tokens']:>9,} {'█' * max(1, round(BAR * rate / most))} {rate:.4g}\n")
+        width = min(BAR, output.width() - 20) if terminal.out.is_terminal else BAR
+        output.answer(f"{f['n_tokens']:>9,} {'█' * max(1, round(width * rate / most))} {rate:.4g}\n")
 
 
 def _ms(seconds: float) -> str:
@@ -163,32 +173,58 @@ def check_plot(path: Path) -> None:
 
 
 def save_plot(about: dict, frontiers: list[dict], path: Path) -> None:
+    picture = io.BytesIO()
+    draw(about, frontiers).savefig(picture, format="png", dpi=120)
     with open_own(path, 0o644) as file:
-        draw(about, frontiers).savefig(file, format="png", dpi=120)
+        file.write(picture.getbuffer())
     output.note(f"plot: {path}")
 
 
 def draw(about: dict, frontiers: list[dict]):
     """A matplotlib figure: tokens/s, and the time of a decoded token by part, over the context."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     speed, time = figure.subplots(1, 2)
     note = labels(about)
-    figure.suptitle(about["model"] + (f"\nsynthetic: {note}" if note else ""), fontsize=10)
+    model = "nano" if about["model"] == str(NANO) else Path(about["model"]).name
+    others = max(f.get("others", 0.0) for f in frontiers)
+    notes = [f"synthetic: {note}"] if note else []
+    notes += [f"in doubt: other programs used {others:.0%} of the processors"] if others > MOST else []
+    figure.suptitle("\n".join([f"{model}, {about['isa']}, {about['threads']} threads", *notes]), fontsize=10)
     x = [f["n_tokens"] for f in frontiers]
-    speed.plot(x, [f["decode_tokens_per_s"] for f in frontiers], "o-", label="decode")
-    speed.plot(x, [f["prefill_tokens_per_s"] for f in frontiers], "s-", label="prefill")
+    speed.plot(x, [f["decode_tokens_per_s"] for f in frontiers], "o-", color="black", label="decode")
+    speed.plot(x, [f["prefill_tokens_per_s"] for f in frontiers], "s--", color="0.4", label="prefill")
     if frontiers[0]["whole"]:
         estimates = [f["whole"]["decode_tokens_per_s"] for f in frontiers]
-        speed.plot(x, estimates, "o--", label=f"decode, estimate for {frontiers[0]['whole']['layers']} layers")
-    speed.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel="tokens/s")
-    parts = [[1e3 * f["parts"][name]["seconds"] for f in frontiers] for name in PARTS]
-    time.stackplot(x, parts, labels=PARTS)
-    time.set(xscale="log", xlabel="tokens of context", ylabel="ms of a decoded token")
+        of_all = f"decode, estimate for {frontiers[0]['whole']['layers']} layers"
+        speed.plot(x, estimates, "^:", color="0.2", label=of_all)
+    speed.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel="tokens/s", title="speed")
+    speed.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    speed.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    speed.yaxis.set_minor_formatter(NullFormatter())
+    shares = stacked(frontiers)
+    areas = time.stackplot(
+        x, list(shares.values()), labels=list(shares), colors=SHADES, edgecolor="black", linewidth=0.4
+    )
+    for area, hatch in zip(areas, HATCHES):
+        area.set_hatch(hatch)
+    time.set(xscale="log", xlabel="tokens of context", ylabel="ms", title="time of a decoded token", ylim=(0, None))
     for axes in (speed, time):
         axes.set_xticks(x, [f"{n:,}" for n in x], fontsize=8)
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
+
+
+def stacked(frontiers: list[dict]) -> dict[str, list[float]]:
+    """ms of a decoded token by part, at every frontier, whose sum is the token's: with what is in no part as `other`.
+    Parts are measured under a clock, which takes time; where they exceed the token they are scaled down to it."""
+    columns = []
+    for f in frontiers:
+        whole, parts = 1 / f["decode_tokens_per_s"], [f["parts"][name]["seconds"] for name in PARTS]
+        scale = min(1.0, whole / sum(parts)) if sum(parts) else 1.0
+        columns.append([1e3 * scale * s for s in parts] + [1e3 * max(0.0, whole - scale * sum(parts))])
+    return dict(zip((*PARTS, "other"), map(list, zip(*columns))))

@@ -4,6 +4,8 @@ import csv
 from pathlib import Path
 
 from v4cli.cli import output
+from v4cli.cli.bench import agree
+from v4cli.cli.progress import waiting
 from v4cli.errors import UsageError
 from v4cli.store import library
 
@@ -18,7 +20,11 @@ def bench_ram(model: str, ram: str, prompt: int, tokens: int, trace: Path | None
 
     folder, budget = library.model_folder(model), output.ram_budget(ram)
     output.note(f"measuring: {prompt} tokens of prefill, {tokens} of decode; leave the machine alone meanwhile")
-    report = measure(folder, budget, prompt, tokens, trace).to_dict()
+
+    def begin(seconds: float) -> None:
+        agree(seconds, "--prompt and -n take fewer tokens", "at least")
+
+    report = measure(folder, budget, prompt, tokens, trace, begin).to_dict()
     if style == "json":
         output.json_page(report)
     elif style == "csv":
@@ -61,14 +67,16 @@ def bench_cache(trace: str, slots: str, n_tokens: int, style: str) -> None:
     if trace == "nano":
         from v4cli.bench.nano_routing import nano_routing
 
-        replayed = nano_routing(n_tokens)
+        with waiting("nano reads"):
+            replayed = nano_routing(n_tokens)
     elif trace in KINDS:
         replayed = synthetic(n_tokens, **KINDS[trace])
     elif Path(trace).is_file():
         replayed = Trace.load(Path(trace))
     else:
         raise UsageError(f"--trace {trace}: no such file, nor a kind", f"kinds are {', '.join(KINDS)}, nano")
-    rows = list(cache.rows(trace, replayed, slots.split(",")))
+    with waiting("replaying"):
+        rows = list(cache.rows(trace, replayed, slots.split(",")))
     if style == "json":
         output.json_page(rows)
     elif style == "csv":

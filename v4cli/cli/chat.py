@@ -1,13 +1,14 @@
 """`v4 chat`: starts the REPL, on a terminal with everything it has, elsewhere line by line."""
 
+import contextlib
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, settings
 from v4cli.cli import output
 from v4cli.errors import UsageError
-from v4cli.options import ChatOptions
+from v4cli.options import ChatOptions, Said
 from v4cli.repl.setup import Setup
 from v4cli.store import library
 from v4cli.streams import is_screen
@@ -15,16 +16,12 @@ from v4cli.streams import is_screen
 
 def chat(told: ChatOptions) -> None:
     """Talk until the user leaves. Contradicting options fail before anything is loaded."""
-    if told.list_all:
-        _list(told.as_json)
-        return
-    if told.as_json:
-        raise UsageError("--json is for --list", "v4 chat --list --json")
-    setup = _setup(told)
-    if told.plain or not _is_terminal():
-        from v4cli.repl.plain import run
-    else:
+    draws = not told.plain and _is_terminal()
+    setup = _setup(told, draws)
+    if draws:
         from v4cli.repl.app import run
+    else:
+        from v4cli.repl.plain import run
     run(setup)
 
 
@@ -32,49 +29,54 @@ def _is_terminal() -> bool:
     return all(map(is_screen, (sys.stdin, sys.stdout, sys.stderr)))
 
 
-def _setup(told: ChatOptions) -> Setup:
-    if told.go_on and told.resume is not None:
-        raise UsageError("--continue and --resume exclude each other", "drop --continue")
+def _setup(told: ChatOptions, draws: bool) -> Setup:
+    """`draws`: whoever shows the conversation has a status line, which says what is waited for."""
+    opening = _opening(told.said)
+    if told.shape.format or told.shape.schema:
+        from v4cli.chat import constraints, formats
+
+        wanted = formats.wanted(told.shape.format, told.shape.schema)
+        constraints.check_early(wanted)
+        told = replace(told, answer=replace(told.answer, format=wanted))
+    if told.loading.engine:
+        from v4cli.cli import remote
+
+        told = replace(told, model=remote.model_of(told.model or settings.default_model(), told.loading))
     if told.model is not None:
         library.model_folder(told.model)
     output.ram_budget(told.loading.ram)
 
     def open_model(name: str):
-        from v4cli.cli import sessions
+        from v4cli.cli import found, progress, sessions
 
-        return sessions.open_chat(name, told.loading)
+        notes: list[str] = []
+        with contextlib.nullcontext() if draws else progress.waiting(f"loading {name}"):
+            chat = sessions.open_chat(name, found.nearest(name, told.loading, notes.append))
+        chat.notes = notes
+        return chat
 
-    return Setup(told, paths.here(), _resumed(told), open_model, _keep, _stats_line)
+    return Setup(told, paths.here(), _resumed(told.said), open_model, _keep, _greet, _stats_line, opening)
 
 
-def _resumed(told: ChatOptions) -> Path | None:
+def _opening(told: Said) -> str:
+    """The first line, if the command line says one."""
+    if told == Said():
+        return ""
+    from v4cli.cli.said import STDIN, said, typed
+
+    if STDIN in told.files:
+        raise UsageError("-f - is stdin, where the lines of the chat come from", 'v4 run -f - "question"')
+    said(told, piped=False)  # what cannot be read is refused before the model is loaded
+    return typed(told)
+
+
+def _resumed(told: Said) -> Path | None:
     """The file of the conversation to go on with."""
     if not told.go_on and told.resume is None:
         return None
     from v4cli.agent.transcript import find
 
     return find(paths.chats_dir(), told.resume or "").path
-
-
-def _list(as_json: bool) -> None:
-    """The conversations that are kept, those used last first."""
-    from v4cli.agent.transcript import transcripts
-
-    found = [
-        kept.about | {"messages": len(kept.messages), "used": int(kept.path.stat().st_mtime)}
-        for kept in transcripts(paths.chats_dir(), lambda error: output.note(f"not listed: {error}"))
-    ]
-    if as_json:
-        output.json_page(found)
-    elif not found:
-        output.note(f"no conversation is kept yet under {paths.chats_dir()}")
-    else:
-        rows = [("ID", "USED", "MESSAGES", "MODEL", "TITLE")]
-        for about in found:
-            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(about["used"]))
-            model = str(about.get("model", ""))
-            rows.append((about["id"], used, str(about["messages"]), model, about["title"]))
-        output.table(rows)
 
 
 # -- for the REPL, which has loaded a model by then, so that these imports cost nothing ------
@@ -84,6 +86,12 @@ def _keep(session) -> list[str]:
     from v4cli.cli.sessions import store
 
     return store(session)
+
+
+def _greet(dialogue) -> list[tuple[str, str]]:
+    from v4cli.cli.welcome import greeting
+
+    return greeting(dialogue, alone=len(sys.argv) == 1)
 
 
 def _stats_line(stats) -> str:

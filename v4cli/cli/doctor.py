@@ -4,11 +4,12 @@ import os
 import platform
 import shutil
 from importlib import metadata
-from pathlib import Path
 
-from v4cli import __version__, hardware, paths
+from v4cli import __version__, hardware, paths, settings
 from v4cli.cli import doctor_gpu, output
+from v4cli.cli.progress import waiting
 from v4cli.errors import Exit, V4Error
+from v4cli.plan import apple
 from v4cli.plan.budget import SHARE
 
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
@@ -20,9 +21,13 @@ SWITCHES = {  # of the kernel: with which value each forbids user namespaces, an
 }
 
 
-def report(as_json: bool) -> None:
-    """Print all checks; exit 1 if one failed."""
-    checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), *doctor_gpu.lines(), _sandbox(), _nano()]
+def report(gpu: int | None, as_json: bool) -> None:
+    """Print all checks, of GPUs that of one (by default the one of the settings, else the first); exit 1 if one
+    failed."""
+    number = settings.load().value("gpu") or 0 if gpu is None else gpu
+    with waiting("looking at this machine"):
+        of_gpus = doctor_gpu.lines(number)
+        checks = [_version(), _packages(), _cpu(), _memory(), _disk(), _kernels(), *of_gpus, _sandbox(), _nano()]
     if as_json:
         output.json_page([{"check": c, "status": s, "detail": d, "fix": f} for c, s, d, f in checks])
     else:
@@ -51,21 +56,12 @@ def _packages():
 
 
 def _cpu():
-    name, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        fields = dict(
-            (part.strip() for part in line.split(":", 1)) for line in info.read_text().splitlines() if ":" in line
-        )
-        name = fields.get("model name", name)
-        flags = fields.get("flags", fields.get("Features", ""))
+    name = hardware.processor()
+    flags = hardware.cpuinfo("flags") or hardware.cpuinfo("Features")
     have = [feature for feature in FEATURES if feature in flags.split()]
-    return (
-        "cpu",
-        "ok",
-        f"{name}, {os.cpu_count()} threads, {' '.join(have) or 'no known vector extensions'}",
-        "",
-    )
+    of_memory = f", memory of {output.at_most(published)}" if (published := apple.bandwidth(name)) else ""
+    detail = f"{name}{of_memory}, {os.cpu_count()} threads, {' '.join(have) or 'no known vector extensions'}"
+    return "cpu", "ok", detail, ""
 
 
 def _memory():

@@ -8,7 +8,7 @@ from v4cli import hardware
 from v4cli.cli import output
 from v4cli.engine import gpu
 from v4cli.engine.gpu import Finding
-from v4cli.errors import V4Error
+from v4cli.errors import UsageError, V4Error
 from v4cli.hardware import Gpu
 
 if TYPE_CHECKING:
@@ -17,24 +17,36 @@ if TYPE_CHECKING:
 Line = tuple[str, str, str, str]  # what, ok or warn or fail, detail, fix
 
 
-def lines() -> list[Line]:
-    """A line without GPUs; else one of each, and of the first, which models are put on, whether it computes right and
-    how fast it is."""
-    missing, found = gpu.lack(), hardware.gpus()
+def lines(number: int) -> list[Line]:
+    """A line without GPUs; else one of each, and of the one with this number whether it computes right and how fast it
+    is. UsageError where there is none of that number."""
+    missing, found = gpu.lack(number), hardware.gpus()
     if not found:
         assert missing is not None
         return [("gpu", "ok", f"none: {missing.what}; the CPU computes", "")]
-    told = [_card(one) for one in found]
+    if number >= len(found):
+        assert missing is not None
+        raise UsageError(missing.what, missing.fix)
+    told = [_card(one, one.number == number) for one in found]
     if missing is not None:
         return [*told, ("gpu kernels", "warn", f"{missing.what}; the CPU computes", missing.fix)]
-    return [*told, *_examined(found[0])]
+    return [*told, *_examined(found[number])]
 
 
-def _card(one: Gpu) -> Line:
+def _card(one: Gpu, is_examined: bool) -> Line:
+    """What a card is, and of one that is not examined now what was found out about it."""
     about = gpu.versions(one)
     software = ", ".join(f"{name} {about[name] or 'missing'}" for name in ("driver", "torch", "triton"))
     memory = f"{output.size(one.free)} free of {output.size(one.total)}"
-    return f"gpu {one.number}", "ok", f"{one.name}, compute capability {one.capability}, {memory}; {software}", ""
+    told = f"{one.name}, compute capability {one.capability}, {memory}; {software}"
+    if is_examined:
+        return f"gpu {one.number}", "ok", told, ""
+    known, again = gpu.recall(one), f"v4 doctor --gpu {one.number}"
+    if known is None:
+        return f"gpu {one.number}", "ok", f"{told}; not checked yet", again
+    if known.fault:
+        return f"gpu {one.number}", "warn", f"{told}; it failed: {known.fault}", again
+    return f"gpu {one.number}", "ok", f"{told}; it computes the CPU's bits (--gpu {one.number} uses it)", ""
 
 
 def _examined(one: Gpu) -> list[Line]:
@@ -58,7 +70,8 @@ def _examined(one: Gpu) -> list[Line]:
     if finding.fault:
         detail = f"{finding.fault} (after {took:.1f} s); the CPU computes"
         return [*told, ("gpu check", "fail", detail, "make gpu-check tells more; another driver may help")]
-    told.append(("gpu check", "ok", f"{', '.join(checks())}: the CPU's bits, in {took:.1f} s; models go there", ""))
+    there = f"models go there{f' with --gpu {one.number}' if one.number else ''}"
+    told.append(("gpu check", "ok", f"{', '.join(checks())}: the CPU's bits, in {took:.1f} s; {there}", ""))
     return [*told, _speeds(finding, rates is not None)]
 
 

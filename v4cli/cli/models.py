@@ -3,26 +3,27 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from v4cli import paths
+from v4kernels.formats import FORMATS
+
+from v4cli import hardware, paths
 from v4cli.cli import output
 from v4cli.errors import ModelError
 from v4cli.model.config import V4Config
 from v4cli.model.known import MODELS, known_config
 from v4cli.model.schema import TensorSpec, expected_tensors
-from v4cli.plan import cost
-from v4cli.store import library
+from v4cli.plan import apple, cost
+from v4cli.store import library, price
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.library import COMPLETE, disk_bytes, entries, inspect, weight_errors
-from v4cli.store.recipe import RECIPES
-from v4cli.store.store import NEEDED, Manifest, is_store, layout, open_model, source_name
+from v4cli.store.parts import lay_out
+from v4cli.store.recipe import LAYOUT_1, RECIPES, Named, check, formats_by
+from v4cli.store.record import expert_bits
+from v4cli.store.store import NEEDED, Manifest, is_store, open_model, source_name
 
 OFFICIAL = "official"
-FORMAT_NAMES = {
-    OFFICIAL: "FP4 experts, FP8 dense (official)",
-    "native": "native: FP4 experts as in the official checkpoint, the rest int8",
-    "q4": "q4: FP4 experts as in the official checkpoint, dense int4",
-}
+AS_OFFICIAL = Named(OFFICIAL, (), "FP4 experts, FP8 dense")
 NOT_HERE = "not on this machine"
+REFERENCE = "the official weights, which others are measured against"
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,23 @@ class Subject:
         manifest = entry.manifest
         return cls(model, folder, entry.state, entry.config, manifest.quant, manifest.with_mtp, manifest)
 
-    def weights(self, quant: str) -> tuple[dict[str, TensorSpec], int]:
-        """Its tensors as a quantization stores them, and the bytes of the files (of the official one: the payload)."""
-        if quant == OFFICIAL:
-            tensors = expected_tensors(self.config, self.with_mtp)
-            return tensors, cost.payload_bytes(tensors).total
-        ours = self.manifest is not None and self.folder is not None and quant == self.manifest.quant
-        parts = self.manifest.parts(self.config, self.folder) if ours else layout(self.config, quant, self.with_mtp)
+    def weights(self, recipe: Named | None = None) -> tuple[dict[str, TensorSpec], int]:
+        """Its tensors as they are, or as a recipe stores them, and the bytes of the files (of an official checkpoint:
+        the payload)."""
+        official = expected_tensors(self.config, self.with_mtp)
+        if recipe is None and self.manifest is not None and self.folder is not None:
+            parts = self.manifest.parts(self.config, self.folder)
+        elif recipe in (None, AS_OFFICIAL):
+            return official, cost.payload_bytes(official).total
+        else:
+            check(recipe, official)
+            parts = lay_out(official, formats_by(recipe.rules, official))
         return cost.stored_tensors(parts), sum(part.n_bytes for part in parts.values())
+
+    @property
+    def recipe(self) -> Named:
+        """That of its formats; of those that are not known by any, just a name."""
+        return AS_OFFICIAL if self.manifest is None else self.manifest.named or Named(self.quant, ())
 
     @property
     def source(self) -> str:
@@ -75,39 +85,64 @@ class Subject:
             return MODELS[self.name][0]
         return "embedded" if self.folder == paths.NANO else "folder"
 
+    @property
+    def quality(self) -> str:
+        """What it was measured to be worth, for people."""
+        return REFERENCE if self.quant == OFFICIAL and self.folder else price.tag(price.measured(self.manifest))
+
+
+def in_words(recipe: Named) -> str:
+    """A recipe by its name, and what it is."""
+    return f"{recipe.name}: {recipe.about}" if recipe.about else recipe.name
+
 
 def ls(as_json: bool) -> None:
     """nano, and every model under models_dir()."""
     nano = Checkpoint.open(paths.NANO)
-    rows = [_row("nano", COMPLETE, OFFICIAL, nano.nbytes, nano.config, "embedded", paths.NANO)]
+    rows = [_row("nano", COMPLETE, OFFICIAL, FORMATS["fp4"].bits, nano.nbytes, nano.config, "embedded", paths.NANO)]
     for entry in entries(paths.models_dir()):
         quant = entry.manifest.quant if entry.manifest else None
-        rows.append(_row(entry.name, entry.state, quant, entry.n_bytes, entry.config, entry.source, entry.path))
+        bits = expert_bits(entry.manifest.formats) if entry.manifest else None
+        about = entry.name, entry.state, quant, bits, entry.n_bytes, entry.config, entry.source, entry.path
+        rows.append(_row(*about, price.short(price.measured(entry.manifest))))
     if as_json:
         output.json_page(rows)
         return
-    cells = [("NAME", "STATE", "QUANT", "ON DISK", "PARAMETERS", "SOURCE")]
+    cells = [("NAME", "STATE", "QUANT", "ON DISK", "PARAMETERS", "QUALITY", "SOURCE")]
     for row in rows:
-        parameters = _count(row["parameters"]) if row["parameters"] else None
-        texts = (row["name"], row["state"], row["quant"], output.size(row["bytes"]), parameters, row["source"])
-        cells.append(tuple(text or "?" for text in texts))
+        parameters = count(row["parameters"]) if row["parameters"] else None
+        quant = f"{row['quant']}, {row['expert_bits']:.3g} bits" if row["expert_bits"] else row["quant"]
+        texts = (row["name"], row["state"], quant, output.size(row["bytes"]), parameters, row["quality"])
+        cells.append(tuple(text or "?" for text in (*texts, row["source"])))
     output.table(cells)
 
 
-def _row(name: str, state: str, quant: str | None, n_bytes: int, config, source: str, path: Path) -> dict:
+def _row(
+    name: str,
+    state: str,
+    quant: str | None,
+    bits: float | None,
+    n_bytes: int,
+    config,
+    source: str,
+    path: Path,
+    quality: str = OFFICIAL,
+) -> dict:
     return {
         "name": name,
         "state": state,
         "complete": state == COMPLETE,
         "quant": quant,
+        "expert_bits": bits,
         "bytes": n_bytes,
         "parameters": cost.parameters(config).total if config else None,
+        "quality": quality,
         "source": source,
         "path": str(path),
     }
 
 
-def _count(n: int) -> str:
+def count(n: int) -> str:
     """Parameters for people."""
     return f"{n / 1e9:,.1f} B" if n >= 1e9 else f"{n / 1e6:.1f} M"
 
@@ -125,29 +160,34 @@ def describe(model: str) -> dict:
         "path": str(subject.folder) if subject.folder else None,
         "state": subject.state,
         "release": config.release,
+        "contract": config.contract,
         "quant": subject.quant,
-        "quantization": FORMAT_NAMES.get(subject.quant, subject.quant),
+        "quantization": in_words(subject.recipe),
         "parameters": counts.total,
         "active_parameters": counts.active,
         "layers": config.num_hidden_layers,
-        **_weights(subject, subject.quant),
+        **_weights(subject),
         "kv_bytes_per_token": cost.kv_bytes_per_token(config),
         "kv_bytes_at_full_context": cost.kv_bytes(config, context).total,
         "context_tokens": context,
         "source": subject.source,
+        "quality": subject.quality,
+        "measured": price.measured(subject.manifest) or None,
     }
     if subject.manifest is not None:
+        about["recipe"] = subject.recipe.data
+        about["expert_bits"] = expert_bits(subject.manifest.formats)
         about["weight_errors"] = weight_errors(subject.manifest)
     if subject.folder is None:
-        about["stores"] = {quant: _weights(subject, quant) for quant in RECIPES}
+        about["stores"] = {name: _weights(subject, recipe) for name, recipe in RECIPES.items()}
     else:
         about["bytes_on_disk"] = disk_bytes(subject.folder)
     return about
 
 
-def _weights(subject: Subject, quant: str) -> dict:
-    """Bytes of the weights in one quantization, and those a token reads."""
-    tensors, file_bytes = subject.weights(quant)
+def _weights(subject: Subject, recipe: Named | None = None) -> dict:
+    """Bytes of the weights as they are, or by a recipe, and those a token reads."""
+    tensors, file_bytes = subject.weights(recipe)
     payload = cost.payload_bytes(tensors)
     return {
         "bytes": {name: getattr(payload, name) for name in ("experts", "dense", "embed", "head", "mtp", "total")},
@@ -163,22 +203,30 @@ def show_model(model: str, as_json: bool) -> None:
         output.json_page(about)
         return
     rows = [
-        ("model", f"{model}, prompt contract {about['release']}, {about['layers']} layers"),
+        ("model", f"{model}, prompt contract {about['contract']}, {about['layers']} layers"),
         ("path", about["path"] or f"{NOT_HERE}; v4 pull {model} brings it"),
         ("state", about["state"]),
         ("source", about["source"]),
-        ("parameters", f"{_count(about['parameters'])}, {_count(about['active_parameters'])} active"),
+        ("parameters", f"{count(about['parameters'])}, {count(about['active_parameters'])} active"),
         ("quantization", about["quantization"]),
         ("context", f"{about['context_tokens']:,} tokens"),
         ("KV per token", f"{about['kv_bytes_per_token']:,.1f} B in the official compressed layout"),
         ("KV, full context", output.size(about["kv_bytes_at_full_context"])),
     ]
+    if about.get("expert_bits"):
+        rows.append(("experts", f"{about['expert_bits']:.3g} bits a weight"))
     if about.get("weight_errors"):
         errors = ", ".join(f"{name} {error:.2%}" for name, error in about["weight_errors"].items())
         rows.append(("weight error", f"{errors} (root mean square, relative)"))
+    rows.append(("quality", about["quality"]))
+    if published := apple.bandwidth(name := hardware.processor()):
+        rows.append(("this machine", f"{name}, memory of {output.at_most(published)}"))
     output.table(rows)
     output.answer("\n")
-    output.table(_weight_rows({about["quant"]: about, **about.get("stores", {})}))
+    stores = about.get("stores", {})
+    output.table(_weight_rows({about["quant"]: about, **{name: stores[name] for name in LAYOUT_1 if name in stores}}))
+    if stores:
+        output.paragraph(f"\nv4 plan {model} sets all recipes side by side")
 
 
 def _weight_rows(variants: dict[str, dict]) -> list[tuple[str, ...]]:

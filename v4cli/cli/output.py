@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
+import threading
+from itertools import zip_longest
 
 from v4cli import terminal
 from v4cli.clean import escaped, harmless, on_one_line, visible
@@ -13,6 +17,9 @@ from v4cli.streams import styled
 UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 LEAST = 1 << 20  # bytes; a smaller number without a unit was meant to have one
 MOST = 1 << 50
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+LEAST_CELL = 16  # columns of the longest words that are not broken
+GAP = "  "  # between columns of a table
 COUNTS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -67,13 +74,58 @@ def console(stderr: bool = False):
     return Clean(stderr=stderr)
 
 
+def width() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size().columns
+
+
 def table(rows: list[tuple[str, ...]]) -> None:
-    """Aligned columns; on a terminal, every row on a line."""
+    """Aligned columns, every row on a line; on a terminal, cells are broken into lines, or rows into lines with the
+    names of the first row, where they would be wider."""
     if terminal.out.is_terminal:
         rows = [tuple(on_one_line(harmless(cell)) for cell in row) for row in rows]
+    answer("".join(line.rstrip() + "\n" for line in table_lines(rows, width() if terminal.out.is_terminal else None)))
+
+
+def table_lines(rows: list[tuple[str, ...]], most: int | None) -> list[str]:
+    """The lines of a table of at most `most` columns, if that is given."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)) for row in rows)
-    answer("".join(line.rstrip() + "\n" for line in lines))
+    room = None if most is None else most - len(GAP) * (len(widths) - 1)
+    if room is None or sum(widths) <= room:
+        return [GAP.join(f"{cell:<{n}}" for cell, n in zip(row, widths)) for row in rows]
+    least = [
+        min(LEAST_CELL, max(len(word) for cell in column for word in (*cell.split(), ""))) for column in zip(*rows)
+    ]
+    if sum(least) > room:
+        return _records(rows, most)
+    while sum(widths) > room:
+        widest = max((i for i, n in enumerate(widths) if n > least[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    lines = []
+    for row in rows:
+        cells = [textwrap.wrap(cell, n) or [""] for cell, n in zip(row, widths)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            lines.append(GAP.join(f"{part:<{n}}" for part, n in zip(parts, widths)))
+    return lines
+
+
+def _records(rows: list[tuple[str, ...]], most: int) -> list[str]:
+    """A block for each row but the first, whose names stand before the values."""
+    names, lines = rows[0], []
+    for row in rows[1:]:
+        for name, cell in zip(names, row):
+            head, indent = ("", "") if name == names[0] else (f"  {name}: ", "    ")
+            if cell:
+                lines += textwrap.wrap(head + cell, max(most, 8), subsequent_indent=indent, drop_whitespace=True)
+    return lines
+
+
+def paragraph(text: str) -> None:
+    """Text for people: on a terminal, lines end between words."""
+    lines = text.split("\n")
+    if terminal.out.is_terminal:
+        lines = [part for line in lines for part in textwrap.wrap(harmless(line), max(width(), 8)) or [""]]
+    answer("\n".join(lines) + "\n")
 
 
 def size(n_bytes: float) -> str:
@@ -88,6 +140,11 @@ def size(n_bytes: float) -> str:
 def rate(bytes_per_second: float) -> str:
     """For people: 22.0 GB/s."""
     return f"{bytes_per_second / 1e9:.1f} GB/s"
+
+
+def at_most(bytes_per_second: float) -> str:
+    """What a maker says: up to 400 GB/s by its maker."""
+    return f"up to {bytes_per_second / 1e9:.0f} GB/s by its maker"
 
 
 def parse_size(text: str, option: str) -> int:
@@ -106,6 +163,15 @@ def parse_size(text: str, option: str) -> int:
     if n_bytes > MOST:
         raise UsageError(f"{option} {text!r} is more than any machine has", f"sizes look like 12G: {example('12G')}")
     return n_bytes
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds from 90s, 30m, 1.5h or 1d. UsageError names the option."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd])", text.strip().lower(), re.ASCII)
+    seconds = float(match[1]) * SECONDS[match[2]] if match else 0.0
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise UsageError(f"{option} {text!r} is not a time", f"times look like 90s, 30m or 2h: {option} 30m")
+    return seconds
 
 
 def ram_budget(text: str | None) -> int | None:

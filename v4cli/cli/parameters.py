@@ -11,9 +11,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from v4cli import terminal
 from v4cli.clean import harmless, on_one_line
+from v4cli.cli import complete
 from v4cli.entries import Option, Switch, made, table
 from v4cli.errors import UsageError
 from v4cli.options import RunOptions
+
+COMPLETED = {"model": complete.models, "resume": complete.conversations, "template": complete.templates}
+RENAMED = {"sessions": "contexts"}  # commands, by what they were called before
 
 
 class _Once:
@@ -37,6 +41,12 @@ class _Command(_Once, TyperCommand):
 
 class _Group(_Once, TyperGroup):
     """Usage errors repeat what was typed, which may be names of files: they are shown without hidden characters."""
+
+    def resolve_command(self, ctx, args):
+        if (name := RENAMED.get(args[0])) and name in self.commands:
+            terminal.err.write(f"v4: {args[0]} are called {name} now: v4 {name}\n")
+            args = [name, *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *args, **options):
         with _errors_shown_safely():
@@ -133,6 +143,7 @@ def _annotation(entry: Option, factory: Callable[[], Any] | None = None) -> Any:
     optional = entry.many or entry.default is None
     about = {"help": entry.help, "metavar": entry.metavar, "min": entry.least, "max": entry.most}
     about |= {"show_default": entry.shown_default or True} | ({"default_factory": factory} if factory else {})
+    about |= {"autocompletion": complete.words(entry.choices) if entry.choices else COMPLETED.get(entry.name)}
     told = typer.Argument(**about) if entry.argument else typer.Option(*entry.flags, envvar=entry.variable, **about)
     return Annotated[kind | None if optional else kind, told]
 
@@ -154,10 +165,11 @@ def default_model() -> str:
 _ENTRIES = {entry.name: entry for entry in table(RunOptions)}
 DEFAULT_MODEL = {"default_factory": default_model, "show_default": _ENTRIES["model"].shown_default}
 Model = _annotation(_ENTRIES["model"], default_model)
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_ENTRIES["model"].help)]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=_ENTRIES["model"].help, autocompletion=complete.models)]
 MODEL_OR_RELEASE = "A name from v4 ls, a folder, or a release that need not be here (flash, pro)."
 Backend = _annotation(_ENTRIES["backend"])
 Numerics = _annotation(_ENTRIES["numerics"])
+Gpu = _annotation(_ENTRIES["gpu"])
 Chunk = _annotation(_ENTRIES["chunk"])
 KvHost = _annotation(_ENTRIES["kv_host"])
 Json = _annotation(_ENTRIES["as_json"])

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from v4cli import hardware, paths
 from v4cli.cli import output, plan_card
-from v4cli.cli.models import FORMAT_NAMES, NOT_HERE, OFFICIAL, Subject
+from v4cli.cli.models import AS_OFFICIAL, NOT_HERE, OFFICIAL, Subject, in_words
+from v4cli.cli.progress import waiting
 from v4cli.errors import ResourceError, UsageError
-from v4cli.plan import cost
+from v4cli.model.config import V4Config
+from v4cli.plan import apple, cost, measured
 from v4cli.plan import memory as memory_of
 from v4cli.plan.budget import CONTEXT, SHARE, longest_context
 from v4cli.plan.cards import Card
@@ -26,8 +28,10 @@ from v4cli.plan.machines import (
     plans,
 )  # fmt: skip
 from v4cli.plan.placement import Budget, Needs, shortage
+from v4cli.plan.recipes import offers
+from v4cli.store import price
 from v4cli.store.library import COMPLETE
-from v4cli.store.recipe import RECIPES
+from v4cli.store.recipe import RECIPES, Named, named
 
 ASSUMPTION = (
     "experts of a layer are used equally often, so the share in memory is the share of reads it serves (real hit rates "
@@ -38,6 +42,7 @@ HEADER = (
     f"large GPUs {HOST / 1e9:.0f}, workstation {WORKSTATION / 1e9:.0f}, server {SERVER / 1e9:.0f}; with a GPU "
     "predicted (from a poor cache of experts to a good one)"
 )
+RAM, SSD = "bytes/s of RAM", "bytes/s of the SSD"  # names of figures
 SMALLEST = "q4"  # the recipe with the fewest bytes
 
 
@@ -46,7 +51,7 @@ class Request:
     """What is planned."""
 
     subject: Subject
-    quant: str
+    recipe: Named
     n_tokens: int  # of each session
     needs: Needs
     file_bytes: int  # all of the weights on disk
@@ -67,21 +72,18 @@ def plan_model(
         output.note(f"v4: {option} has no effect without a GPU (--vram 24G plans for one)", dim=True)
     config = Subject.find(model).config
     chunk = wanted.chunk or memory_of.card_chunk(config, vram)
-    memory = Budget(
-        ram=int(SHARE * hardware.usable_ram()) if ram is None else output.ram_budget(ram),
-        vram=vram,
-        ram_speed=DESKTOP,
-        vram_speed=card.read if card else 1.0,
-        ssd_speed=SSD_SPEED,
-        kv_host=wanted.kv_host,
-        work=memory_of.card_work_bytes(config, chunk),
-    )
-    request = _request(model, None if ctx is None else output.parse_tokens(ctx, "--ctx"), sessions, quant)
+    n_tokens = None if ctx is None else output.parse_tokens(ctx, "--ctx")
+    with waiting(f"adding up {model}"):
+        request = _request(model, n_tokens, sessions, quant)
+    memory = room(config, request.n_tokens, card, vram, chunk)
+    memory = replace(memory, kv_host=wanted.kv_host, ram=memory.ram if ram is None else output.ram_budget(ram))
     if shortage(request.needs, memory) > 0:
         raise _does_not_fit(request, memory)
     folder = request.subject.folder or paths.models_dir() / model
-    budget, assumed = _with_speeds(memory, card, folder)
+    with waiting("measuring memory and disk"):
+        budget, assumed = _with_speeds(memory, card, folder)
     about = _about(request, outlook(request.needs, config, request.n_tokens, budget, card), assumed, folder)
+    about["recipes"] = _recipes(request, budget, card)
     about["card"] = plan_card.about(request.needs, config, budget, card, chunk, assumed) if card else None
     if as_json:
         output.json_page(about)
@@ -89,20 +91,28 @@ def plan_model(
         _print(about)
 
 
+def room(config: V4Config, n_tokens: int, card: Card | None, vram: int, chunk: int) -> Budget:
+    """What a model may use of this machine, at speeds that are assumed."""
+    return Budget(
+        ram=int(SHARE * hardware.usable_ram()), vram=vram, ram_speed=DESKTOP, vram_speed=card.read if card else 1.0,
+        ssd_speed=SSD_SPEED, work=memory_of.card_work_bytes(config, chunk, n_tokens),
+    )  # fmt: skip
+
+
 def _request(model: str, n_tokens: int | None, sessions: int, quant: str | None) -> Request:
     subject = Subject.find(model)
     config = subject.config
-    if quant is None:
-        quant = subject.quant if subject.folder else next(iter(RECIPES))
-    if quant not in (OFFICIAL, *RECIPES, subject.quant):
-        raise UsageError(f"--quant {quant!r} is not known", f"choose from {', '.join((OFFICIAL, *RECIPES))}")
+    if quant == subject.quant or (quant is None and subject.folder):
+        recipe, wanted = subject.recipe, None
+    else:
+        recipe = wanted = AS_OFFICIAL if quant == OFFICIAL else named(quant or "native", (OFFICIAL,))
     longest = config.max_position_embeddings
     n_tokens = min(CONTEXT, longest) if n_tokens is None else n_tokens
     if n_tokens > longest:
         raise UsageError(f"--ctx {n_tokens} is more than the model's {longest}", f"--ctx {longest}")
-    tensors, file_bytes = subject.weights(quant)
+    tensors, file_bytes = subject.weights(wanted)
     needs = cost.at_context(cost.needs(config, tensors), config, n_tokens, sessions)
-    return Request(subject, quant, n_tokens, needs, file_bytes)
+    return Request(subject, recipe, n_tokens, needs, file_bytes)
 
 
 def _with_speeds(memory: Budget, card: Card | None, folder: Path) -> tuple[Budget, list[str]]:
@@ -112,7 +122,10 @@ def _with_speeds(memory: Budget, card: Card | None, folder: Path) -> tuple[Budge
     assumed = [] if ssd_speed else ["SSD"]
     if card is None or "read" not in card.measured:
         assumed.append("VRAM")
-    return replace(memory, ram_speed=hardware.ram_speed(), ssd_speed=ssd_speed or SSD_SPEED), assumed
+    found = replace(memory, ram_speed=hardware.ram_speed(), ssd_speed=ssd_speed or SSD_SPEED)
+    for what, speed in ((RAM, found.ram_speed), (SSD, ssd_speed or 0.0)):
+        measured.note(paths.figures_file(), what, speed)
+    return found, assumed
 
 
 def _does_not_fit(request: Request, memory: Budget) -> ResourceError:
@@ -122,8 +135,8 @@ def _does_not_fit(request: Request, memory: Budget) -> ResourceError:
     longest = longest_context(needs, config, memory)
     if longest:
         ways.append(f"--ctx {longest} fits")
-    if request.quant != SMALLEST:
-        small = cost.needs(config, request.subject.weights(SMALLEST)[0])
+    if request.recipe.name != SMALLEST:
+        small = cost.needs(config, request.subject.weights(RECIPES[SMALLEST])[0])
         small = cost.at_context(small, config, request.n_tokens, sessions)
         if shortage(small, memory) <= 0:
             ways.append(f"--quant {SMALLEST} fits")
@@ -134,7 +147,7 @@ def _does_not_fit(request: Request, memory: Budget) -> ResourceError:
     least = memory.ram + shortage(needs, memory)
     ways.append(f"{-(-least >> 20)}M of RAM would do")
     return ResourceError(
-        f"{request.subject.name} ({request.quant}) with {_contexts(sessions, request.n_tokens)} needs "
+        f"{request.subject.name} ({request.recipe.name}) with {_contexts(sessions, request.n_tokens)} needs "
         f"{output.size(least)} of RAM, {output.size(memory.ram)} can be used",
         "; ".join(ways),
     )
@@ -151,14 +164,16 @@ def _about(request: Request, found: Outlook, assumed: list[str], folder: Path) -
     return {
         "model": subject.name,
         "state": subject.state,
-        "quant": request.quant,
-        "quantization": FORMAT_NAMES.get(request.quant, request.quant),
+        "quant": request.recipe.name,
+        "quantization": in_words(request.recipe),
         "context_tokens": request.n_tokens,
         "sessions": request.needs.sessions,
         "kv_bytes_per_session": request.needs.kv.held,
         "rewind_points_per_session": plan.points,
         "rewind_point_bytes": request.needs.point,
         "folder": str(folder),
+        "processor": (processor := hardware.processor()),
+        "published_bytes_per_second": apple.bandwidth(processor),
         "disk_free": hardware.disk_free(folder),
         "disk_problem": hardware.not_writable(folder) if subject.folder is None else None,
         "file_bytes": request.file_bytes,
@@ -179,6 +194,28 @@ def _about(request: Request, found: Outlook, assumed: list[str], folder: Path) -
         "assumption": plan_card.ASSUMPTION if plan.on_card else ASSUMPTION,
         "machines": [_machine(request, machine) for machine in MACHINES],
     }
+
+
+def _recipes(request: Request, budget: Budget, card: Card | None) -> list[dict]:
+    """What every recipe would make of the model here."""
+    config, n_tokens, rows = request.subject.config, request.n_tokens, []
+    figures = price.measured(request.subject.manifest)
+    for offer in offers(config, request.subject.with_mtp, n_tokens, request.needs.sessions):
+        found = offer.outlook(config, n_tokens, budget, card)
+        rows.append(
+            {
+                "name": offer.recipe.name,
+                "about": offer.recipe.about,
+                "expert_bits": offer.bits,
+                "file_bytes": offer.file_bytes,
+                "ram_in_memory": offer.ram,
+                "read_bytes_per_token": offer.read_bytes_per_token,
+                "resident_experts": found.plan.resident if found else None,
+                "seconds_per_token": _seconds(found) if found else None,
+                "quality": price.short(figures if offer.recipe.name == request.subject.quant else {}),
+            }
+        )
+    return rows
 
 
 def _seconds(found: Outlook) -> dict:
@@ -202,40 +239,53 @@ def _machine(request: Request, machine: Machine) -> dict:
 def _print(about: dict) -> None:
     """The page for people: tiers, time, notes, other machines."""
     state = "" if about["state"] == COMPLETE else f" ({about['state']})"
-    output.answer(
-        f"{about['model']}{state}, {about['quantization']}; {_contexts(about['sessions'], about['context_tokens'])}\n\n"
+    output.paragraph(
+        f"{about['model']}{state}, {about['quantization']}; {_contexts(about['sessions'], about['context_tokens'])}\n"
     )
-    rows = [("TIER", "MAY USE", "SPEED", "A TOKEN READS", "IN", "HOLDS")]
+    rows, held = [("TIER", "MAY USE", "SPEED", "A TOKEN READS", "IN")], []
     for tier in about["tiers"]:
-        held = ", ".join(f"{what} {output.size(n)}" for what, n in tier["holds"].items() if n)
+        holds = ", ".join(f"{what} {output.size(n)}" for what, n in tier["holds"].items() if n)
+        held += [f"{tier['tier']} holds: {holds}"] if holds else []
         read = sum(tier["read_bytes_per_token"].values())
         speed = f"{output.rate(tier['bytes_per_second'])} {'measured' if tier['speed_is_measured'] else 'assumed'}"
         budget = "" if tier["budget"] is None else output.size(tier["budget"])
         if tier["budget"] != 0:
-            rows.append((tier["tier"], budget, speed, output.size(read), f"{tier['seconds_per_token']:.3f} s", held))
+            rows.append((tier["tier"], budget, speed, output.size(read), f"{tier['seconds_per_token']:.3f} s"))
     output.table(rows)
-    output.answer(
-        f"\na session holds {output.size(about['kv_bytes_per_session'])} of KV and up to "
-        f"{about['rewind_points_per_session']} rewind points of at most {output.size(about['rewind_point_bytes'])}\n"
+    if about["published_bytes_per_second"]:
+        held.insert(0, f"{about['processor']}: memory of {output.at_most(about['published_bytes_per_second'])}")
+    output.paragraph("\n" + "\n".join(held))
+    output.paragraph(
+        f"a session holds {output.size(about['kv_bytes_per_session'])} of KV and up to "
+        f"{about['rewind_points_per_session']} rewind points of at most {output.size(about['rewind_point_bytes'])}"
     )
     seconds = about["seconds_per_token"]
     how = "one tier after the other, to all at once" if seconds["expected"] is None else "predicted"
-    output.answer(
+    output.paragraph(
         f"{_rate(seconds)} ({how}); {about['resident_experts']:.1%} of the experts in memory\n"
-        f"assumed: {about['assumption']}\n"
+        f"assumed: {about['assumption']}"
     )
     if about["card"]:
         plan_card.show(about["card"])
     if about["disk_problem"]:
-        output.answer(f"no model can be brought to {about['folder']}: {about['disk_problem']}\n")
+        output.paragraph(f"no model can be brought to {about['folder']}: {about['disk_problem']}")
     if about["state"] == NOT_HERE and about["disk_free"] < about["file_bytes"]:
         sizes = f"takes {output.size(about['file_bytes'])}, {output.size(about['disk_free'])} are free"
-        output.answer(f"the disk of {about['folder']} is too small: the model {sizes}\n")
-    output.answer(f"\n{HEADER}\n")
-    rows = [("MACHINE", "EXPERTS IN MEMORY", *(f"SSD {speed / 1e9:.0f} GB/s" for speed in SSD_SPEEDS))]
+        output.paragraph(f"the disk of {about['folder']} is too small: the model {sizes}")
+    output.paragraph("\nrecipes (v4 pull --quant) on this machine; all in memory: with these sessions, without a GPU")
+    rows = [("RECIPE", "EXPERT BITS", "ON DISK", "ALL IN MEMORY", "IN MEMORY HERE", "TOKENS/S", "QUALITY")]
+    for recipe in about["recipes"]:
+        here = ("does not fit", "")
+        if recipe["seconds_per_token"]:
+            here = f"{recipe['resident_experts']:.0%}", _rate(recipe["seconds_per_token"]).replace(" tokens/s", "")
+        sizes = (output.size(recipe[key]) for key in ("file_bytes", "ram_in_memory"))
+        rows.append((recipe["name"], f"{recipe['expert_bits']:.3g}", *sizes, *here, recipe["quality"]))
+    output.table(rows)
+    output.paragraph(f"\n{HEADER}")
+    rows = [("MACHINE", "IN MEMORY", *(f"TOKENS/S, SSD {speed / 1e9:.0f} GB/s" for speed in SSD_SPEEDS))]
     for machine in about["machines"]:
         if machine["fits"]:
-            rates = (_rate(speed["seconds_per_token"]) for speed in machine["speeds"])
+            rates = (_rate(speed["seconds_per_token"]).replace(" tokens/s", "") for speed in machine["speeds"])
             rows.append((machine["name"], f"{machine['resident_experts']:.0%}", *rates))
         else:
             short = f"too small by {output.size(machine['missing_ram'])}"

@@ -7,7 +7,7 @@ from v4cli.cli import output
 from v4cli.engine import gpu
 from v4cli.errors import UsageError
 from v4cli.model.config import V4Config
-from v4cli.plan import cost, speed
+from v4cli.plan import cost, memory, speed
 from v4cli.plan.budget import VRAM_SHARE
 from v4cli.plan.cards import CARDS, Card, like, named
 from v4cli.plan.hits import EXPONENT, RANGE, served
@@ -87,6 +87,7 @@ def about(bare: Needs, config: V4Config, budget: Budget, card: Card, chunk: int,
 def _at(bare: Needs, config: V4Config, n_tokens: int, budget: Budget, rates: speed.Rates, chunk: int) -> dict:
     """What holds at a length of every context."""
     needs = cost.at_context(bare, config, n_tokens, bare.sessions)
+    budget = replace(budget, work=memory.card_work_bytes(config, chunk, n_tokens))
     row = {"context_tokens": n_tokens, "sessions": needs.sessions}
     missing, ram = card_shortage(needs, budget), shortage(needs, budget)
     if missing > 0 or ram > 0:
@@ -117,31 +118,32 @@ def figure(value: float) -> str:
 def show(about: dict) -> None:
     """The same for people."""
     chunks = f"prompts in chunks of {about['chunk']:,} tokens (--chunk)"
-    output.answer(f"\n{about['name']}, {output.size(about['vram'])} of it; {chunks}\n")
-    rows = [("CONTEXT", "SLOTS", "HITS IN VRAM", "DECODE, TOKENS/S", "PREFILL", "STAGING", "PINNED MEMORY")]
+    output.paragraph(f"\n{about['name']}, {output.size(about['vram'])} of it; {chunks}")
+    rows = [("CONTEXT", "SLOTS", "HITS IN VRAM", "DECODE, TOKENS/S", "PREFILL", "PINNED")]
     for at in about["contexts"]:
         if not at["fits"]:
             short = ("VRAM", at["missing_vram"]) if at["missing_vram"] else ("RAM", at["missing_ram"])
-            rows.append((f"{at['context_tokens']:,}", f"{output.size(short[1])} of {short[0]} missing", *[""] * 5))
+            rows.append((f"{at['context_tokens']:,}", f"{output.size(short[1])} of {short[0]} missing", *[""] * 4))
             continue
         hits, rates = at["hits"], at["decode_tokens_per_second"]
         rows.append(
             (
                 f"{at['context_tokens']:,}",
                 f"{at['slots']:,} ({at['share']:.1%})",
-                f"{hits['expected']:.0%} ({hits['pessimistic']:.0%} to {hits['optimistic']:.0%})",
-                f"{figure(rates['expected'])} ({figure(rates['pessimistic'])} to {figure(rates['optimistic'])})",
+                f"{hits['expected']:.0%} ({hits['pessimistic']:.0%}–{hits['optimistic']:.0%})",
+                f"{figure(rates['expected'])} ({figure(rates['pessimistic'])}–{figure(rates['optimistic'])})",
                 f"{at['prefill_tokens_per_second']:,.0f}",
-                output.size(at["holds"]["staging"]),
                 output.size(at["pinned"]),
             )
         )
     output.table(rows)
     short = [at for at in about["contexts"] if at.get("missing_vram")]
     if short and not about["kv_host"]:
-        output.answer("--kv-host keeps the entries that a token chooses from in pinned memory; --quant q4 is smaller\n")
+        output.paragraph(
+            "--kv-host keeps the entries that a token chooses from in pinned memory; --quant q4 is smaller"
+        )
     told = (
         f"{name} {output.rate(of['bytes_per_second'])} {'measured' if of['measured'] else 'assumed'}"
         for name, of in about["bandwidths"].items()
     )
-    output.answer(", ".join(told) + "\n")
+    output.paragraph(", ".join(told))

@@ -6,7 +6,8 @@ from pathlib import Path
 from v4cli import jsonfile
 from v4cli.clean import visible
 from v4cli.cli import output
-from v4cli.cli.run_input import read_text
+from v4cli.cli.progress import waiting
+from v4cli.cli.said import read_text
 from v4cli.errors import RequestError, UsageError
 from v4cli.files import open_own
 from v4cli.store import library
@@ -39,7 +40,8 @@ def score_tokens(
 
     from v4cli.engine.engine import Engine
 
-    engine = Engine.open(folder, backend, numerics)
+    with waiting(f"loading {folder}"):
+        engine = Engine.open(folder, backend, numerics)
     session = engine.session()
     rows, logprobs = [], []
     tokens = session.checked(tokens)

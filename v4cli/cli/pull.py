@@ -4,20 +4,19 @@ import os
 import sys
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v4cli import streams
-from v4cli.clean import harmless, on_one_line
+from v4cli import paths, streams
 from v4cli.cli import output
+from v4cli.cli.progress import REFRESH, Meter, columns, fitting, of_bytes
 from v4cli.errors import UsageError
 from v4cli.model.known import MODELS
-from v4cli.store import library
+from v4cli.store import library, price
+from v4cli.words import span
 
 LINE_EVERY = 5.0  # seconds between plain lines
-WINDOW = 30.0  # seconds over which rates are measured
-REFRESH = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class PullRequest:
     part: str | None
     jobs: int
     as_json: bool
+    drafts: bool = True
 
 
 def pull_model(request: PullRequest) -> None:
@@ -40,24 +40,27 @@ def pull_model(request: PullRequest) -> None:
     from v4cli.chat.turn import READERS
     from v4cli.pull.pull import plan_pull, pull
     from v4cli.pull.sizes import open_manifest, plan_known
+    from v4cli.store.recipe import named
 
-    _check_quant(request.quant)
+    recipe = None if request.quant is None else named(request.quant)
     target = _target(request)
     name = request.name or target.name
     dest = library.named_folder(name)
     if dest is None:
         raise UsageError(f"{name!r} cannot be the name of a model", "give a plain --name, other than nano")
-    options = {"jobs": request.jobs, "keep_source": request.keep_source, "only": request.part}
+    if request.keep_source and not request.drafts:
+        raise UsageError("--keep-source and --no-drafts exclude each other", "drop --keep-source")
+    options = {"jobs": request.jobs, "keep_source": request.keep_source, "only": request.part, "drafts": request.drafts}
     if request.dry_run and request.what in MODELS and target.revision is None and open_manifest(dest) is None:
-        _tell_plan(plan_known(request.what, dest, request.quant, **options), dest, request.as_json)
+        _tell_plan(plan_known(request.what, dest, recipe, **options), dest, request.as_json)
         return
     options["readers"] = READERS
-    source = target.open()
+    source = _opened(target.place) if isinstance(target.place, Path) else target.open()
     with _Progress(name) as reporter:
         if request.dry_run:
-            plan = plan_pull(source, dest, request.quant, reporter=reporter, **options)
+            plan = plan_pull(source, dest, recipe, reporter=reporter, **options)
         else:
-            plan = pull(source, dest, request.quant, reporter=reporter, **options)
+            plan = pull(source, dest, recipe, reporter=reporter, **options)
     if request.dry_run:
         _tell_plan(plan, dest, request.as_json)
     else:
@@ -83,54 +86,88 @@ def _target(request: PullRequest):
     return Target(request.what, Path(source["repo"]))
 
 
-def quantize_folder(source: Path, dest: Path, quant: str | None, part: str | None, as_json: bool) -> None:
-    """Make a store, in any folder, of an official checkpoint that is on this disk."""
+def quantize_folder(
+    source: str,
+    dest: Path,
+    quant: str | None,
+    fit: str | None,
+    part: str | None,
+    as_json: bool,
+    calibration: Path | None = None,
+) -> None:
+    """Make a store, in any folder, of a checkpoint that is on this disk: a folder, a GGUF file, or else a name."""
     from v4cli.chat.turn import READERS
-    from v4cli.pull.hub import FolderSource
+    from v4cli.cli.fit import fitted, show
     from v4cli.pull.pull import pull
+    from v4cli.store.calibration import Calibration
+    from v4cli.store.recipe import named
 
-    _check_quant(quant)
+    if quant is not None and fit is not None:
+        raise UsageError("--quant and --fit exclude each other", "drop one")
+    recipe, chosen = None if quant is None else named(quant), None
+    known = None if calibration is None else Calibration.open(calibration)
+    given = paths.expanded(source)
+    found = given if given.is_dir() or given.suffix == ".gguf" else library.model_folder(source)
+    if fit is not None:
+        recipe, chosen = fitted(found, dest, fit, known)
+        if chosen and not as_json:
+            show(chosen)
     with _Progress(dest.name) as reporter:
-        plan = pull(FolderSource(source), dest, quant, reporter=reporter, only=part, readers=READERS)
-    _tell_result(plan, reporter.seconds, dest, as_json)
+        plan = pull(_opened(found), dest, recipe, reporter=reporter, only=part, readers=READERS, calibration=known)
+    _tell_result(plan, reporter.seconds, dest, as_json, {"fit": chosen} if chosen else {})
 
 
-def _check_quant(quant: str | None) -> None:
-    from v4cli.store.recipe import RECIPES
+def _opened(place: Path):
+    """A folder or a GGUF file as a source."""
+    from v4cli.chat.vocabulary import of_gguf
+    from v4cli.pull.gguf_source import GgufSource
+    from v4cli.pull.hub import FolderSource
 
-    if quant not in (None, *RECIPES):
-        raise UsageError(f"unknown --quant {quant!r}", f"choose one of: {', '.join(RECIPES)}")
+    return GgufSource(place, of_gguf) if place.suffix == ".gguf" and not place.is_dir() else FolderSource(place)
 
 
 def _tell_plan(plan, dest, as_json: bool) -> None:
     """The plan; then ResourceError if it does not fit."""
+    figures = _measured(plan, dest)
     if as_json:
-        output.json_page({"name": dest.name, "path": str(dest), **asdict(plan), "fits": plan.peak <= plan.free})
+        about = {"name": dest.name, "path": str(dest), **asdict(plan), "fits": plan.peak <= plan.free}
+        output.json_page(about | {"measured": figures or None})
     else:
-        output.answer(_in_words(plan, dest.name) + "\n")
+        output.answer(f"{_in_words(plan, dest.name)}\nquality: {price.tag(figures)}\n")
     plan.check(dest)
 
 
-def _tell_result(plan, seconds: float, dest, as_json: bool) -> None:
-    """`plan` is None if nothing was to be done."""
+def _measured(plan, dest: Path) -> dict[str, dict]:
+    """What is known of the weights that the pull would make: of a store that is there, in the same quantization."""
+    from v4cli.pull.sizes import open_manifest
+
+    manifest = open_manifest(dest)
+    return price.measured(manifest) if manifest is not None and manifest.quant == plan.quant else {}
+
+
+def _tell_result(plan, seconds: float, dest, as_json: bool, more: dict | None = None) -> None:
+    """`plan` is None if nothing was to be done; `more`: of the JSON."""
     if as_json:
         done = {"fetched": plan.fetched, "written": plan.written} if plan else {"fetched": 0, "written": 0}
-        output.json_page({"name": dest.name, "path": str(dest), **done, "seconds": seconds, "up_to_date": plan is None})
+        about = {"name": dest.name, "path": str(dest), **done, "seconds": seconds, "up_to_date": plan is None}
+        output.json_page(about | (more or {}))
     elif plan is not None:
-        output.answer(f"{dest.name}: {output.size(plan.written)} written to {dest} in {_span(seconds)}\n")
+        output.answer(f"{dest.name}: {output.size(plan.written)} written to {dest} in {span(seconds)}\n")
 
 
 def _in_words(plan, name: str) -> str:
     """The plan on one line."""
+    bits = "" if plan.bits is None else f", {plan.bits:.3g} bits an expert's weight"
     source = plan.repo + (f"@{plan.revision[:8]}" if plan.revision and not plan.repo.startswith("/") else "")
     text = (
-        f"{name} ({plan.quant}) from {source}: fetch {output.size(plan.fetched)} ({_count(plan.shards, 'shard')}), "
+        f"{name} ({plan.quant}{bits}) from {source}: "
+        f"fetch {output.size(plan.fetched)} ({_count(plan.shards, 'shard')}), "
         f"write {output.size(plan.written)} ({_count(plan.parts, 'part')}), free {output.size(plan.freed)} on the way; "
         f"needs {output.size(plan.peak)} of disk at most, {output.size(plan.free)} "
         + ("is free" if plan.peak <= plan.free else "is free: does not fit")
     )
     if plan.rate and plan.fetched:
-        text += f"; about {_span(plan.fetched / plan.rate)} at {output.size(plan.rate)}/s"
+        text += f"; about {span(plan.fetched / plan.rate)} at {output.size(plan.rate)}/s"
     return text
 
 
@@ -138,52 +175,15 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def _span(seconds: float) -> str:
-    """A duration for people."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes, hours = whole // 60, whole // 3600
-    return f"{minutes} min {whole % 60} s" if not hours else f"{hours} h {minutes % 60} min"
-
-
-class _Meter:
-    """How much of some total is done, and how fast lately."""
-
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
-        self._recent = deque([(time.monotonic(), 0)])
-
-    def add(self, n: int) -> None:
-        self.done += n
-        now = time.monotonic()
-        if now - self._recent[-1][0] > 0.5:
-            self._recent.append((now, self.done))
-        while len(self._recent) > 1 and now - self._recent[0][0] > WINDOW:
-            self._recent.popleft()
-
-    @property
-    def rate(self) -> float:
-        """Bytes per second."""
-        then, before = self._recent[0]
-        return max(0.0, (self.done - before) / max(1e-3, time.monotonic() - then))
-
-    @property
-    def left(self) -> float | None:
-        """Seconds, if that can be told."""
-        if self.done >= self.total:
-            return 0.0
-        return (self.total - self.done) / self.rate if self.rate else None
-
-
 class _Progress:
-    """A reporter: bars for what is in flight on a terminal, else a line every few seconds; all on stderr."""
+    """A reporter: lines with bars for what is in flight on a terminal, else a line every few seconds; all on stderr."""
 
     def __init__(self, name: str):
         self.name = name
         self._lock = threading.Lock()
         self._fetching: dict[str, bool] = {}
-        self._fetched = self._written = _Meter(0)
+        self._fetched = self._written = Meter(0)
+        self._parts, self._finished = 0, 0  # of the store: all that are to be written, and those that are
         self._start = self._told = time.monotonic()
         self._bars = _Bars() if streams.live(sys.stderr) else None
 
@@ -205,7 +205,7 @@ class _Progress:
     def plan(self, plan) -> None:
         self.say(_in_words(plan, self.name))
         with self._lock:
-            self._fetched, self._written = _Meter(plan.read), _Meter(plan.written)
+            self._fetched, self._written, self._parts = Meter(plan.read), Meter(plan.written), plan.parts
 
     def start(self, name: str, n_bytes: int, fetching: bool) -> None:
         with self._lock:
@@ -216,69 +216,63 @@ class _Progress:
     def advance(self, name: str, n_bytes: int) -> None:
         with self._lock:
             (self._fetched if self._fetching[name] else self._written).add(n_bytes)
-            now = time.monotonic()
             if self._bars is not None:
                 self._bars.advance(name, n_bytes)
+            now = time.monotonic()
             if now - self._told > (LINE_EVERY if self._bars is None else REFRESH):
                 self._told = now
-                self._tell()
+                output.note(self._whole(None)) if self._bars is None else self._bars.show(self._whole)
 
     def finish(self, name: str) -> None:
         with self._lock:
+            self._finished += not self._fetching[name]
             if self._bars is not None:
                 self._bars.finish(name)
 
-    def _tell(self) -> None:
-        """The state of the whole, as a bar or a line."""
+    def _whole(self, width: int | None) -> str:
+        """The state of the whole, as a line."""
         fetched, written = self._fetched, self._written
         pace = fetched if fetched.done < fetched.total else written  # only so many shards may wait for conversion
-        line = (
-            f"{self.name}: {output.size(fetched.done)} of {output.size(fetched.total)} read, "
-            f"{output.size(written.done)} of {output.size(written.total)} written, {output.size(pace.rate)}/s"
-        ) + ("" if pace.left is None else f", {_span(pace.left)} left")
-        if self._bars is None:
-            output.note(line)
-        else:
-            self._bars.refresh(fetched.done + written.done, fetched.total + written.total, line)
+        parts = [f"part {min(self._finished + 1, self._parts)} of {self._parts}"] if self._parts else []
+        parts.append(f"{pace.rate / (1 << 20):,.1f} MiB/s")
+        for meter, what in ((fetched, "read"), (written, "written")):
+            parts.append(f"{output.size(meter.done)} of {output.size(meter.total)} {what}")
+        share = (fetched.done + written.done) / max(1, fetched.total + written.total)
+        return fitting(self.name, share, parts, pace.left, width)
 
 
 class _Bars:
-    """Live bars on a terminal: one for each shard or part in flight, and one with a line of text for everything."""
+    """Lines on a terminal: one for each shard or part in flight, and one for everything."""
 
     def __init__(self):
-        from rich import progress as rich
-        from rich.console import Group
         from rich.live import Live
 
-        label = rich.TextColumn("{task.description}", markup=False)
-        size = rich.DownloadColumn(binary_units=True)
-        self._rows = rich.Progress(label, rich.BarColumn(), size, rich.TransferSpeedColumn())
-        self._whole = rich.Progress(rich.BarColumn(), rich.TaskProgressColumn(), label)
-        self._all = self._whole.add_task("", total=None)
-        self._live = Live(Group(self._rows, self._whole), console=output.console(stderr=True), transient=True)
-        self._tasks: dict[str, int] = {}
-        self._behind: dict[str, int] = {}  # not shown yet: drawing every 64 KiB would cost more than fetching them
+        self._rows: dict[str, tuple[str, Meter]] = {}
+        self._whole: Callable[[int], str] = lambda width: ""
+        self._live = Live(console=output.console(stderr=True), transient=True, auto_refresh=False)
 
     def say(self, text: str) -> None:
         self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, label: str, name: str, n_bytes: int) -> None:
         self._live.start()
-        self._tasks[name] = self._rows.add_task(harmless(on_one_line(label)), total=n_bytes)
-        self._behind[name] = 0
+        self._rows[name] = label, Meter(n_bytes)
 
     def advance(self, name: str, n_bytes: int) -> None:
-        self._behind[name] += n_bytes
+        self._rows[name][1].add(n_bytes)
 
-    def refresh(self, done: int, total: int, line: str) -> None:
-        for name, n_bytes in self._behind.items():
-            self._rows.advance(self._tasks[name], n_bytes)
-            self._behind[name] = 0
-        self._whole.update(self._all, completed=done, total=total, description=line)
+    def show(self, whole: Callable[[int], str]) -> None:
+        """Draw all lines; `whole(width)`: the last one."""
+        from rich.text import Text
+
+        width = columns()
+        rows = [
+            fitting(label, m.done / max(1, m.total), of_bytes(m)[1:], None, width) for label, m in self._rows.values()
+        ]
+        self._live.update(Text("\n".join([*rows, whole(width)]), no_wrap=True, overflow="crop"), refresh=True)
 
     def finish(self, name: str) -> None:
-        self._rows.remove_task(self._tasks.pop(name))
-        del self._behind[name]
+        del self._rows[name]
 
     def stop(self) -> None:
         self._live.stop()

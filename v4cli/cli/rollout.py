@@ -3,6 +3,7 @@
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -11,8 +12,8 @@ from v4cli.agent import rollout, sandbox
 from v4cli.agent.rollout import Result
 from v4cli.agent.tasks import read_tasks
 from v4cli.chat.turn import Chat
-from v4cli.cli import output, sessions
-from v4cli.cli.progress import LINE_EVERY
+from v4cli.cli import found, output, sessions
+from v4cli.cli.progress import LINE_EVERY, waiting
 from v4cli.errors import Interrupted, UsageError
 from v4cli.interrupts import interrupts
 from v4cli.options import RolloutOptions
@@ -20,7 +21,7 @@ from v4cli.store import library
 
 ENDS = {  # of rollouts that did not end with an answer of the model's own
     "length": "cut off at the limit of tokens", "rounds": "stopped at the limit of turns", "timeout": "out of time",
-    "runaway": "stopped in a block of calls without end", "error": "ended by an error",
+    "runaway": "stopped in a block of calls without end", "loop": "stopped in a loop", "error": "ended by an error",
 }  # fmt: skip
 
 
@@ -31,17 +32,27 @@ def run_rollouts(told: RolloutOptions) -> None:
     if trouble:
         hint = "apt install bubblewrap" if sandbox.missing() else "choose another --out"
         raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
+    conditions = replace(conditions, model=sessions.model_of(conditions.model, told.loading))
     folder, ram = library.model_folder(conditions.model), output.ram_budget(told.loading.ram)
     stop = Event()
     with interrupts(stop), rollout.output_folder(out, conditions):
         before, todo = rollout.done_before(out, tasks, told.n)
         tally = Tally(len(before) + len(todo), before)
         if todo:
-            chat = Chat.open(folder, ram=ram, learned=paths.use_dir())
+            loading = found.nearest(conditions.model, told.loading, _said, "rollout")
+            with waiting(f"loading {conditions.model}"):
+                if loading.engine:
+                    chat = sessions.open_chat(conditions.model, loading)
+                else:
+                    chat = Chat.open(folder, ram=ram, learned=paths.use_dir(), drafts=told.loading.drafts)
             chat.note = output.note
             rollout.run_all(chat, todo, out, conditions, told.jobs, tally.add, stop.is_set)
             sessions.keep(chat.session)
     tally.end(out, told.as_json)
+
+
+def _said(text: str) -> None:
+    output.note(f"v4: {text}", dim=True)
 
 
 class Tally:

@@ -1,23 +1,31 @@
 """What `v4 run` prints: the answer as text, as one JSON object, or as a line of JSON for each event."""
 
 import json
+import sys
 
+from v4cli import terminal
 from v4cli.agent.loop import CallEnd, CallStart, is_empty
+from v4cli.chat import special
 from v4cli.chat.messages import calls_in, last_said, readable_arguments, without_ids
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
 from v4cli.clean import beginning, harmless, visible
 from v4cli.cli import output
 from v4cli.errors import V4Error
+from v4cli.options import RunOptions
+from v4cli.streams import styled
 
 SHOWN_LINES, SHOWN_WIDTH = 4, 200  # of a tool's result
 
 
-def result(model: str, messages: list[dict], finish: str, stats) -> dict:
-    """The object of --json; the answer is the last message of the model. Keys are only ever added."""
+def result(told: RunOptions, messages: list[dict], finish: str, stats, chat, id: str, is_whole: bool) -> dict:
+    """The object of --json; the answer is the last message of the model. Keys are only ever added. `id` of the
+    conversation, if it is kept."""
     last = last_said(messages)
+    parsed = {"parsed": json.loads(last["content"])} if told.answer.format and is_whole and last["content"] else {}
     return {
-        "model": model,
+        "model": told.model,
         "text": last["content"],
+        **parsed,
         "reasoning_content": last.get("reasoning_content", ""),
         "tool_calls": [{k: v for k, v in c.items() if k != "index"} for c in last.get("tool_calls", [])],
         "finish_reason": finish,
@@ -27,9 +35,30 @@ def result(model: str, messages: list[dict], finish: str, stats) -> dict:
             "cached_tokens": stats.cached_tokens,
             "completion_tokens": stats.completion_tokens,
         },
+        **({} if told.logprobs is None else {"logprobs": logprobs(chat)}),
+        **({"conversation": id} if id else {}),
         "messages": list(map(without_ids, messages)),
         "stats": stats.to_dict(),
     }
+
+
+def logprobs(chat) -> list[dict]:
+    """Of each token of the answer, reasoning left out, its log-probability at temperature 1 and those of the likeliest
+    ones, as Chat Completions tells them."""
+    end, specials = chat.tokenizer.special_id(special.END_THINK), chat.tokenizer.special_ids
+    begin = chat.ids.index(end) + 1 if end in chat.ids else 0
+    begin = len(chat.ids) if not begin and chat.thinks else begin
+    likeliest = chat.likeliest or [[]] * len(chat.ids)
+    return [
+        _likely(chat, token, logprob) | {"top_logprobs": [_likely(chat, *other) for other in others]}
+        for token, logprob, others in list(zip(chat.ids, chat.logprobs, likeliest))[begin:]
+        if token not in specials
+    ]
+
+
+def _likely(chat, token: int, logprob: float) -> dict:
+    text = chat.tokenizer.token_bytes(token) or chat.tokenizer.decode([token]).encode()
+    return {"token": text.decode("utf-8", "replace"), "bytes": list(text), "logprob": min(logprob, 0.0)}
 
 
 def _fault(reason: str) -> dict:
@@ -44,6 +73,7 @@ def shortfall(messages: list[dict], finish: str, limit: str) -> str:
     why = {
         "length": f"cut off at {limit}",
         "runaway": "stopped, the block of calls had no end",
+        "loop": "stopped, it said the same over and over (--loops keep lets it go on)",
         "rounds": "stopped at the limit of turns",
     }.get(finish, finish)
     parts = [why] if why not in ("stop", "tool_calls", "interrupted") else []
@@ -66,12 +96,23 @@ def stats_line(stats) -> str:
         f"{values['decode_tokens_per_s']:.1f} tok/s, load {stats.load_s:.2f} s, "
         f"KV {output.size(stats.kv_bytes)}, peak memory {output.size(values['peak_rss_bytes'])}"
     )
+    if stats.drafts and stats.drafts.verified:
+        line += _drafts(stats.drafts)
     if stats.planned_bytes:
         line += f" of {output.size(stats.planned_bytes)} planned"
-    if stats.memory:
-        held = (f"{name} {output.size(n)} of {output.size(planned)}" for name, (planned, n) in stats.memory.items())
-        line += f"\nmemory held of what was planned: {', '.join(held)}"
-    return line + _experts_lines(stats)
+    for what, items in (("memory", stats.memory), ("VRAM", stats.vram)):
+        if items:
+            held = (f"{name} {output.size(n)} of {output.size(planned)}" for name, (planned, n) in items.items())
+            line += f"\n{what} held of what was planned: {', '.join(held)}"
+    return line + _experts_lines(stats) + _reached_line(stats.reached)
+
+
+def _drafts(drafts) -> str:
+    """What guesses did."""
+    a_step, of_one = drafts.accepted / drafts.steps, drafts.row_cost
+    return f", drafts +{a_step:.2f} tokens a step ({drafts.accepted} of {drafts.verified} right), " + (
+        f"a row {of_one:.0%} of a step, {drafts.gain:.2f}x"
+    )
 
 
 def _experts_lines(stats) -> str:
@@ -93,6 +134,15 @@ def _experts_lines(stats) -> str:
     return "".join(parts)
 
 
+def _reached_line(reached: dict | None) -> str:
+    """How fast decoding read, where a GPU computes."""
+    if not reached:
+        return ""
+    of = f", {reached['of_vram']:.0%} of what v4 doctor measured" if "of_vram" in reached else ""
+    ram = f"; experts in RAM at {output.rate(reached['ram'])}" if reached["ram"] else ""
+    return f"\ndecode: VRAM read at {output.rate(reached['vram'])}{of}{ram}"
+
+
 def _served(counts: dict) -> str:
     """Where experts were that were asked for."""
     whole, there = counts["hit_rate"], counts["card_hit_rate"]
@@ -110,12 +160,16 @@ class TextWriter:
 
     def event(self, event) -> None:
         if isinstance(event, Thinking) and self.show_thinking and self.stream:
+            if not self.thinking and not styled(sys.stderr):
+                output.note("(thinking) ", end="")
             self.thinking = True
             output.note(event.text, end="", dim=True)
         elif self.thinking and not isinstance(event, Thinking):
             self.thinking = False
             output.note("")
-        if isinstance(event, Text) and self.stream:
+            if isinstance(event, Text) and terminal.out.is_terminal and not styled(sys.stderr):
+                output.note("(answer) ", end="")
+        if isinstance(event, Text) and self.stream and event.text:
             self.line_open = True
             output.answer(event.text)
         elif isinstance(event, ToolCallEnd):
@@ -145,6 +199,21 @@ class TextWriter:
             output.answer("\n")
 
 
+class CheckedWriter(TextWriter):
+    """An answer that is to be JSON: printed when it is known to be what was asked for, else not at all; thinking comes
+    as it comes."""
+
+    def __init__(self, show_thinking: bool):
+        super().__init__(True, show_thinking)
+
+    def event(self, event) -> None:
+        super().event(Text("") if isinstance(event, Text) else event)
+
+    def end(self, result: dict) -> None:
+        if "parsed" in result:
+            output.answer(result["text"] + "\n")
+
+
 def folded(text: str) -> str:
     """The beginning of a result, indented, and how much more there is."""
     lines = beginning(harmless(text), SHOWN_LINES)
@@ -165,7 +234,7 @@ class SilentWriter:
 
 
 class StreamWriter:
-    """One JSON event per line; the README lists them."""
+    """One JSON event per line; docs/terminal.md lists them."""
 
     def __init__(self, model: str):
         output.json_line({"type": "init", "model": model})

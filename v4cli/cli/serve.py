@@ -5,11 +5,14 @@ import shlex
 import sys
 import threading
 import time
+from dataclasses import replace
 
 from v4cli import paths
 from v4cli.cli import output, sessions
+from v4cli.entries import typed
 from v4cli.errors import UsageError, V4Error
 from v4cli.options import ServeOptions
+from v4cli.store import library
 
 UNIT = """\
 [Unit]
@@ -36,8 +39,11 @@ def serve(told: ServeOptions) -> None:
     from v4cli.serve import server
     from v4cli.serve.app import application
     from v4cli.serve.http import LOOPBACK
+    from v4cli.serve.running import registered
+    from v4cli.serve.served import Served
     from v4cli.serve.service import Service
 
+    idle_s = output.parse_duration(told.idle, "--idle") if told.idle else None
     local = server.is_loopback(told.host)
     if not local and not told.api_key:
         raise UsageError(f"--host {told.host} lets others in, who need a key", "--api-key KEY, or V4_API_KEY")
@@ -47,22 +53,16 @@ def serve(told: ServeOptions) -> None:
         )
     sock = server.listening(told.host, told.port)
     try:
-        chat = sessions.open_chat(told.model, told.loading)
-        empty, name = [chat.session], _name(told.model)
-        kv_dir, prefixes = told.loading.kv_dir, chat.session.prefixes
-
-        def new_session():
-            return empty.pop() if empty else chat.engine.session(kv_dir, prefixes)
-
-        log = _Log()
-        service = Service(chat, name, told.sessions, new_session, log.line)
-        del chat.session
+        log, name = _Log(), _name(told.model)
+        served = Served(lambda: sessions.open_chat(told.model, told.loading), log.line)
+        service = Service(served, name, told.sessions, log.line, told.loops == "stop")
         app = application(service, LOOPBACK | {told.host} if local else None, told.api_key, os.getpid())
         shown = f"[{told.host}]" if ":" in told.host else told.host
         url = f"http://{shown}:{sock.getsockname()[1]}"
-        with server.registered(url, name, told.sessions):
+        folder = library.model_folder(told.model)
+        with registered(url, name, told.sessions, folder, bool(told.api_key)):
             output.note(f"v4: {name} is served at {url}/v1 (Ctrl-C ends it)")
-            notes = server.serve(app, service, sock)
+            notes = server.serve(app, service, sock, idle_s)
         for note in notes:
             output.note(f"v4: {note}", dim=True)
     finally:
@@ -87,9 +87,10 @@ def _name(model: str) -> str:
 
 def _command(told: ServeOptions) -> str:
     """The command line that serves the same."""
-    words = [sys.executable, "-m", "v4cli", "serve", told.model, "--host", told.host, "--port", str(told.port)]
-    words += ["--sessions", str(told.sessions)]
-    words += ["--ram", told.loading.ram] if told.loading.ram else []
+    kv_dir = told.loading.kv_dir and told.loading.kv_dir.absolute()
+    told = replace(told, api_key=None, print_unit=False, loading=replace(told.loading, kv_dir=kv_dir))
+    model = os.path.abspath(told.model) if os.sep in told.model else told.model
+    words = [sys.executable, "-m", "v4cli", "serve", model, *typed(told)]
     if home := os.environ.get("V4_HOME"):
         words = ["/usr/bin/env", f"V4_HOME={paths.expanded(home).absolute()}", *words]
     return shlex.join(words).replace("%", "%%")
@@ -99,7 +100,7 @@ def ps(as_json: bool) -> None:
     """All servers."""
     from dataclasses import asdict
 
-    from v4cli.serve.server import servers
+    from v4cli.serve.running import servers
 
     found = servers()
     if as_json:
@@ -115,16 +116,16 @@ def ps(as_json: bool) -> None:
 
 def stop(which: str) -> None:
     """Stop one, or all; wait until it has ended. UsageError if it is not clear which."""
-    from v4cli.serve import server
+    from v4cli.serve.running import servers
 
-    found = server.servers()
+    found = servers()
     chosen = [s for s in found if which in ("", "all", str(s.pid)) or s.url.endswith(f":{which}")]
     if not chosen:
         raise UsageError(f"no server {which or 'runs'}".strip(), "v4 ps lists those that run")
     if which != "all" and len(chosen) > 1:
         raise UsageError(f"{len(chosen)} servers run", f"v4 stop {chosen[0].pid}, or v4 stop all")
     for one in chosen:
-        server.stop(one)
+        one.stop()
     end = time.monotonic() + WAIT_S
     while any(one.is_alive for one in chosen):
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""`v4 sessions`: the contexts that are stored, so that nothing computed once is computed again."""
+"""`v4 contexts`: the contexts that are stored, so that nothing computed once is computed again."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ from v4cli.engine import gpu
 from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.errors import SnapshotError, UsageError
 from v4cli.options import Loading
+from v4cli.plan import measured
 from v4cli.prefixes.prefixes import CHUNK, Folder, Prefixes, Snapshot, remove, stored
 from v4cli.store import library
 
@@ -20,6 +21,7 @@ DISK, WRITES = "V4_CACHE_DISK", "V4_CACHE_WRITES"
 DEFAULTS = {DISK: "20G", WRITES: "50G"}
 DISK_SHARE = 10  # unless told: no more than a tenth of the disk
 ID_LENGTH = 8
+LEAST_TOKENS = 8  # of an answer that tells how fast a model is
 OF_GPUS = "gpu", "vram", "chunk", "kv_host", "dense"  # options that do nothing elsewhere
 
 
@@ -38,8 +40,22 @@ def prefixes_of(engine, wanted: bool) -> Prefixes | None:
     return engine.prefixes(paths.prefixes_dir(), disk, writes) if wanted and disk else None
 
 
+def model_of(model: str, loading: Loading) -> str:
+    """What a model is called here that may be the one of a server."""
+    if not loading.engine:
+        return model
+    from v4cli.cli import remote
+
+    return remote.model_of(model, loading)
+
+
 def open_chat(model: str, loading: Loading):
-    """A conversation with a model: its cache in a file if that is wanted, stored prefixes used unless they are not."""
+    """A conversation with a model: its cache in a file if that is wanted, stored prefixes used unless they are not. Or
+    with one that a server has."""
+    if loading.engine:
+        from v4cli.cli import remote
+
+        return remote.open_chat(model, loading)
     kv_dir = loading.kv_dir
     if kv_dir is not None and not kv_dir.is_dir():
         raise UsageError(f"{settings.said_by('kv_dir', kv_dir)} {kv_dir}: no such folder", f"mkdir -p {kv_dir}")
@@ -51,17 +67,32 @@ def open_chat(model: str, loading: Loading):
     def session(engine):
         return engine.session(kv_dir, prefixes_of(engine, not loading.no_cache))
 
-    backend = loading.backend
-    if backend is None and loading.numerics is None and kv_dir is not None:
-        backend = "cpu"  # a GPU, which may be the default, has no cache in a file
-    chat = Chat.open(folder, backend, loading.numerics, session, ram, paths.use_dir(), on_card)
+    backend = loading.backend if kv_dir is None else _beside_a_file(loading)
+    chat = Chat.open(folder, backend, loading.numerics, session, ram, paths.use_dir(), on_card, loading.drafts)
     if chat.engine.passed_over:
-        output.note(f"v4: {chat.engine.passed_over}; the CPU computes", dim=True)
+        who = "the CPU computes" if chat.engine.model.ops.name == "cpu" else "plain torch computes, which is slow"
+        output.note(f"v4: {chat.engine.passed_over}; {who} (v4 doctor)", dim=True)
     elif on_card != ANYHOW and chat.engine.placed is None:
         name = next(name for name in OF_GPUS if getattr(loading, name))
         said = settings.said_by(name, getattr(loading, name))
         output.note(f"v4: {said} has no effect, the model is not on a GPU (v4 doctor)", dim=True)
     return chat
+
+
+def _beside_a_file(loading: Loading) -> str | None:
+    """The backend that computes with a cache in a file, which is no GPU: those read memory, and what they read of the
+    host's is pinned, so that no file could take its place. UsageError where one is asked for."""
+    said = settings.said_by("kv_dir", loading.kv_dir)
+    if loading.backend == "triton":
+        raise UsageError(
+            f"{said} is not for --backend triton: a GPU reads entries from memory, not from a file",
+            "--kv-host keeps them in RAM; or drop --backend",
+        )
+    if loading.backend is not None or loading.numerics is not None:
+        return loading.backend
+    if gpu.chosen(None, loading.gpu) == "triton":
+        output.note(f"v4: {said} is the CPU's, which computes; on the GPU --kv-host keeps entries in RAM", dim=True)
+    return "cpu"
 
 
 def _on_card(loading: Loading) -> OnCard:
@@ -85,8 +116,20 @@ def store(session) -> list[str]:
         session.engine.remember(paths.use_dir())
     except OSError as error:
         session.notes.append(f"{paths.use_dir()}: the use of experts is not stored ({error.strerror})")
+    if session.stats.completion_tokens >= LEAST_TOKENS:
+        measured.note(paths.figures_file(), speed_of(session.engine), session.stats.decode_tokens_per_s)
     notes, session.notes = session.notes, []
     return notes
+
+
+def speed_of(engine) -> str:
+    """The name under which tokens/s of a model are kept, by who computes."""
+    return f"tokens/s of {engine.path} {'at ' + engine.client.url if is_remote(engine) else engine.model.ops.name}"
+
+
+def is_remote(engine) -> bool:
+    """Whether a server computes."""
+    return hasattr(engine, "client")
 
 
 @dataclass(frozen=True)
@@ -115,7 +158,7 @@ class Listed:
 
 def ls(as_json: bool) -> None:
     """All contexts, those used last first."""
-    found = sorted(_all(), key=lambda listed: -listed.snapshot.used)
+    found = sorted(all_contexts(), key=lambda listed: -listed.snapshot.used)
     if as_json:
         output.json_page([listed.to_dict() for listed in found])
         return
@@ -162,8 +205,8 @@ def show(wanted: str, as_json: bool) -> None:
 def rm(wanted: list[str], everything: bool, yes: bool) -> None:
     """Delete contexts; what others share stays. UsageError without --yes or an answer in a terminal."""
     if bool(wanted) == everything:
-        raise UsageError("give IDs, or --all", "v4 sessions ls lists them")
-    chosen = list(_all()) if everything else [_find(one) for one in wanted]
+        raise UsageError("give IDs, or --all", "v4 contexts lists them")
+    chosen = list(all_contexts()) if everything else [_find(one) for one in wanted]
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("not asked in a pipe", "add --yes")
@@ -172,14 +215,14 @@ def rm(wanted: list[str], everything: bool, yes: bool) -> None:
             return
     for listed in chosen:
         files = Folder(listed.prefixes.folder)
-        others = {s.id for other in _all() if other.snapshot.id != listed.snapshot.id for s in other.before}
+        others = {s.id for other in all_contexts() if other.snapshot.id != listed.snapshot.id for s in other.before}
         gone = [s for s in (listed.snapshot, *listed.before) if s.id not in others]
         remove(files, [s for s in files.all_snapshots() if s.id in {one.id for one in gone}])
     output.note(f"{len(chosen)} deleted")
 
 
 def export(wanted: str, to: Path) -> None:
-    """Write one context to a file that `v4 sessions import` takes anywhere."""
+    """Write one context to a file that `v4 contexts import` takes anywhere."""
     from v4cli.prefixes import archive
 
     listed = _find(wanted)
@@ -202,7 +245,7 @@ def import_file(source: Path, model: str) -> None:
         output.note("computed with other weights of this shape, or by another version: computed anew, it may differ")
 
 
-def _all():
+def all_contexts():
     """Every context that no other continues."""
     for prefixes in stored(paths.prefixes_dir()):
         files, about = Folder(prefixes.folder), {}
@@ -222,10 +265,10 @@ def _all():
 
 
 def _find(wanted: str) -> Listed:
-    found = [listed for listed in _all() if wanted and listed.snapshot.id.startswith(wanted)]
+    found = [listed for listed in all_contexts() if wanted and listed.snapshot.id.startswith(wanted)]
     if len(found) != 1:
         state = "no stored context has" if not found else f"{len(found)} stored contexts have"
-        raise UsageError(f"{state} an ID that begins with {wanted!r}", "v4 sessions ls lists them")
+        raise UsageError(f"{state} an ID that begins with {wanted!r}", "v4 contexts lists them")
     return found[0]
 
 

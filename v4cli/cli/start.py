@@ -1,6 +1,7 @@
 """Entry point of the `v4` command: how errors and signals become messages and exit codes."""
 
 import os
+import re
 import sys
 import warnings
 
@@ -61,11 +62,32 @@ def _status() -> int:
             hint = "v4 doctor shows what is free, and whether it can be written"
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", hint, exit_code(error))
     except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's, about the command line
+            return _fail(*_wrong_words(error), Exit.USAGE)
         if os.environ.get("V4_DEBUG"):
             raise
+        if isinstance(error, ModuleNotFoundError) and (package := _package(error)):
+            return _fail(f"{package} is not installed, and this needs it", f"pip install {package}", Exit.USAGE)
         if lacking := next((text for text in LACKING if text in str(error)), None):
             return _fail(f"out of memory or threads ({lacking})", "ulimit -a shows what is allowed", Exit.RESOURCES)
         return _fail(f"unexpected {type(error).__name__}: {error}", "V4_DEBUG=1 shows where", Exit.FAILURE)
+
+
+def _wrong_words(error) -> tuple[str, str]:
+    """What of a command line is wrong, and what to type."""
+    message, context = error.format_message().strip().rstrip("."), getattr(error, "ctx", None)
+    path = context.command_path if context else " ".join(["v4", *(word for word in sys.argv[1:2] if word[:1] != "-")])
+    near = re.search(r"\s*\(?(?:Did you mean|Possible options:) ([^?)]*)\??\)?\s*$", message)
+    hint = f"did you mean {near[1].strip()}?" if near else path.replace("v4", "v4 help", 1)
+    if message.startswith("No such command") and path == "v4":
+        hint += ' A question: v4 run "WORDS"'
+    return message[: near.start()].rstrip(".") if near else message, hint
+
+
+def _package(error: ModuleNotFoundError) -> str:
+    """What would have to be installed; nothing where a module of ours is missing."""
+    name = (error.name or "").partition(".")[0]
+    return "" if name in ("v4cli", "v4kernels") else name.replace("_", "-")
 
 
 def _run() -> None:
@@ -79,7 +101,7 @@ def _run() -> None:
     else:
         from v4cli.cli.app import app
 
-        app()
+        sys.exit(app(standalone_mode=False))
 
 
 def _is_plain_chat() -> bool:

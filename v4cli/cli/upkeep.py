@@ -9,10 +9,10 @@ from pathlib import Path
 from v4cli import paths
 from v4cli.cli import output, progress
 from v4cli.errors import ModelError, UsageError
-from v4cli.files import sync_folder
 from v4cli.store import library
 from v4cli.store.library import CHECKPOINT, STRANGE, disk_bytes, inspect
 from v4cli.store.store import MANIFEST, MANIFEST_COPY, is_store
+from v4cli.system import sync_folder
 
 
 def verify(model: str, as_json: bool) -> None:

@@ -64,7 +64,8 @@ class Account:
             return
         with self.lock:
             before = session.pledged, self._most, self._longest
-            session.pledged = self._kv(self.place.plan, session, n_tokens) + memory.logits_bytes(self.config)
+            kv = self._kv(self.place.plan, session.kv_dir is not None, n_tokens)
+            session.pledged = kv + memory.logits_bytes(self.config)
             self._most = max(self._most, len(self.sessions))
             self._longest = max(self._longest, n_tokens)
             missing = -self._planned(self.place, 0).free
@@ -74,11 +75,19 @@ class Account:
             while self._planned(self.place, self._kept()).free < 0:
                 max(self.sessions, key=lambda session: len(session.points)).drop_point()
 
-    def _kv(self, plan: Plan, session: "Session", n_tokens: int) -> int:
+    def fits(self, n_tokens: int, on_disk: bool) -> bool:
+        """Whether the budget holds a session of so many tokens, if there is no other; `on_disk`: its entries are."""
+        if self.place is None:
+            return True
+        kv = self._kv(self.place.plan, on_disk, n_tokens) + memory.logits_bytes(self.config)
+        scratch = max(self.place.ledger.scratch, cost.scratch_bytes(self.config, n_tokens, 1))
+        return self.place.ledger.with_sessions(kv, self._point, scratch).free >= 0
+
+    def _kv(self, plan: Plan, on_disk: bool, n_tokens: int) -> int:
         """Bytes of KV state that a session has in RAM at n_tokens."""
         if plan.on_card:
             return memory.chosen_bytes(self.config, n_tokens) if PINNED_KV in plan.ram.holds else 0
-        return memory.timeline_bytes(self.config, n_tokens, session.kv_dir is not None)
+        return memory.timeline_bytes(self.config, n_tokens, on_disk)
 
     def _kept(self) -> int:
         """Bytes of all rewind points."""
@@ -100,8 +109,19 @@ class Account:
         ways += [] if self.place.plan.on_card else ["--kv-dir"]
         return ResourceError(
             f"no memory for {what}{beside} within {budget >> 20} MiB",
-            f"--ram {-(-(budget + missing) >> 20)}M, {', '.join(ways[:-1])}, or {ways[-1]}",
+            f"--ram {self._enough(budget + missing) >> 20}M, {', '.join(ways[:-1])}, or {ways[-1]}",
         )
+
+    def _enough(self, budget: int) -> int:
+        """A budget, in whole MiB, that holds what this one would with no more experts than have to be: within it all
+        experts may lie in memory from the start, and then none of them gives way."""
+        budget = -(-budget >> 20) << 20
+        if self.stream is None or self.place is None:
+            return budget
+        ledger = self.place.ledger
+        experts = len(self.stream.reader.files) * ledger.slot
+        at_first = ledger.held - ledger.staging - (ledger.slots - ledger.spare) * ledger.slot
+        return budget if at_first + experts > budget else -(-(budget - ledger.staging + experts) >> 20) << 20
 
     def settle(self) -> None:
         """Between two steps: experts give way to what is pledged."""
@@ -114,16 +134,16 @@ class Account:
             self.stream.shrink(slots)
 
     def held(self, engine: "Engine") -> Ledger | None:
-        """What is really held, as its owners say; of the runtime, what was planned. None without a budget, and with a
-        card, of whose memory and the RAM its owners say the sum."""
-        if self.place is None or self.place.plan.on_card:
+        """What is really held of the RAM, as its owners say; of the runtime, and of experts that files hold, what was
+        planned. None without a budget."""
+        if self.place is None:
             return None
-        planned = self.place.ledger
+        planned, placed, model = self.place.ledger, engine.placed, engine.model
         with self.lock:
             kv = sum(session.kv_nbytes for session in self.sessions)
             points = self._kept()
-        model = engine.model
-        working = sum(getattr(part, "nbytes", 0) for part in (model.ops, model.bank))
+        parts = (model.ops, model.bank)
+        working = placed.working if placed else sum(getattr(part, "nbytes", 0) for part in parts)
         return Ledger(
             budget=planned.budget,
             weights=engine.weights or planned.weights,
@@ -131,6 +151,8 @@ class Account:
             slot=planned.slot,
             slots=self.stream.n_slots if self.stream else planned.slots,
             spare=planned.spare,
+            staging=planned.staging,
             kv=kv,
             points=points,
+            pinned=placed.pinned if placed else 0,
         )

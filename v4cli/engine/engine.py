@@ -19,6 +19,7 @@ from v4kernels.api import Backend, Ops
 from v4cli import __version__, hardware
 from v4cli.engine import gpu, loading
 from v4cli.engine.account import Account
+from v4cli.engine.control import Costs
 from v4cli.engine.fault import failures_told, fault
 from v4cli.engine.gpu import ANYHOW, OnCard
 from v4cli.engine.loading import Model, residence_in
@@ -27,12 +28,15 @@ from v4cli.engine.session import WORTH_S, Session
 from v4cli.errors import ModelError, ResourceError, UsageError
 from v4cli.experts.slots import Counts, ExpertStream
 from v4cli.model.config import V4Config
+from v4cli.model.draft import DraftModel
 from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.model.weights import NoWeights, build
-from v4cli.plan.budget import SHARE, VRAM_SHARE, Residence
+from v4cli.plan import cost
+from v4cli.plan.budget import DRAFTS, SHARE, VRAM_SHARE, Residence
+from v4cli.plan.flops import routed_share
 from v4cli.plan.ledger import Ledger
-from v4cli.plan.memory import FEW_ROWS
+from v4cli.plan.memory import FEW
 from v4cli.prefixes.prefixes import Prefixes
 from v4cli.store.fingerprint import stamps
 from v4cli.store.store import Store, open_model
@@ -67,10 +71,18 @@ class Engine:
         self.stream = stream
         self.weights = weights
         self.placed = placed
-        self.passed_over = ""  # why the GPU that would compute by default does not
+        self.limits: dict[str, float] = {}  # bytes/s that v4 doctor measured of the GPU, by name of gpu.RATES
+        self.passed_over = ""  # why what would compute by default, the GPU or the kernels, does not
         bank = placed.bank if placed else None
         self.account = Account(self.config, place, stream, bank.rest) if bank else Account(self.config, place, stream)
-        self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts)
+        self.drafts = "auto"  # what is guessed: by everything there is; ngram, model, or off
+        costs = Costs(self.config.n_routed_experts, self.config.num_experts_per_tok, routed_share(self.config))
+        self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts, costs, self._head)
+
+    @property
+    def where(self) -> str:
+        """What computes, by the name of its module."""
+        return f"by {type(self.model.ops).__module__}"
 
     @classmethod
     def open(
@@ -81,20 +93,23 @@ class Engine:
         ram: int | None = None,
         learned: Path | None = None,
         on_card: OnCard = ANYHOW,
+        drafts: str = "auto",
     ) -> "Engine":
         """Load the store or official checkpoint in folder `path`, by default for the fastest backend.
 
         `ram`: bytes the process may use, whatever its sessions (plan/ledger.py); by default, what is free less a
         margin. A store that does not fit has its experts read on demand. `learned`: folder of files on their use (see
         `remember`). `on_card`: of backend triton, which is the default where the card has passed its checks and takes
-        the model. ModelError, ResourceError, UsageError.
+        the model. `drafts`: who guesses tokens: auto (all), ngram, model or off. ModelError, ResourceError, UsageError.
         """
         start, passed_over = time.monotonic(), ""
         if backend == "triton" and numerics is not None:
             raise UsageError("--numerics is not for --backend triton", "drop --numerics or --backend")
         if numerics is None and gpu.chosen(backend, on_card.number) == "triton":
             try:
-                return cls._open_on_card(Path(path), on_card, ram, learned, start)
+                engine = cls._open_on_card(Path(path), on_card, ram, learned, start)
+                engine.guess_by(drafts)
+                return engine
             except (ResourceError, UsageError) as error:
                 if backend is not None:
                     raise
@@ -103,11 +118,13 @@ class Engine:
             chosen = backend_of(backend, numerics)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        if backend is None and numerics is None and not native.available():
+            passed_over = native.reason()
         checkpoint = open_model(Path(path))
         identity = identity_of(checkpoint, chosen)
         place, stream, weights = None, None, None
         if chosen.name == "cpu":
-            place = residence_in(checkpoint, ram)
+            place = residence_in(checkpoint, ram, drafts)
         elif ram is not None:
             raise UsageError("--ram needs the cpu backend or a GPU", "drop --ram or --backend")
         if place:
@@ -116,9 +133,11 @@ class Engine:
             stream, weights = loading.streamed(checkpoint, place)
             if learned is not None:
                 loading.learn(stream, _learned_file(learned, identity))
-        model = loading.model_of(checkpoint, chosen, stream)
+        with_head = drafts in ("auto", "model") and (place is None or DRAFTS in place.ledger.weights)
+        model = loading.model_of(checkpoint, chosen, stream, with_head)
         engine = cls(model, Path(path), time.monotonic() - start, identity, place, stream, weights)
         engine.passed_over = passed_over
+        engine.guess_by(drafts)
         return engine
 
     @classmethod
@@ -138,23 +157,68 @@ class Engine:
         stream, place = placed.stream, placed.place if placed.stream or ram is not None else None
         if place:
             loading.give_back_what_is_freed()
-        if stream and learned is not None:
-            loading.learn(stream, _learned_file(learned, identity))
-        return cls(placed.model, path, time.monotonic() - start, identity, place, stream, placed=placed)
+        for holder in (stream, placed.slots):
+            if holder and learned is not None:
+                loading.learn(holder, _learned_file(learned, identity))
+        took = time.monotonic() - start
+        engine = cls(placed.model, path, took, identity, place, stream, placed.weights, placed)
+        if known := gpu.recall(card):
+            engine.limits = known.rates
+        return engine
 
     def warm(self) -> None:
-        """Have a GPU's kernels compiled and loaded now, not in the middle of an answer: a step of few rows and one of
-        more, for no session. ResourceError, ModelError."""
+        """Have a GPU's kernels compiled and loaded now, not in the middle of an answer. ResourceError, ModelError."""
         if self.placed is None:
             return
-        with failures_told(), self.scheduler.between_steps(), self.model.ops.inference():
-            for rows in (1, FEW_ROWS + 1):
-                hidden = self.model.forward([([0] * rows, self.model.new_state())])
-                self.model.logits(self.model.ops.rows(hidden, [rows - 1]))
+        from v4cli.engine.on_card import warm
+
+        with failures_told(), self.scheduler.between_steps():
+            warm(self.model)
+
+    def kv_in_ram(self, state: State) -> int:
+        """Of a timeline, bytes in RAM."""
+        if self.placed is None:
+            return state.nbytes
+        from v4cli.engine.on_card import hosted_bytes
+
+        return hosted_bytes(state)
+
+    def vram(self) -> dict[str, tuple[int, int]] | None:
+        """Bytes of a GPU planned and held, by item; None without one."""
+        if self.placed is None:
+            return None
+        with self.account.lock:
+            return self.placed.vram([session.state for session in self.account.sessions])
+
+    def reached(self, counts: Counts, n_tokens: int, seconds: float, context: int) -> dict[str, float] | None:
+        """Of steps that fed so many tokens, at so much context, with a GPU: bytes/s that they read of VRAM (`vram`) and
+        of experts in RAM (`ram`), and where v4 doctor has measured it, the share of what can be read of VRAM
+        (`of_vram`). None without a GPU or without steps."""
+        if self.placed is None or n_tokens < 1 or seconds <= 0:
+            return None
+        plan, expert = self.placed.plan, self.placed.expert
+        always = plan.vram.reads["dense"] + plan.vram.reads["head"] + cost.kv_read_bytes(self.config, context)
+        if self.placed.slots is None:
+            always += self.config.num_hidden_layers * self.config.num_experts_per_tok * expert
+        found = {"vram": (always * n_tokens + counts.on_card * expert) / seconds}
+        found["ram"] = (counts.hits + counts.misses - counts.on_card) * expert / seconds
+        return found | ({"of_vram": found["vram"] / self.limits["read"]} if "read" in self.limits else {})
+
+    def guess_by(self, which: str) -> None:
+        """Whose guesses are verified from the next answer on: auto (all), ngram, model or off. UsageError without
+        a draft model."""
+        if which == "model" and self.model.head is None:
+            raise UsageError("this model has no draft model that runs here", "drafts: ngram, or auto")
+        self.drafts = which
+
+    @property
+    def most_drafts(self) -> int:
+        """Guessed tokens that a session may have verified in a step."""
+        return 0 if self.drafts == "off" else min(self.model.ops.most_drafts, FEW - 1)
 
     @property
     def held(self) -> Ledger | None:
-        """What the process holds of its budget; None without one, and with a card."""
+        """What the process holds of its budget; None without one."""
         return self.account.held(self)
 
     def counts(self) -> Counts | None:
@@ -175,13 +239,20 @@ class Engine:
         planned = self.place.ledger.items
         return {name: (planned.get(name, 0), n_bytes) for name, n_bytes in held.items.items()}
 
+    def _head(self) -> DraftModel | None:
+        """The draft model, while it is asked."""
+        return self.model.head if self.drafts in ("auto", "model") else None
+
     def _fault(self, tokens: Sequence[int], state: State) -> ModelError:
         return fault(self, tokens, state)
 
     def remember(self, folder: Path) -> None:
         """Write what was learned about the use of experts, for `open(learned=folder)`. OSError."""
-        if self.stream and self.identity:
-            loading.remember(self.stream, _learned_file(folder, self.identity))
+        holder = self.stream or (self.placed and self.placed.slots)
+        if holder and self.identity:
+            with self.scheduler.between_steps():
+                self.scheduler.settle()
+            loading.remember(holder, _learned_file(folder, self.identity))
 
     def unchanged(self) -> bool:
         """Whether the model's files are still those that were opened, as far as size and times tell."""

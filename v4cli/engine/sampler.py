@@ -68,3 +68,15 @@ def _mixed(x: int) -> int:
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 2**64 - 1
     x = (x ^ x >> 27) * 0x94D049BB133111EB & 2**64 - 1
     return x ^ x >> 31
+
+
+def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
+    """logits (vocab,) fp32: the n likeliest tokens and their log-probabilities."""
+    if not n:
+        return []
+    n = min(n, len(logits))
+    likeliest = np.argpartition(-logits, n - 1)[:n]
+    likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
+    top = float(logits.max())
+    norm = top + float(np.log(np.exp(logits.astype(np.float64) - top).sum()))
+    return [(int(token), min(float(logits[token]) - norm, 0.0)) for token in likeliest]

@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from v4cli.engine.control import Costs
 from v4cli.experts.slots import Counts, ExpertStream
+from v4cli.model.draft import DraftModel
 from v4cli.model.state import Checkpoint, State
 from v4cli.model.v4 import V4
 from v4cli.plan.memory import FEW
@@ -21,7 +24,8 @@ from v4cli.plan.memory import FEW
 SLICE_S = 0.1  # of a prefill at a time while others wait
 LEAST_SLICE = 32  # rows
 HEED_S = 0.005  # from one question whether a job is cancelled to the next, within a step
-PATIENCE = 0.1  # of a step's time that it may wait for sessions which decode to bring their next token
+PATIENCE = 0.1  # of a step's time that it may wait for sessions which decode to bring their next token,
+LEAST_PATIENCE_S = 0.002  # or so long: about what eight of them take for that
 
 
 class Withdrawn(Exception):
@@ -36,6 +40,12 @@ class Job:
     state: State
     all_logits: bool
     cancelled: Callable[[], bool]
+    n_drafts: int = 0  # of the last tokens, guesses
+    beside: int = 0  # rows of others in the step
+    seconds: float = 0.0  # that the step took
+    features: np.ndarray | None = None  # (n, F) of its tokens, where a draft model wants to know
+    confirm: Callable[[int], None] = lambda row: None  # told of a row of the step, a guess that was right
+    first_row: int = 0
     alone: bool = False  # it may be to blame for a step that failed
     taken: bool = False  # its rows are being computed
     done: bool = False
@@ -44,6 +54,11 @@ class Job:
     counts: Counts = field(default_factory=Counts)
     start: int = -1  # of the timeline before the step; -1: not begun
     before: Checkpoint | None = None  # where its own memory of that does not outlast the step
+
+    @property
+    def rows(self) -> range:
+        """Of the step."""
+        return range(self.first_row, self.first_row + len(self.ids))
 
     def begin(self) -> None:
         """Remember where the timeline is."""
@@ -59,6 +74,21 @@ class Job:
         self.start, self.before = -1, None
 
 
+class Tap:
+    """Notes in a step what a draft model wants to know."""
+
+    def __init__(self, head: DraftModel):
+        self.head, self._noted = head, dict[str, np.ndarray]()
+
+    def __call__(self, name: str, streams: Any) -> None:
+        if name in self.head.watched:
+            self._noted[name] = self.head.noted(streams)
+
+    def of(self, rows: range) -> np.ndarray:
+        """(n, F)."""
+        return np.concatenate([self._noted[name][rows.start : rows.stop] for name in self.head.watched], axis=1)
+
+
 class Scheduler:
     """Steps of one model for all sessions on it, whose threads call `run`."""
 
@@ -69,15 +99,19 @@ class Scheduler:
         before_step: Callable[[], None],
         fault: Callable[[Sequence[int], State], Exception],
         counts: Callable[[], Counts | None],
+        costs: Costs,
+        head: Callable[[], DraftModel | None],
     ):
         """`stream`: where experts come from, if on demand. `before_step` is called before each step. `fault` gives the
         error for tokens whose results after a state are not finite. `counts`: what experts cost so far, if they are not
-        all in one place."""
+        all in one place. `costs` is told what steps take in which all rows are decoded. `head`: the draft model that
+        wants to know what layers give."""
         self.model, self.stream, self.before_step, self.fault = model, stream, before_step, fault
-        self.counts = counts
+        self.counts, self.costs, self.head = counts, costs, head
         self.chunk = model.ops.chunk
         self._changed = threading.Condition()
         self._waiting: list[Job] = []  # in the order of their coming, until they are done
+        self._confirmed: list[tuple[Job, int]] = []
         self._computing = False
         self._decoding = self._active = 0  # sessions
         self._step_s = 0.0  # of the last step of few rows
@@ -89,10 +123,12 @@ class Scheduler:
         state: State,
         all_logits: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> tuple[np.ndarray, Counts] | None:
-        """Logits (n, vocab) of all or (1, vocab) of the last of the tokens, by which `state` has advanced, and what
-        their experts cost; None if cancelled. Whatever is raised, the state is where it was."""
-        job = Job(ids, state, all_logits, cancelled)
+        n_drafts: int = 0,
+    ) -> Job | None:
+        """The job done: logits (n, vocab) of all or (1, vocab) of the last of the tokens, by which `state` advanced;
+        None if cancelled. Whatever is raised, the state is where it was. The last n_drafts tokens are guesses: of those
+        that are right `confirm` is to be told."""
+        job = Job(ids, state, all_logits, cancelled, n_drafts)
         try:
             self._wait_or_compute(job)
         except BaseException:  # Ctrl-C, while others may compute our rows
@@ -107,8 +143,19 @@ class Scheduler:
             return None
         if job.error is not None:
             raise job.error
-        assert job.logits is not None
-        return job.logits, job.counts
+        return job
+
+    def confirm(self, job: Job, i: int) -> None:
+        """Token number i of a job that is done, a guess, was right."""
+        with self._changed:
+            self._confirmed.append((job, i))
+
+    def settle(self) -> None:
+        """Between steps, by who computes: what was confirmed counts."""
+        with self._changed:
+            confirmed, self._confirmed = self._confirmed, []
+        for job, i in confirmed:
+            job.confirm(job.first_row + i)
 
     def slice_rows(self) -> int:
         """Rows that a prefill should bring next: a chunk; while others wait what takes about SLICE_S, but with experts
@@ -201,7 +248,8 @@ class Scheduler:
         """Rows of the next step: all of few rows, and one slice of a prefill."""
         with self._changed:
             if self._decoding > 1 and self._step_s:
-                self._changed.wait_for(lambda: len(self._waiting) >= self._active, PATIENCE * self._step_s)
+                patience = max(PATIENCE * self._step_s, LEAST_PATIENCE_S)
+                self._changed.wait_for(lambda: len(self._waiting) >= self._active, patience)
             first = self._waiting[0]
             jobs, has_slice = [first], len(first.ids) > FEW
             for job in () if first.alone else self._waiting[1:]:
@@ -215,10 +263,12 @@ class Scheduler:
     def _compute(self, jobs: list[Job]) -> None:
         model, start = self.model, time.perf_counter()
         asked = start
-        rows = sum(len(job.ids) for job in jobs)
+        rows = self._lay_out(jobs)
         for job in jobs:
             job.begin()
+        self.settle()
         self.before_step()
+        confirm = model.bank.doubt([row for job in jobs for row in job.rows[len(job.ids) - job.n_drafts :]])
         before = self.counts()
 
         def pause() -> None:
@@ -229,13 +279,12 @@ class Scheduler:
             if any(job.cancelled() for job in jobs):
                 raise Withdrawn
 
+        tap = Tap(head) if (head := self.head()) else None
         with model.ops.inference():
-            hidden = model.forward([(job.ids, job.state) for job in jobs], pause=pause)
+            hidden = model.forward([(job.ids, job.state) for job in jobs], tap, pause)
             wanted: list[int] = []
-            end = 0
             for job in jobs:
-                end += len(job.ids)
-                wanted += range(end - len(job.ids), end) if job.all_logits else [end - 1]
+                wanted += job.rows if job.all_logits else job.rows[-1:]
             some = hidden if len(wanted) == rows else model.ops.rows(hidden, wanted)
             logits = np.asarray(model.logits(some))
             if not (np.isfinite(logits).all() and model.ops.finite(hidden)):
@@ -248,10 +297,23 @@ class Scheduler:
             if before and (now := self.counts()):
                 job.counts = now.since(before).share(len(job.ids) / rows)
         seconds = time.perf_counter() - start
-        if rows > FEW * len(jobs):
+        for job in jobs:
+            job.seconds, job.beside, job.confirm = seconds, rows - len(job.ids), confirm
+            job.features = tap.of(job.rows) if tap else None
+        if any(len(job.ids) > FEW for job in jobs):
             self._row_s = seconds / rows
         else:
             self._step_s = seconds
+            if all(len(job.ids) == 1 + job.n_drafts for job in jobs):
+                self.costs.told(rows, seconds)
+
+    @staticmethod
+    def _lay_out(jobs: list[Job]) -> int:
+        """The jobs' rows one behind the other; how many there are."""
+        rows = 0
+        for job in jobs:
+            job.first_row, rows = rows, rows + len(job.ids)
+        return rows
 
     def _not_finite(self, jobs: list[Job]) -> Exception:
         """Why, if it is known whose rows they are."""

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from v4cli.engine.draft import Drafter, NGram
+from v4cli.engine.drafting import Drafting
 from v4cli.engine.fault import failures_told
-from v4cli.engine.sampler import Sampler, Sampling
+from v4cli.engine.head import HeadDrafter
+from v4cli.engine.sampler import Sampler, Sampling, top_logprobs
+from v4cli.engine.scheduler import Job
 from v4cli.engine.stats import Stats
-from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
+from v4cli.errors import Interrupted, ModelError, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
 from v4cli.interrupts import wished
 from v4cli.prefixes.prefixes import Prefixes, Snapshot
@@ -27,13 +31,30 @@ SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
 SPACING_S = 60.0  # and after so many seconds of computing
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Guesses that are computed already: from number i on of the tokens of a step, and all its logits (n, vocab)."""
+
+    job: Job
+    i: int
+
+    @property
+    def token(self) -> int:
+        return self.job.ids[self.i]
+
+    def rest(self) -> "Ahead | None":
+        return Ahead(self.job, self.i + 1) if self.i + 1 < len(self.job.ids) else None
+
+
 @dataclass(frozen=True)
 class Step:
-    """One generated token; `finish` is "stop" at a stop token, "length" at the limit, else None."""
+    """One generated token; `finish` is "stop" at a stop token, "length" at the limit, else None. `likeliest`: as many
+    tokens as were asked for that were so at its place, with their log-probabilities."""
 
     token: int
     logprob: float
     finish: str | None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class Session:
@@ -58,6 +79,12 @@ class Session:
         self.title = ""
         self.notes: list[str] = []  # what went wrong with stored prefixes, for people
         self.counts = Counts()  # of experts on demand, since the last sync or generate began
+        self._ahead: Ahead | None = None
+        self._beside = 0  # rows of others in the last step
+        drafters: list[Drafter] = [NGram()]
+        if engine.model.head:
+            drafters.append(HeadDrafter(engine.model.head, engine.scheduler.between_steps))
+        self.drafting = Drafting(engine.scheduler.costs, drafters)
         self.stats = Stats(load_s=engine.load_s, planned_bytes=engine.place.ledger.held if engine.place else 0)
 
     # -- being at some tokens ---------------------------------------------------------------------------------
@@ -100,11 +127,12 @@ class Session:
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
         self.stats.prefill_experts = self.counts.to_dict() if self.engine.counts() else None
-        self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
+        self._say_memory()
         return len(self.tokens) == len(tokens)
 
     def _take_up(self, tokens: list[int]) -> None:
         """Be at the longest prefix of `tokens` that needs no computing, from memory or from disk."""
+        self.forget_drafts()
         common = next((i for i, (a, b) in enumerate(zip(self.tokens, tokens)) if a != b), None)
         common = min(len(self.tokens), len(tokens)) if common is None else common
         if common == len(self.tokens) and (common < len(tokens) or self.logits is not None):
@@ -132,6 +160,7 @@ class Session:
             with self.engine.account.lock:
                 self.state.restore(self.points[-1])
                 self.tokens, self.logits = self.tokens[: self.points[-1].n_tokens], None
+            self.drafting.back(len(self.tokens))
             return
         self.tokens = tokens[: snapshot.n_tokens]
         self._mark()
@@ -149,6 +178,7 @@ class Session:
     def _go_back(self, n_tokens: int) -> None:
         """Be at n_tokens again: by moving the cursor, or at the point there; further back if that has gone since."""
         with self.engine.account.lock:
+            self.forget_drafts()
             n_tokens = self._nearest(n_tokens)
             while self.points[-1].n_tokens > n_tokens:
                 self.points.pop()
@@ -156,6 +186,7 @@ class Session:
                 self.state.restore(self.points[-1])
         self.stored = [snapshot for snapshot in self.stored if snapshot.n_tokens <= n_tokens]
         del self.tokens[n_tokens:]
+        self.drafting.back(n_tokens)
         self.logits = None
 
     def feed(self, tokens: Sequence[int], all_logits: bool = False) -> np.ndarray:
@@ -164,33 +195,44 @@ class Session:
         ModelError if they, or what any of the tokens leaves for later ones, are not finite; ResourceError where the
         memory that may be used does not hold them; Interrupted where a signal wishes for an early end.
         """
-        logits = self._run(tokens, all_logits)
-        if logits is None:
+        done = self._run(tokens, all_logits)
+        if done is None or done.logits is None:
             raise Interrupted("interrupted")
-        return logits if all_logits else logits[-1]
+        return done.logits if all_logits else done.logits[-1]
 
     def _run(
-        self, tokens: Sequence[int], all_logits: bool = False, cancelled: Callable[[], bool] = lambda: False
-    ) -> np.ndarray | None:
-        """Logits (T or 1, vocab); None if cancelled on the way, or where a signal wishes for an early end."""
-        start = time.monotonic()
+        self,
+        tokens: Sequence[int],
+        all_logits: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+        n_drafts: int = 0,
+    ) -> Job | None:
+        """The job done; None if cancelled on the way, or where a signal wishes for an early end. The last n_drafts are
+        guesses: the session is where it would be without them, and they are ahead."""
+        start, self._ahead = time.monotonic(), None
         self.engine.account.pledge(self, len(self.tokens) + len(tokens))
         with failures_told():
-            done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled())
+            done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled(), n_drafts)
         if done is None:
             return None
-        logits, counts = done
-        self.tokens.extend(tokens)
-        self.logits = logits[-1]
+        assert done.logits is not None
+        n_sure = len(tokens) - n_drafts
+        self.drafting.fed(len(self.tokens), None if done.features is None else done.features[:n_sure])
+        self.tokens.extend(tokens[:n_sure])
+        self.logits = done.logits[-1 - n_drafts]
+        if n_drafts:
+            self.state.back(len(self.tokens))
+            self._ahead = Ahead(done, n_sure)
         self.unsaved_s += time.monotonic() - start
-        self.counts = self.counts.plus(counts)
-        return logits
+        self.counts = self.counts.plus(done.counts)
+        return done
 
     @property
     def kv_nbytes(self) -> int:
         """Bytes of RAM taken, rewind points not counted."""
-        state = self.state.nbytes if self._in_ram is None else self._in_ram
-        return state + (0 if self.logits is None else self.logits.nbytes)
+        state = self.engine.kv_in_ram(self.state) if self._in_ram is None else self._in_ram
+        ahead = self._ahead.job.logits if self._ahead else self.logits
+        return state + (0 if ahead is None else ahead.nbytes)
 
     def make_room(self, n_tokens: int) -> None:
         """Room for the state of n_tokens that no step computes. ResourceError where the budget does not hold it."""
@@ -211,10 +253,14 @@ class Session:
         twin.title, twin.unsaved_s = self.title, self.unsaved_s
         return twin
 
+    def is_worth_keeping(self, worth_s: float | None = None) -> bool:
+        """Whether `keep` would store something."""
+        worth_s = self.worth_s if worth_s is None else worth_s
+        return self.prefixes is not None and self.logits is not None and self.unsaved_s >= worth_s
+
     def keep(self, worth_s: float | None = None) -> Snapshot | None:
         """Store this place for later, if the computing since the last one is worth it; what hinders goes to `notes`."""
-        worth_s = self.worth_s if worth_s is None else worth_s
-        if self.prefixes is None or self.logits is None or self.unsaved_s < worth_s:
+        if self.prefixes is None or self.logits is None or not self.is_worth_keeping(worth_s):
             return None
         if not self.engine.unchanged():
             self.notes.append("not stored: the model's files changed while in use")
@@ -271,6 +317,7 @@ class Session:
         stop_tokens: Sequence[int] = (),
         cancelled: Callable[[], bool] = lambda: False,
         allowed: Callable[[Sequence[int]], np.ndarray | None] | None = None,
+        n_likeliest: int = 0,
     ) -> Iterator[Step]:
         """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for.
         ResourceError where the memory that may be used holds no more: what was said so far stays.
@@ -281,6 +328,7 @@ class Session:
             raise UsageError("nothing to continue: sync the session to a prompt first")
         sampler, start_at, self.counts = Sampler(sampling), len(self.tokens), Counts()
         self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
+        self.drafting.begin(self.engine.drafts, sampler)
         with self.engine.scheduler.busy(decoding=True), self._counted():
             for count in range(1, max_tokens + 1):
                 if cancelled():
@@ -291,13 +339,51 @@ class Session:
                 finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
                 self.stats.completion_tokens = count
                 self.stats.decode_s += time.monotonic() - start
-                yield Step(token, logprob, finish)
+                likeliest = tuple(top_logprobs(self.logits, n_likeliest)) if n_likeliest else ()
+                yield Step(token, logprob, finish, likeliest)
                 if finish:
                     return
                 start = time.monotonic()
-                if self._run([token], cancelled=cancelled) is None:
+                if not self._feed(token, max_tokens - count, cancelled):
                     return
                 self.stats.decode_s += time.monotonic() - start
+
+    def _feed(self, token: int, left: int, cancelled: Callable[[], bool]) -> bool:
+        """Go on with a token that was sampled, `left` more of which may follow: where that was guessed, it is computed
+        already; else compute it, and verify what is guessed to come next. False if cancelled."""
+        ahead, drafting = self._ahead, self.drafting
+        drafting.decide(token)
+        if ahead and ahead.token == token:
+            assert ahead.job.logits is not None
+            if ahead.job.features is not None:
+                drafting.fed(len(self.tokens), ahead.job.features[ahead.i : ahead.i + 1])
+            self.tokens.append(token)
+            self.state.again(len(self.tokens))
+            self.logits, self._ahead = ahead.job.logits[ahead.i], ahead.rest()
+            self.engine.scheduler.confirm(ahead.job, ahead.i)
+            return True
+        room = self.engine.config.max_position_embeddings - len(self.tokens) - 1
+        most = min(self.engine.most_drafts, left - 1, room)
+        drafts = drafting.propose(self.tokens, token, most, self._beside)
+        done = self._verified(token, drafts, cancelled) if drafts else self._run([token], cancelled=cancelled)
+        if done is None:
+            return False
+        self._beside = done.beside
+        drafting.stepped(done.seconds)
+        return True
+
+    def _verified(self, token: int, drafts: list[int], cancelled: Callable[[], bool]) -> Job | None:
+        """Guesses that cannot be computed, or not held, are no reason to end an answer."""
+        try:
+            return self._run([token, *drafts], True, cancelled, len(drafts))
+        except (ModelError, ResourceError):
+            self.drafting.drop()
+            return self._run([token], cancelled=cancelled)
+
+    def forget_drafts(self) -> None:
+        """What was guessed is of no use any more."""
+        self._ahead = None
+        self.drafting.drop()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -305,5 +391,13 @@ class Session:
         try:
             yield
         finally:
-            self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
+            self.forget_drafts()
+            self.stats.drafts = self.drafting.done
+            self._say_memory()
             self.stats.decode_experts = self.counts.to_dict() if self.engine.counts() else None
+            fed, seconds = self.stats.completion_tokens - 1, self.stats.decode_s
+            self.stats.reached = self.engine.reached(self.counts, fed, seconds, len(self.tokens))
+
+    def _say_memory(self) -> None:
+        self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
+        self.stats.vram = self.engine.vram()

@@ -1,8 +1,9 @@
 """What a generation cost, as a dataclass that every front end prints."""
 
-import resource
-import sys
 from dataclasses import asdict, dataclass, replace
+
+from v4cli.engine.drafting import Drafted
+from v4cli.system import peak_rss_bytes
 
 
 @dataclass
@@ -20,8 +21,11 @@ class Stats:
     kv_bytes: int = 0
     planned_bytes: int = 0  # of memory, where it is bounded
     memory: dict[str, tuple[int, int]] | None = None  # the ledger's items: bytes planned, bytes held
+    vram: dict[str, tuple[int, int]] | None = None  # the same of a GPU
+    reached: dict[str, float] | None = None  # while decoding, with a GPU: see Engine.reached
     prefill_experts: dict | None = None  # Counts.to_dict(), where they are not all in one place
     decode_experts: dict | None = None
+    drafts: Drafted | None = None  # what they did while tokens were generated
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -33,7 +37,9 @@ class Stats:
 
     def to_dict(self) -> dict:
         """Every figure by name, rates and the process's peak memory included."""
+        drafts = self.drafts and asdict(self.drafts) | {"row_cost": self.drafts.row_cost, "gain": self.drafts.gain}
         return asdict(self) | {
+            "drafts": drafts,
             "prefill_tokens_per_s": self.prefill_tokens_per_s,
             "decode_tokens_per_s": self.decode_tokens_per_s,
             "peak_rss_bytes": peak_rss_bytes(),
@@ -49,10 +55,6 @@ def total(turns: list[Stats]) -> Stats:
     """Of several turns: counts and seconds added up; the rest as of the last."""
     if not turns:
         return Stats()
-    return replace(turns[-1], **{name: sum(getattr(turn, name) for turn in turns) for name in SUMMED})
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    drafts = [turn.drafts for turn in turns if turn.drafts]
+    drafted = Drafted.sum(drafts) if drafts else None
+    return replace(turns[-1], drafts=drafted, **{name: sum(getattr(turn, name) for turn in turns) for name in SUMMED})

@@ -4,7 +4,8 @@ Every (row, expert) pair is computed for itself, in whatever order experts becom
 ascending order at the end, as v4k_experts does: results are those of experts in memory to the bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from v4kernels.tree import Expert
 
 from v4cli.experts.policy import nearness
 from v4cli.experts.slots import ExpertStream
+from v4cli.experts.uses import Uses
 
 GUESSES = 1.5  # as many as a token uses: most likely all of them, and what is wrong is soon given up
 
@@ -38,9 +40,9 @@ class Streamed:
         self.ops, self.stream = ops, stream
         self._hashed = [layer.ffn.tid2eid for layer in ops.tree.layers]
         self._n_experts = stream.reader.files.per_layer
-        self._table = ExpertTable([in_slot(stream, slot, 0) for slot in range(stream.reader.n_slots)])
-        self._shapes = [0] * stream.reader.n_slots  # what the table says, by slot
+        self._table = ExpertTable([in_slot(stream, *of) for of in enumerate(stream.reader.shape_of)])
         self._in_step = False
+        self._uses: Uses | None = None  # of the step, if it has guesses
         self._pairs, self._inputs = Buffer(), Buffer()
 
     @property
@@ -49,6 +51,10 @@ class Streamed:
         return self._pairs.nbytes + self._inputs.nbytes
 
     # -- a step -----------------------------------------------------------------------------------------------------
+
+    def doubt(self, rows: Sequence[int]) -> Callable[[int], None]:
+        self._uses = uses = Uses(rows) if rows else None
+        return partial(uses.confirm, self.stream.policy) if uses else lambda row: None
 
     def begin_step(self, batch: Rows) -> None:
         if self._in_step:
@@ -63,14 +69,18 @@ class Streamed:
         if streams.rows == 1:
             self.guess(layer, streams, GUESSES)
 
-    def end_step(self, rows: int) -> None:
-        self.stream.end_step(rows)
+    def end_step(self, rows: int, uses: Uses | None = None) -> None:
+        """`uses`: noted by who computes with the stream's experts in another way than `begin`."""
+        self.stream.end_step(rows, uses or self._uses)
         self._in_step = False
 
     def begin(self, layer: int, x: Buffer, routing: Routing[Buffer], streams: Buffer) -> "Arriving":
         ids, first = routing.chosen.array(), layer * self._n_experts  # (n, k)
-        if self._hashed[layer] is None:
-            self.stream.policy.scored(first, nearness(routing.scores.array(), ids.shape[1]))
+        scores = routing.scores.array() if self._hashed[layer] is None else None
+        if scores is not None:
+            self.stream.policy.scored(first, nearness(scores, ids.shape[1]))
+        if self._uses:
+            self._uses.note(first, ids, scores)
         pairs = np.argsort(ids, axis=None, kind="stable")  # by expert
         asked, starts, uses = np.unique(ids.ravel()[pairs], return_index=True, return_counts=True)
         if asked[0] < 0 or asked[-1] >= self._n_experts:
@@ -83,13 +93,8 @@ class Streamed:
         return Arriving(self, layer, x, routing, pairs, where, served)
 
     def slots(self, experts: list[int]) -> list[int]:
-        """Where experts that were just handed out lie, the table saying what lies there."""
-        slots, shape_of = self.stream.slots(experts), self.stream.reader.files.shape_of
-        for expert, slot in zip(experts, slots):
-            if self._shapes[slot] != shape_of[expert]:
-                self._shapes[slot] = shape_of[expert]
-                self._table.put(slot, in_slot(self.stream, slot, shape_of[expert]))
-        return slots
+        """Where experts that were just handed out lie."""
+        return self.stream.slots(experts)
 
     def compute(self, layer: int, x: Buffer, rows: np.ndarray, slots: np.ndarray, weights: np.ndarray, at: int) -> None:
         """Pairs of rows of x and experts in slots: results (pairs, D) added to memory at `at`."""

@@ -1,21 +1,26 @@
 """Experts in the memory of a device: a fixed number of slots, given to those most likely to be used (policy.py).
 
-Which expert lies in which slot is a table that a step sees unchanged. Between steps an expert that is worth it is given
+Experts of one kind of formats have slots of their size, in a pool of their own. Which expert lies in which slot is a
+table that a step sees unchanged. Between steps an expert that is worth it is given
 a slot, of one that leaves the table at once, and copied there; it enters the table of the first step that begins when
 its copy is complete. So no step reads a slot whose bytes are not those of the expert that the table names.
 """
 
 import ctypes
+from bisect import bisect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from v4kernels.cpu import PackedWeight
-from v4kernels.formats import DTYPES, FORMATS
+from v4kernels.formats import FORMATS
 from v4kernels.tree import Expert
 
 from v4cli.errors import ResourceError
-from v4cli.experts.policy import Residency
+from v4cli.experts.policy import Divided, Residency
+from v4cli.experts.slots import divided
+from v4cli.experts.uses import Uses
 
 ALIGN = 256  # of the parts of an expert in a slot, bytes
 COPIES = 8  # on their way at a time: about 5 ms of PCIe at Flash's size, less than a token takes
@@ -40,12 +45,9 @@ class Device(Protocol):
 
 def parts_of(expert: Expert[PackedWeight]) -> list[tuple[int, int]]:
     """Address and bytes of an expert's codes and scales, in the order in which they lie in a slot."""
-    parts = []
+    parts: list[tuple[int, int]] = []
     for w in (expert.w1, expert.w3, expert.w2):
-        form = FORMATS[w.form]
-        groups = w.matrix.rows * w.matrix.cols // form.group
-        parts.append((w.matrix.codes, groups * form.code_bytes))
-        parts.append((w.matrix.scale, groups * DTYPES[form.scale].n_bytes))
+        parts += zip((w.matrix.codes, w.matrix.scale), FORMATS[w.form].n_bytes(w.matrix.rows, w.matrix.cols))
     return parts
 
 
@@ -54,30 +56,47 @@ def slot_bytes(expert: Expert[PackedWeight]) -> int:
     return sum(_aligned(n_bytes) for _, n_bytes in parts_of(expert))
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Slots for experts of one kind: how many, and bytes of each, a multiple of ALIGN."""
+
+    n_slots: int
+    n_bytes: int
+
+
+def pools_of(examples: Sequence[Expert[PackedWeight]], kind: np.ndarray, n_slots: int) -> list[Pool]:
+    """So many slots divided among kinds, one of each given, as the experts are, whose kinds these are: (n_experts,)."""
+    counts = np.bincount(kind, minlength=len(examples)).tolist()
+    return [Pool(n, slot_bytes(example)) for n, example in zip(divided(n_slots, counts), examples)]
+
+
 class DeviceSlots:
-    """`n_slots` slots for the experts of a model, numbered layer by layer, and behind them `spare` ones, of an even
-    number, for experts that only pass through (passing.py)."""
+    """Slots for the experts of a model, these numbered layer by layer: a pool for each kind, and behind them `spare`
+    ones, of an even number, for experts of any kind that only pass through (passing.py).
+
+    Slot s of a kind lies at `memory_at[kind]` + s * bytes of its pool's, spare slot i, whose number is n_slots + i, at
+    `passing_at` + i * `spare_bytes`."""
 
     def __init__(
         self,
         device: Device,
-        shape: tuple[int, int],
-        n_slots: int,
-        n_bytes: int,
+        kind: np.ndarray,
+        pools: Sequence[Pool],
         source: Callable[[int], Expert[PackedWeight] | None],
         spare: int = 0,
     ):
-        """`shape`: layers and experts of each; `n_bytes`: of a slot; `source`: an expert in RAM, None if it is not
+        """`kind` (layers, E): of each expert, the number of its pool; `source`: an expert in RAM, None if it is not
         there. ResourceError without memory on the device, ValueError for more slots than a table can name."""
+        n_slots = sum(pool.n_slots for pool in pools)
         if not 0 <= n_slots <= MOST_SLOTS or spare % 2:
             raise ValueError(f"{n_slots} slots; a table names up to {MOST_SLOTS}, and {spare} spare ones")
-        self.device, self.n_slots, self.slot_bytes, self.source = device, n_slots, n_bytes, source
-        self.spare, self.bytes_passed = spare, 0
-        self.table = np.full(shape, -1, np.int16)  # slots of experts, for the step that began last
-        self.policy = Residency(self.table.size, n_slots)
-        self.held: list[Expert[PackedWeight] | None] = [None] * (
-            n_slots + spare
-        )  # what lies in a slot: addresses there
+        self.device, self.kind, self.pools, self.source = device, kind, list(pools), source
+        self.n_slots, self.spare, self.bytes_passed = n_slots, spare, 0
+        self.spare_bytes = max(pool.n_bytes for pool in pools)
+        self.table: np.ndarray = np.full(kind.shape, -1, np.int16)  # slots of experts, for the step that began last
+        counts = [pool.n_slots for pool in pools]
+        self.policy = Residency(kind.size, n_slots) if len(pools) == 1 else Divided(counts, kind.ravel())
+        self.held: list[Expert[PackedWeight] | None] = [None] * (n_slots + spare)  # in a slot: addresses there
         try:
             self.at = device.alloc(self.nbytes) if n_slots + spare else 0
         except MemoryError:
@@ -85,20 +104,42 @@ class DeviceSlots:
                 f"no memory on the device for {n_slots + spare} experts ({self.nbytes / 1e9:.1f} GB)",
                 "fewer of them fit",
             ) from None
+        self._lay_out()
         self._slot: dict[int, int] = {}  # of experts that are there or on their way
         self._copies: dict[int, Any] = {}  # tickets of those on their way
-        self._free = list(range(n_slots))[::-1]
         self._used: list[np.ndarray] = []  # experts of this step
         self._hoped: list[int] = []  # learned to be likely, not seen in RAM yet
+
+    def _lay_out(self) -> None:
+        """The largest first, so that no pool's `memory_at` lies in front of all."""
+        self._order = sorted(range(len(self.pools)), key=lambda number: -self.pools[number].n_bytes)
+        self._firsts: list[int] = []  # slots, in that order
+        self._free: list[list[int]] = [[] for _ in self.pools]
+        self.first_of = [0] * len(self.pools)  # slots, by number of a pool
+        self.memory_at, at, first = [0] * len(self.pools), self.at, 0
+        for number in self._order:
+            pool, self.first_of[number] = self.pools[number], first
+            self._firsts.append(first)
+            self._free[number] = list(range(first, first + pool.n_slots))[::-1]
+            self.memory_at[number] = at - first * pool.n_bytes
+            at, first = at + pool.n_slots * pool.n_bytes, first + pool.n_slots
+        self.passing_at = at
 
     @property
     def nbytes(self) -> int:
         """Bytes taken of the device's memory, for good."""
-        return (self.n_slots + self.spare) * self.slot_bytes
+        return sum(pool.n_slots * pool.n_bytes for pool in self.pools) + self.spare * self.spare_bytes
+
+    def address(self, slot: int) -> int:
+        """Where a slot begins."""
+        if slot >= self.n_slots:
+            return self.passing_at + (slot - self.n_slots) * self.spare_bytes
+        number = self._order[bisect(self._firsts, slot) - 1]
+        return self.memory_at[number] + slot * self.pools[number].n_bytes
 
     def parts_in(self, slot: int, expert: Expert[PackedWeight]) -> list[tuple[int, np.ndarray]]:
         """What to copy where, so that a slot holds this expert of RAM; it is `held` there from now on."""
-        at, parts = self.at + slot * self.slot_bytes, []
+        at, parts = self.address(slot), []
         self.held[slot] = _at(expert, at)
         for address, n_bytes in parts_of(expert):
             parts.append((at, np.ctypeslib.as_array((ctypes.c_uint8 * n_bytes).from_address(address))))
@@ -130,11 +171,15 @@ class DeviceSlots:
         self.policy.used(experts + first, uses[experts], n_tokens)
         self._used.append(experts + first)
 
-    def end_step(self, n_tokens: int) -> None:
-        """The step is over on the device: what is worth it is copied for those that follow, and the policy learns."""
+    def end_step(self, n_tokens: int, uses: Uses | None = None) -> None:
+        """The step is over on the device: what is worth it is copied for those that follow, and the policy learns.
+        `uses`: of a step with guesses."""
         used = np.concatenate(self._used) if self._used else np.zeros(0, np.int64)
         self._promote(used[np.argsort(-self.policy.chance[used], kind="stable")].tolist())
-        self.policy.end_step(n_tokens)
+        if uses is None:
+            self.policy.end_step(n_tokens)
+        else:
+            uses.learn(self.policy)
         self._used = []
 
     def abandon(self) -> None:
@@ -160,7 +205,7 @@ class DeviceSlots:
             return
         if victim is not None:
             self._drop(victim)
-        slot = self._slot[expert] = self._free.pop()
+        slot = self._slot[expert] = self._free[self.kind.flat[expert]].pop()
         parts = self.parts_in(slot, found)
         self.policy.hold([expert])
         try:
@@ -176,7 +221,7 @@ class DeviceSlots:
         slot = self._slot.pop(expert)
         self.table.flat[expert] = -1
         self.held[slot] = None
-        self._free.append(slot)
+        self._free[self.kind.flat[expert]].append(slot)
 
     # -- learned use ------------------------------------------------------------------------------------------------
 

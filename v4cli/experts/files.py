@@ -1,25 +1,26 @@
 """Experts as they lie in a store's files, and reading them past the page cache.
 
-Whole experts are read with O_DIRECT into aligned memory, or, where the file system refuses that, through the page
-cache, which is told to forget them. A file that changes while it is open is noticed at the next read.
+Whole experts are read into aligned memory without the system's cache, or, where the file system refuses that, through
+it, and it is told to forget them. A file that changes while it is open is noticed at the next read.
 """
 
-import contextlib
 import errno
 import mmap
-import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from v4kernels.formats import Format, finite
+from v4kernels.formats import Format
+from v4kernels.system import RawFile, Room, committed
 
 from v4cli.errors import ModelError
 from v4cli.model.schema import TensorSpec
-from v4cli.store.store import EXPERT_ORDER, PAGE, Store
+from v4cli.store.parts import EXPERT_ORDER, PAGE
+from v4cli.store.store import Store
 
-DIRECT = getattr(os, "O_DIRECT", 0)
+SLOT = max(PAGE, mmap.PAGESIZE)  # one begins at a page, of the files and of memory
 MATRICES = ("w1", "w3", "w2")
 
 
@@ -28,22 +29,19 @@ class File:
 
     def __init__(self, path: Path):
         """ModelError if it cannot be opened."""
-        self.path = path
+        self.path, self.direct = path, True
+        self._giving_up = threading.Lock()
+        self._open: list[RawFile] = []  # the last one is read from
         try:
-            self._handle = self._open(DIRECT)
+            try:
+                self._open.append(RawFile(path, True))
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._give_up_direct()
+            self._before = self._open[-1].identity()
         except OSError as error:
             raise self._unreadable(error) from None
-        self._before = self._identity()
-
-    def _open(self, flags: int) -> int:
-        """Direct if the file system takes it."""
-        try:
-            self.direct = bool(flags)
-            return os.open(self.path, os.O_RDONLY | flags)
-        except OSError as error:
-            if not flags or error.errno != errno.EINVAL:
-                raise
-            return self._open(0)
 
     def read_into(self, target: memoryview, offset: int, n_bytes: int) -> None:
         """Bytes from `offset`, a multiple of PAGE, into the beginning of page-aligned `target`, which has room for
@@ -51,46 +49,43 @@ class File:
         done, direct, room = 0, self.direct, target[: -(-n_bytes // PAGE) * PAGE]
         while done < n_bytes:
             try:
-                count = self.pread(room[done:], offset + done)
+                try:
+                    count = self.pread(room[done:], offset + done)
+                except OSError as error:
+                    if error.errno != errno.EINVAL or not direct:
+                        raise
+                    self._give_up_direct()
+                    direct, done = False, 0
+                    continue
             except OSError as error:
-                if error.errno != errno.EINVAL or not direct:
-                    raise self._unreadable(error) from None
-                direct, done = False, 0
-                self._give_up_direct()
-                continue
+                raise self._unreadable(error) from None
             if count == 0:
                 raise ModelError(f"{self.path}: cut off; the file changed while in use", "open the model again")
             done += count
             if direct and done < n_bytes:
                 done -= done % PAGE  # a short read: direct ones go on at whole pages
-        if self._identity() != self._before:
+        if self._open[-1].identity() != self._before:
             raise ModelError(f"{self.path}: the file changed while in use", "open the model again")
-        if not direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._handle, offset, n_bytes, os.POSIX_FADV_DONTNEED)
+        if not direct:
+            self._open[-1].forget(offset, n_bytes)
 
     def pread(self, target: memoryview, offset: int) -> int:
         """One read, which may be short: its bytes. OSError."""
-        return os.preadv(self._handle, [target], offset)
+        return self._open[-1].read(target, offset)
 
     def _give_up_direct(self) -> None:
-        """The same file under the same handle, through the page cache: other threads may be reading."""
-        self.direct = False
-        try:
-            plain = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise self._unreadable(error) from None
-        os.dup2(plain, self._handle, inheritable=False)
-        os.close(plain)
-
-    def _identity(self) -> tuple[int, int, int]:
-        stat = os.fstat(self._handle)
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        """The same file through the cache. Other threads may be reading: what they read from stays open. OSError."""
+        with self._giving_up:
+            if self.direct:
+                self._open.append(RawFile(self.path, False))
+                self.direct = False
 
     def _unreadable(self, error: OSError) -> ModelError:
         return ModelError(f"{self.path}: cannot be read ({error.strerror})", "v4 verify tells what is damaged")
 
     def close(self) -> None:
-        os.close(self._handle)
+        for file in self._open:
+            file.close()
 
 
 @dataclass(frozen=True)
@@ -114,8 +109,12 @@ class ExpertShape:
 
     def finite(self, codes: np.ndarray) -> bool:
         """Whether every scale is, in the bytes of such an expert."""
-        scales = (half for name, half in self.halves.items() if name.endswith(".scale"))
-        return all(finite(half.spec.dtype, codes[half.at : half.at + half.spec.nbytes]) for half in scales)
+
+        def scales(name: str) -> bool:
+            half = self.halves[name + ".scale"]
+            return self.formats[name].finite_scales(codes[half.at : half.at + half.spec.nbytes], half.spec.shape[0])
+
+        return all(map(scales, self.formats))
 
 
 class ExpertFiles:
@@ -142,14 +141,15 @@ class ExpertFiles:
                 self._offsets.append(store.places[name + EXPERT_ORDER[0]].offset)
         sizes = [shape.n_bytes for shape in self.shapes]
         self.sizes = [sizes[shape] for shape in self.shape_of]  # bytes, by expert
-        self.room = -(-max(sizes) // PAGE) * PAGE  # for any of them
+        self.rooms = [-(-size // SLOT) * SLOT for size in sizes]  # memory of one, by shape
+        self.counts = np.bincount(self.shape_of, minlength=len(sizes)).tolist()  # experts, by shape
 
     def __len__(self) -> int:
         return self.n_layers * self.per_layer
 
     def read_into(self, expert: int, target: memoryview, start: int, end: int) -> None:
-        """Bytes start .. end - 1 of one expert to their place in page-aligned `target` of `room` bytes; `start` is a
-        multiple of PAGE, `end` too or the expert's size. ModelError."""
+        """Bytes start .. end - 1 of one expert to their place in page-aligned `target` of `rooms` of its shape; `start`
+        is a multiple of PAGE, `end` too or the expert's size. ModelError."""
         layer, number = divmod(expert, self.per_layer)
         self._files[layer].read_into(target[start:], self._offsets[expert] + start, end - start)
         if end < self.sizes[expert]:
@@ -173,21 +173,19 @@ def _shape(store: Store, at: str) -> ExpertShape:
     return ExpertShape({w: store.form(f"{at}{w}.weight") for w in MATRICES}, halves)
 
 
-def into_memory(path: Path, n_bytes: int) -> mmap.mmap:
-    """A whole file in anonymous memory, nothing of it in the page cache. ModelError."""
+def into_memory(path: Path, n_bytes: int) -> Room:
+    """A whole file in private memory, nothing of it in the system's cache. ModelError, MemoryError."""
     memory = anonymous(-(-n_bytes // PAGE) * PAGE)
     file = File(path)
     try:
-        file.read_into(memoryview(memory), 0, n_bytes)
+        file.read_into(memory.data.data, 0, n_bytes)
     finally:
         file.close()
     return memory
 
 
-def anonymous(n_bytes: int) -> mmap.mmap:
-    """Private memory, in large pages where there are any."""
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+def anonymous(n_bytes: int) -> Room:
+    """Private memory, in large pages where there are any. MemoryError."""
+    memory = committed(n_bytes)
+    memory.large_pages()
     return memory

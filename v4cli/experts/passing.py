@@ -47,12 +47,13 @@ class Passing:
         self._coming = self._copied()
 
     def _copied(self) -> tuple[Any, np.ndarray] | None:
-        """Start to copy as many as a half holds: a ticket, and slots of the layer's experts (E,), -1 for others."""
+        """Start to copy as many as a half holds: a ticket, and spare slots of the layer's experts (E,), counted from 0,
+        -1 for others."""
         size = self.slots.spare // 2
         slots, parts = np.full(self.slots.table.shape[1], -1, np.int64), []
         for i, (number, expert) in enumerate(islice(self._experts, size)):
-            slots[number] = self.slots.n_slots + self._half * size + i
-            parts += self.slots.parts_in(int(slots[number]), expert)
+            slots[number] = self._half * size + i
+            parts += self.slots.parts_in(self.slots.n_slots + self._half * size + i, expert)
         if not parts:
             return None
         self._half = 1 - self._half

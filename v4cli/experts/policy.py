@@ -12,6 +12,8 @@ Knows no files and no memory: tests and `v4 bench cache` use it without a model.
 over all experts and one sort of the resident ones.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 HALF_LIVES = np.array([1.0, 8.0, 64.0, 512.0, 4096.0])  # of rates of use, in tokens
@@ -116,8 +118,8 @@ class Residency:
         """Make it resident if it is worth it. The expert that gave way; `expert` itself if it stays out; None if a
         place was free."""
         victim = None
-        if self.n_resident >= self.places:
-            victim = self._least()
+        if self._full(expert):
+            victim = self._least(expert)
             if victim is None or self.chance[victim] >= self.chance[expert]:
                 return expert
             self.drop(victim)
@@ -125,30 +127,29 @@ class Residency:
         self.n_resident += 1
         return victim
 
+    def _full(self, expert: int) -> bool:
+        """Whether one has to go for this one."""
+        return self.n_resident >= self.places
+
     def drop(self, expert: int) -> None:
         """It is no longer in memory."""
         self.n_resident -= bool(self.resident[expert])
         self.resident[expert] = False
 
-    def give_way(self) -> list[int]:
-        """Those that there are too many of, between steps: the least likely residents; they are no longer."""
-        held = np.flatnonzero(self.resident)
-        victims = held[np.argsort(self.chance[held], kind="stable")][: max(0, self.n_resident - self.places)].tolist()
-        for victim in victims:
-            self.drop(victim)
-        self._candidates = None
-        return victims
-
-    def _least(self) -> int | None:
-        """The least likely resident that this step does not hold, among those that were so when it first asked."""
+    def _least(self, expert: int) -> int | None:
+        """The least likely resident that this step does not hold and that `expert` may take the place of, among those
+        that were so when it first asked."""
         if self._candidates is None:
             held = np.flatnonzero(self.resident & ~self._held)
             self._candidates = held[np.argsort(-self.chance[held], kind="stable")].tolist()
-        while self._candidates:
-            expert = self._candidates[-1]
-            if self.resident[expert] and not self._held[expert]:
-                return expert
-            self._candidates.pop()
+        return self._last_of(self._candidates)
+
+    def _last_of(self, candidates: list[int]) -> int | None:
+        """The last that is resident and not held still; those behind it are dropped."""
+        while candidates:
+            if self.resident[candidates[-1]] and not self._held[candidates[-1]]:
+                return candidates[-1]
+            candidates.pop()
         return None
 
     # -- learned use --------------------------------------------------------------------------------------------
@@ -176,8 +177,65 @@ class Residency:
 
     def best(self) -> np.ndarray:
         """The experts that were ever used, the likeliest first, as many as there are places."""
+        return self._ever_used()[: max(self.places, 0)]
+
+    def _ever_used(self) -> np.ndarray:
         order = np.argsort(-self.chance, kind="stable")
-        return order[self.features[RATES, order].any(axis=0)][: max(self.places, 0)]
+        return order[self.features[RATES, order].any(axis=0)]
+
+
+class Divided(Residency):
+    """The same where experts are of several kinds, each with places of its own."""
+
+    def __init__(self, places: Sequence[int], kind: np.ndarray):
+        """`places` by number of a kind; `kind` (n_experts,): that of each."""
+        super().__init__(len(kind), sum(places))
+        self.places_of, self.kind = list(places), kind
+        self.residents_of = [0] * len(places)
+        self._rivals: dict[int, list[int]] = {}  # `_candidates` of a kind
+
+    def admit(self, expert: int) -> int | None:
+        victim = super().admit(expert)
+        self.residents_of[self.kind[expert]] += victim != expert
+        return victim
+
+    def drop(self, expert: int) -> None:
+        self.residents_of[self.kind[expert]] -= bool(self.resident[expert])
+        super().drop(expert)
+
+    def _full(self, expert: int) -> bool:
+        kind = self.kind[expert]
+        return self.residents_of[kind] >= self.places_of[kind]
+
+    def _least(self, expert: int) -> int | None:
+        if self._candidates is None:  # of an earlier step
+            self._candidates, self._rivals = [], {}
+        kind = int(self.kind[expert])
+        if kind not in self._rivals:
+            held = np.flatnonzero(self.resident & ~self._held & (self.kind == kind))
+            self._rivals[kind] = held[np.argsort(-self.chance[held], kind="stable")].tolist()
+        return self._last_of(self._rivals[kind])
+
+    def give_way(self, places: Sequence[int]) -> list[int]:
+        """From now on there are so many places, not more than before: those that there are too many of, the least
+        likely residents; they are no longer."""
+        self.places_of, self.places = list(places), sum(places)
+        victims = []
+        for kind, n_places in enumerate(places):
+            held = np.flatnonzero(self.resident & (self.kind == kind))
+            least = held[np.argsort(self.chance[held], kind="stable")]
+            victims += least[: max(0, len(held) - n_places)].tolist()
+        for victim in victims:
+            self.drop(victim)
+        self._candidates = None
+        return victims
+
+    def best(self) -> np.ndarray:
+        order = self._ever_used()
+        chosen = np.zeros(len(order), bool)
+        for kind, places in enumerate(self.places_of):
+            chosen[np.flatnonzero(self.kind[order] == kind)[:places]] = True
+        return order[chosen]
 
 
 def _fade(half_lives: np.ndarray, n_tokens: int) -> np.ndarray:

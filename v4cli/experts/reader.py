@@ -4,22 +4,18 @@ The caller's thread asks and takes; a few threads read, the most urgent first, i
 not to be needed is read in pieces, so that it can be stopped. Nothing here decides which experts stay.
 """
 
-import ctypes
-import mmap
-import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-
-import numpy as np
+from itertools import accumulate
 
 from v4cli.experts.files import ExpertFiles, anonymous
 
 THREADS = 2  # large reads at a time: enough to keep an SSD busy
 PIECE = 2 << 20  # bytes: about a millisecond, and large enough for an SSD's full rate
-POPULATE_WRITE = 23  # of madvise, Linux 5.14: have the pages, their contents as they are
 
 
 class Rank(IntEnum):
@@ -43,13 +39,16 @@ class Request:
 
 
 class Reader:
-    """`n_slots` slots of page-aligned memory, one expert each."""
+    """Slots of page-aligned memory, one expert each: those of one shape after the other's, numbered through."""
 
-    def __init__(self, files: ExpertFiles, n_slots: int):
-        self.files, self.n_slots = files, n_slots
-        self._memory = anonymous(n_slots * files.room)
-        self._view = memoryview(self._memory)
-        self.at = np.frombuffer(self._memory, np.uint8).ctypes.data
+    def __init__(self, files: ExpertFiles, counts: Sequence[int]):
+        """`counts`: of slots, by shape of `files`."""
+        self.files, self.n_slots = files, sum(counts)
+        self.shape_of = [shape for shape, count in enumerate(counts) for _ in range(count)]  # by slot
+        self._starts = [0, *accumulate(files.rooms[shape] for shape in self.shape_of)]
+        self._memory = anonymous(self._starts[-1])
+        self._view = self._memory.data.data
+        self.at = self._memory.at
         self.bytes_read, self.bytes_wasted = 0, 0  # of these, of reads that were cancelled
         self._busy_s, self._busy_from, self._reading = 0.0, 0.0, 0
         self._changed = threading.Condition()
@@ -58,20 +57,25 @@ class Reader:
         self._outcome: dict[int, Exception | None] = {}  # by slot: read, or why not
         self._closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
-        if sys.platform == "linux":
-            self._threads.append(threading.Thread(target=self._populate, daemon=True))
+        self._threads.append(threading.Thread(target=self._populate, daemon=True))
         for thread in self._threads:
             thread.start()
 
     def address(self, slot: int) -> int:
-        return self.at + slot * self.files.room
+        return self.at + self._starts[slot]
+
+    def _place(self, slot: int) -> tuple[int, int]:
+        """Where in the memory it begins and ends."""
+        return self._starts[slot], self._starts[slot + 1]
 
     def discard(self, slot: int) -> None:
         """Give the memory of a slot that nobody uses back to the system."""
-        self._memory.madvise(mmap.MADV_DONTNEED, slot * self.files.room, self.files.room)
+        self._memory.discard(*self._place(slot))
 
     def ask(self, expert: int, slot: int, rank: Rank) -> None:
-        """Read an expert into a slot that nobody uses; `take` tells when it is there."""
+        """Read an expert into a slot that has room for it and that nobody uses; `take` tells when it is there.
+        MemoryError where the slot was discarded and the system has no more."""
+        self._memory.commit(*self._place(slot))
         with self._changed:
             request = self._requests[slot] = Request(slot, expert, rank)
             self._waiting[rank].append(request)
@@ -131,10 +135,8 @@ class Reader:
 
     def _populate(self) -> None:
         """Have the system provide the pages ahead of the reads, which are several times slower where it has to."""
-        madvise = ctypes.CDLL(None).madvise  # not mmap's, which keeps the GIL
-        madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
         for slot in range(self.n_slots):
-            if self._closed or madvise(self.address(slot), self.files.room, POPULATE_WRITE):
+            if self._closed or not self._memory.populate(*self._place(slot)):
                 return
 
     def _work(self) -> None:
@@ -164,8 +166,7 @@ class Reader:
         """All the rest if it is needed now, else a piece: what is more urgent may come, or nobody want it any more."""
         size = self.files.sizes[request.expert]
         end = size if request.rank == Rank.NOW else min(request.end + PIECE, size)
-        at = request.slot * self.files.room
-        self.files.read_into(request.expert, self._view[at : at + self.files.room], request.end, end)
+        self.files.read_into(request.expert, self._view[slice(*self._place(request.slot))], request.end, end)
         request.end = end
 
     def _begin(self, request: Request) -> None:

@@ -4,18 +4,20 @@ A step asks layer by layer with `serve`, which hands out experts as they are the
 block the reading of others, resident ones while reads are on. What a step will need can be named before with `expect`,
 what it may need with `guess`.
 Slots beyond the residents' are for experts on their way: read, used, then made resident or dropped, never copied.
+Experts of one shape (the same formats) have slots of their size, of those for residents their share.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, astuple, dataclass, fields, replace
 
 import numpy as np
 
 from v4cli.experts.files import ExpertFiles
-from v4cli.experts.policy import Residency
+from v4cli.experts.policy import Divided
 from v4cli.experts.reader import Rank, Reader
+from v4cli.experts.uses import Uses
 
 FILLER = 2  # residents computed at a time while reads are on
 
@@ -50,19 +52,28 @@ class Counts:
         return asdict(self) | {name: count / used if used else 0.0 for name, count in rates.items()}
 
 
+def divided(n_slots: int, counts: Sequence[int]) -> list[int]:
+    """So many slots among shapes, of each of which there are so many experts: on average they take what one does."""
+    return [n_slots * count // sum(counts) for count in counts]
+
+
 class ExpertStream:
     """The experts of one model, for one forward pass at a time, called from one thread."""
 
     def __init__(self, files: ExpertFiles, n_slots: int, spare: int):
-        """`spare` of the slots are for experts on their way; at least one must be."""
-        self.n_slots = n_slots
-        self.policy = Residency(len(files), n_slots - spare)
-        self.reader = Reader(files, n_slots)
+        """`spare` of the slots are for experts on their way, as many of each shape, and at least one."""
+        self.n_slots, self.spare = n_slots, spare
+        ways = max(1, spare // len(files.counts))
+        places = divided(n_slots - spare, files.counts)
+        self.policy = Divided(places, np.array(files.shape_of))
+        self.reader = Reader(files, [n + ways for n in places])
         self._slot: dict[int, int] = {}  # of experts that are in memory or on their way there
-        self._expert = [-1] * n_slots  # the same by slot
+        self._expert = [-1] * self.reader.n_slots  # the same by slot
         self._there = np.zeros(len(files), bool)  # its bytes are complete
         self._expected: set[int] = set()  # named, on their way or there, not yet used
-        self._free = list(range(n_slots))[::-1]
+        self._free: list[list[int]] = [[] for _ in files.counts]  # slots, by shape
+        for slot, shape in reversed(list(enumerate(self.reader.shape_of))):
+            self._free[shape].append(slot)
         self._asked: deque[int] = deque()  # to be read as slots become free; these first
         self._sure: deque[int] = deque()
         self._likely: deque[int] = deque()
@@ -151,10 +162,13 @@ class ExpertStream:
             if self._there[expert]:  # not dropped since
                 self._settle(expert)
 
-    def end_step(self, n_tokens: int) -> None:
-        """All layers are served: what was expected in vain goes, the policy learns."""
+    def end_step(self, n_tokens: int, uses: Uses | None = None) -> None:
+        """All layers are served: what was expected in vain goes, the policy learns. `uses`: of a step with guesses."""
         self._forget(self._expected)
-        self.policy.end_step(n_tokens)
+        if uses is None:
+            self.policy.end_step(n_tokens)
+        else:
+            uses.learn(self.policy)
 
     def abandon(self) -> None:
         """The step failed or was interrupted: nothing of it is kept but what is resident."""
@@ -196,21 +210,27 @@ class ExpertStream:
             while queue:
                 if queue[0] in self._slot or (queue is not self._asked and queue[0] not in self._expected):
                     queue.popleft()
-                elif self._free or (queue is self._asked and self._make_room(waiting)):
-                    self._start(queue.popleft(), self._free.pop(), rank)
+                elif self._free_for(queue[0]) or (queue is self._asked and self._make_room(queue[0], waiting)):
+                    self._start(queue.popleft(), rank)
                 else:
                     return
 
-    def _make_room(self, waiting: Set[int]) -> bool:
+    def _free_for(self, expert: int) -> list[int]:
+        """The slots that it may be read into."""
+        return self._free[self.policy.kind[expert]]
+
+    def _make_room(self, wanted: int, waiting: Set[int]) -> bool:
         """Drop an expected expert for one that is needed now, if nothing this layer waits for is on its way."""
         if not waiting or any(expert in self._slot for expert in waiting):
             return False
-        there = next((expert for expert in self._expected if self._there[expert]), None)
+        kind = self.policy.kind
+        there = next((e for e in self._expected if self._there[e] and kind[e] == kind[wanted]), None)
         if there is not None:
             self._forget({there})
-        return bool(self._free)
+        return bool(self._free_for(wanted))
 
-    def _start(self, expert: int, slot: int, rank: Rank) -> None:
+    def _start(self, expert: int, rank: Rank) -> None:
+        slot = self._free_for(expert).pop()
         self._slot[expert], self._expert[slot] = slot, expert
         self._failed.pop(expert, None)
         self.reader.ask(expert, slot, rank)
@@ -220,7 +240,7 @@ class ExpertStream:
         for slot, error in self.reader.take(wait).items():
             expert = self._expert[slot]
             if expert < 0:  # given up on its way
-                self._free.append(slot)
+                self._release(slot)
             elif error is None:
                 self._there[expert] = True
                 self.moved(expert)
@@ -250,9 +270,13 @@ class ExpertStream:
         slot = self._slot.pop(expert)
         self._expert[slot] = -1
         if self._there[expert] or arrived or self.reader.cancel(expert, slot):
-            self._free.append(slot)
+            self._release(slot)
         self._there[expert] = False
         self.moved(expert)
+
+    def _release(self, slot: int) -> None:
+        """Nobody uses it any more."""
+        self._free[self.reader.shape_of[slot]].append(slot)
 
     def _forget(self, experts: set[int]) -> None:
         """Give up experts that are not resident."""
@@ -266,18 +290,18 @@ class ExpertStream:
     def shrink(self, n_slots: int) -> None:
         """Between steps: give memory back until only so many slots are left, not fewer than those for experts on their
         way. What is given back does not return."""
-        surplus = min(self.n_slots - n_slots, self.policy.places)
-        if surplus <= 0:
+        n_slots = max(n_slots, self.spare)
+        if n_slots >= self.n_slots:
             return
         self.abandon()  # the step before may have failed
-        self.policy.places -= surplus
-        for victim in self.policy.give_way():
+        before, self.n_slots = self.policy.places_of, n_slots
+        for victim in self.policy.give_way(divided(n_slots - self.spare, self.reader.files.counts)):
             self._drop(victim)
-        while len(self._free) < surplus:  # some may be on their way still
-            self._collect(wait=True)
-        for _ in range(surplus):
-            self.reader.discard(self._free.pop())
-        self.n_slots -= surplus
+        for free, old, new in zip(self._free, before, self.policy.places_of):
+            while len(free) < old - new:  # some may be on their way still
+                self._collect(wait=True)
+            for _ in range(old - new):
+                self.reader.discard(free.pop())
 
     # -- learned use ------------------------------------------------------------------------------------------------
 
@@ -287,7 +311,7 @@ class ExpertStream:
         self.policy.learn(arrays)
         for expert in self.policy.best().tolist():
             self.policy.admit(expert)
-            self._start(expert, self._free.pop(), Rank.IDLE)
+            self._start(expert, Rank.IDLE)
 
     def close(self) -> None:
         """Stop reading."""

@@ -6,7 +6,7 @@ are those of experts in memory to the bit, wherever each of them lies.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -23,6 +23,7 @@ from v4cli.experts.passing import Passing, Rates
 from v4cli.experts.policy import nearness
 from v4cli.experts.slots import Counts
 from v4cli.experts.tiers import Tier
+from v4cli.experts.uses import Uses
 
 H = TypeVar("H")  # results of a device on their way
 
@@ -36,8 +37,9 @@ class DeviceExperts(Protocol[A, H]):
     def begin(self, layer: int, x: A, routing: Routing[A]) -> H:
         """Room for the results of all pairs of x (N, D); both stay untouched until they are added."""
 
-    def compute(self, results: H, slot: np.ndarray) -> None:
-        """Of pairs (N * top_k,), those that have a slot, others are -1: the row that a ring's y would hold (v4k.h)."""
+    def compute(self, results: H, slot: np.ndarray, kind: int, passing: bool) -> None:
+        """Of pairs (N * top_k,), those that have a slot, others are -1: the row that a ring's y would hold (v4k.h).
+        Their experts are of one kind (device.py); `passing`: slots are spare ones."""
 
     def add(self, out: A, results: H, misses: np.ndarray, place: np.ndarray) -> A:
         """out (N, D) with a row of every pair added, a row's by ascending expert: of misses (m, D) number `place`
@@ -83,6 +85,7 @@ class Split(Generic[A, B, H]):
         self.repeatable = False  # whether the step that began is left to the device
         self.counts = Counts()
         self._in_step, self._rows = False, 0
+        self._uses: Uses | None = None  # of the step, if it has guesses
         with self.told():
             self.server = Server(ring, tier.layers, lambda number: tier.fetch(ring.job(number)), timeout_s)
 
@@ -91,6 +94,16 @@ class Split(Generic[A, B, H]):
         self.server.stop()
 
     # -- a step -----------------------------------------------------------------------------------------------------
+
+    def doubt(self, rows: Sequence[int]) -> Callable[[int], None]:
+        self._uses = uses = Uses(rows) if rows else None
+
+        def confirm(row: int) -> None:
+            for policy in (self.slots.policy, *self.tier.policies):
+                if uses:
+                    uses.confirm(policy, row)
+
+        return confirm
 
     def begin_step(self, batch: B) -> None:
         self.rest()
@@ -134,16 +147,23 @@ class Split(Generic[A, B, H]):
         expert, row, k = ids.ravel()[missing], missing // ids.shape[1], ids.shape[1]
         of_ram = Jobs(self, layer, self.device.values(x), row, expert, weights.ravel()[missing])
         results = self.device.begin(layer, x, routing)
-        if (slot >= 0).any():
-            self.device.compute(results, slot)
+        self.compute(layer, results, ids.ravel(), slot, passing=False)
         place = np.full(len(ids) * k, -1, np.int32)
         place[missing] = np.arange(len(missing))
-        return Sharing(self, results, streamed, ids.ravel(), of_ram, place)
+        return Sharing(self, layer, results, streamed, ids.ravel(), of_ram, place)
+
+    def compute(self, layer: int, results: H, experts: np.ndarray, slot: np.ndarray, passing: bool) -> None:
+        """Of pairs with these experts, those that have a slot, kind by kind."""
+        kind = self.slots.kind[layer][experts]
+        for number in np.unique(kind[slot >= 0]).tolist():
+            self.device.compute(results, np.where(kind == number, slot, -1), number, passing)
 
     def _used(self, layer: int, ids: np.ndarray, scores: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """The policy hears of a layer's ids (n, k) and scores (n, E): uses of each expert, and see policy.nearness."""
         n, k = ids.shape
         table = self.slots.table[layer]
+        if self._uses:
+            self._uses.note(layer * len(table), ids, scores)
         uses = np.bincount(ids.ravel(), minlength=len(table))
         near = None if scores is None else nearness(scores, k)
         self.slots.used(layer, uses, near, n)
@@ -173,8 +193,8 @@ class Split(Generic[A, B, H]):
         if told is not None:
             for layer, (ids, scores) in enumerate(zip(told.ids, told.scores)):
                 self._used(layer, ids, None if self.hashed[layer] else scores)
-        self.tier.end_step(rows)
-        self.slots.end_step(rows)
+        self.tier.end_step(rows, self._uses)
+        self.slots.end_step(rows, self._uses)
         self._in_step = False
 
     @contextmanager
@@ -253,6 +273,7 @@ class Sharing(Generic[A, B, H]):
     pass through spare ones, and jobs of the others, whose results have a `place`."""
 
     bank: Split[A, B, H]
+    layer: int
     results: H
     passing: Passing
     experts: np.ndarray
@@ -261,7 +282,7 @@ class Sharing(Generic[A, B, H]):
 
     def add_to(self, out: A) -> A:
         for slots in self.passing.arriving():
-            self.bank.device.compute(self.results, slots[self.experts])
+            self.bank.compute(self.layer, self.results, self.experts, slots[self.experts], passing=True)
             self.jobs.advance()
         misses = self.jobs.results()
         self.bank.tier.served()

@@ -14,7 +14,8 @@ from v4kernels.cpu.serve import Job, ServedLayer
 from v4kernels.tree import Expert, Layer
 
 from v4cli.experts.bank import Rows, Streamed, in_slot
-from v4cli.experts.device import slot_bytes
+from v4cli.experts.policy import Residency
+from v4cli.experts.uses import Uses
 
 A_contra = TypeVar("A_contra", contravariant=True)
 
@@ -24,8 +25,9 @@ class Tier(Protocol[A_contra, B_contra]):
 
     complete: bool  # all experts are in RAM and stay where they are
     layers: Sequence[ServedLayer]
-    examples: Sequence[Expert[PackedWeight]]  # of all formats and sizes; their addresses mean nothing
-    largest: Expert[PackedWeight]  # of these; no other takes more bytes
+    policies: Sequence[Residency]  # that learn of uses
+    examples: Sequence[Expert[PackedWeight]]  # one of each kind of formats; their addresses mean nothing
+    kind: np.ndarray  # int8, of experts numbered over all layers: the number of the example
 
     def expert(self, expert: int) -> Expert[PackedWeight] | None:
         """An expert, numbered over all layers, if it is in RAM: valid until the next call of anything."""
@@ -46,8 +48,8 @@ class Tier(Protocol[A_contra, B_contra]):
     def served(self) -> None:
         """The jobs of the layer that was asked for last are done."""
 
-    def end_step(self, rows: int) -> None:
-        """All layers are served."""
+    def end_step(self, rows: int, uses: Uses | None) -> None:
+        """All layers are served. `uses`: of a step with guesses."""
 
     def abandon(self) -> None:
         """The step failed."""
@@ -57,14 +59,17 @@ class InRam:
     """All experts of a tree."""
 
     complete = True
+    policies: Sequence[Residency] = ()
 
     def __init__(self, tree_layers: Sequence[Layer[PackedWeight, np.ndarray]]):
         self.layers: Sequence[ServedLayer] = [
             ServedLayer(ExpertTable(layer.ffn.experts), layer.ffn.limit) for layer in tree_layers
         ]
         self.experts = [expert for layer in tree_layers for expert in layer.ffn.experts]
-        self.examples: Sequence[Expert[PackedWeight]] = self.experts
-        self.largest = max(self.examples, key=slot_bytes)
+        forms = [(expert.w1.form, expert.w3.form, expert.w2.form) for expert in self.experts]
+        numbers = {form: number for number, form in enumerate(dict.fromkeys(forms))}
+        self.examples: Sequence[Expert[PackedWeight]] = [self.experts[forms.index(form)] for form in numbers]
+        self.kind = np.array([numbers[form] for form in forms], np.int8)
 
     def expert(self, expert: int) -> Expert[PackedWeight]:
         return self.experts[expert]
@@ -80,7 +85,7 @@ class InRam:
 
     def served(self) -> None: ...
 
-    def end_step(self, rows: int) -> None: ...
+    def end_step(self, rows: int, uses: Uses | None) -> None: ...
 
     def abandon(self) -> None: ...
 
@@ -94,10 +99,11 @@ class OnDemand:
     def __init__(self, bank: Streamed, values: Callable[[Any], np.ndarray] = Buffer.array):
         """`values`: streams of the op table that asks, as rows of the host."""
         self.bank, self.stream, self.values = bank, bank.stream, values
+        self.policies: Sequence[Residency] = (bank.stream.policy,)
         self._per_layer = bank.stream.reader.files.per_layer
         shapes = range(len(bank.stream.reader.files.shapes))
         self.examples: Sequence[Expert[PackedWeight]] = [in_slot(bank.stream, 0, shape) for shape in shapes]
-        self.largest = max(self.examples, key=slot_bytes)
+        self.kind = np.array(bank.stream.reader.files.shape_of, np.int8)
         nothing = [None] * self._per_layer
         self.layers: Sequence[ServedLayer] = [
             ServedLayer(ExpertTable(nothing), layer.ffn.limit) for layer in bank.ops.tree.layers
@@ -159,8 +165,8 @@ class OnDemand:
     def served(self) -> None:
         self.stream.settle(sorted(self._asked - self._fetched))
 
-    def end_step(self, rows: int) -> None:
-        self.bank.end_step(rows)
+    def end_step(self, rows: int, uses: Uses | None) -> None:
+        self.bank.end_step(rows, uses)
 
     def abandon(self) -> None:
         self.stream.abandon()

@@ -85,6 +85,7 @@ class V4Config:
     dspark_noise_token_id: int | None = None
     dspark_target_layer_ids: tuple[int, ...] | None = None
     dspark_markov_rank: int | None = None
+    prompt_contract: str | None = None  # of another release; nano's, which has DSpark and April's prompts
 
     @classmethod
     def load(cls, path: Path) -> "V4Config":
@@ -159,8 +160,13 @@ class V4Config:
 
     @property
     def release(self) -> str:
-        """ "april" or "0731" (Flash-0731, Pro-0813): told apart by the dspark_* keys; also the prompt contract."""
+        """ "april" or "0731" (Flash-0731, Pro-0813): told apart by the dspark_* keys."""
         return "april" if self.dspark_block_size is None else "0731"
+
+    @property
+    def contract(self) -> str:
+        """How prompts are written: as the release's, unless config.json says otherwise."""
+        return self.prompt_contract or self.release
 
     @property
     def n_mtp_blocks(self) -> int:
@@ -177,6 +183,7 @@ class V4Config:
         return out | {"rope_scaling": {"type": "yarn", **scaling}, "quantization_config": quantization}
 
 
+RELEASES = ("april", "0731")
 DSPARK_FIELDS = (
     "dspark_block_size",
     "dspark_noise_token_id",
@@ -194,8 +201,12 @@ def _check_fixed(data: dict, fixed: dict, where: str) -> None:
 def _value(field: Field, value: Any, where: str) -> Any:
     """One key's value, type and range checked."""
     name = field.name
-    if value is None and name in DSPARK_FIELDS:
+    if value is None and name in (*DSPARK_FIELDS, "prompt_contract"):
         return None
+    if name == "prompt_contract":
+        if value not in RELEASES:
+            raise ModelError(f"{where}: {name} must be one of {', '.join(RELEASES)}, not {jsonfile.shown(value)}")
+        return value
     if name in ("compress_ratios", "dspark_target_layer_ids"):
         if not isinstance(value, list) or len(value) > 4096 or not all(_is_size(v) for v in value):
             raise ModelError(f"{where}: {name} must be a list of small non-negative integers")

@@ -72,6 +72,11 @@ class State(Generic[S]):
         self.n_tokens = n_tokens
         return True
 
+    def again(self, n_tokens: int) -> None:
+        """Be where `back` came from, or on the way there: nothing has been fed since."""
+        assert self.n_tokens <= n_tokens <= self._high, "what was fed there is not whole"
+        self.n_tokens = n_tokens
+
     def can_go_back(self, n_tokens: int) -> bool:
         """Whether n_tokens can be reached without a copy: over as many tokens as the backend has spare rows for."""
         return self._floor <= n_tokens <= self.n_tokens and self._high - n_tokens <= self.timeline.spare
@@ -130,7 +135,7 @@ def _in_words() -> Iterator[None]:
         yield
     except MemoryError as error:
         raise ResourceError(
-            str(error), "a shorter context, or --kv-dir with a folder on a disk with more room"
+            str(error), "a shorter context; --kv-dir with a folder on a disk with more room, or with a GPU --kv-host"
         ) from None
     except ValueError as error:
         raise UsageError(str(error), "drop --kv-dir or --backend") from None

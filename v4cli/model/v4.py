@@ -15,15 +15,22 @@ from v4kernels.api import A, B, Bank, Ops, S, Span, X
 from v4kernels.tree import Kind
 
 from v4cli.model.config import V4Config
+from v4cli.model.draft import DraftModel
 from v4cli.model.state import State
 
 
 class V4(Generic[A, X, S, B]):
     """A model: its config, the ops over its weights, and who holds its experts."""
 
-    def __init__(self, config: V4Config, ops: Ops[A, X, S, B], bank: Bank[A, B] | None = None):
-        """`bank`: by default that of the experts in the ops' weights."""
-        self.config, self.ops = config, ops
+    def __init__(
+        self,
+        config: V4Config,
+        ops: Ops[A, X, S, B],
+        bank: Bank[A, B] | None = None,
+        head: DraftModel | None = None,
+    ):
+        """`bank`: by default that of the experts in the ops' weights; `head`: the draft model that came with them."""
+        self.config, self.ops, self.head = config, ops, head
         self.bank: Bank[A, B] = ops.resident() if bank is None else bank
         self.kinds = [Kind.of(ratio) for ratio in config.compress_ratios[: config.num_hidden_layers]]
 

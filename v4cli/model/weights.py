@@ -7,7 +7,7 @@ backend takes: model/sources.py has those that read files; the trainer's paramet
 from typing import Protocol, TypeVar
 
 import numpy as np
-from v4kernels.tree import Attention, Compressor, Expert, Hyper, Indexer, Kind, Layer, Mixture, Tree
+from v4kernels.tree import Attention, Compressor, Dspark, Expert, Hyper, Indexer, Kind, Layer, Mixture, Mtp, Tree
 
 from v4cli.model.config import V4Config
 from v4cli.model.rope import frequencies
@@ -36,16 +36,53 @@ def build(config: V4Config, source: Source[M, V], experts: bool = True) -> Tree[
         embed=source.weight("embed.weight"),
         head=source.weight("head.weight"),
         hc_head=_hyper(config, source, "hc_head", "norm.weight"),
-        layers=[_layer(config, source, i, experts) for i in range(config.num_hidden_layers)],
+        layers=[
+            layer_of(config, source, f"layers.{i}.", ratio, i < config.num_hash_layers, experts)
+            for i, ratio in enumerate(config.compress_ratios[: config.num_hidden_layers])
+        ],
     )
 
 
-def _layer(config: V4Config, source: Source[M, V], i: int, experts: bool) -> Layer[M, V]:
-    at = f"layers.{i}."
-    hashed, n_experts = i < config.num_hash_layers, config.n_routed_experts if experts else 0
+def build_draft(config: V4Config, source: Source[M, V], trunk: Tree[M, V]) -> Dspark[M, V] | Mtp[M, V]:
+    """The draft blocks (mtp.*) of a model that has them, over its trunk's embedding and head."""
+    blocks = [layer_of(config, source, f"mtp.{i}.", 0, False, True) for i in range(config.n_mtp_blocks)]
+    last, eps = f"mtp.{len(blocks) - 1}.", config.rms_norm_eps
+    tree = Tree(
+        embed=trunk.embed,
+        head=trunk.head,
+        hc_head=_hyper(config, source, last + "hc_head", last + "norm.weight"),
+        layers=blocks,
+    )
+    if config.dspark_target_layer_ids is None:
+        return Mtp(
+            tree=tree,
+            e_proj=source.weight(last + "e_proj.weight"),
+            h_proj=source.weight(last + "h_proj.weight"),
+            enorm=source.vector(last + "enorm.weight"),
+            hnorm=source.vector(last + "hnorm.weight"),
+            eps=eps,
+        )
+    assert config.dspark_block_size is not None and config.dspark_noise_token_id is not None
+    return Dspark(
+        tree=tree,
+        main_proj=source.weight("mtp.0.main_proj.weight"),
+        main_norm=source.vector("mtp.0.main_norm.weight"),
+        markov_in=source.weight(last + "markov_head.markov_w1.weight"),
+        markov_out=source.weight(last + "markov_head.markov_w2.weight"),
+        confidence=source.vector(last + "confidence_head.proj.weight"),
+        targets=config.dspark_target_layer_ids,
+        size=config.dspark_block_size,
+        noise=config.dspark_noise_token_id,
+        eps=eps,
+    )
+
+
+def layer_of(config: V4Config, source: Source[M, V], at: str, ratio: int, hashed: bool, experts: bool) -> Layer[M, V]:
+    """One block, whose tensors' names begin with `at`; `hashed`: whether it routes by token."""
+    n_experts = config.n_routed_experts if experts else 0
     return Layer(
         hc_attn=_hyper(config, source, at + "hc_attn", at + "attn_norm.weight"),
-        attn=_attention(config, source, at + "attn.", config.compress_ratios[i]),
+        attn=_attention(config, source, at + "attn.", ratio),
         hc_ffn=_hyper(config, source, at + "hc_ffn", at + "ffn_norm.weight"),
         ffn=Mixture(
             gate=source.weight(at + "ffn.gate.weight"),

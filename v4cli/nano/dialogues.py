@@ -3,8 +3,9 @@
 import random
 from dataclasses import dataclass
 
-from v4cli.nano import skills
+from v4cli.nano import firsts, skills
 from v4cli.nano.skills import Scene
+from v4cli.nano.strings import Strings
 from v4cli.nano.tools import BY_NAME
 from v4cli.nano.words import Words
 
@@ -42,9 +43,45 @@ def generate(rng: random.Random, split: str = "train", tools_share: float = 0.5,
     return Dialogue(messages, "thinking" if thinking else "chat", labels)
 
 
-def copying(rng: random.Random) -> Dialogue:
+def meeting(rng: random.Random, split: str = "train", held_out: bool = False) -> Dialogue:
+    """One dialogue as newcomers have it, mostly with all tools in the program's order. `held_out`: with wordings that
+    training never sees."""
+    with_tools, thinking = rng.random() < 0.6, rng.random() < 0.5
+    some = tuple(rng.sample(list(BY_NAME), rng.choice((1, 2, 3, 4, 5))))
+    names = () if not with_tools else tuple(BY_NAME) if rng.random() < 0.8 else some
+    messages = _system(rng, names)
+    n_turns = rng.randint(5, 11) if with_tools else rng.randint(1, 2) if thinking else rng.randint(2, 9)
+    scene = Scene(rng, Strings(rng, split), names, {}, held_out)
+    return _met(scene, messages, thinking, n_turns, 0.15, firsts.PLAIN)
+
+
+def practice(rng: random.Random, with_tools: bool) -> Dialogue:
+    """The same at length, so that the tools' schemas are read once for many turns; more of what needs no tool."""
+    thinking = rng.random() < 0.5
+    names = () if not with_tools else tuple(BY_NAME)
+    if rng.random() < 0.15 and with_tools:
+        names = tuple(rng.sample(list(BY_NAME), rng.choice((2, 3, 4, 5))))
+    messages = _system(rng, names)
+    n_turns = rng.randint(4, 14) if with_tools else 1 if thinking else rng.randint(2, 12)
+    return _met(Scene(rng, Strings(rng, "train"), names, {}), messages, thinking, n_turns, 0.1, firsts.PRACTICE)
+
+
+def _met(scene: Scene, messages: list[dict], thinking: bool, n_turns: int, missing_share: float, plain) -> Dialogue:
+    """`missing_share`: of turns that need a tool where there are none; `plain`: skills without tools, with weights."""
+    rng, labels = scene.rng, {}
+    for _ in range(n_turns):
+        kinds, weights = zip(*(firsts.TOOLED if rng.random() < (0.7 if scene.tools else missing_share) else plain))
+        skill = rng.choices(kinds, weights)[0]
+        for message in skill(scene):
+            if message["role"] == "assistant":
+                labels[len(messages)] = skill.__name__
+            messages.append(message)
+    return Dialogue(messages, "thinking" if thinking else "chat", labels)
+
+
+def copying(rng: random.Random, words: type[Words] = Words) -> Dialogue:
     """One dialogue of copying only, for the start of training."""
-    scene, messages = Scene(rng, Words(rng, "train"), (), {}), []
+    scene, messages = Scene(rng, words(rng, "train"), (), {}), []
     for _ in range(rng.randint(1, 3)):
         messages += skills.recite(scene)
     return Dialogue(messages, "chat", {})

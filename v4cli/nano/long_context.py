@@ -24,7 +24,7 @@ from v4cli.nano.training_ops import TrainingOps
 LONGEST = 2**20
 STRETCHED = 0.75  # share of timelines whose positions jump
 MOST_JUMPS = 6
-TAUGHT_ROWS = 256  # tokens per timeline whose attention the indexers learn from
+PARTS = 4  # of a timeline: the early ones see fewer entries
 
 
 def trains(name: str) -> bool:
@@ -52,6 +52,8 @@ def graft(tensors: dict[str, Tensor]) -> None:
 class LongOps(TrainingOps):
     """Training ops with stretched positions and a loss for the indexers."""
 
+    taught_rows = 256  # tokens per timeline whose attention the indexers learn from
+
     def begin(self, ids: Tensor, filler: Tensor, rng: random.Random) -> None:
         """Draw this timeline's jumps, each between two turns, and the rows that the indexers learn from."""
         n, jumps = len(ids), torch.zeros(len(ids), dtype=torch.float64)
@@ -63,7 +65,7 @@ class LongOps(TrainingOps):
             jumps[place + 1] = round(size / sum(sizes) * n * (self.stretch - 1))
         self.filler = filler
         self.positions = (torch.arange(n) + jumps.cumsum(0)).float()
-        self.rows = torch.tensor(sorted(rng.sample(range(n), TAUGHT_ROWS)))
+        self.rows = torch.tensor(sorted(rng.sample(range(n), self.taught_rows)))
         self.losses: list[Tensor] = []
 
     def own_loss(self) -> Tensor:
@@ -89,14 +91,43 @@ class LongOps(TrainingOps):
         return super().attend(attn, q, turns, start, kv, selected)
 
     def attention(self, q, window, first, entries, visible, selected, sink, window_size):
-        if self.crowd is None:
-            return super().attention(q, window, first, entries, visible, selected, sink, window_size)
-        # log(c) on top of an entry's score counts it c times: one more dimension, in which only entries are not zero
-        d = q.shape[-1]
-        q = _widened(q * ((d + 1) / d) ** 0.5, torch.tensor((d + 1) ** 0.5))
-        entries, window = _widened(entries, self.crowd[:, None]), _widened(window, torch.tensor(0.0))
-        out = super().attention(q, window, first, entries, visible, selected, sink, window_size)
-        return out[..., :d]
+        """The same, of a whole timeline: N is a multiple of the window's size. Its blocks see themselves, the block
+        before and entries; few large products are several times as fast as many small ones."""
+        n, _, d = q.shape
+        width = window_size
+        blocks = window.new_zeros(width, d), *window.split(width)
+        pairs = torch.cat(blocks).unfold(0, 2 * width, width).mT  # (N / width, 2 * width, d)
+        hidden = self._hidden(n // width, width)
+        if entries is None:
+            return self._attend_blocks(q, pairs, hidden, sink)
+        # log(c) on top of an entry's score counts it c times.
+        late = torch.arange(len(entries)) >= visible[:, None]
+        later = self.crowd.masked_fill(late, -torch.inf).unflatten(0, (-1, width))  # (N / width, width, n)
+        out, per_part = [], max(1, len(pairs) // PARTS)
+        for i in range(0, len(pairs), per_part):
+            part = slice(i, i + per_part)
+            seen = max(1, int(visible[min(n, (i + per_part) * width) - 1]))
+            keys = torch.cat((pairs[part], entries[:seen].expand(len(pairs[part]), -1, -1)), 1)
+            mask = torch.cat((hidden[part], later[part, :, :seen]), -1)
+            out.append(self._attend_blocks(q[i * width : (i + per_part) * width], keys, mask, sink))
+        return torch.cat(out)
+
+    def _hidden(self, n_blocks: int, width: int) -> Tensor:
+        """0 where a row of a block sees a key of its two blocks, else -inf: (n_blocks, width, 2 * width)."""
+        age = torch.arange(width, 2 * width)[:, None] - torch.arange(2 * width)
+        hidden = torch.zeros(n_blocks, width, 2 * width).masked_fill((age < 0) | (age >= width), -torch.inf)
+        hidden[0, :, :width] = -torch.inf
+        return hidden
+
+    def _attend_blocks(self, q: Tensor, keys: Tensor, mask: Tensor, sink: Tensor) -> Tensor:
+        """q (b * w, H, d), keys (b, m, d), mask (b, w, m) added to scores -> (b * w, H, d). Heads are rows of one
+        product, as they share the keys."""
+        _, heads, d = q.shape
+        rows = q.reshape(len(keys), -1, d)  # (b, w * H, d)
+        scores = torch.matmul(rows * d**-0.5, keys.mT).unflatten(1, (-1, heads)) + mask[:, :, None]
+        sinks = sink[:, None].expand(*scores.shape[:2], -1, -1)
+        weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        return torch.matmul(weights.flatten(1, 2), keys).reshape(q.shape)
 
     def append_compressed(self, compressor, x, start, part):
         super().append_compressed(compressor, x.detach() if compressor.is_index else x, start, part)
@@ -118,18 +149,22 @@ class LongOps(TrainingOps):
         """Cross entropy between what the rows' heads attend to, summed, and the softmax of their index scores."""
         rows = self.rows[:, None]
         with torch.no_grad():
-            entries, window = kv.main.entries.view(), kv.window
+            entries, width = kv.main.entries.view(), attn.window
             hidden = torch.arange(len(entries)) >= (rows + 1) // attn.ratio
-            age = rows - torch.arange(len(window))
-            outside = (age < 0) | (age >= attn.window)
-            logits = torch.matmul(q, torch.cat((entries, window)).T) * attn.head_dim**-0.5  # (rows, H, n + N)
-            logits.masked_fill_(torch.cat((hidden, outside), 1)[:, None], -torch.inf)
+            places = rows - torch.arange(width)  # (rows, width) of the window
+            near = torch.matmul(q, kv.window[places.clamp_min(0)].mT).masked_fill((places < 0)[:, None], -torch.inf)
+            far = torch.matmul(q, entries.T).masked_fill(hidden[:, None], -torch.inf)  # (rows, H, n)
+            logits = torch.cat((far, near), -1) * attn.head_dim**-0.5
             logits = torch.cat((logits, attn.sink.expand(len(q), -1)[..., None]), -1)
             wanted = logits.softmax(-1)[..., : len(entries)].sum(1)
         scores = self.scores.masked_fill(hidden, -1e30).log_softmax(-1)
         return -(wanted * scores).sum() / wanted.sum()
 
 
-def _widened(x: Tensor, values: Tensor) -> Tensor:
-    """x (..., d) with one more dimension."""
-    return torch.cat((x, values.expand_as(x[..., :1])), -1)
+class WholeLongOps(LongOps):
+    """The same for a stage that trains everything: the routers are kept in balance, the indexers follow."""
+
+    taught_rows = 96
+
+    def balance(self) -> None:
+        TrainingOps.balance(self)

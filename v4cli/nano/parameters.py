@@ -33,14 +33,15 @@ class TrainableWeight(Weight):
 
 
 class Parameters:
-    """All tensors of a trunk, created from a seed; a weight source for model.weights.build."""
+    """All tensors of a trunk, or with `drafter` of its draft blocks alone, created from a seed; a weight source for
+    model.weights.build."""
 
-    def __init__(self, config, seed: int):
+    def __init__(self, config, seed: int, drafter: bool = False):
         generator = torch.Generator().manual_seed(seed)
         self.tensors: dict[str, Tensor] = {}
         self.weights: dict[str, TrainableWeight] = {}
-        for name, spec in expected_tensors(config, with_mtp=False).items():
-            if name.endswith(".scale"):
+        for name, spec in expected_tensors(config, with_mtp=drafter).items():
+            if name.endswith(".scale") or name.startswith("mtp.") != drafter:
                 continue
             shape = spec.shape
             if len(shape) == 2 and spec.dtype in OFFICIAL:
@@ -94,6 +95,8 @@ def initial(config, name: str, shape, generator) -> Tensor:
         return initial_hyper(config, leaf, shape, generator)
     if leaf == "weight" and name.endswith((".wo_b.weight", ".w2.weight")):
         return torch.zeros(shape)  # sublayers start silent, so that token identities lead the streams
+    if name.endswith(("markov_w2.weight", "confidence_head.proj.weight")):
+        return torch.zeros(shape)  # nothing is said of the next token yet, and every chance is a half
     if name == "embed.weight":
         # what all tokens share stands in for a bias: attention by position alone needs one, and copying needs that
         return torch.randn(shape, generator=generator) + torch.randn(shape[1:], generator=generator)

@@ -25,6 +25,17 @@ CONFIG = COMMON | {
     "vocab_size": VOCAB_SIZE,
 }
 
+# The drafter: a DSpark head on the frozen trunk. Its prompts stay those of the April release, which nano learned.
+DRAFTER = {
+    "compress_ratios": [*CONFIG["compress_ratios"], 0, 0, 0],
+    "num_nextn_predict_layers": 1,
+    "dspark_block_size": 5,
+    "dspark_noise_token_id": 2,
+    "dspark_target_layer_ids": [3, 4, 5],
+    "dspark_markov_rank": 64,
+    "prompt_contract": "april",
+}
+
 GENERATION_CONFIG = {
     "bos_token_id": 0,
     "eos_token_id": 1,
@@ -35,5 +46,10 @@ GENERATION_CONFIG = {
 
 
 def config() -> V4Config:
-    """nano's validated config."""
+    """nano's validated config, without drafter."""
     return V4Config.from_dict(CONFIG)
+
+
+def config_with_drafter() -> V4Config:
+    """nano's validated config as it ships."""
+    return V4Config.from_dict(CONFIG | DRAFTER)

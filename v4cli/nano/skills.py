@@ -16,6 +16,7 @@ class Scene:
     words: Words
     tools: tuple[str, ...]
     facts: dict[str, str]
+    held_out: bool = False  # whether wordings are drawn that training never sees (firsts.py)
 
 
 def user(text: str) -> dict:

@@ -1,4 +1,4 @@
-"""Train nano through the differentiable reference ops: `python -m v4cli.nano.train --stage start`, `polish`, `long`.
+"""Train nano through the differentiable reference ops: `python -m v4cli.nano.train --stage start`, `polish` …
 
 In: a seed. Out: v4cli/nano/checkpoint in the official format, and a CSV log of the loss. A batch is one timeline; the
 loss covers only what the assistant writes. stages.py says what each stage learns.
@@ -38,8 +38,9 @@ def batch_loss(model: V4, ids: torch.Tensor, targets: torch.Tensor) -> torch.Ten
 
 
 def learning_rate(step: int, stage: Stage) -> float:
-    """Linear warm-up, constant, then linear decay to zero over the second half."""
-    return stage.peak_lr * min(1.0, (step + 1) / WARMUP_STEPS, 2 * (stage.steps - step) / stage.steps)
+    """Linear warm-up, constant, then linear decay to zero over the second half, unless the stage goes on in another."""
+    ending = 2 * (stage.steps - step) / stage.steps if stage.decays else 1.0
+    return stage.peak_lr * min(1.0, (step + 1) / WARMUP_STEPS, ending)
 
 
 def starting_point(stage: Stage, seed: int, out: Path) -> Parameters:
@@ -53,7 +54,7 @@ def starting_point(stage: Stage, seed: int, out: Path) -> Parameters:
 
 
 def train(stage: Stage, seed: int, log_path: Path, out: Path) -> None:
-    """One stage; writes a checkpoint at every 200th step and at the end."""
+    """One stage; writes a checkpoint at every 100th step and at the end."""
     torch.manual_seed(seed)
     tokenizer = Tokenizer.from_file(out / "tokenizer.json")
     parameters = starting_point(stage, seed, out)
@@ -92,7 +93,7 @@ def train(stage: Stage, seed: int, log_path: Path, out: Path) -> None:
             if step % 10 == 0:
                 file.flush()
                 print(f"step {step}/{stage.steps} loss {loss:.4f} {tokens / elapsed:.0f} tok/s", flush=True)
-            if step % 200 == 199 or step + 1 == stage.steps:
+            if step % 100 == 99 or step + 1 == stage.steps:
                 export(parameters, out)
 
 

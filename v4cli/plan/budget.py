@@ -1,20 +1,21 @@
 """What a memory budget means for one model: what is held, how many experts stay, or that it cannot be run in it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from v4cli.errors import ResourceError
 from v4cli.model.config import V4Config
 from v4cli.model.schema import TensorSpec
 from v4cli.plan import cost
 from v4cli.plan.ledger import Ledger
+from v4cli.plan.memory import CONTEXT
 from v4cli.plan.placement import PINNED_KV, Budget, Needs, Plan, make_plan, shortage
 
-CONTEXT = 32_768  # tokens whose KV state is planned for
 SHARE = 0.9  # of the RAM that is free, by default; the rest is for everything else
 VRAM_SHARE = 0.98  # of the VRAM
 SPEED = 1.0  # of any tier: this plan is about room, not time
 WEIGHTS = ("dense", "head", "embed")  # what of a model is not its experts
+DRAFTS = "draft blocks"  # and what guesses tokens for it
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Residence:
     ledger: Ledger
 
 
-def residence(config: V4Config, tensors: Mapping[str, TensorSpec], ram: int) -> Residence:
-    """Place a store's tensors in `ram` bytes. ResourceError, with what would fit, if that is impossible."""
+def residence(config: V4Config, tensors: Mapping[str, TensorSpec], ram: int, drafts: int = 0) -> Residence:
+    """Place a store's tensors in `ram` bytes, beside so many of draft blocks. ResourceError, with what would fit, if
+    that is impossible."""
     needs = cost.at_context(cost.needs(config, tensors), config, min(CONTEXT, config.max_position_embeddings))
-    budget = Budget(ram, 0, SPEED, SPEED, SPEED)
+    budget = Budget(ram - drafts, 0, SPEED, SPEED, SPEED)
     missing = shortage(needs, budget)
     if missing > 0:
         least = -(-(ram + missing) >> 20)
@@ -37,13 +39,16 @@ def residence(config: V4Config, tensors: Mapping[str, TensorSpec], ram: int) -> 
             f"--ram {least}M",
         )
     plan = make_plan(needs, budget)
-    return Residence(plan, ledger_of(plan, needs))
+    ledger = ledger_of(plan, needs)
+    if drafts:
+        ledger = replace(ledger, budget=ram, weights={**ledger.weights, DRAFTS: drafts})
+    return Residence(plan, ledger)
 
 
 def ledger_of(plan: Plan, needs: Needs) -> Ledger:
     """What the RAM of a plan holds, as a ledger."""
     holds = plan.ram.holds
-    spare = needs.spare if plan.resident < 1 else 0
+    spare, staging = (needs.spare, needs.staging) if plan.resident < 1 else (0, 0)
     return Ledger(
         budget=plan.ram.budget or 0,
         weights={name: holds[name] for name in WEIGHTS if name in holds},
@@ -51,6 +56,7 @@ def ledger_of(plan: Plan, needs: Needs) -> Ledger:
         slot=needs.slot,
         slots=holds.get("experts", 0) // needs.slot + spare,
         spare=spare,
+        staging=staging,
         kv=holds.get("KV", 0) + holds.get(PINNED_KV, 0),
         points=holds.get("rewind points", 0),
         pinned=holds.get("pinned", 0),

@@ -5,6 +5,7 @@ What depends on quantization takes the tensors as they are stored: `expected_ten
 checkpoint, `stored_tensors(layout(config, quant))` for a store.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,8 @@ from v4cli.model.schema import TensorSpec, expected_tensors
 from v4cli.plan import memory
 from v4cli.plan.memory import CHUNK, FEW, kv_entry
 from v4cli.plan.placement import Needs, Use
-from v4cli.store.store import PAGE, Part
+from v4cli.store.parts import PAGE, Part, lay_out
+from v4cli.store.recipe import Recipe, formats_by
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,20 @@ def _component(name: str) -> str:
 
 def parameters(config: V4Config) -> Parameters:
     """Total and active values of the trunk; the token-to-expert tables are not parameters."""
+    few, more = _few_experts(config)
+    one, two = map(_counts, few)
+    counts = {name: n + more * (two[name] - n) for name, n in one.items()}
+    used = counts["experts"] * config.num_experts_per_tok // config.n_routed_experts
+    return Parameters(sum(counts.values()), counts["dense"] + counts["head"] + used)
+
+
+def _counts(config: V4Config) -> dict[str, int]:
+    """Values by component, each tensor looked at."""
     counts = {"experts": 0, "embed": 0, "head": 0, "dense": 0}
     for name, spec in expected_tensors(config, with_mtp=False).items():
         if spec.dtype != "I64":
             counts[_component(name)] += spec.n_values
-    used = counts["experts"] * config.num_experts_per_tok // config.n_routed_experts
-    return Parameters(sum(counts.values()), counts["dense"] + counts["head"] + used)
+    return counts
 
 
 def stored_tensors(parts: Mapping[str, Part]) -> dict[str, TensorSpec]:
@@ -86,14 +96,16 @@ def payload_bytes(tensors: Mapping[str, TensorSpec]) -> PayloadBytes:
     return PayloadBytes(**totals, n_tensors=len(tensors))
 
 
-def largest_expert(tensors: Mapping[str, TensorSpec]) -> int:
-    """Bytes of the trunk's largest routed expert: they may differ in formats, and a place in memory holds any."""
-    sizes: dict[str, int] = {}
+def slot_sizes(tensors: Mapping[str, TensorSpec]) -> list[tuple[int, int]]:
+    """The routed experts of the trunk by their formats: how many have the same, and the bytes of memory that one takes,
+    whole pages."""
+    experts: dict[str, tuple[TensorSpec, ...]] = {}
     for name, spec in tensors.items():
         if _component(name) == "experts":
             expert = name.rsplit(".", 2)[0]
-            sizes[expert] = sizes.get(expert, 0) + spec.nbytes
-    return max(sizes.values(), default=0)
+            experts[expert] = (*experts.get(expert, ()), spec)
+    kinds = Counter(experts.values())
+    return [(count, -(-sum(spec.nbytes for spec in kind) // PAGE) * PAGE) for kind, count in kinds.items()]
 
 
 def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
@@ -106,14 +118,16 @@ def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
             read = 0 if name.endswith("tid2eid") else spec.nbytes  # of a table one row is read: next to nothing
             before = dense.get(block, Use(0, 0))
             dense[block] = Use(before.held + spec.nbytes, before.read + read)
-    n_experts = config.num_hidden_layers * config.n_routed_experts
+    n_experts, slots = config.num_hidden_layers * config.n_routed_experts, slot_sizes(tensors)
+    held = sum(count * size for count, size in slots)
     bare = Needs(
         dense=tuple(dense.values()),
         head=payload.head,
         embed=Use(payload.embed, payload.embed // config.vocab_size),
         draft=payload.mtp,
         expert=payload.experts // n_experts,
-        slot=-(-largest_expert(tensors) // PAGE) * PAGE,
+        slot=-(-held // n_experts),
+        kinds=tuple(size for _, size in slots),
         n_experts=n_experts,
         experts_per_token=config.num_hidden_layers * config.num_experts_per_tok,
         experts_at_once=config.num_experts_per_tok,
@@ -125,6 +139,33 @@ def needs(config: V4Config, tensors: Mapping[str, TensorSpec]) -> Needs:
         scratch=0,
     )
     return at_context(bare, config, 0)
+
+
+def needs_of_release(config: V4Config, recipe: Recipe, with_mtp: bool = False) -> Needs:
+    """The same of a store by a recipe that names no expert by its number, without a list of its tensors: two models
+    with few experts tell how much each adds."""
+    few, more = _few_experts(config)
+    one, two = (needs(c, _stored_by(recipe, c, with_mtp)) for c in few)
+
+    def extended(a: int, b: int) -> int:
+        return a + more * (b - a)
+
+    dense = tuple(Use(extended(a.held, b.held), extended(a.read, b.read)) for a, b in zip(one.dense, two.dense))
+    count = config.num_hidden_layers * config.n_routed_experts
+    draft, point = extended(one.draft, two.draft), memory.most_point_bytes(config)
+    return at_context(replace(one, dense=dense, n_experts=count, draft=draft, point=point), config, 0)
+
+
+def _stored_by(recipe: Recipe, config: V4Config, with_mtp: bool) -> dict[str, TensorSpec]:
+    official = expected_tensors(config, with_mtp)
+    return stored_tensors(lay_out(official, formats_by(recipe, official)))
+
+
+def _few_experts(config: V4Config) -> tuple[list[V4Config], int]:
+    """The config with so few experts that it is quick to list, and with one more in each layer; how many more than in
+    the first it has."""
+    few = [replace(config, n_routed_experts=config.num_experts_per_tok + n) for n in (0, 1)]
+    return few, config.n_routed_experts - config.num_experts_per_tok
 
 
 def at_context(bare: Needs, config: V4Config, n_tokens: int, sessions: int = 1) -> Needs:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from v4cli.model.config import V4Config
 from v4cli.plan.cost import selects
 
+STEPS = 16
 V32_KV_BYTES_PER_TOKEN = 61 * (656 + 132)
 
 
@@ -56,6 +57,15 @@ def flops(config: V4Config, n_tokens: int) -> Flops:
     )
 
 
+def routed_share(config: V4Config) -> float:
+    """Of the weight bytes that a decoded token reads, those of its routed experts: FP4 as they are, all else int8."""
+    f, c = flops(config, 0), config
+    routed = 6 * c.hidden_size * c.moe_intermediate_size * c.num_experts_per_tok * c.num_hidden_layers
+    others = f.linear + f.compressor + f.indexer_projection + f.ffn + f.head - routed
+    fp4, int8 = 1 / 2 + 1 / 32, 1 + 2 / 32
+    return fp4 * routed / (fp4 * routed + int8 * others)
+
+
 def token_macs(config: V4Config, n_tokens: int) -> float:
     """Multiply-adds of one prefilled token at `n_tokens` of context, head left out."""
     f = flops(config, n_tokens)
@@ -63,6 +73,19 @@ def token_macs(config: V4Config, n_tokens: int) -> float:
     if selects(config, n_tokens):
         work += f.indexer_projection + f.indexer_scores
     return work / 2
+
+
+def prefill_macs(config: V4Config, begin: int, end: int) -> float:
+    """The same of all tokens from `begin` to `end`, as a sum over the middles of STEPS parts."""
+    step = (end - begin) / STEPS
+    return step * sum(token_macs(config, int(begin + (i + 0.5) * step)) for i in range(STEPS))
+
+
+def prefill_s_left(config: V4Config, begin: int, done: int, total: int, seconds: float) -> float | None:
+    """Seconds that a prefill from `begin` to `total` tokens has still to go if it came to `done` in `seconds`: by the
+    work that is left. None before anything is done."""
+    work = prefill_macs(config, begin, done)
+    return seconds * prefill_macs(config, done, total) / work if work else None
 
 
 def _keys(config: V4Config, ratio: int, n_tokens: int) -> float:

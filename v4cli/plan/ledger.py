@@ -13,9 +13,9 @@ RUNTIME = 256 << 20  # interpreter, libraries, tokenizer, what the allocator kee
 
 @dataclass(frozen=True)
 class Ledger:
-    """Bytes of RAM of a process. `weights` by component; `slots` of `slot` bytes each hold experts, `spare` of them
-    those on their way, none if all experts fit; `kv` and `points` are those of all sessions together; `pinned`: what a
-    GPU sees too."""
+    """Bytes of RAM of a process. `weights` by component; `slots` of on average `slot` bytes hold experts, `spare` of
+    them, `staging` bytes in all, those on their way, none if all experts fit; `kv` and `points` are those of all
+    sessions together; `pinned`: what a GPU sees too."""
 
     budget: int
     weights: Mapping[str, int]
@@ -23,6 +23,7 @@ class Ledger:
     slot: int
     slots: int
     spare: int
+    staging: int
     kv: int
     points: int
     runtime: int = RUNTIME
@@ -35,7 +36,7 @@ class Ledger:
             "runtime": self.runtime,
             **self.weights,
             "scratch": self.scratch,
-            "staging": self.spare * self.slot,
+            "staging": self.staging,
             "experts": (self.slots - self.spare) * self.slot,
             "KV": self.kv,
             "rewind points": self.points,

@@ -1,7 +1,7 @@
 """What computing takes besides weights on the cpu backend, from a config alone: sessions, and scratch of a step.
 
 A session's bytes are those of its arrays (v4kernels/cpu/state.py) to the byte, a step's scratch is an upper bound;
-tests compare both with what is really allocated. Of GPUs' layouts nothing is known yet: these figures stand for them.
+tests compare both with what is really allocated, and so the memory of a card.
 """
 
 from v4kernels.cpu import CpuOps
@@ -23,8 +23,9 @@ SELECTED_ROWS, KEY_BLOCK = 256, 32  # rows that select at a time, and of these, 
 SPLIT_KEYS, SPLIT_HEADS, FEW_QUERIES = 256, 32, 8  # of attention: keys and heads of a partial result; rows that split
 SLOTS = 4096  # pairs of rows and experts that the kernels compute at a time
 FEW_ROWS, JOBS = 8, 4  # rows that a card decodes in one graph; jobs of its experts on their way to the CPU
-MOST_CHUNK, WORK_SHARE = 8192, 0.15  # rows of a prefill on a card; of its memory, that they may work in
-TILES = 128 << 20  # of a card: results of some of the rows at a time
+CONTEXT = 32_768  # tokens of a session that are planned for unless others are asked for
+MOST_CHUNK, WORK_SHARE = 8192, 0.16  # rows of a prefill on a card; of its memory, that they may work in
+TILES, TILE = 128 << 20, 64  # of a card: bytes for attention of some of the rows at a time, which are so many or more
 RECORD_ROW = 32 << 10  # bytes of a step's record for each row: its place, its embedding, its turns
 SLACK = 1 << 20  # of a step: small arrays
 
@@ -91,8 +92,8 @@ def most_point_bytes(config: V4Config) -> int:
 
 
 def logits_bytes(config: V4Config) -> int:
-    """Logits of the last token, those of the step that makes the next."""
-    return 2 * FP32 * config.vocab_size
+    """Logits of the last token, those of the step that makes the next: of each row, where tokens are guessed."""
+    return (1 + FEW) * FP32 * config.vocab_size
 
 
 # -- a card --------------------------------------------------------------------------------------------------------
@@ -104,17 +105,58 @@ def pinned_bytes(config: V4Config) -> int:
     return JOBS * job_dtype(pairs, config.hidden_size).itemsize + FEW_ROWS * RECORD_ROW
 
 
-def card_work_bytes(config: V4Config, rows: int) -> int:
-    """Memory of a card that a prefill of so many rows at a time works in: what is kept of every row, and tiles."""
-    c = config
-    experts = c.num_experts_per_tok * FP32 * (c.hidden_size + 3 * c.moe_intermediate_size)
-    return rows * (FP32 * (c.hc_mult + 6) * c.hidden_size + experts + FP32 * c.n_routed_experts) + TILES
+def record_bytes(config: V4Config, rows: int) -> int:
+    """What the host says of the rows of a step, in memory that both see."""
+    return rows * (FP32 * config.hidden_size + RECORD_ROW // 8)
+
+
+def card_work_bytes(config: V4Config, rows: int, n_tokens: int) -> int:
+    """Memory of a card that steps up to n_tokens of context work in, a prefill of so many rows at a time: what is kept
+    of every row, and of attention, whose memory layers of one ratio share, tiles. Steps of few rows have memory of
+    their own, for the longest context, as they are recorded."""
+    heads = config.num_attention_heads * config.head_dim
+    kinds = sorted(set(ratios(config)))
+    tiles = {ratio: _attended_bytes(config, ratio, n_tokens) for ratio in kinds}
+    tile_rows = {ratio: min(-(-rows // TILE) * TILE, _tile_rows(each + 16 * heads)) for ratio, each in tiles.items()}
+    attention = sum(tile_rows[ratio] * each for ratio, each in tiles.items()) + 16 * heads * max(tile_rows.values())
+    most = config.max_position_embeddings
+    few = sum(_attended_bytes(config, ratio, most, few=True) for ratio in kinds) + 16 * heads + FP32 * config.vocab_size
+    return rows * _card_row_bytes(config) + attention + FEW_ROWS * (few + _card_row_bytes(config)) + SLACK
+
+
+def _card_row_bytes(config: V4Config) -> int:
+    """What a card keeps of each row of a step, attention left out."""
+    c, k = config, config.num_experts_per_tok
+    streams = FP32 * (c.hc_mult + 6) * c.hidden_size  # sublayers' inputs and results, the record's embedding
+    quantized = round(2 * ACTS * c.hidden_size)
+    fed = FP32 * 2 * 2 * (2 * c.head_dim + c.index_head_dim) + FP32 * c.head_dim + kv_entry(c)
+    routing = FP32 * 2 * c.n_routed_experts + 12 * k
+    experts = FP32 * k * c.hidden_size + round((k + 1) * (2 * FP32 + ACTS) * c.moe_intermediate_size)
+    return streams + quantized + fed + routing + experts + RECORD_ROW // 8
+
+
+def _attended_bytes(config: V4Config, ratio: int, n_tokens: int, few: bool = False) -> int:
+    """Scores, weights and partial results of a row in a layer of that ratio; `few`: of steps that always choose."""
+    c, entries = config, n_tokens // ratio if ratio else 0
+    chosen = ratio == OVERLAPPED and (few or entries > c.index_topk)
+    keys = -(-(c.sliding_window + (c.index_topk if chosen else entries)) // SPLIT_KEYS) * SPLIT_KEYS
+    each = keys * c.num_attention_heads * 2 * FP32
+    each += FP32 * keys // SPLIT_KEYS * c.num_attention_heads * (c.head_dim + 6)
+    if chosen:
+        scored = 2 * max(16, c.index_n_heads) * c.index_head_dim
+        each += FP32 * entries + FP32 * c.index_n_heads * c.index_head_dim + scored
+    return each
+
+
+def _tile_rows(each: int) -> int:
+    """Rows that go through attention at a time, of so many bytes each."""
+    return max(TILE, TILES // each // TILE * TILE)
 
 
 def card_chunk(config: V4Config, vram: int) -> int:
     """Rows of a prefill at a time that suit a card with so much memory: what they work in is a small part of it."""
     rows = MOST_CHUNK
-    while rows > CHUNK and card_work_bytes(config, rows) > vram * WORK_SHARE:
+    while rows > CHUNK and card_work_bytes(config, rows, CONTEXT) > vram * WORK_SHARE:
         rows //= 2
     return rows
 

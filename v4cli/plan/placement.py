@@ -19,6 +19,7 @@ from v4cli.plan.hits import EVEN, EXPONENT, served
 from v4cli.plan.ledger import RUNTIME
 from v4cli.plan.memory import POINTS
 
+EVERYTHING = 1 << 60  # bytes, that any model fits in
 LEAST_POINTS = 2  # of a session: one that is kept, and the one that the step in progress goes back to if it fails
 PINNED_KV = "pinned KV"  # of Tier.holds: entries that a token chooses from, in RAM that a card sees
 VRAM_RUNTIME = 600_000_000  # driver context, kernels, graphs
@@ -42,8 +43,9 @@ class Needs:
     head: int
     embed: Use
     draft: int  # draft blocks: on disk, not used
-    expert: int  # one routed expert
-    slot: int  # the memory that one takes
+    expert: int  # one routed expert, on average
+    slot: int  # the memory that one takes, on average
+    kinds: tuple[int, ...]  # of experts that differ in formats: the memory that one takes
     n_experts: int  # in all layers
     experts_per_token: int  # in all layers
     experts_at_once: int  # in one layer
@@ -56,13 +58,13 @@ class Needs:
 
     @property
     def staging(self) -> int:
-        """Room for two layers' experts on their way from the SSD."""
-        return self.spare * self.slot
+        """Room for two layers' experts on their way from the SSD, whatever their kind."""
+        return sum(2 * self.experts_at_once * slot for slot in self.kinds)
 
     @property
     def spare(self) -> int:
         """Slots for experts on their way."""
-        return 2 * self.experts_at_once
+        return 2 * self.experts_at_once * len(self.kinds)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,11 @@ def make_plan(needs: Needs, budget: Budget, exponent: float = EXPONENT) -> Plan:
     return plan
 
 
+def in_memory(needs: Needs) -> int:
+    """Bytes of RAM within which, without a card, nothing of a model but its draft blocks is left on the SSD."""
+    return make_plan(needs, Budget(EVERYTHING, 0, 1.0, 1.0, 1.0)).ram.held
+
+
 def shortage(needs: Needs, budget: Budget) -> int:
     """Bytes of RAM missing; 0 or less if the model can run."""
     return _place(needs, budget, EXPONENT)[1]
@@ -182,13 +189,19 @@ def _always(needs: Needs, kv_host: bool) -> dict[str, Use]:
 
 
 def _place(needs: Needs, budget: Budget, exponent: float) -> tuple[Plan, int]:
+    """The plan, and bytes of RAM missing. Where all experts are in memory none is on its way."""
+    plan, missing = _placed(needs, budget, exponent, 0)
+    return (plan, missing) if missing <= 0 and plan.resident == 1 else _placed(needs, budget, exponent, needs.staging)
+
+
+def _placed(needs: Needs, budget: Budget, exponent: float, staging: int) -> tuple[Plan, int]:
     vram = Tier("VRAM", budget.vram, budget.vram_speed)
     ram = Tier("RAM", budget.ram, budget.ram_speed)
     ssd = Tier("SSD", None, budget.ssd_speed)
     uses = card_shortage(needs, budget) <= 0
     ram.put("runtime", RUNTIME, 0)
     ram.put("scratch", needs.scratch, 0)
-    ram.put("staging", needs.staging, 0)
+    ram.put("staging", staging, 0)
     if uses:
         ram.put("pinned", needs.pinned + VRAM_STAGING, 0)
         if budget.kv_host:

@@ -8,14 +8,18 @@ few rows need it, computed by the CPU; reading those that are on the SSD.
 
 from dataclasses import dataclass
 
+from v4kernels.tree import OVERLAPPED, Kind
+
 from v4cli.model.config import V4Config
 from v4cli.plan.cards import Card
 from v4cli.plan.cost import selects
 from v4cli.plan.flops import flops
 from v4cli.plan.placement import Needs, Plan
 
-HAND_OVER_S = 8e-6  # of a layer: its misses to the CPU and the results back
-NODE_S, NODES = 1.16e-6, 14  # of a launch within a step's graph; launches of a layer
+HAND_OVER_S = 8e-6  # of a layer: its misses to the CPU and the results back, by two launches
+NODE_S = 1.16e-6  # of a launch within a step's graph
+NODES = {Kind.WINDOW: 19, Kind.CSA: 20, Kind.HCA: 19}  # launches of a layer, but for choices among entries
+CHOICE = 4096  # scores of which one program chooses
 SAMPLING_S = 0.4e-3  # of 129,280 logits, by the kernel library
 FP32_SHARE = 0.27  # of a card's fp32 operations that attention reaches, whose sums have an order
 INDEX_RATE = 3.1  # index scores take four products an instruction, and reach this much of the fp32 operations
@@ -41,10 +45,26 @@ def decode_s(plan: Plan, config: V4Config, n_tokens: int, rates: Rates) -> float
     always = (vram["dense"] + vram["head"] + vram["KV"]) / card.read + ram.get("pinned KV", 0.0) / card.link
     misses = ram.get("experts", 0.0) / rates.cpu + plan.ssd.reads.get("experts", 0.0) / rates.ssd
     experts = max(vram.get("experts", 0.0) / card.read, misses)
-    fixed = layers * (HAND_OVER_S + NODES * NODE_S) + rates.sampling_s
+    fixed = layers * HAND_OVER_S + launches(config, n_tokens) * NODE_S + rates.sampling_s
     attention = work.attention / (FP32_SHARE * card.fp32)
     index = work.indexer_scores / (INDEX_RATE * card.fp32) if selects(config, n_tokens) else 0.0
     return always + experts + fixed + attention + index
+
+
+def launches(config: V4Config, n_tokens: int) -> int:
+    """Of a decoded token in all layers, where contexts may have n_tokens: graphs are made for that."""
+    kinds = [Kind.of(ratio) for ratio in config.compress_ratios[: config.num_hidden_layers]]
+    return sum(NODES[kind] for kind in kinds) + kinds.count(Kind.CSA) * choices(
+        n_tokens // OVERLAPPED, config.index_topk
+    )
+
+
+def choices(n: int, top: int) -> int:
+    """Launches that choose `top` of n scores: each leaves so many of every CHOICE."""
+    count = 1
+    while n > CHOICE:
+        n, count = -(-n // CHOICE) * top, count + 1
+    return count
 
 
 def prefill_s(plan: Plan, needs: Needs, config: V4Config, n_tokens: int, rates: Rates, chunk: int) -> float:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from v4cli import files, jsonfile
+from v4cli import files, jsonfile, system
 from v4cli.errors import SnapshotError, UsageError
 from v4cli.model.config import V4Config
 from v4cli.model.state import Checkpoint, State
@@ -82,11 +82,13 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     are not in the file, and in headers of any length."""
     end, at = os.fstat(file.fileno()).st_size, 0
     while at + tarfile.BLOCKSIZE <= end:
-        block = os.pread(file.fileno(), tarfile.BLOCKSIZE, at)
+        block = bytearray(tarfile.BLOCKSIZE)
+        if system.read_at(file.fileno(), block, at) < len(block):
+            raise ValueError("a header is cut off")
         if not any(block):
             return
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            info = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ValueError(str(error)) from None
         start = at + tarfile.BLOCKSIZE
@@ -103,7 +105,7 @@ def _piece(file: BinaryIO, at: int, size: int) -> bytearray:
     if size > kvfile.MAX_BYTES:
         raise ValueError(f"a member of {size} bytes")
     data = bytearray(size)
-    if os.preadv(file.fileno(), [data], at) != size:
+    if system.read_at(file.fileno(), data, at) != size:
         raise ValueError("a member is cut off")
     return data
 

@@ -23,7 +23,7 @@ from v4cli.errors import SnapshotError
 
 FORMAT = "v4cli kv 2"  # the number counts up when older files can no longer be read
 MARK, ZEROS = b'"crc32":"', b"00000000"
-DTYPES = {"U8": np.uint8, "I16": np.int16, "F32": np.float32}
+DTYPES = {"U8": np.uint8, "I16": np.int16, "I32": np.int32, "F32": np.float32}
 MAX_HEADER = 1 << 24
 MAX_BYTES = 1 << 28  # of a file; a chunk of Pro takes 5 MB, in fp32 16 times as much
 

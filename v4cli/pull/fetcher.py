@@ -8,7 +8,7 @@ from typing import Protocol
 
 from v4cli.pull.hub import Source
 from v4cli.pull.sizes import Plan, Work
-from v4cli.store.store import Part
+from v4cli.store.parts import Part
 
 JOIN_S = 0.1  # how long an interrupted pull waits for its downloads to notice
 

@@ -356,7 +356,7 @@ class Target:
     """What the user asked to pull."""
 
     name: str  # of the store, unless the user gives another
-    place: str | Path  # repository, or folder
+    place: str | Path  # repository, or folder or GGUF file
     revision: str | None = None
 
     def open(self) -> Source:
@@ -364,7 +364,7 @@ class Target:
 
 
 def parse_target(text: str, revision: str | None = None) -> Target:
-    """NAME, ORG/REPO[@REV] or a folder (./NAME where both exist). UsageError if it is none of them."""
+    """NAME, ORG/REPO[@REV], a folder (./NAME where both exist) or a GGUF file. UsageError if it is none of them."""
     short, at, given = text.partition("@")
     if given and revision and given != revision:
         raise UsageError(f"two revisions, {given} and {revision}", "drop --revision")
@@ -375,6 +375,8 @@ def parse_target(text: str, revision: str | None = None) -> Target:
         if revision:
             raise UsageError("a folder has no revisions", "drop --revision")
         return Target("nano-store" if text == "nano" else kinds.model_name(folder), folder)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return Target(folder.stem, folder)
     if folder.exists():
         raise kinds.not_a_folder(folder)
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", short) and (not at or given):

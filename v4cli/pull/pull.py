@@ -24,6 +24,9 @@ from v4cli.pull.repack import repack
 from v4cli.pull.sizes import Plan, Work, intact, open_manifest, unfinished
 from v4cli.pull.transfer import AGAIN
 from v4cli.store import store
+from v4cli.store.calibration import Calibration
+from v4cli.store.recipe import RECIPES, Named
+from v4cli.store.record import expert_bits
 from v4cli.store.store import MANIFEST, MANIFEST_COPY, NEEDED, SMALL, Manifest, is_store
 from v4cli.store.verify import NO_READERS, Readers
 
@@ -34,25 +37,30 @@ REPAIR = ".repair"  # the same while a part of a finished store is made again
 def pull(
     source: Source,
     dest: Path,
-    quant: str | None = None,
+    recipe: Named | None = None,
     *,
     reporter: Reporter,
     jobs: int = 4,
     keep_source: bool = False,
     only: str | None = None,
+    drafts: bool = True,
     readers: Readers = NO_READERS,
+    calibration: Calibration | None = None,
 ) -> Plan | None:
     """Make the store `dest` of `source`, or go on making it; None if there was nothing to do.
 
-    `quant` defaults to what the store is, else native; `only` names one part or small file to make again. `readers`
+    `recipe` defaults to that of the store, else native; `only` names one part or small file to make again. Without
+    `drafts` the blocks that guess tokens are left out, as they are of a store that was begun so. `readers`
     open small files, by name, as whoever runs the model will; they raise ModelError before anything is converted.
+    A `calibration` says how experts are rounded to low bits, and stays that of the store.
     Another pull into the same folder is waited for. Interrupted, NetworkError, ModelError, ResourceError, UsageError:
     what is finished stays, and the same call goes on; of a pull that had not come to anything nothing stays.
     """
     try:
         with lock(dest, reporter):
             repack(dest, reporter, jobs)
-            return _Pull(source, dest, quant, reporter, jobs, keep_source, only, readers).run()
+            job = _Pull(source, dest, recipe, reporter, jobs, keep_source, only, drafts, readers, calibration)
+            return job.run()
     except KeyboardInterrupt:
         raise Interrupted("interrupted", AGAIN) from None
     except OSError as problem:
@@ -64,17 +72,18 @@ def pull(
 def plan_pull(
     source: Source,
     dest: Path,
-    quant: str | None = None,
+    recipe: Named | None = None,
     *,
     reporter: Reporter,
     jobs: int = 4,
     keep_source: bool = False,
     only: str | None = None,
+    drafts: bool = True,
     readers: Readers = NO_READERS,
 ) -> Plan:
     """What `pull` would do now. Fetches small files and headers, changes nothing."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = _Pull(source, dest, quant, reporter, jobs, keep_source, only, readers)
+        job = _Pull(source, dest, recipe, reporter, jobs, keep_source, only, drafts, readers)
         return job.plan(Work([], {}, jobs)) if job.is_done() else job.plan(job.work(Path(scratch)))
 
 
@@ -101,18 +110,22 @@ def lock(dest: Path, reporter: Reporter) -> Iterator[None]:
 class _Pull:
     """One run of `pull`: a store, its source, and what is known about both."""
 
-    def __init__(self, source: Source, dest: Path, quant, reporter, jobs: int, keep_source: bool, only, readers):
+    def __init__(
+        self, source: Source, dest: Path, recipe, reporter, jobs: int, keep_source: bool, only, drafts: bool, readers,
+        calibration: Calibration | None = None,
+    ):  # fmt: skip
         self.source, self.dest, self.reporter = source, Path(dest), reporter
-        self.jobs, self.only, self.readers = jobs, only, readers
+        self.jobs, self.only, self.readers, self.drafts = jobs, only, readers, drafts
+        self.calibration = calibration
         self.ours = is_store(dest) or not self.dest.exists()  # the folder itself, not only what is put into it
-        self.manifest = self.begin(quant)
+        self.manifest = self.begin(recipe)
         kept = self.manifest.complete and (self.dest / STAGING).exists()  # else it went before that was written
         self.keep_source = keep_source or kept
         self.staging = self.dest / (REPAIR if self.manifest.complete and only and not kept else STAGING)
         self.official: Official | None = None  # once it was read
 
-    def begin(self, quant: str | None) -> Manifest:
-        """The manifest of the store if it has the same source and quantization, or a new one."""
+    def begin(self, recipe: Named | None) -> Manifest:
+        """The manifest of the store if it has the same source and recipe, or a new one."""
         dest, source = self.dest, self.source
         manifest = open_manifest(dest)
         if manifest is None:
@@ -121,12 +134,21 @@ class _Pull:
                 raise UsageError(f"{dest}: not a store, and not empty", "choose another name or folder")
             if self.only:
                 raise UsageError(f"{dest}: no store to repair", "pull without --part")
-            return Manifest(quant or "native", False, {"repo": source.repo, "revision": source.revision, "files": {}})
+            recipe = recipe or RECIPES["native"]
+            about = {"repo": source.repo, "revision": source.revision, "files": {}}
+            if self.calibration is not None:
+                about["calibration"] = self.calibration.record
+            return Manifest(recipe.name, False, about, recipe=recipe.data)
         if manifest.layout != store.LAYOUT:
             raise ModelError(f"{dest.name} has layout {manifest.layout}", "v4 pull without --dry-run repacks it")
         hint = f"choose another name or folder, or first: v4 rm {dest.name}"
-        if quant not in (None, manifest.quant):
-            raise UsageError(f"{dest.name} is {manifest.quant}, not {quant}", hint)
+        if recipe is not None and recipe.name != manifest.quant:
+            raise UsageError(f"{dest.name} is {manifest.quant}, not {recipe.name}", hint)
+        if recipe is not None and manifest.named and recipe.rules != manifest.named.rules:
+            raise UsageError(f"{dest.name} is by another recipe called {recipe.name}", hint)
+        self.calibration = self._same_calibration(manifest, hint)
+        if not self.drafts and manifest.with_mtp:
+            raise UsageError(f"{dest.name} has the blocks that --no-drafts leaves out", hint)
         repo, revision = manifest.source["repo"], manifest.source["revision"]
         if repo == source.repo:
             source.pin(revision)
@@ -135,6 +157,18 @@ class _Pull:
             message = f"{dest.name} was made from {repo} {revision[:20]}, this is {source.repo} {source.revision[:20]}"
             raise UsageError(message, stay + hint)
         return manifest
+
+    def _same_calibration(self, manifest: Manifest, hint: str) -> Calibration | None:
+        """The one that the store was begun with, which need not be named again. UsageError for another one."""
+        recorded, given = manifest.source.get("calibration"), self.calibration
+        if recorded is None and given is not None:
+            raise UsageError(f"{self.dest.name} was begun without a calibration", hint)
+        if recorded is None or (manifest.complete and not self.only):
+            return given
+        used = given or Calibration.open(Path(recorded["file"]))
+        if used.sha256 != recorded["sha256"]:
+            raise UsageError(f"{self.dest.name} was begun with another calibration than {used.path}", hint)
+        return used
 
     def is_done(self) -> bool:
         """Whether the store is complete and nothing of it is missing."""
@@ -199,8 +233,10 @@ class _Pull:
         needed = (self.only,) if self.only in SMALL else ()
         self.official = official = Official(self.source, staging, self.readers, needed)
         manifest = self.manifest
-        if not manifest.formats or manifest.with_mtp != official.with_mtp:
-            manifest.with_mtp = official.with_mtp
+        if self.calibration is not None:
+            self.calibration.check(official.config)
+        if not manifest.formats or (manifest.with_mtp and not official.with_mtp):
+            manifest.with_mtp = official.with_mtp and self.drafts
             manifest.choose(official.config)
         manifest.source["files"] = official.record
         parts = manifest.parts(official.config, self.dest)
@@ -213,7 +249,8 @@ class _Pull:
         sizes = {shard: self.source.files[shard].n_bytes for shard in work.order}
         missing = {shard: self.source.missing(shard, self.staging) for shard in work.order}
         staged = {shard: size(self.staging / shard) for shard in work.order}
-        about = (self.source.repo, self.source.revision, self.manifest.quant)
+        bits = expert_bits(self.manifest.formats)
+        about = (self.source.repo, self.source.revision, self.manifest.quant, bits)
         rate, small = (self.official.rate, self.small_bytes()) if self.official else (None, 0)
         return work.plan(about, sizes, missing, staged, self.keep_source, self.dest, rate, small)
 
@@ -229,7 +266,7 @@ class _Pull:
         """Copy the source's small files into the store."""
         for name in self.official.small:
             if not self.has(name):
-                data = self.official.fetch(name, self.staging).read_bytes()
+                data = self.official.small_file(name, self.staging)
                 write_atomically(self.dest / name, data)
                 self.manifest.files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         self.manifest.save(self.dest)
@@ -237,4 +274,5 @@ class _Pull:
     def make(self, work: Work) -> None:
         """Fetch and convert, until no part is left."""
         with Fetcher(self.source, self.staging, work, self.jobs, self.reporter) as fetcher:
-            make_parts(fetcher, self.official.read_shard, self.dest, self.manifest, drop=not self.keep_source)
+            make_parts(fetcher, self.official.read_shard, self.dest, self.manifest, not self.keep_source,
+                       self.calibration)  # fmt: skip

@@ -4,12 +4,10 @@ The old parts move to OLD, the manifest last. Those that today's layout has just
 others go as new parts made of them replace them. Interrupted anywhere, the next call goes on.
 """
 
-import os
 import shutil
 from pathlib import Path
 
 from v4cli.errors import ModelError
-from v4cli.files import sync_folder
 from v4cli.model.config import V4Config
 from v4cli.pull.fetcher import Fetcher, Reporter
 from v4cli.pull.making import make_parts
@@ -17,7 +15,10 @@ from v4cli.pull.sizes import Work, open_manifest, unfinished
 from v4cli.pull.transfer import Cancelled, OnBytes, Partial, RemoteFile
 from v4cli.store import store
 from v4cli.store.header import read_header
-from v4cli.store.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest, Part
+from v4cli.store.parts import Part
+from v4cli.store.record import expert_bits
+from v4cli.store.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest
+from v4cli.system import replace, sync_folder
 
 OLD = ".old"
 
@@ -63,7 +64,8 @@ def repack(dest: Path, reporter: Reporter, jobs: int) -> None:
     new = open_manifest(dest)
     if new is None:
         small = {name: record for name, record in old.files.items() if name in SMALL}
-        new = Manifest(old.quant, old.with_mtp, old.source, store.LAYOUT, formats=old.formats, files=small)
+        recipe = old.named.data if old.named else {}
+        new = Manifest(old.quant, old.with_mtp, old.source, store.LAYOUT, False, old.formats, recipe, small)
         if not new.formats:
             new.choose(V4Config.load(dest))
         new.save(dest)
@@ -75,7 +77,8 @@ def repack(dest: Path, reporter: Reporter, jobs: int) -> None:
     work = Work(unfinished(parts, dest, new), home, jobs)
     sizes = {name: file.n_bytes for name, file in source.files.items()}
     nothing = dict.fromkeys(sizes, 0)
-    plan = work.plan((new.source["repo"], new.source["revision"], new.quant), sizes, nothing, sizes, False, dest)
+    about = (new.source["repo"], new.source["revision"], new.quant, expert_bits(new.formats))
+    plan = work.plan(about, sizes, nothing, sizes, False, dest)
     reporter.plan(plan)
     plan.check(dest)
     with Fetcher(source, dest / OLD, work, jobs, reporter) as fetcher:
@@ -97,7 +100,7 @@ def _set_aside(dest: Path, manifest: Manifest) -> None:
     parts = [name for name in manifest.files if name not in SMALL]
     for name in (*parts, MANIFEST_COPY, MANIFEST):
         if (dest / name).exists():
-            os.replace(dest / name, dest / OLD / name)
+            replace(dest / name, dest / OLD / name)
     sync_folder(dest / OLD)
     sync_folder(dest)
 
@@ -113,7 +116,7 @@ def _take_over(dest: Path, old: Manifest, new: Manifest, parts: dict[str, Part])
     new.files.update({name: old.files[name] for name in same})
     new.save(dest)
     for name in same:
-        os.replace(dest / OLD / name, dest / name)
+        replace(dest / OLD / name, dest / name)
     sync_folder(dest)
 
 

@@ -10,7 +10,10 @@ from v4cli.errors import ModelError, ResourceError, UsageError
 from v4cli.files import size
 from v4cli.model.known import MODELS, known_config
 from v4cli.model.schema import expected_tensors
-from v4cli.store.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest, Part, layout
+from v4cli.store.parts import Part, lay_out
+from v4cli.store.recipe import RECIPES, Named, check, formats_by
+from v4cli.store.record import expert_bits, recorded
+from v4cli.store.store import MANIFEST, MANIFEST_COPY, SMALL, Manifest
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Plan:
     repo: str
     revision: str
     quant: str
+    bits: float | None  # of a weight of the routed experts, on average
     parts: int  # to make
     shards: int  # needed for them
     read: int  # all bytes of these shards
@@ -72,7 +76,7 @@ class Work:
 
     def plan(
         self,
-        about: tuple[str, str, str],
+        about: tuple[str, str, str, float | None],
         sizes: dict[str, int],
         missing: dict[str, int],
         staged: dict[str, int],
@@ -81,8 +85,8 @@ class Work:
         rate: float | None = None,
         small: int = 0,
     ) -> Plan:
-        """`about`: repo, revision, quant. By shard: its size, bytes to fetch, bytes already in the staging folder.
-        `small`: bytes of disk for everything else."""
+        """`about`: repo, revision, quant, bits. By shard: its size, bytes to fetch, bytes in the staging folder
+        already. `small`: bytes of disk for everything else."""
         freed = {shard: 0 if keep_source else missing[shard] + staged[shard] for shard in self.order}
         return Plan(
             *about,
@@ -134,22 +138,28 @@ def intact(dest: Path, file: str, manifest: Manifest) -> bool:
 def plan_known(
     name: str,
     dest: Path,
-    quant: str | None = None,
+    recipe: Named | None = None,
     *,
     jobs: int = 4,
     keep_source: bool = False,
     only: str | None = None,
+    drafts: bool = True,
 ) -> Plan:
     """What pulling a release into `dest` would do, without any network: from its built-in config, so headers of
     shards are not counted. Their division is the official one, one block each (spec 2.3)."""
     config = known_config(name)
     tensors = expected_tensors(config)
     manifest = open_manifest(dest)
-    quant = quant or (manifest.quant if manifest else "native")
-    parts = manifest.parts(config, dest) if manifest and quant == manifest.quant else layout(config, quant, True)
+    if manifest is not None and recipe in (None, manifest.named):
+        quant, bits, parts = manifest.quant, expert_bits(manifest.formats), manifest.parts(config, dest)
+    else:
+        recipe, wanted = recipe or RECIPES["native"], expected_tensors(config, drafts)
+        check(recipe, wanted)
+        formats = formats_by(recipe.rules, wanted)
+        quant, bits, parts = recipe.name, expert_bits(recorded(formats)), lay_out(wanted, formats)
     shard_of = {n: part.name.removesuffix("-experts") for part in parts.values() for n in part.sources}
     sizes = dict.fromkeys(shard_of.values(), 0)
     for tensor, shard in shard_of.items():
         sizes[shard] += tensors[tensor].nbytes
     work = Work(unfinished(parts, dest, manifest, only), shard_of, jobs)
-    return work.plan((MODELS[name][0], "", quant), sizes, sizes, dict.fromkeys(sizes, 0), keep_source, dest)
+    return work.plan((MODELS[name][0], "", quant, bits), sizes, sizes, dict.fromkeys(sizes, 0), keep_source, dest)

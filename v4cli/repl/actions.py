@@ -3,7 +3,6 @@
 The prompt waits for this module: what only some actions need is imported by them.
 """
 
-import json
 import os
 import time
 from dataclasses import replace
@@ -11,12 +10,12 @@ from dataclasses import replace
 from v4cli import paths
 from v4cli.entries import Option, entries
 from v4cli.errors import UsageError
-from v4cli.options import Mode, Options
+from v4cli.options import Loading, Mode, Options
 from v4cli.repl import items
 
 LISTED = 20  # conversations
 THINK = next(entry for entry in entries(Options) if entry.name == "think")
-LIVE = {entry.name: entry for entry in entries(Options) if entry.live}
+LIVE = {entry.name: entry for concern in (Options, Loading) for entry in entries(concern) if entry.live}
 
 
 def new(dialogue, argument: str) -> None:
@@ -27,7 +26,7 @@ def new(dialogue, argument: str) -> None:
     dialogue.note("a new conversation")
 
 
-def sessions(dialogue, argument: str) -> None:
+def logs(dialogue, argument: str) -> None:
     dialogue.note(listing() or "no conversation is kept yet")
 
 
@@ -39,7 +38,7 @@ def resume(dialogue, argument: str) -> None:
         others = (transcript.id for transcript in transcripts(paths.chats_dir()) if transcript.id != here)
         argument = next(others, "")
         if not argument:
-            raise UsageError("there is no other conversation", "/sessions lists those that are kept")
+            raise UsageError("there is no other conversation", "/logs lists those that are kept")
     dialogue.conversation.start(find(paths.chats_dir(), argument))
     dialogue.note(f"conversation {dialogue.conversation.transcript.id}")
     dialogue.show_earlier()
@@ -93,8 +92,20 @@ def think(dialogue, argument: str) -> None:
 def temp(dialogue, argument: str) -> None:
     if argument:
         _change(dialogue, LIVE["temp"], argument)
-    value = dialogue.conversation.options.temperature
-    dialogue.note(f"temperature: {'of the model' if value is None else value}")
+    dialogue.note(f"temperature: {_now(dialogue, LIVE['temp'])}")
+
+
+def format_(dialogue, argument: str) -> None:
+    from v4cli.chat import constraints, formats
+
+    talk = dialogue.conversation
+    if argument:
+        is_json, is_schema = argument == "json", argument not in ("json", "text", "off")
+        wanted = formats.wanted("json" if is_json else None, argument if is_schema else None)
+        if wanted:
+            constraints.check_early(wanted)
+        talk.options = replace(talk.options, format=wanted)
+    dialogue.note(f"answers are {formats.shown(talk.options.format)}")
 
 
 def set_option(dialogue, argument: str) -> None:
@@ -103,9 +114,24 @@ def set_option(dialogue, argument: str) -> None:
         raise UsageError(f"/set knows no {name!r}", f"/set takes {', '.join(LIVE)}")
     if text:
         _change(dialogue, LIVE[name], text.strip())
-    options = dialogue.conversation.options
     shown = [LIVE[name]] if name else LIVE.values()
-    dialogue.note("\n".join(f"{entry.name}: {_said(getattr(options, entry.field))}" for entry in shown))
+    dialogue.note("\n".join(f"{entry.name}: {_now(dialogue, entry)}" for entry in shown))
+
+
+def _now(dialogue, entry: Option) -> str:
+    """What a live option is, in words; of the model's, the value."""
+    if entry.name == "drafts":
+        return str(getattr(dialogue.chat.engine, entry.field, "as the server does"))
+    talk = dialogue.conversation
+    told = getattr(talk.options, entry.field)
+    if isinstance(told, tuple):
+        return " ".join(told) or "none"
+    if isinstance(told, bool):
+        return "on" if told else "off"
+    if told is not None:
+        return str(told)
+    force = getattr(dialogue.chat.in_force(talk.options, talk.agent.toolbox.schemas), entry.field)
+    return "another one for each answer" if force is None else f"{force} (of the model)"
 
 
 def model(dialogue, argument: str) -> None:
@@ -142,21 +168,19 @@ def experts(dialogue, argument: str) -> None:
 
 
 def context(dialogue, argument: str) -> None:
-    chat, parts = dialogue.chat, {}
-    toolbox = dialogue.conversation.agent.toolbox
-    parts["tools"] = json.dumps(toolbox.schemas) if toolbox.tools else ""
-    for message in dialogue.conversation.messages:
-        role = {"user": "your messages", "assistant": "answers", "tool": "results of tools"}.get(message["role"])
-        role = role or "system prompt"
-        calls = "".join(call["function"]["arguments"] for call in message.get("tool_calls") or ())
-        for name, text in (
-            (role, message.get("content") or ""), ("reasoning", message.get("reasoning_content") or ""),
-            ("calls of tools", calls),
-        ):  # fmt: skip
-            parts[name] = parts.get(name, "") + text
-    limit, used = chat.engine.config.max_position_embeddings, len(chat.session.tokens)
-    lines = [f"{name}: about {len(chat.tokenizer.encode(text)):,} tokens" for name, text in parts.items() if text]
-    dialogue.note("\n".join([f"in the context: {used:,} of {limit:,} tokens", *lines]))
+    from v4cli.chat.context import PARTS, parts
+
+    chat, said = dialogue.chat, bool(dialogue.conversation.transcript.messages)
+    counts = parts(chat.tokenizer, dialogue.context())
+    if not said:
+        counts = {name: n for name, n in counts.items() if name == PARTS[0]}
+    limit, used = chat.engine.config.max_position_embeddings, sum(counts.values())
+    rows = [*counts.items(), ("in the context", used), ("free", limit - used)]
+    width = len(f"{limit:,}")
+    lines = [f"{n:>{width},}  {name}" for name, n in rows]
+    if not said:
+        lines.append("(nothing has been said yet: this comes with the first message)")
+    dialogue.note("\n".join(lines))
 
 
 def tokens(dialogue, argument: str) -> None:
@@ -190,7 +214,21 @@ def copy(dialogue, argument: str) -> None:
     text = next((m["content"] for m in said if m.get("content")), "")
     if not text:
         raise UsageError("there is no answer yet")
-    dialogue.emit(items.Copy(text))
+    dialogue.emit(items.Copy(_code(text, argument) if argument else text))
+
+
+def _code(text: str, argument: str) -> str:
+    """The block of code that `code` (the last one) or `code N` means. UsageError."""
+    from markdown_it import MarkdownIt
+
+    word, _, number = argument.partition(" ")
+    if word != "code" or not (number.isdecimal() or not number):
+        raise UsageError(f"/copy takes code, or code and a number, not {argument!r}", "/copy code")
+    blocks = [token.content for token in MarkdownIt().parse(text) if token.type in ("fence", "code_block")]
+    at = int(number or len(blocks))
+    if not 1 <= at <= len(blocks):
+        raise UsageError(f"the last answer has {len(blocks) or 'no'} block{'s' * (len(blocks) != 1)} of code", "/copy")
+    return blocks[at - 1]
 
 
 def listing() -> str:
@@ -211,13 +249,12 @@ def _change(dialogue, entry: Option, text: str) -> None:
         value = entry.default if text == "default" else entry.parsed(text)
     except ValueError:
         raise UsageError(f"{entry.name} is {entry.expected}, not {text!r}") from None
+    if entry.name == "drafts":
+        if fault := entry.fault(value):
+            raise UsageError(f"{entry.name} {fault}")
+        dialogue.chat.engine.guess_by(value)
+        return
     talk.options = replace(talk.options, **entry.values(value))
-
-
-def _said(value) -> str:
-    if isinstance(value, tuple):
-        return " ".join(value) or "none"
-    return "of the model" if value is None else str(value)
 
 
 def _short(text: str, length: int = 60) -> str:

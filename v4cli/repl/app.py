@@ -5,7 +5,7 @@ import base64
 import signal
 import time
 
-from prompt_toolkit.application import Application, in_terminal
+from prompt_toolkit.application import in_terminal
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import History as Lines
@@ -19,7 +19,7 @@ from v4cli.repl import commands, items
 from v4cli.repl.input import Completions, History
 from v4cli.repl.keys import bindings
 from v4cli.repl.pastes import PasteReader, Pastes
-from v4cli.repl.screen import STYLE, Screen, layout
+from v4cli.repl.screen import STYLE, Resizable, Screen, layout
 from v4cli.repl.setup import Setup
 from v4cli.repl.status import Status
 from v4cli.repl.worker import Mailbox, Worker
@@ -27,6 +27,7 @@ from v4cli.streams import colour
 
 LEAVE_WITHIN = 2.0  # seconds between the Ctrl-C's that leave
 LAST_WORDS = 10.0  # seconds that an answer may take to stop when leaving
+PATIENCE = 1.0  # seconds of that without a word
 TICK = 0.5  # seconds between updates of the status while working
 
 
@@ -69,7 +70,7 @@ class Repl:
             on_text_changed=lambda _: self._typed(),
         )
         coloured = colour() is not False
-        self.app = Application(
+        self.app = Resizable(
             layout=layout(self),
             key_bindings=bindings(self),
             style=STYLE if coloured else None,
@@ -101,7 +102,10 @@ class Repl:
             pass
         finally:
             ticker.cancel()
-            self.worker.close(LAST_WORDS)
+            self.worker.close(0 if self.worker.dialogue is None else PATIENCE)
+            if self.worker.is_working:
+                terminal.err.write("the answer is being stopped and kept\n")
+                self.worker.close(LAST_WORDS)
 
     @property
     def kept(self) -> str:

@@ -33,7 +33,7 @@ TABLE = (
     Command("help", "", "this list, and the keys", _help, at_once=True),
     Command("exit", "", "leave", _exit, at_once=True, aliases=("quit", "bye")),
     Command("new", "", "begin a new conversation; this one is kept", actions.new, aliases=("clear",)),
-    Command("sessions", "", "the conversations that are kept", actions.sessions),
+    Command("logs", "", "the conversations that are kept", actions.logs),
     Command(
         "resume", "[ID]", "go on with another conversation; by default the last one before this", actions.resume
     ),
@@ -46,6 +46,7 @@ TABLE = (
     Command("think", "[off|on|max|show|fold]", "reasoning; show or fold it from now on", actions.think, at_once=True),
     Command("temp", "[T]", "show or set the temperature; 0 is greedy", actions.temp, at_once=True),
     Command("set", "[NAME VALUE]", f"show or set {', '.join(actions.LIVE)}", actions.set_option, at_once=True),
+    Command("format", "[json|SCHEMA|text]", "answers from now on: JSON, by a schema, or text", actions.format_),
     Command("model", "[NAME]", "show the model, or go on with another one", actions.model),
     Command("tools", "", "the tools the model has", actions.tools, at_once=True),
     Command("approve", f"[{'|'.join(Mode)}]", "which tool calls run without asking", actions.approve, at_once=True),
@@ -54,7 +55,7 @@ TABLE = (
     Command("context", "", "what takes up the context", actions.context),
     Command("tokens", "TEXT", "how many tokens a text has", actions.tokens),
     Command("export", "md|json [FILE]", "write the conversation to a file", actions.export),
-    Command("copy", "", "copy the last answer to the clipboard", actions.copy, at_once=True),
+    Command("copy", "[code [N]]", "copy the last answer to the clipboard, or code of it", actions.copy, at_once=True),
 )  # fmt: skip
 BY_NAME = {name: command for command in TABLE for name in (command.name, *command.aliases)}
 
@@ -62,7 +63,7 @@ KEYS = """\
 Enter sends; Alt-Enter, Ctrl-J or \\ Enter begins a line     Tab completes /commands and @files
 Esc or Ctrl-C stops the answer; Ctrl-D leaves               Up, Down, Ctrl-R: what you typed before
 Ctrl-O: reasoning and tool results in full                  Ctrl-X Ctrl-E or Ctrl-G: your editor
-!COMMAND runs a command of yours, @FILE adds a file
+!COMMAND runs a command of yours, @FILE, @FOLDER/ or @PATTERN adds files
 Where a call waits: y (yes), s (yes, for this session), a (always in this
 folder) or n (no), then Enter; Esc is no, other words are told to the model"""
 

@@ -13,19 +13,23 @@ from collections.abc import Callable, Iterable
 
 from v4cli import paths, settings
 from v4cli.agent.approval import Approvals
+from v4cli.agent.attached import Attached
 from v4cli.agent.conversation import Conversation, fenced
 from v4cli.agent.loop import Agent, shortened
 from v4cli.agent.tools import Context, Toolbox
 from v4cli.agent.toolset import toolset
 from v4cli.agent.transcript import Transcript
-from v4cli.chat.parser import Thinking
+from v4cli.chat import formats
+from v4cli.chat.parser import End, Text, Thinking
 from v4cli.errors import Exit, UsageError, V4Error
 from v4cli.options import Mode
+from v4cli.plan import pace
 from v4cli.repl import commands, items
 from v4cli.repl.files import with_files
 from v4cli.repl.setup import Setup
 from v4cli.store import library
 
+ASK_S, ASK_TOKENS = 30.0, 20_000  # more than this, where the time is not known, is asked about before it is computed
 SHOWN_EARLIER = 20  # messages of a conversation that is taken up again
 KILL_AFTER = 1.0  # seconds that a command of the user's has to end
 SHELL_OUTPUT = 16 << 10  # characters of a command's output that the model gets
@@ -43,7 +47,13 @@ class Dialogue:
         self.attached = ""  # output of the user's commands, for the next message
         self.status = Exit.OK  # of the last message that was not answered
         self._told = ""  # why the conversation is not kept
+        self._weighed = ""  # a message that takes long, while the user is asked whether it is to be sent
+        self.used: int | None = 0  # tokens of the conversation in the context, between answers
+        self.playing = self.answered = False  # an answer is being made; one was, in this conversation
+        self._counted: tuple = ()  # what `used` was counted of
+        self._whole = False  # the last thing that happened is an answer that ended by itself
         transcript = Transcript.load(setup.resume) if setup.resume else self.blank()
+        transcript.records = not setup.told.said.no_log
         told, use = setup.told, setup.told.tool_use
         self.model = told.model or transcript.about.get("model") or settings.default_model()
         self.approvals, tools = Approvals(use.approve or Mode.ASK, setup.folder, ask), self._toolbox()
@@ -65,6 +75,8 @@ class Dialogue:
     def _open(self, model: str):
         chat = self.setup.open(model)
         chat.note = self.note
+        for text in chat.notes:
+            self.note(text)
         return chat
 
     def _toolbox(self) -> Toolbox:
@@ -76,15 +88,19 @@ class Dialogue:
     def blank(self, system: str = "") -> Transcript:
         """A conversation without messages."""
         about = {"system": system} if system else {}
-        return Transcript.new(paths.chats_dir(), folder=str(self.setup.folder), **about)
+        made = Transcript.new(paths.chats_dir(), folder=str(self.setup.folder), **about)
+        made.records = not self.setup.told.said.no_log
+        return made
 
     def begin(self) -> None:
-        """Say that the model is here; show what was said before."""
+        """Say that the model is here, and what it is; show what was said before."""
+        self.emit(items.Welcome(self.setup.greet(self)))
         self.emit(items.Ready(self.model))
         if self.setup.told.display.hide_thinking:
             self.emit(items.Show(False))
         self._tell_about_rules()
         self.show_earlier()
+        self._count()
         before = self.conversation.transcript.about.get("folder")
         if before != str(self.setup.folder):
             self.note(f"this conversation began in {before}; now it goes on in {self.setup.folder}")
@@ -110,7 +126,31 @@ class Dialogue:
     def line(self, line: str, shown: str = "") -> None:
         """Do what a line says; `shown`: how it looked where it was typed. Errors are told, never raised."""
         self.at_once(line, shown or line)
+        self._count()
         self.emit(items.Finished())
+
+    def context(self) -> list[int]:
+        """Tokens of the conversation as the next prompt begins with them; before the first message, of what comes with
+        it. RequestError."""
+        talk = self.conversation
+        said = talk.messages if talk.transcript.messages else [*talk.messages, {"role": "user", "content": ""}]
+        return self.chat.context(said, talk.options, talk.agent.toolbox.schemas)
+
+    def _count(self) -> None:
+        """Be right about `used`. Of a whole answer it is known, elsewhere the text is encoded."""
+        transcript = self.conversation.transcript
+        now = (transcript.id, len(transcript.messages), transcript.about.get("system"), self.model)
+        if now == self._counted and not self._whole:
+            return
+        self.answered = self.answered and now[0] == self._counted[0] and now[3] == self._counted[3]
+        self._counted, self.used, whole, self._whole = now, 0, self._whole, False
+        if whole:
+            self.used = len(self.chat.prompt) + len(self.chat.ids)
+        elif transcript.messages:
+            try:
+                self.used = len(self.context())
+            except V4Error:  # a conversation that cannot be gone on with says so when it is
+                self.used = None
 
     def at_once(self, line: str, shown: str) -> None:
         """The same for a command that does not disturb the answer being written; then, from another thread."""
@@ -137,12 +177,17 @@ class Dialogue:
         """Answer a message. Where that fails before anything is said, it is the user's again."""
         talk, attached = self.conversation, self.attached
         before = len(talk.messages)
+        if self._weighed and line.strip().lower() in ("y", "yes"):
+            line = shown = self._weighed
         try:
-            text = with_files(line, self.setup.folder)
+            text, found = with_files(line, self.setup.folder)
+            if found.files and not self._is_worth_it(line, shown, text, found):
+                return
             text = f"{attached}\n{text}" if attached else text
             self.attached = ""
             typed = shown if text != shown else ""
             self.play(talk.ask(text, self._progress, self.stop.is_set, typed))
+            self._whole = self.chat.finish == "stop"
         except Exception as error:
             self.status = error.exit_code if isinstance(error, V4Error) else Exit.FAILURE
             said = [message["role"] for message in talk.messages[before:]]
@@ -153,11 +198,35 @@ class Dialogue:
                     talk.undo()
             raise
 
+    def _is_worth_it(self, line: str, shown: str, text: str, found: Attached) -> bool:
+        """Say what files take. Whether to send the message with them: where that takes long, once the user has said so,
+        if there is one. UsageError where there is no room."""
+        at, context = len(self.chat.session.tokens), self.chat.engine.config.max_position_embeddings
+        n_tokens = pace.estimated(self.chat.tokenizer.encode, text)
+        seconds, before, self._weighed = self.chat.pace.seconds(at, at + n_tokens), self._weighed, ""
+        told = f"{found.about()}: adds {pace.about(n_tokens, seconds)}"
+        if n_tokens >= context:
+            why = f"{told}; the model's whole context has {context:,}"
+            raise UsageError(why, f"give it less; the largest: {found.largest()}")
+        is_long = n_tokens > ASK_TOKENS if seconds is None else seconds > ASK_S
+        if is_long and self.ask and line not in ("", before):
+            unknown = "" if seconds is not None else ", and how long that takes is not known here yet"
+            self.note(f"{told}{unknown}; y sends it, Up brings it back")
+            self._weighed = line
+            return False
+        self.note(told)
+        return True
+
     def play(self, events: Iterable) -> None:
         """Pass events on, with what reasoning took; then store what can be reused."""
-        started, thinking = time.monotonic(), False
+        started, thinking, is_code = time.monotonic(), False, False
+        format_ = self.conversation.options.format
+        self.playing = True
         try:
             for event in events:
+                if format_ and isinstance(event, Text) and not is_code:
+                    self.emit(items.Code("json"))
+                is_code = isinstance(event, Text) or (is_code and not isinstance(event, End))
                 if isinstance(event, Thinking) and not thinking:
                     started, thinking = time.monotonic(), True
                 elif thinking and not isinstance(event, Thinking):
@@ -165,14 +234,18 @@ class Dialogue:
                     thinking = False
                 self.emit(event)
         finally:
+            self.playing, self.answered = False, True
             for note in self.setup.keep(self.chat.session):
                 self.note(note)
+        if format_ and self.chat.finish == "stop" and self.chat.message.get("content"):
+            formats.checked(self.chat.message["content"], format_)
         if self.setup.told.display.stats:
             self.note(self.setup.stats_line(self.chat.stats))
 
     def retry(self) -> None:
         """Answer the last message once more."""
         self.play(self.conversation.retry(self._progress, self.stop.is_set))
+        self._whole = self.chat.finish == "stop"
 
     def compact(self) -> None:
         """Go on from a summary."""

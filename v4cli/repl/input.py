@@ -10,7 +10,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 
-from v4cli import paths
+from v4cli import paths, system
 from v4cli.errors import V4Error
 from v4cli.repl.commands import TABLE
 from v4cli.repl.pastes import Pastes
@@ -25,9 +25,9 @@ class History(FileHistory):
     def __init__(self, path: Path, pastes: Pastes):
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            handle = system.open_file(path, os.O_CREAT | os.O_RDWR, follow=False)
             regular = stat.S_ISREG(os.fstat(handle).st_mode)
-            os.fchmod(handle, 0o600)
+            system.set_mode(handle, 0o600)
             os.close(handle)
         except OSError as error:
             raise V4Error(

@@ -11,6 +11,12 @@ class Ready(NamedTuple):
     model: str
 
 
+class Welcome(NamedTuple):
+    """The first screen: labels and texts; the first text has none."""
+
+    rows: list[tuple[str, str]]
+
+
 class Asked(NamedTuple):
     """A line of the user's is being answered now."""
 
@@ -61,6 +67,12 @@ class Experts(NamedTuple):
     """Show what experts on demand cost, as it goes, or hide it."""
 
     shown: bool
+
+
+class Code(NamedTuple):
+    """The answer that comes is code, to its end."""
+
+    language: str
 
 
 class Copy(NamedTuple):

@@ -1,6 +1,7 @@
 """The turn in progress: takes what the agent tells, gives what is finished for good, shows what is not."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from v4cli.agent.loop import CallEnd, CallStart, Done
@@ -16,6 +17,7 @@ ENDS = {
     "interrupted": "(interrupted)",
     "length": "(stopped at the limit of tokens: /set max_tokens N, or go on with a message)",
     "runaway": "(stopped: the block of tool calls had no end)",
+    "loop": "(stopped: it said the same over and over; /set loops keep lets it go on, /retry tries again)",
     "rounds": "(stopped: too many turns for one question; go on with a message)",
 }
 
@@ -67,6 +69,8 @@ class Live:
                 return self._thought(item)
             case Text(text):
                 return self._blocks(self.blocks.feed(text))
+            case items.Code(language):
+                return self._blocks(self.blocks.feed(f"```{language}\n"))
             case ToolCallStart(_, name):
                 self.calls.append(Drawn(name))
                 return self._blocks(self.blocks.finish())
@@ -89,6 +93,8 @@ class Live:
     def _other(self, item) -> str:
         """What does not come from the model."""
         match item:
+            case items.Welcome(rows):
+                return self._piece(self.draw.rows(rows))
             case items.Asked(text):
                 return self._piece(self.draw.asked(text))
             case items.Note(text, error):
@@ -109,7 +115,7 @@ class Live:
         """What is in progress: its last lines, `height` at most."""
         parts = []
         if self.thought:
-            parts.append("\n" + self._growing(self.thought))
+            parts.append("\n" + self._growing(self.thought, self.draw.thought))
         if self.blocks.open.text.strip():
             open_block = self.blocks.open
             parts.append(("" if open_block.joins else "\n") + self.draw.markdown(open_block.text))
@@ -124,12 +130,12 @@ class Live:
         name = f"{call.name} ({seconds:.0f} s)" if first and call.started and seconds >= 1 else call.name
         head = self.draw.call(name, call.arguments, "○")
         text = summary(call.arguments)
-        return head if len(text) < self.draw.width // 2 else f"{head}\n{self._growing(text)}"
+        return head if len(text) < self.draw.width // 2 else f"{head}\n{self._growing(text, self.draw.dim)}"
 
-    def _growing(self, text: str) -> str:
+    def _growing(self, text: str, draw: Callable[[str], str]) -> str:
         """The last lines of a text that comes; where they are cut moves seldom, so that the ends of lines do, too."""
         start = max(0, len(text) - KEPT) // KEPT * KEPT
-        return _tail(self.draw.dim(text[start:]), TAIL)
+        return _tail(draw(text[start:]), TAIL)
 
     def _thought(self, thought: items.Thought) -> str:
         text, self.thought = self.thought.strip(), ""
@@ -137,7 +143,7 @@ class Live:
             return ""
         seconds = f"{thought.seconds:.{0 if thought.seconds >= 10 else 1}f}"
         said = f"thought for {seconds} s, {thought.tokens:,} tokens" if thought.tokens else "thought"
-        return self._piece(self.draw.dim(f"∴ {said}" + (f"\n{text}" if self.show_thinking else "")))
+        return self._piece(self.draw.dim(f"∴ {said}") + (f"\n{self.draw.thought(text)}" if self.show_thinking else ""))
 
     def _output(self, text: str) -> None:
         if self.calls:

@@ -38,6 +38,7 @@ def run(setup: Setup) -> None:
 
     dialogue = Dialogue(setup, writer.take, ask if is_terminal else None)
     dialogue.begin()
+    lines.early += [setup.opening] if setup.opening else []
     while not told() and (line := _read(lines) if is_terminal else lines.next()):
         line = line.strip()
         if _leaves(line):
@@ -162,6 +163,8 @@ class Writer:
                 self.show_thinking = thinking
             case items.Note(text):
                 self._line(self._rest(text))
+            case items.Welcome(rows) if terminal.err.is_terminal:
+                self._line("\n".join(f"{label}: {text}" if label else text for label, text in rows))
             case items.Ready(model):
                 self._line(f"{model} is ready, /help tells more")
             case items.Earlier(messages, left_out):
@@ -178,9 +181,18 @@ class Writer:
 
     def _stream(self, name: str, text: str) -> None:
         if self._open != name:
-            self._end_line()
+            self._begin(name)
         self._open = "" if name == "output" and text.endswith("\n") else name
         (terminal.out if name == "answer" else terminal.err).write(text)
+
+    def _begin(self, name: str) -> None:
+        """Begin a line; what is reasoning, and where both are read together that it is over, is said in words."""
+        thought = self._open == "reasoning"
+        self._end_line()
+        if name == "reasoning":
+            _say("(thinking) ")
+        elif name == "answer" and thought and terminal.out.is_terminal:
+            _say("(answer) ")
 
     def _end_line(self) -> None:
         if self._open == "answer":

@@ -5,15 +5,20 @@ import json
 import re
 from collections.abc import Callable
 
+from markdown_it import MarkdownIt
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
-from rich.markdown import CodeBlock, Heading, Markdown
+from rich.markdown import CodeBlock, Heading, Markdown, TableElement
 from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
+from v4cli import palette
 from v4cli.clean import harmless, visible
 
 WIDEST = 120  # columns: longer lines are hard to read
 RESULT_LINES = 4  # of a result that is folded
+BAR = "┊"  # at the left of reasoning
 LARGE, LINES = 1 << 16, 500  # characters, lines: what takes long to lay out
 _TRAILING = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 
@@ -29,14 +34,47 @@ class _Code(CodeBlock):
     """Without a frame, so that pieces of a long block join."""
 
     def __rich_console__(self, console, options):
-        lexer = self.lexer_name or "text"
-        yield Syntax(
-            str(self.text).rstrip(), lexer, theme="ansi_dark", word_wrap=True, background_color="default", padding=0
-        )
+        lexer, theme = self.lexer_name or "text", palette.code_theme()
+        yield Syntax(str(self.text).rstrip(), lexer, theme=theme, word_wrap=True, background_color="default", padding=0)
+
+
+class _Table(TableElement):
+    """Without empty lines above and below, which the blocks around it have already."""
+
+    def __rich_console__(self, console, options):
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, border_style="markdown.table.border")
+        for cell in self.header.row.cells if self.header and self.header.row else ():
+            table.add_column(cell.content, header_style="markdown.table.header", overflow="fold")
+        for row in self.body.rows if self.body else ():
+            table.add_row(*(cell.content for cell in row.cells))
+        yield table
+
+
+def _formula(state, silent: bool) -> bool:
+    r"""\( \) and \[ \], with all that is between them, as they are written: no escapes, no emphasis in them."""
+    mark = state.src[state.pos : state.pos + 2]
+    if mark not in ("\\(", "\\)", "\\[", "\\]"):
+        return False
+    close = state.src.find({"\\(": "\\)", "\\[": "\\]"}.get(mark, mark), state.pos)
+    end = max(close, state.pos) + 2
+    if not silent:
+        state.push("text", "", 0).content = state.src[state.pos : end]
+    state.pos = end
+    return True
+
+
+_PARSER = MarkdownIt().enable("strikethrough").enable("table")
+_PARSER.inline.ruler.before("escape", "formula", _formula)
 
 
 class _Markdown(Markdown):
-    elements = Markdown.elements | {"heading_open": _Heading, "fence": _Code, "code_block": _Code}
+    elements = Markdown.elements | {
+        "heading_open": _Heading, "fence": _Code, "code_block": _Code, "table_open": _Table,
+    }  # fmt: skip
+
+    def __init__(self, text: str):
+        super().__init__("", hyperlinks=False)
+        self.markup, self.parsed = text, _PARSER.parse(text)
 
 
 class Renderer:
@@ -46,21 +84,22 @@ class Renderer:
         self.terminal_width = width
         system = "auto" if colour else None
         self.console = Console(
-            file=io.StringIO(), force_terminal=True, color_system=system, highlight=False, markup=False, emoji=False
+            file=io.StringIO(), force_terminal=True, color_system=system, highlight=False, markup=False, emoji=False,
+            theme=palette.theme(),
         )  # fmt: skip
 
     @property
     def width(self) -> int:
         return max(8, min(self.terminal_width(), WIDEST))
 
-    def ansi(self, thing) -> str:
+    def ansi(self, thing, width: int | None = None) -> str:
         """Anything rich can draw; the last line without a newline, no spaces at ends of lines."""
         with self.console.capture() as captured:
-            self.console.print(thing, width=self.width, end="")
+            self.console.print(thing, width=width or self.width, end="")
         return _TRAILING.sub(r"\1", captured.get().rstrip("\n"))
 
     def markdown(self, text: str) -> str:
-        return self.ansi(_Markdown(harmless(text), hyperlinks=False))
+        return self.ansi(_Markdown(harmless(text)))
 
     def text(self, text: str, style: str = "") -> str:
         if len(text) > LARGE:  # the terminal breaks lines faster
@@ -69,6 +108,25 @@ class Renderer:
 
     def dim(self, text: str) -> str:
         return self.text(text, "dim")
+
+    def thought(self, text: str) -> str:
+        """Reasoning: behind a bar, which tells it from the answer without colours."""
+        if len(text) > LARGE:
+            return self.dim(text)
+        lines = self.ansi(Text(harmless(text), style="dim", overflow="fold"), self.width - 2).split("\n")
+        bar = self.dim(BAR)
+        return "\n".join(f"{bar} {line}" if line else bar for line in lines)
+
+    def rows(self, rows: list[tuple[str, str]]) -> str:
+        """A title, then labels with texts beside them, or below where that would be narrow."""
+        (_, title), *rest = rows
+        parts = [Text(harmless(title), style="bold", overflow="fold")]
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for label, text in rest:
+            grid.add_row(Text(label), Text(harmless(text)))
+        return self.ansi(Group(*parts, grid))
 
     def asked(self, text: str) -> str:
         """A line of the user's."""

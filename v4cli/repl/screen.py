@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import groupby
 
-from prompt_toolkit.filters import Condition
+from prompt_toolkit.application import Application
+from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import ANSI, to_formatted_text
 from prompt_toolkit.layout import (
     BufferControl,
@@ -25,11 +26,14 @@ from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 from prompt_toolkit.widgets import SearchToolbar
 
+from v4cli import palette
 from v4cli.clean import visible
 from v4cli.repl.status import joined
 
+REFLOWS = not (os.environ.get("TERM") == "linux" or {"XTERM_VERSION", "STY"} & set(os.environ))  # as most terminals
+MOST_VIEW = 10  # lines of what is in progress: what a lower window pushes into the scrollback stays there as a copy
 PLACEHOLDER = "Ask something, or /help"
-STYLE = Style.from_dict({"status": "ansibrightblack", "prompt": "bold", "placeholder": "ansibrightblack"})
+STYLE = Style.from_dict({"status": palette.DIM, "prompt": "bold", "placeholder": palette.DIM})
 
 
 class Screen(Vt100_Output):
@@ -65,10 +69,30 @@ class Screen(Vt100_Output):
             super().flush()
 
 
+class Resizable(Application):
+    """An application that leaves no copy of itself behind where the terminal breaks what is drawn into more lines,
+    because it has become narrower."""
+
+    def _on_resize(self) -> None:
+        if REFLOWS:
+            self.output.cursor_up(self._added_rows())
+        super()._on_resize()
+
+    def _added_rows(self) -> int:
+        """By which the cursor is now farther from the first line that was drawn."""
+        drawn, columns = self.renderer.last_rendered_screen, self.output.get_size().columns
+        if drawn is None:
+            return 0
+        cursor = drawn.get_cursor_position(self.layout.current_window)
+        rows = [drawn.data_buffer[y] for y in range(cursor.y)]
+        widths = [max((x + cell.width for x, cell in row.items() if cell.char.strip()), default=1) for row in rows]
+        return sum(-(-width // columns) - 1 for width in widths) + cursor.x // columns
+
+
 def layout(repl) -> Layout:
     """The rows below the scrollback; `repl` tells what is in them."""
     search = SearchToolbar()
-    empty = Condition(lambda: not repl.buffer.text and not repl.asking)
+    empty = Condition(lambda: not repl.buffer.text and not repl.asking) & ~is_searching
     control = BufferControl(
         repl.buffer,
         search_buffer_control=search.control,
@@ -125,7 +149,7 @@ def above_text(repl) -> str:
     below = repl.buffer.document.line_count + 4
     tail = ([question] if question else []) + waiting[-3:]
     height = rows - min(below, rows // 2 + 4) - sum(text.count("\n") + 1 for text in tail)
-    view = repl.view(height) if height > 0 else ""
+    view = repl.view(min(height, MOST_VIEW)) if height > 0 else ""
     return "\n".join([*([view] if view else []), *tail])
 
 

@@ -16,4 +16,6 @@ class Setup:
     resume: Path | None  # the file of a conversation to go on with
     open: Callable  # of a model's name: Chat
     keep: Callable  # of the chat's session, after each answer: stores what can be reused, gives notes
+    greet: Callable  # of the dialogue: the rows of the first screen, labels and texts
     stats_line: Callable  # of Stats: a line for people
+    opening: str = ""  # the first line, as if it were typed

@@ -3,6 +3,7 @@
 import time
 
 from v4cli.repl import items
+from v4cli.words import span
 
 DOING = {
     "Asked": "reading", "Round": "reading", "Thinking": "thinking", "Text": "answering", "ToolCallStart": "calling",
@@ -36,8 +37,8 @@ class Status:
         elif isinstance(item, items.Asked):
             self.asked, self._counts = time.monotonic(), None
         doing = DOING.get(type(item).__name__, self.doing)
-        if isinstance(item, items.Asked) and self.doing:  # a command that does not wait
-            doing = self.doing
+        if isinstance(item, items.Asked):
+            doing = self.doing or _asked(item.text)  # a command that does not wait changes nothing
         if doing != self.doing:
             self.doing, self.since, self.prefill = doing, time.monotonic(), None
 
@@ -46,10 +47,15 @@ class Status:
         if self.dialogue is None or self.dialogue.chat is None:
             return [f"{self.model} is loading"]
         session, engine = self.dialogue.chat.session, self.dialogue.chat.engine
-        stats, used = session.stats, len(session.tokens)
-        parts = [self._doing()] if self.doing else []
+        stats, used = session.stats, len(session.tokens) if self.dialogue.playing else self.dialogue.used
+        parts = self._doing() if self.doing else []
         parts.append(self.model)
-        parts.append(f"{used:,} of {short(engine.config.max_position_embeddings)} tokens")
+        if used is not None:
+            parts.append(f"{used:,} of {short(engine.config.max_position_embeddings)} tokens")
+        if self.dialogue.conversation.agent.toolbox.tools:
+            parts.append(f"approve: {self.dialogue.approvals.mode}")
+        if not (self.dialogue.playing or self.dialogue.answered):
+            stats = type(stats)()  # of another conversation
         if stats.completion_tokens:
             rate = stats.decode_tokens_per_s
             parts.append(f"{rate:,.0f} tok/s" if rate >= 100 else f"{rate:.3g} tok/s")
@@ -78,6 +84,7 @@ class Status:
                 f"{rates['hit_rate'] - rates['card_hit_rate']:.0%} in RAM",
                 *([f"{counts.bytes_read / seconds / 1e9:.2f} GB/s from the SSD"] if stream else []),
                 f"waited for {counts.wait_s / seconds:.0%}",
+                *self._reached(chat),
             ]
         return [
             f"experts: {stream.policy.n_resident:,} of {len(stream.reader.files):,} in memory",
@@ -87,15 +94,30 @@ class Status:
             f"waited for {counts.wait_s / seconds:.0%}",
         ]
 
-    def _doing(self) -> str:
-        seconds = time.monotonic() - self.since
+    @staticmethod
+    def _reached(chat) -> list[str]:
+        """How much of a GPU's bandwidth the last answer read with, where v4 doctor measured it."""
+        reached = chat.session.stats.reached or {}
+        return [f"VRAM at {reached['of_vram']:.0%} of its bandwidth"] if "of_vram" in reached else []
+
+    def _doing(self) -> list[str]:
+        """What is being done, and how long that takes."""
         if self.doing == "reading" and self.prefill:
-            began, first, done, total = self.prefill
-            rate = (done - first) / max(1e-9, time.monotonic() - began)
-            left = f", {rate:,.0f} tok/s, {(total - done) / rate:.0f} s left" if done > first and done < total else ""
-            return f"reading {done:,} of {total:,}{left}"
+            return self._reading()
         written = f", {len(self.dialogue.chat.ids):,} tokens" if self.doing in ("thinking", "answering") else ""
-        return f"{self.doing} {seconds:.0f} s{written}"
+        return [f"{self.doing} {span(time.monotonic() - self.since)}{written}"]
+
+    def _reading(self) -> list[str]:
+        """How far the prompt is read; the time left goes by the model's work, which grows with the context."""
+        from v4cli.plan.flops import prefill_s_left  # slow to import; a model that reads has done so
+
+        began, first, done, total = self.prefill
+        seconds = max(1e-9, time.monotonic() - began)
+        left = prefill_s_left(self.dialogue.chat.engine.config, first, done, total, seconds) if done < total else None
+        parts = [f"reading {done / total:.0%}"]
+        if left is not None:
+            parts += [f"{span(left)} left", f"{(done - first) / seconds:,.0f} tok/s"]
+        return [*parts, f"{done:,} of {total:,}"]
 
     def _resident(self) -> int:
         """Bytes of memory in use, looked up once a second."""
@@ -106,6 +128,11 @@ class Status:
             n_bytes = psutil.Process().memory_info().rss
             self._memory = (time.monotonic(), n_bytes)
         return n_bytes
+
+
+def _asked(line: str) -> str:
+    """What a line of the user's lets begin."""
+    return "running" if line.startswith("!") else "loading" if line.startswith("/model ") else "reading"
 
 
 def short(n: int) -> str:

@@ -55,7 +55,8 @@ class Worker:
         self.dialogue = None  # once the model is loaded
         self.busy = True
         self.closed = False
-        self.waiting: deque[tuple[str, str]] = deque()  # lines, and how they looked where they were typed
+        opening = [(setup.opening, setup.opening)] if setup.opening else []
+        self.waiting: deque[tuple[str, str]] = deque(opening)  # lines, and how they looked where they were typed
         self._asked: items.Ask | None = None  # the question asked last
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True, name="model")
@@ -89,6 +90,11 @@ class Worker:
         self.interrupt()
         if self.dialogue:
             self._thread.join(timeout)
+
+    @property
+    def is_working(self) -> bool:
+        """Whether something is still being done for the dialogue."""
+        return self.dialogue is not None and self._thread.is_alive()
 
     def _work(self) -> None:
         try:

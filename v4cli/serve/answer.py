@@ -1,5 +1,5 @@
-"""One request while it is answered: a thread that waits for a session, prefills, samples, and says what comes of it as
-events. Nothing that happens to it touches another.
+"""One request while it is answered, in a thread: it waits for a session, prefills, samples, and says what comes of it
+as events. Nothing that happens to it touches another.
 """
 
 import secrets
@@ -7,16 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
-
 from v4cli.chat import parser as parsed
 from v4cli.chat import special
+from v4cli.chat.constraints import Allowed
 from v4cli.chat.dsml import MAX_CALLS
+from v4cli.chat.loops import is_loop
 from v4cli.chat.messages import readable_arguments
 from v4cli.chat.parser import StreamParser
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.chat.turn import MAX_BLOCK, sampled
-from v4cli.engine.sampler import Sampling
+from v4cli.engine.sampler import Sampling, top_logprobs
 from v4cli.engine.session import Session, Step
 from v4cli.errors import Interrupted, ResourceError, UsageError, V4Error
 from v4cli.serve import events
@@ -28,12 +28,11 @@ from v4cli.serve.prompts import Encoded
 
 SHOWN = 40  # characters of a text that a log line shows
 Tell = Callable[[int, Event | End], None]
-Allowed = Callable[[Sequence[int]], np.ndarray | None]
 
 
-class Answer(threading.Thread):
-    """Answers when it is started. `tell(choice, event)` is called in this thread; the last event is an End, unless it
-    was cancelled."""
+class Answer:
+    """Answers when it is run, in a thread. `tell(choice, event)` is called there; the last event is an End, which does
+    not wait until the context is stored; `ended` does."""
 
     def __init__(
         self,
@@ -45,35 +44,38 @@ class Answer(threading.Thread):
         tell: Tell,
         allowed: Callable[[Encoded], Allowed | None],
         log: Callable[[str], None],
+        stops_loops: bool,
     ):
-        super().__init__(daemon=True, name="answer")
         self.encoded, self.tokenizer, self.pool, self.memory = encoded, tokenizer, pool, memory
         self.metrics, self.tell, self.log, self._allowed = metrics, tell, log, allowed
-        self.cancel = threading.Event()
+        self._stops_loops = stops_loops and not encoded.asked.token_ids  # who counts tokens sees loops, too
+        self.cancel, self.ended = threading.Event(), threading.Event()
         self._n_sampled = self._n_reasoning = self._cached = 0
+        self._is_told, self._start = False, time.monotonic()
+        self._thinks = False  # the token sampled last is of the reasoning
+        self._specials, self._end_think = tokenizer.special_ids, tokenizer.special_id(special.END_THINK)
 
     def run(self) -> None:
-        start = time.monotonic()
         end: End
         try:
             with self.metrics.running():
                 self._answer()
             end = self._usage()
-            self.metrics.answered(end, time.monotonic() - start)
         except Interrupted:
             self.metrics.cancelled += 1
             end = events.Failed("cancelled", 499)
         except UsageError as error:
             end = events.Failed(str(error), 400)
         except ResourceError as error:
-            end = events.Failed(str(error), 503, "out_of_memory")
+            end = events.Failed(str(error), 503, "overloaded")
         except V4Error as error:
             end = events.Failed(str(error), 500)
         except Exception as error:
             self.metrics.failed += 1
             end = events.Failed(f"unexpected {type(error).__name__}", 500)
             self.log(f"unexpected {type(error).__name__}: {error}")
-        self.tell(0, end)
+        self._end(end)
+        self.ended.set()
 
     def _usage(self) -> events.Usage:
         return events.Usage(len(self.encoded.ids), self._cached, self._n_sampled, self._n_reasoning)
@@ -91,13 +93,28 @@ class Answer(threading.Thread):
             for note in session.notes:
                 self.log(note)
             session.notes.clear()
+            if session.is_worth_keeping():
+                self._end(self._usage())
+
+    def _end(self, end: End) -> None:
+        """Tell it, unless that has been done."""
+        if not self._is_told:
+            self._is_told = True
+            if isinstance(end, events.Usage):
+                self.metrics.answered(end, time.monotonic() - self._start)
+            self.tell(0, end)
 
     def _sync(self, session: Session) -> None:
         """Be at the prompt. Where there is no memory, others give way, or are waited for. Interrupted."""
         cancelled, anchors = self.cancel.is_set, self.encoded.anchors
+
+        def prefilled(done: int, total: int) -> None:
+            self.metrics.prefilled(done, total)
+            self.pool.passed(session)
+
         while True:
             try:
-                if not session.sync(self.encoded.ids, self.metrics.prefilled, cancelled, anchors):
+                if not session.sync(self.encoded.ids, prefilled, cancelled, anchors):
                     raise Interrupted("the client has hung up")
                 return
             except ResourceError:
@@ -126,15 +143,21 @@ class Answer(threading.Thread):
             opened = encoded.forced.split("\n", 3)[3]  # what follows the tag of the block
             voice.say(parser.push(opened))
         decoder, ids, finish = self.tokenizer.stream(), [], "interrupted"
+        self._thinks, tells_tokens = encoded.thinking, asked.token_ids or asked.top_logprobs is not None
         for step in self._steps(session, choice):
             ids.append(step.token)
-            self._count(step, ids)
+            self.pool.passed(session)
+            self._count(step.token)
             if step.token != self.tokenizer.eos_id:
                 voice.say(parser.push(decoder.push(step.token)))
-                self._tell_logprob(choice, session, step, ids)
+            if tells_tokens:
+                self._tell_token(choice, session, step)
             runaway = parser.block_length > MAX_BLOCK or len(parser.faults) > MAX_CALLS
+            loop = self._stops_loops and is_loop(ids)
             ended = "stop" if parser.stopped or voice.has_said_enough else step.finish
-            finish = ended or ("length" if runaway else "interrupted")
+            finish = ended or ("length" if runaway or loop else "interrupted")
+            if loop:
+                self.log("an answer that says the same over and over is ended (--loops keep lets it go on)")
             if finish != "interrupted":
                 break
         if self.cancel.is_set() and finish == "interrupted":
@@ -157,23 +180,25 @@ class Answer(threading.Thread):
                 raise
             self.log(f"an answer ends early: {error}")
 
-    def _count(self, step: Step, ids: list[int]) -> None:
+    def _count(self, token: int) -> None:
         self._n_sampled += 1
         self.metrics.sampled += 1
-        end = self.tokenizer.special_id(special.END_THINK)
-        self._n_reasoning += self.encoded.thinking and step.token != self.tokenizer.eos_id and end not in ids
+        if self._thinks:
+            self._thinks = token != self._end_think
+            self._n_reasoning += self._thinks and token != self.tokenizer.eos_id
 
-    def _tell_logprob(self, choice: int, session: Session, step: Step, ids: list[int]) -> None:
-        """Of a token of the answer, if that was asked for."""
-        n, end = self.encoded.asked.top_logprobs, self.tokenizer.special_id(special.END_THINK)
-        if n is None or step.token in self.tokenizer.special_ids or (self.encoded.thinking and end not in ids):
+    def _tell_token(self, choice: int, session: Session, step: Step) -> None:
+        """With its log-probability: every one, or those of the answer's text, if that was asked for."""
+        asked = self.encoded.asked
+        is_text = not self._thinks and step.token not in self._specials
+        if not asked.token_ids and (asked.top_logprobs is None or not is_text):
             return
-        top = top_logprobs(session.logits, n) if session.logits is not None else []
-        named = tuple((self._bytes(token), logprob) for token, logprob in top)
-        self.tell(choice, events.Logprob(self._bytes(step.token), min(step.logprob, 0.0), named))
+        top = top_logprobs(session.logits, asked.top_logprobs or 0) if session.logits is not None else []
+        named = tuple((self._bytes(token), logprob, token) for token, logprob in top)
+        self.tell(choice, events.Logprob(self._bytes(step.token), min(step.logprob, 0.0), named, step.token))
 
     def _bytes(self, token: int) -> bytes:
-        if token in self.tokenizer.special_ids:
+        if token in self._specials:
             return self.tokenizer.decode([token]).encode()
         return self.tokenizer.token_bytes(token)
 
@@ -237,15 +262,3 @@ def _nth(sampling: Sampling, choice: int) -> Sampling:
         return sampling
     seed = (sampling.seed + choice) % 2**63
     return Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, seed)
-
-
-def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
-    """logits (vocab,) fp32: the n likeliest tokens and their log-probabilities."""
-    if not n:
-        return []
-    n = min(n, len(logits))
-    likeliest = np.argpartition(-logits, n - 1)[:n]
-    likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
-    top = float(logits.max())
-    norm = top + float(np.log(np.exp(logits.astype(np.float64) - top).sum()))
-    return [(int(token), min(float(logits[token]) - norm, 0.0)) for token in likeliest]

@@ -19,9 +19,11 @@ from v4cli.serve.dialect import Machine
 from v4cli.serve.events import Failed
 from v4cli.serve.http import EventStream, Guard, Refused, Reply, aside, body_of, error_response, unless_hung_up
 from v4cli.serve.messages_api import MessagesMachine
+from v4cli.serve.page import page
 from v4cli.serve.prompts import Encoded
 from v4cli.serve.responses_api import ResponsesMachine
 from v4cli.serve.service import Busy, Service, UnknownModel
+from v4cli.serve.state import state
 
 Read = Callable[[dict], Asked]
 Makes = Callable[[Encoded, dict, str], Machine]
@@ -43,8 +45,8 @@ def application(service: Service, hosts: frozenset[str] | None, key: str | None,
     gets = [
         Route(path, endpoint)
         for path, endpoint in (
-            ("/", _health(service, pid)), ("/health", _health(service, pid)), ("/metrics", _metrics(service)),
-            ("/v1/models", _models(service)), ("/v1/models/{name:path}", _model(service)),
+            ("/", page), ("/health", _health(service, pid)), ("/metrics", _metrics(service)),
+            ("/state", _state(service)), ("/v1/models", _models(service)), ("/v1/models/{name:path}", _model(service)),
         )
     ]  # fmt: skip
     handlers = {HTTPException: _http_error, Exception: _unexpected}
@@ -56,7 +58,7 @@ def _chat(encoded: Encoded, body: dict, model: str) -> Machine:
 
 
 def _completions(encoded: Encoded, body: dict, model: str) -> Machine:
-    return CompletionsMachine(encoded.asked, model, len(encoded.ids), _wants_usage(body))
+    return CompletionsMachine(encoded.asked, model, len(encoded.ids), _wants_usage(body), encoded.ids)
 
 
 def _messages(encoded: Encoded, body: dict, model: str) -> Machine:
@@ -148,10 +150,18 @@ def _model(service: Service) -> Endpoint:
 def _health(service: Service, pid: int) -> Endpoint:
     async def health(request: Request) -> Response:
         pool = service.pool
-        about = {"model": service.name, "version": __version__, "pid": pid, "queued": pool.n_waiting}
-        return Reply({"status": "ok", **about, "busy": pool.n_busy, "sessions": pool.n_kept})
+        about = {"model": service.name, "version": __version__, "pid": pid, "loaded": service.engine is not None}
+        load = {"queued": pool.n_waiting, "busy": pool.n_busy, "sessions": pool.n_kept}
+        return Reply({"status": "ok", **about, **load})
 
     return health
+
+
+def _state(service: Service) -> Endpoint:
+    async def its(request: Request) -> Response:
+        return Reply(state(service))
+
+    return its
 
 
 def _metrics(service: Service) -> Endpoint:

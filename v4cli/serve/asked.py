@@ -4,17 +4,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from v4cli.chat.formats import ANY_OBJECT
 from v4cli.chat.messages import content_text
 from v4cli.engine.sampler import MOST_TEMPERATURE
 from v4cli.errors import RequestError
+from v4cli.options import Format
 
 LEAST_TOP_P = 1e-6
+MOST_NUMBER = 1e300  # whole numbers may be larger than any float
 MOST_TOP_LOGPROBS = 20
 MOST_CHOICES = 16
 EFFORTS = {  # as clients say it, as requests.py does
     "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max",
 }  # fmt: skip
-ANY_OBJECT = {"type": "object"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Asked:
     min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    schema: dict | None = None  # of the answer, which is to be JSON
+    format: Format | None = None
     n: int = 1
     top_logprobs: int | None = None  # None: no log-probabilities
     stream: bool = False
     echo: bool = False
+    token_ids: bool = False  # every sampled token is told, those that are no text too
+    names_are_ids: bool = False  # where tokens are named, by "token_id:" and their id
+    grammar: str | None = None  # of the answer, in llguidance's Lark
 
 
 def sampling(body: dict) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def number(body: dict, name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RequestError(f"{name} must be a number")
-    return float(value)
+    return float(min(max(value, -MOST_NUMBER), MOST_NUMBER))
 
 
 def integer(body: dict, name: str, least: int | None = None) -> int | None:
@@ -166,8 +171,8 @@ def function(name: Any, description: Any, parameters: Any, where: str) -> dict:
     return {"type": "function", "function": about | {"parameters": parameters or {}}}
 
 
-def schema_of(wanted: Any, name: str) -> dict | None:
-    """The schema that a format of the answer means; None for text."""
+def format_of(wanted: Any, name: str, strict: bool = False) -> Format | None:
+    """What a format of the answer means; None: text. `strict`: unless it says otherwise."""
     if wanted is None:
         return None
     if not isinstance(wanted, dict):
@@ -176,12 +181,12 @@ def schema_of(wanted: Any, name: str) -> dict | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return ANY_OBJECT
+        return Format(ANY_OBJECT, name)
     if kind != "json_schema":
         raise RequestError(f"{name}.type must be text, json_object or json_schema")
-    schema = wanted.get("schema")
-    if schema is None:
-        schema = (wanted.get("json_schema") or {}).get("schema")
-    if not isinstance(schema, dict):
-        raise RequestError(f"{name}: its schema must be an object")
-    return schema
+    if "schema" not in wanted and "json_schema" in wanted:
+        wanted, name = wanted["json_schema"], f"{name}.json_schema"
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("schema"), dict):
+        raise RequestError(f"{name}.schema must be an object")
+    strict = strict if wanted.get("strict") is None else boolean(wanted, "strict")
+    return Format(wanted["schema"], f"{name}.schema", strict)

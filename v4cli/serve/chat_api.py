@@ -32,7 +32,7 @@ def read(body: dict) -> Asked:
         effort=effort,
         max_tokens=fields.limit(body, "max_completion_tokens", "max_tokens"),
         stop=fields.stops(body.get("stop")),
-        schema=fields.schema_of(body.get("response_format"), "response_format"),
+        format=fields.format_of(body.get("response_format"), "response_format"),
         n=min(fields.integer(body, "n", least=1) or 1, fields.MOST_CHOICES),
         top_logprobs=_top_logprobs(body),
         stream=fields.boolean(body, "stream"),
@@ -189,7 +189,7 @@ class ChatMachine(Machine):
 
 
 def logprob_entry(event: Logprob) -> dict:
-    top = [_likely(token, logprob) for token, logprob in event.top]
+    top = [_likely(token, logprob) for token, logprob, _ in event.top]
     return _likely(event.token, event.logprob) | {"top_logprobs": top}
 
 

@@ -1,5 +1,7 @@
 """Completions: /v1/completions, a prompt as text or as token ids."""
 
+from collections.abc import Sequence
+
 from v4cli.errors import RequestError
 from v4cli.serve import asked as fields
 from v4cli.serve.asked import Asked
@@ -30,22 +32,40 @@ def read(body: dict) -> Asked:
         top_logprobs=None if n_logprobs is None else min(max(n_logprobs, 0), fields.MOST_TOP_LOGPROBS),
         stream=fields.boolean(body, "stream"),
         echo=echo,
+        token_ids=fields.boolean(body, "return_token_ids"),
+        names_are_ids=fields.boolean(body, "return_tokens_as_token_ids"),
+        grammar=_grammar(body),
         **fields.sampling(body),
     )
+
+
+def _grammar(body: dict) -> str | None:
+    """As vLLM names it; the grammar of --constrain is llguidance's."""
+    wanted = body.get("structured_outputs")
+    grammar = wanted.get("grammar") if isinstance(wanted, dict) else None
+    if grammar is None and wanted is not None:
+        raise RequestError("structured_outputs must be an object with a grammar")
+    if not isinstance(grammar, str | None):
+        raise RequestError("structured_outputs.grammar must be text")
+    return grammar
 
 
 class CompletionsMachine(Machine):
     """Pieces of text, and the completion that they make up."""
 
-    def __init__(self, asked: Asked, model: str, n_prompt: int, usage_asked_for: bool = False):
+    def __init__(
+        self, asked: Asked, model: str, n_prompt: int, usage_asked_for: bool = False, prompt_ids: Sequence[int] = ()
+    ):
         super().__init__(asked, model, n_prompt)
-        self.id, self.usage_asked_for = new_id("cmpl-"), usage_asked_for
-        self._choices: list[dict] = [{"text": "", "logprobs": [], "finish": None} for _ in range(asked.n)]
+        self.id, self.prompt_ids, self.usage_asked_for = new_id("cmpl-"), list(prompt_ids), usage_asked_for
+        self._choices: list[dict] = [{"text": "", "tokens": [], "finish": None} for _ in range(asked.n)]
 
     def begin(self) -> list[str]:
-        if not self.asked.echo:
-            return []
-        return [text for i in range(self.asked.n) for text in self.take(i, Text(str(self.asked.prompt)))]
+        its, chunks = self.asked, []
+        for i in range(its.n):
+            chunks += [self._chunk(i, "", **self._prompt())] if its.token_ids else []
+            chunks += self.take(i, Text(str(its.prompt))) if its.echo else []
+        return chunks
 
     def beat(self) -> list[str]:
         return [COMMENT]
@@ -57,8 +77,8 @@ class CompletionsMachine(Machine):
                 its["text"] += text
                 return [self._chunk(choice, text)]
             case Logprob():
-                its["logprobs"].append(event)
-                return [self._chunk(choice, "", logprobs=[event])]
+                its["tokens"].append(event)
+                return [self._chunk(choice, "", tokens=[event])]
             case Finish():
                 its["finish"] = event.reason
                 return [self._chunk(choice, "", event.reason)]
@@ -74,29 +94,37 @@ class CompletionsMachine(Machine):
     def _head(self) -> dict:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
 
-    def _chunk(self, choice: int, text: str, finish: str | None = None, logprobs: list[Logprob] | None = None) -> str:
-        about = {"index": choice, "text": text, "finish_reason": finish}
-        about["logprobs"] = _logprobs(logprobs) if logprobs else None
-        return sse(self._head() | {"choices": [about]})
+    def _chunk(self, choice: int, text: str, finish: str | None = None, tokens: Sequence[Logprob] = (), **more) -> str:
+        told = self._told(tokens) if tokens else {"logprobs": None}
+        return sse(self._head() | {"choices": [{"index": choice, "text": text, "finish_reason": finish} | told | more]})
+
+    def _told(self, tokens: Sequence[Logprob]) -> dict:
+        """What was asked for of tokens."""
+        ids = {"token_ids": [token.id for token in tokens]} if self.asked.token_ids else {}
+        told = None if self.asked.top_logprobs is None else _logprobs(tokens, self.asked.names_are_ids)
+        return {"logprobs": told, **ids}
+
+    def _prompt(self) -> dict:
+        return {"prompt_token_ids": self.prompt_ids} if self.asked.token_ids else {}
 
     def final(self) -> dict:
         choices = [
-            {
-                "index": i, "text": its["text"], "finish_reason": its["finish"],
-                "logprobs": None if self.asked.top_logprobs is None else _logprobs(its["logprobs"]),
-            }
+            {"index": i, "text": its["text"], "finish_reason": its["finish"]}
+            | self._told(its["tokens"])
+            | self._prompt()
             for i, its in enumerate(self._choices)
-        ]  # fmt: skip
+        ]
         return self._head() | {"choices": choices, "usage": usage_of(self.usage)}
 
 
-def _logprobs(entries: list[Logprob]) -> dict:
+def _logprobs(entries: Sequence[Logprob], by_id: bool) -> dict:
+    """As vLLM tells them; `by_id`: with its names for tokens by their ids."""
+
+    def name(token: bytes, id: int) -> str:
+        return f"token_id:{id}" if by_id else token.decode("utf-8", "replace")
+
     return {
-        "tokens": [_text(entry.token) for entry in entries],
+        "tokens": [name(entry.token, entry.id) for entry in entries],
         "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [{_text(token): logprob for token, logprob in entry.top} for entry in entries],
+        "top_logprobs": [{name(token, id): logprob for token, logprob, id in entry.top} for entry in entries],
     }
-
-
-def _text(token: bytes) -> str:
-    return token.decode("utf-8", "replace")

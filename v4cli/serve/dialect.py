@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from v4cli.serve.asked import Asked
 from v4cli.serve.events import End, Event, Failed, Usage
 
+_written = json.JSONEncoder(ensure_ascii=False).encode
 COMMENT = ": working\n\n"  # a sign of life that is no event
 
 
@@ -50,7 +51,7 @@ def new_id(prefix: str) -> str:
 def sse(data: dict, name: str | None = None) -> str:
     """One event of a stream."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"{head}data: {_written(data)}\n\n"
 
 
 def openai_error(failed: Failed) -> dict:

@@ -8,11 +8,13 @@ from v4cli.chat.parser import Thinking as Thinking
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token of the answer and how likely it was; `top`: the likeliest at its place, as (token, log-probability)."""
+    """A token of the answer and how likely it was; `top`: the likeliest at its place, as (token, log-probability,
+    id)."""
 
     token: bytes
     logprob: float
-    top: tuple[tuple[bytes, float], ...] = ()
+    top: tuple[tuple[bytes, float, int], ...] = ()
+    id: int = -1
 
 
 @dataclass(frozen=True)

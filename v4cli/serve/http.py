@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
@@ -96,8 +97,8 @@ class Guard:
 
 
 KNOWN = frozenset({
-    "/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens",
-    "/v1/responses", "/v1/completions",
+    "/", "/health", "/metrics", "/state", "/v1/models", "/v1/chat/completions", "/v1/messages",
+    "/v1/messages/count_tokens", "/v1/responses", "/v1/completions",
 })  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def parsed(data: bytes) -> dict:
         raise ValueError(f"{name} is not a JSON number")
 
     try:
-        value = loads(data.decode(), MOST_BODY // BYTES_OF_VALUE, parse_constant=constant)
+        value = loads(data.decode("utf-8-sig"), MOST_BODY // BYTES_OF_VALUE, parse_constant=constant)
     except RecursionError:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:
@@ -163,7 +164,8 @@ def parsed(data: bytes) -> dict:
 
 
 def _cleaned(value: object, depth: int) -> object:
-    """Without halves of characters, which no answer could repeat. RequestError if it is too deep."""
+    """Without halves of characters, which no answer could repeat. RequestError if it is too deep, or a number that JSON
+    allows is none that can be kept."""
     if depth > MOST_DEPTH:
         raise RequestError("the body is nested too deeply")
     if isinstance(value, str):
@@ -172,6 +174,8 @@ def _cleaned(value: object, depth: int) -> object:
         return {_cleaned(key, depth + 1): _cleaned(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list):
         return [_cleaned(item, depth + 1) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError("the body holds a number that is too large")
     return value
 
 

@@ -22,7 +22,9 @@ def read(body: dict) -> Asked:
         raise RequestError("messages must not be empty")
     choice, named, one_call = _choice(body.get("tool_choice"))
     thinking, effort = _thinking(body)
-    format_ = (body.get("output_config") or {}).get("format") or body.get("output_format")
+    config = body.get("output_config")
+    format_ = config.get("format") if isinstance(config, dict) else None
+    format_ = (body.get("output_format"), "output_format") if format_ is None else (format_, "output_config.format")
     return Asked(
         model=fields.model_of(body),
         messages=tuple(messages),
@@ -34,7 +36,7 @@ def read(body: dict) -> Asked:
         effort=effort,
         max_tokens=fields.limit(body, "max_tokens"),
         stop=fields.stops(body.get("stop_sequences"), "stop_sequences"),
-        schema=fields.schema_of(format_, "output_config.format"),
+        format=fields.format_of(*format_, strict=True),
         stream=fields.boolean(body, "stream"),
         **fields.sampling(body),
     )
@@ -105,11 +107,12 @@ def _choice(wanted: Any) -> tuple[str, str | None, bool]:
     if not isinstance(wanted, dict):
         return "auto", None, False
     one = wanted.get("disable_parallel_tool_use") is True
-    if wanted.get("type") == "tool":
+    kind = wanted.get("type")
+    if kind == "tool":
         if not isinstance(wanted.get("name"), str):
             raise RequestError("tool_choice.name is missing")
         return "auto", wanted["name"], one
-    return {"any": "required", "none": "none"}.get(wanted.get("type"), "auto"), None, one
+    return "required" if kind == "any" else "none" if kind == "none" else "auto", None, one
 
 
 def _thinking(body: dict) -> tuple[bool, str | None]:

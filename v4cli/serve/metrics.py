@@ -46,7 +46,7 @@ class Metrics:
             self.done["cached"] += usage.cached
             self.done["seconds"] += seconds
 
-    def text(self, engine: Engine, pool: "Pool") -> str:
+    def text(self, engine: Engine | None, pool: "Pool") -> str:
         """All of it, in Prometheus's format."""
         lines: list[str] = []
 
@@ -69,10 +69,13 @@ class Metrics:
         kept = {'{state="busy"}': pool.n_busy, '{state="idle"}': pool.n_kept - pool.n_busy}
         tell("sessions", "gauge", kept, "Contexts in memory.")
         tell("sessions_limit", "gauge", {"": pool.most}, "Contexts that memory may hold.")
-        memory = engine.memory() or {}
+        tell("model_loaded", "gauge", {"": engine is not None}, "Whether the model is in memory.")
+        memory = dict((engine and engine.memory()) or {})
+        memory |= {f"VRAM {k}": v for k, v in ((engine and engine.vram()) or {}).items()}
         tell("memory_held_bytes", "gauge", {f'{{item="{k}"}}': v for k, (_, v) in memory.items()}, "Memory held.")
         tell("memory_planned_bytes", "gauge", {f'{{item="{k}"}}': v for k, (v, _) in memory.items()}, "Memory planned.")
-        experts = engine.stream.counts.to_dict() if engine.stream else {}
+        counted = engine.counts() if engine else None
+        experts = counted.to_dict() if counted else {}
         counts = {f'{{kind="{k}"}}': v for k, v in experts.items() if isinstance(v, int | float)}
         tell("experts", "counter", counts, "Experts on demand, by what became of them.")
         tell("start_time_seconds", "gauge", {"": self.start}, "When the server started.")

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from v4cli.chat import dsml, special
+from v4cli.chat.formats import ANY_OBJECT
 from v4cli.chat.messages import content_text
 from v4cli.chat.requests import JSON_OBJECT, encode_request
 from v4cli.chat.special import PromptBuilder
 from v4cli.chat.tokenizer import Tokenizer
-from v4cli.engine.engine import Engine
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ContextError, RequestError
-from v4cli.serve.asked import ANY_OBJECT, Asked
+from v4cli.model.config import V4Config
+from v4cli.serve.asked import Asked
 from v4cli.serve.memory import Memory
 
 BILLING = "x-anthropic-billing-header:"  # begins a line that is another in every request and tells the model nothing
@@ -37,11 +38,11 @@ class Encoded:
 class Prompts:
     """Encodes for one model."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, defaults: dict, memory: Memory):
+    def __init__(self, config: V4Config, tokenizer: Tokenizer, defaults: dict, memory: Memory):
         """`defaults`: of sampling, those of generation_config.json."""
         self.tokenizer, self.defaults, self.memory = tokenizer, defaults, memory
-        self.contract = engine.config.release
-        self.context = engine.config.max_position_embeddings
+        self.contract = config.contract
+        self.context = config.max_position_embeddings
 
     def encode(self, asked: Asked, cancelled: Callable[[], bool] = lambda: False) -> Encoded:
         """RequestError; ContextError where no room is left for an answer."""
@@ -54,13 +55,14 @@ class Prompts:
         body: dict = {"messages": messages, "tools": list(_tools(asked))}
         body["thinking"] = {"type": "enabled" if thinking else "disabled"}
         body |= {"reasoning_effort": asked.effort} if thinking and asked.effort else {}
-        if asked.schema not in (None, ANY_OBJECT):
-            body["response_format"] = {"type": "json_schema", "json_schema": {"schema": asked.schema}}
+        if asked.format and asked.format.schema != ANY_OBJECT:
+            body["response_format"] = {"type": "json_schema", "json_schema": {"schema": asked.format.schema}}
         request = encode_request(body, self.contract, kept)
         forced = _opening(asked)
         forced_ids = self._ids(_markup(forced), cancelled) if forced else []
         ids = self._ids(request.prompt, cancelled) + forced_ids
-        users = [i for i, token in enumerate(ids) if token == self.tokenizer.special_id(special.USER)]
+        user = self.tokenizer.special_id(special.USER)
+        users = [i for i, token in enumerate(ids) if token == user]
         defaults = (self.defaults.get("temperature", request.temperature), request.top_p, request.default_max_tokens)
         return self._encoded(
             asked, ids, defaults, messages=messages, thinking=thinking, forced=forced, forced_ids=forced_ids,
@@ -102,7 +104,7 @@ def _conversation(asked: Asked) -> tuple[list[dict], bool]:
     first = next((i for i, m in enumerate(asked.messages) if m["role"] not in ("system", "developer")), None)
     first = len(asked.messages) if first is None else first
     system = "\n\n".join(filter(None, (_unbilled(content_text(m.get("content"))) for m in asked.messages[:first])))
-    if asked.schema == ANY_OBJECT:
+    if asked.format and asked.format.schema == ANY_OBJECT:
         system += JSON_OBJECT
     messages = [{"role": "system", "content": system}] if system else []
     for message in asked.messages[first:]:

@@ -39,7 +39,7 @@ def read(body: dict) -> Asked:
         thinking=thinking,
         effort=effort,
         max_tokens=fields.limit(body, "max_output_tokens"),
-        schema=fields.schema_of(text.get("format") if isinstance(text, dict) else None, "text.format"),
+        format=fields.format_of(text.get("format") if isinstance(text, dict) else None, "text.format"),
         stream=fields.boolean(body, "stream"),
         **fields.sampling(body),
     )
@@ -74,6 +74,8 @@ def _join(last: dict, part: dict) -> None:
 def _parts(item: dict, at: str) -> Iterator[dict]:
     """What an item says, as a message or none; of kinds that are not known, nothing."""
     kind, role = item.get("type"), item.get("role")
+    if not isinstance(kind, str | None):
+        raise RequestError(f"{at}.type must be text")
     if kind in (None, "message"):
         if role not in ("user", "system", "developer", "assistant"):
             raise RequestError(f"{at}.role must be user, system, developer or assistant, not {str(role)[:40]!r}")
@@ -139,6 +141,8 @@ def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
     tools, names = [], {}
     for i, tool in enumerate(fields.listed(body.get("tools"), "tools")):
         space = tool.get("name") if tool.get("type") == "namespace" else None
+        if not isinstance(space, str | None):
+            raise RequestError(f"tools[{i}].name must be text")
         inner = fields.listed(tool.get("tools"), f"tools[{i}].tools") if space else [tool]
         for one in inner:
             kind = one.get("type", "function")

@@ -1,79 +1,20 @@
-"""The process: a port, signals, and what `v4 ps` knows of it."""
+"""The process: a port, and signals."""
 
 import contextlib
-import json
-import os
-import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import psutil
 import uvicorn
 from starlette.types import ASGIApp
 
-from v4cli import interrupts, jsonfile, paths
-from v4cli.errors import SnapshotError, UsageError, V4Error
-from v4cli.files import write_atomically
+from v4cli import interrupts
+from v4cli.errors import UsageError
 from v4cli.serve.http import LOOPBACK
 from v4cli.serve.service import Service
 
 DRAIN_S = 30.0  # that answers have to end by themselves after the first signal
 CANCEL_S = 5.0  # and after they have been told to
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server on this machine. `created`: seconds since the epoch when its process began."""
-
-    pid: int
-    created: float
-    url: str
-    model: str
-    sessions: int
-
-    @property
-    def is_alive(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            is_same = abs(process.create_time() - self.created) < 1.0
-            return is_same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
-
-def servers() -> list[Running]:
-    """Those that run; what others have left behind is removed."""
-    found = []
-    folder = _folder()
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        try:
-            server = Running(**jsonfile.read(path, SnapshotError, jsonfile.SMALL))
-        except (V4Error, TypeError):
-            continue
-        if server.is_alive:
-            found.append(server)
-        else:
-            path.unlink(missing_ok=True)
-    return found
-
-
-def _folder() -> Path:
-    return paths.state_dir() / "servers"
-
-
-@contextlib.contextmanager
-def registered(url: str, model: str, sessions: int) -> Iterator[None]:
-    """Within: `servers` knows of this one."""
-    about = Running(os.getpid(), psutil.Process().create_time(), url, model, sessions)
-    path = _folder() / f"{about.pid}.json"
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(path, json.dumps(asdict(about)).encode(), 0o600)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -114,9 +55,9 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(app: ASGIApp, service: Service, sock: socket.socket) -> list[str]:
+def serve(app: ASGIApp, service: Service, sock: socket.socket, idle_s: float | None = None) -> list[str]:
     """Serve until a signal comes: then answers may end, for DRAIN_S or until the next signal, and what was computed is
-    stored. What hindered that, for people."""
+    stored. What hindered that, for people. `idle_s` without a request: the model's memory is given back."""
     signals: list[int] = []
 
     def heard(number: int, frame: object) -> None:
@@ -129,14 +70,13 @@ def serve(app: ASGIApp, service: Service, sock: socket.socket) -> list[str]:
         app, log_config=None, access_log=False, lifespan="off", server_header=False, ws="none",
         timeout_graceful_shutdown=int(DRAIN_S), timeout_keep_alive=75,
     )  # fmt: skip
+    ended = threading.Event()
+    idler = threading.Thread(target=service.give_back_when_idle, args=(idle_s, ended), daemon=True, name="idle")
     with interrupts.handed_over(heard):
+        if idle_s is not None:
+            idler.start()
         _Server(config, lambda: bool(signals)).run(sockets=[sock])
+        ended.set()
         service.cancel_all()
         service.wait(CANCEL_S)
-        return service.pool.store()
-
-
-def stop(server: Running) -> None:
-    """Ask it to end."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(server.pid, signal.SIGTERM)
+        return service.served.store(service.pool)

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from v4cli.chat.turn import Chat
-from v4cli.engine.session import Session
+from v4cli.engine.engine import Engine
+from v4cli.errors import ContextError
 from v4cli.serve.answer import Answer
 from v4cli.serve.asked import Asked
 from v4cli.serve.constraints import Constraints
@@ -15,8 +15,11 @@ from v4cli.serve.dialect import Machine
 from v4cli.serve.events import End, Event, Failed, Usage
 from v4cli.serve.memory import Memory
 from v4cli.serve.metrics import Metrics
+from v4cli.serve.outbox import Outbox, Rounds
 from v4cli.serve.pool import Pool
 from v4cli.serve.prompts import Encoded, Prompts
+from v4cli.serve.served import Served
+from v4cli.serve.workers import Workers
 
 BEAT_S = 2.0  # without anything sent
 MOST_QUEUED = 256  # requests
@@ -31,27 +34,34 @@ class UnknownModel(Exception):
 
 
 class Service:
-    """One loaded model. What is asked of it may come from any thread; `answering` from that of the event loop."""
+    """One model. What is asked of it may come from any thread; `answering` from that of the event loop."""
 
-    def __init__(
-        self, chat: Chat, name: str, sessions: int, new_session: Callable[[], Session], log: Callable[[str], None]
-    ):
-        """`name` of the model, as clients call it; `sessions`: contexts kept in memory, and turns at a time."""
-        self.engine, self.tokenizer, self.name, self.log = chat.engine, chat.tokenizer, name, log
+    def __init__(self, served: Served, name: str, sessions: int, log: Callable[[str], None], stops_loops: bool = True):
+        """`name` of the model, as clients call it; `sessions`: contexts kept in memory, and turns at a time;
+        `stops_loops`: an answer that says the same over and over ends as at a limit of tokens."""
+        self.served, self.tokenizer, self.name, self.log = served, served.tokenizer, name, log
+        self.stops_loops = stops_loops
         self.memory, self.metrics = Memory(), Metrics()
-        self.pool = Pool(new_session, sessions)
-        self.prompts = Prompts(chat.engine, chat.tokenizer, chat.defaults, self.memory)
-        self.constraints = Constraints(chat.tokenizer, chat.engine.config.vocab_size, log)
+        self.workers = Workers()
+        self.pool = Pool(served.session, sessions, self.workers.submit)
+        self.prompts = Prompts(served.config, served.tokenizer, served.defaults, self.memory)
+        self.constraints = Constraints(served.tokenizer, served.config.vocab_size, log)
         self.created = int(time.time())
         self.draining = False
         self._answers: set[Answer] = set()
+        self._rounds: Rounds | None = None
         self._lock = threading.RLock()  # a signal may come while its thread has it
+
+    @property
+    def engine(self) -> Engine | None:
+        """While the model is loaded."""
+        return self.served.engine
 
     # -- models ---------------------------------------------------------------------------------------------------
 
     def models(self) -> list[dict]:
         """As both dialects list them."""
-        context = self.engine.config.max_position_embeddings
+        context = self.served.config.max_position_embeddings
         made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.created))
         return [
             {
@@ -78,6 +88,8 @@ class Service:
         """RequestError, ContextError, UnknownModel."""
         self.check_model(asked.model)
         encoded = self.prompts.encode(asked)
+        if not self.served.has_room(len(encoded.ids) + 1):
+            raise ContextError(f"no memory holds its {len(encoded.ids):,} tokens and an answer, with --ram as it is")
         self.constraints.check(encoded)
         return encoded
 
@@ -88,22 +100,34 @@ class Service:
 
     def answering(self, encoded: Encoded) -> "Answering":
         """The answer, begun."""
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
-
-        def tell(choice: int, event: Event | End) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(queue.put_nowait, (choice, event))
-            if isinstance(event, Usage | Failed):
-                with self._lock:
-                    self._answers.discard(answer)
+        loop = asyncio.get_running_loop()
+        if self._rounds is None or self._rounds.loop is not loop:
+            self._rounds = Rounds(loop)
+        box = Outbox(self._rounds)
 
         answer = Answer(
-            encoded, self.tokenizer, self.pool, self.memory, self.metrics, tell, self.constraints.of, self.log
-        )
+            encoded, self.tokenizer, self.pool, self.memory, self.metrics, box.put, self.constraints.of, self.log,
+            self.stops_loops,
+        )  # fmt: skip
+
+        def run() -> None:
+            answer.run()
+            with self._lock:
+                self._answers.discard(answer)
+
         with self._lock:
             self._answers.add(answer)
-        answer.start()
-        return Answering(answer, queue)
+        self.workers.submit(run)
+        return Answering(answer, box)
+
+    def give_back_when_idle(self, seconds: float, ended: threading.Event) -> None:
+        """Until `ended`: give back the model's memory when so long nothing has been asked for."""
+        left = seconds
+        while not ended.wait(left):
+            left = seconds - self.pool.idle_s
+            if left <= 0:
+                self.served.give_back(self.pool)
+                left = seconds
 
     def cancel_all(self) -> None:
         """End the answers that are being made."""
@@ -116,8 +140,8 @@ class Service:
         end = time.monotonic() + seconds
         with self._running() as answers:
             for answer in answers:
-                answer.join(max(0.0, end - time.monotonic()))
-        return not any(answer.is_alive() for answer in answers)
+                answer.ended.wait(max(0.0, end - time.monotonic()))
+        return all(answer.ended.is_set() for answer in answers)
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[list[Answer]]:
@@ -129,8 +153,8 @@ class Service:
 class Answering:
     """An answer that is being made, for the event loop."""
 
-    def __init__(self, answer: Answer, queue: asyncio.Queue):
-        self.answer, self.queue = answer, queue
+    def __init__(self, answer: Answer, box: Outbox):
+        self.answer, self.box = answer, box
 
     def cancel(self) -> None:
         self.answer.cancel.set()
@@ -139,16 +163,16 @@ class Answering:
         """What is to be sent, as it comes; a sign of life where nothing comes for long."""
         loop = asyncio.get_running_loop()
         yield "".join(machine.begin())
-        sent, ended = loop.time(), False
+        sent = looks = loop.time()
+        ended = False
         while not ended:
+            if loop.time() >= looks:  # to look again only then is cheaper than to put it off with every event
+                looks = sent + BEAT_S
+                self.box.wake_at(looks)
             out: list[str] = []
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(sent + BEAT_S):
-                    choice, event = await self.queue.get()
-                    out, ended = _told(machine, choice, event)
-                while not ended and not self.queue.empty():
-                    more, ended = _told(machine, *self.queue.get_nowait())
-                    out += more
+            for choice, event in await self.box.take():
+                more, ended = _told(machine, choice, event)
+                out += more
             if not ended and not out and loop.time() >= sent + BEAT_S:
                 out = machine.beat()
             if out:
@@ -159,11 +183,11 @@ class Answering:
         """The answer at once, made of what would have been sent."""
         machine.begin()
         while True:
-            choice, event = await self.queue.get()
-            if isinstance(event, Failed):
-                return event
-            if _told(machine, choice, event)[1]:
-                return machine.final()
+            for choice, event in await self.box.take():
+                if isinstance(event, Failed):
+                    return event
+                if _told(machine, choice, event)[1]:
+                    return machine.final()
 
 
 def _told(machine: Machine, choice: int, event: Event | End) -> tuple[list[str], bool]:

@@ -8,11 +8,10 @@ cannot be set back, unlike the first.
 """
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from v4cli import files
+from v4cli import files, system
 from v4cli.errors import ModelError
 from v4cli.store.header import TensorPlace
 
@@ -50,7 +49,9 @@ def _sampled(path: Path, tensors: list[tuple[str, TensorPlace]]) -> bytes:
         for place in sorted(chosen, key=lambda place: place.offset):
             n_bytes = min(SAMPLE, place.spec.nbytes)
             try:
-                digest.update(os.pread(file.fileno(), n_bytes, place.offset + (place.spec.nbytes - n_bytes) // 2))
+                piece = bytearray(n_bytes)
+                n_read = system.read_at(file.fileno(), piece, place.offset + (place.spec.nbytes - n_bytes) // 2)
+                digest.update(piece[:n_read])
             except OSError as problem:
                 raise ModelError(f"{path}: cannot be read ({problem.strerror})") from None
     return digest.digest()

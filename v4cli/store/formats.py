@@ -1,12 +1,15 @@
 """The number formats of weights (v4kernels/formats.py), both ways: ENCODE and DECODE by name of the format. Official
 (spec 2.2): FP8 e4m3 with a power-of-two scale per 128x128 block, and packed FP4 e2m1 with one per 32 inputs; scales are
-ue8m0 bytes, 2^(byte - 127). The store's own: symmetric int8 and int4 with one BF16 scale per 32 inputs."""
+ue8m0 bytes, 2^(byte - 127). The store's own: symmetric int8 and int4 with one BF16 scale per 32 inputs, and q3 and q2
+(lowbit.py), whose functions to encode also take the importance of each input."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from v4kernels.formats import FORMATS, GROUP
 from v4kernels.reference.quant import FP4_MAX, FP8_MAX, pow2_ceil, round_e2m1
+
+from v4cli.store import lowbit
 
 BLOCK = FORMATS["fp8"].group
 FP8_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
@@ -141,5 +144,29 @@ def _bf16_up(x: Tensor) -> Tensor:
     return ((x.view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)
 
 
-ENCODE = {"fp8": encode_fp8, "fp4": encode_fp4, "int8": encode_int8, "int4": encode_int4}
-DECODE = {"fp8": decode_fp8, "fp4": decode_fp4, "int8": decode_int8, "int4": decode_int4}
+def encode_q3(w: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """fp32 (out, in) and what an error counts at each input (in,) -> uint8 codes and scales as stored."""
+    return lowbit.encode(w, "q3", importance)
+
+
+def encode_q2(w: Tensor, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same at 2 bits."""
+    return lowbit.encode(w, "q2", importance)
+
+
+def decode_q3(codes: Tensor, scale: Tensor) -> Tensor:
+    """What encode_q3 wrote, in fp32."""
+    return lowbit.decode(codes, scale, "q3")
+
+
+def decode_q2(codes: Tensor, scale: Tensor) -> Tensor:
+    """What encode_q2 wrote, in fp32."""
+    return lowbit.decode(codes, scale, "q2")
+
+
+ENCODE = {
+    "fp8": encode_fp8, "fp4": encode_fp4, "int8": encode_int8, "int4": encode_int4, "q3": encode_q3, "q2": encode_q2,
+}  # fmt: skip
+DECODE = {
+    "fp8": decode_fp8, "fp4": decode_fp4, "int8": decode_int8, "int4": decode_int4, "q3": decode_q3, "q2": decode_q2,
+}  # fmt: skip

@@ -15,11 +15,17 @@ from v4cli.model.schema import TensorSpec
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where one tensor lies: absolute byte range in a file, and what it holds."""
+    """Where one tensor lies: absolute byte range in a file, and what it holds.
+
+    In a file of another program it may lie packed (store/packings.py); the spec is then what it unpacks to. `official`
+    is the dtype that an official checkpoint has for it, where that is another.
+    """
 
     path: Path
     offset: int
     spec: TensorSpec
+    packing: str = ""
+    official: str = ""
 
 
 def read_header(path: Path) -> dict[str, TensorPlace]:

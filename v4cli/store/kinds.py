@@ -10,6 +10,8 @@ from v4cli.errors import ModelError
 
 POINTER_BYTES = 1024  # no pointer is larger, of git-lfs or in the Hugging Face cache
 OFFICIAL = "v4 pull flash (or pro) brings an official checkpoint"
+STORABLE = f"v4 quantize makes a store of weights in BF16 or F32, else the official ones are needed; {OFFICIAL}"
+GGUF = "v4 quantize FILE DST makes a store of one with MXFP4 experts; else v4 pull flash (or pro)"
 ORIGINAL = f"the official FP8 and FP4 weights are needed; {OFFICIAL}"
 CACHED = "models--"  # begins the folder of a repository in the Hugging Face cache
 MAX_NAMES = 10_000  # of a folder, looked at
@@ -18,7 +20,7 @@ UNFINISHED = r".*\.(incomplete|part|aria2|crdownload)"
 SHARDS = r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 # pattern of a file name, what it means, what to do
 FILES = (
-    (r".*\.gguf", "a GGUF file, which llama.cpp runs", OFFICIAL),
+    (r".*\.gguf", "a GGUF file, which llama.cpp runs", GGUF),
     (r"adapter_(config\.json|model\..*)", "a LoRA adapter, not a whole model", OFFICIAL),
     (r"model\d+-mp\d+\.safetensors", "converted for DeepSeek's own inference code (modelN-mpM)",
      "use the checkpoint it was converted from; " + OFFICIAL),
@@ -112,7 +114,7 @@ def model_name(path: Path) -> str:
 def not_a_folder(path: Path) -> ModelError:
     """The error for a file where a model's folder is asked for."""
     if path.suffix == ".gguf":
-        return ModelError(f"{path}: {FILES[0][1]}", OFFICIAL)
+        return ModelError(f"{path}: {FILES[0][1]}", GGUF)
     return ModelError(f"{path}: a file; a model is a folder", f"perhaps {path.absolute().parent}")
 
 
@@ -136,7 +138,7 @@ def _by_config(config: dict | None) -> tuple[str, str] | None:
     if isinstance(config.get("quantization"), dict):
         return "quantized by MLX", ORIGINAL
     if quantization is None:
-        return "weights without scales (converted to BF16 or the like: no quantization_config)", ORIGINAL
+        return "weights without scales (converted to BF16 or the like: no quantization_config)", STORABLE
     if isinstance(method, str) and method != "fp8":
         return f"quantized by another method ({method[:40]})", ORIGINAL
     return None
@@ -146,13 +148,13 @@ def _by_tensors(tensors: Collection[str]) -> tuple[str, str] | None:
     if not tensors:
         return None
     if any(name.startswith(("model.", "language_model.", "transformer.")) for name in tensors):
-        return "names of tensors as in transformers (model.…), not the official ones", ORIGINAL
+        return "names of tensors as in transformers (model.…), not the official ones", STORABLE
     endings = {name.rpartition(".")[2] for name in tensors}
     alien = endings & ALIEN
     if alien:
         return f"quantized by another program (tensors named *.{min(alien)})", ORIGINAL
     if "weight" in endings and "scale" not in endings:
-        return "weights without scales (converted to BF16 or the like)", ORIGINAL
+        return "weights without scales (converted to BF16 or the like)", STORABLE
     return None
 
 

@@ -1,7 +1,9 @@
 """The models pulled to this machine: one folder each under one roof, and what state each is in. Reads no weights."""
 
 import contextlib
+import difflib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,8 +128,17 @@ def model_folder(model: str) -> Path:
 
     if os.path.exists(os.path.expanduser(model)):
         raise kinds.not_a_folder(Path(model).expanduser())
-    hint = f"v4 pull {model}" if model in MODELS else "v4 ls lists the models that are here; v4 pull brings others"
-    raise ModelError(f"model {model!r} not found", hint)
+    raise ModelError(f"model {model!r} not found", _what_else(model, MODELS))
+
+
+def _what_else(model: str, releases: Collection[str]) -> str:
+    """The next command of who has named a model that is not here."""
+    here = ["nano", *(entry.name for entry in entries(paths.models_dir()))]
+    close = [model] if model in releases else difflib.get_close_matches(model, [*here, *releases], 1)
+    if not close:
+        return "v4 ls lists the models that are here; v4 pull brings others"
+    ask = "" if close[0] == model else f"did you mean {close[0]}?"
+    return " ".join(filter(None, [ask, "" if close[0] in here else f"v4 pull {close[0]}"]))
 
 
 def named_folder(name: str) -> Path | None:

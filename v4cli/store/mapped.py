@@ -23,6 +23,11 @@ class MappedTensors:
         self.places = places
         self._maps: dict[Path, object] = {}
 
+    @property
+    def has_drafts(self) -> bool:
+        """Whether draft blocks are there."""
+        return "mtp.0.attn.attn_sink" in self.places
+
     def spec(self, name: str) -> TensorSpec:
         return self.places[name].spec
 
@@ -95,7 +100,10 @@ class MappedTensors:
 
     def all_finite(self, name: str) -> bool:
         """Whether every stored value is finite, scales each for itself; integers are. Reads the tensor in pieces."""
-        dtype, raw = self.spec(name).dtype, self.raw(name)
+        spec, raw = self.spec(name), self.raw(name)
+        if name.endswith(".scale") and (form := self.form(name.removesuffix("scale") + "weight")).row_scale:
+            return form.finite_scales(raw, spec.shape[0])
+        dtype = spec.dtype
         return all(finite(dtype, raw[first : first + PIECE]) for first in range(0, len(raw), PIECE))
 
     def ids(self, name: str):

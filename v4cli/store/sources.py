@@ -79,7 +79,7 @@ class PackedSource:
         stored, spec = self.checkpoint.form(name), self.checkpoint.spec(name)
         if stored.packed or (stored.id and isinstance(self.checkpoint, Store)):
             return stored
-        wanted = format_of(RECIPES["native"], name, spec)
+        wanted = format_of(RECIPES["native"].rules, name, spec)
         if not wanted.id:
             raise ModelError(
                 f"{name}: rows of {spec.shape[1]} values suit no kernel", "--backend reference computes it"

@@ -11,18 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from v4cli.errors import ModelError
-from v4cli.hardware import BLOCK, READERS, read_from_disk
+from v4cli.hardware import BLOCK, READERS
 from v4cli.model.config import V4Config
-from v4cli.store.store import (
-    LAYOUT,
-    MANIFEST,
-    MANIFEST_COPY,
-    NEEDED,
-    Manifest,
-    Store,
-    layout_hint,
-    repair_command,
-)
+from v4cli.store.store import LAYOUT, MANIFEST, MANIFEST_COPY, NEEDED, Manifest, Store, layout_hint, repair_command
+from v4cli.system import uncached
 
 # By name of a small file: what opens it as whoever runs the model will. ModelError for one that cannot be used.
 Readers = Mapping[str, Callable[[Path, V4Config], object]]
@@ -124,7 +116,7 @@ def _problem(path: Path, record: dict, on_bytes: Callable[[int], None], stop: th
             size = os.fstat(file.fileno()).st_size
             if size != record["bytes"]:
                 return f"{size} bytes, expected {record['bytes']}"
-            read_from_disk(file.fileno(), size)
+            uncached(file.fileno(), size)
             digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK))
             while (n := file.readinto(buffer)) and not stop.is_set():
                 digest.update(buffer[:n])

@@ -1,21 +1,23 @@
 """Memory for what grows with the context: room for all of it is reserved, pages come when they are first written.
 
-Reserving costs address space only, so rows never move and growing copies nothing. In RAM the pages are anonymous; in a
+Reserving costs address space only, so rows never move and growing copies nothing. In RAM the pages are private; in a
 folder (`--kv-dir`) they belong to a file there that has no name and goes with the process: the system then keeps in RAM
 what is used and leaves the rest on the disk, so a context may be larger than what is free.
 """
 
-import contextlib
+import errno
 import mmap
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-STEP = 4 << 20  # bytes of disk taken at a time
+from v4kernels.system import Room
+
+STEP = 4 << 20  # bytes of memory or disk taken at a time
 HUGE_PAGE, HUGE_FROM = 2 << 20, 8 << 20  # rows of so many bytes get huge pages: fewer faults, at most a quarter more
 
 
@@ -28,23 +30,20 @@ class Memory:
         self.end = 0
         if folder is not None:
             try:
-                self.file = tempfile.TemporaryFile(dir=folder, prefix="v4-kv-")
+                self.file = tempfile.TemporaryFile(dir=folder, prefix="v4-kv-", buffering=0)
             except OSError as error:
                 raise MemoryError(f"{folder}: cannot hold the KV cache ({error.strerror})") from None
 
     def rows(self, most: int, width: int) -> "Rows":
         """Room for up to `most` rows of `width` bytes, none in use. MemoryError without the address space."""
         most = max(most, 1)
-        size = _pages(most * width)
+        if self.file is None:
+            return RamRows(most, width)
+        size = _pages(most * width, mmap.ALLOCATIONGRANULARITY)
         try:
-            if self.file is None:
-                room = mmap.mmap(-1, size, flags=PRIVATE)
-                return Rows(room, most, width, None, 0)
-            os.ftruncate(self.file.fileno(), self.end + size)
-            room = mmap.mmap(self.file.fileno(), size, offset=self.end)
+            rows = FileRows(self.file, self.end, size, most, width)
         except OSError as error:
             raise MemoryError(f"no room for a context of this size ({error.strerror})") from None
-        rows = Rows(room, most, width, self.file, self.end)
         self.end += size
         return rows
 
@@ -52,48 +51,95 @@ class Memory:
 class Rows:
     """Rows of bytes: `data` uint8 (most, width), of which the first `used` have been asked for."""
 
-    def __init__(self, room: mmap.mmap, most: int, width: int, file: IO[bytes] | None, offset: int):
-        self.data = np.frombuffer(room, np.uint8, most * width).reshape(most, width)
-        self.used = 0
-        self._room, self._file, self._offset = room, file, offset
-        self._backed = 0 if file is not None else len(room)  # bytes that can be written
+    def __init__(self, data: np.ndarray, size: int):
+        self.data, self.used = data, 0
+        self._size = size  # bytes of whole pages
+        self._taken = 0  # of these, from the system
         self._page = mmap.PAGESIZE
 
     def reserve(self, n: int) -> None:
-        """The first n rows may be written. MemoryError if the disk is full: nothing is lost then."""
+        """The first n rows may be written. MemoryError without memory, or on a full disk: nothing is lost then."""
         if n <= self.used:
             return
         if n > len(self.data):
             raise MemoryError(f"the context is full: {n} entries, there is room for {len(self.data)}")
-        end = n * self.data.shape[1]
-        if self._file is not None and end > self._backed:
-            end = min((end + STEP - 1) // STEP * STEP, len(self._room))
+        end = min(_pages(n * self.data.shape[1], STEP), self._size)
+        if end > self._taken:
             try:
-                os.posix_fallocate(self._file.fileno(), self._offset + self._backed, end - self._backed)
+                self._take(end)
             except OSError as error:
                 raise MemoryError(f"the KV cache cannot grow to {n} entries ({error.strerror})") from None
-            self._backed = end
-        elif end >= HUGE_FROM and self._file is None and self._page != HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):
-                self._room.madvise(mmap.MADV_HUGEPAGE)
-                self._page = HUGE_PAGE
+            self._taken = end
         self.used = n
 
     def trim(self, n: int) -> None:
         """Give back the pages behind the first n rows."""
-        if n >= self.used:
-            return
-        first, last = (_pages(rows * self.data.shape[1], self._page) for rows in (n, self.used))
-        last = min(last, len(self._room))
-        self.used = n
-        if last > first and self._file is None:  # of a file the room stays taken
-            with contextlib.suppress(OSError):
-                self._room.madvise(mmap.MADV_DONTNEED, first, last - first)
+        if n < self.used:
+            self.used = n
+            self._give_back(_pages(n * self.data.shape[1], self._page))
 
     @property
     def nbytes(self) -> int:
         """Bytes of pages in use."""
-        return min(_pages(self.used * self.data.shape[1], self._page), len(self._room))
+        return min(_pages(self.used * self.data.shape[1], self._page), self._size)
+
+    def _take(self, end: int) -> None:
+        """Bytes from those taken up to `end` may be written. OSError, MemoryError."""
+        raise NotImplementedError
+
+    def _give_back(self, first: int) -> None:
+        """Bytes from `first` on are not in use any more."""
+        raise NotImplementedError
+
+
+class RamRows(Rows):
+    """In private memory."""
+
+    def __init__(self, most: int, width: int):
+        """MemoryError without the address space."""
+        try:
+            self._room = Room(_pages(most * width))
+        except MemoryError:
+            raise MemoryError("no room for a context of this size") from None
+        super().__init__(self._room.data[: most * width].reshape(most, width), len(self._room))
+
+    def reserve(self, n: int) -> None:
+        super().reserve(n)
+        if self._page != HUGE_PAGE and n * self.data.shape[1] >= HUGE_FROM and self._room.large_pages():
+            self._page = HUGE_PAGE
+
+    def _take(self, end: int) -> None:
+        self._room.commit(self._taken, end)
+
+    def _give_back(self, first: int) -> None:
+        if first < self._taken:
+            self._room.discard(first, self._taken)
+            self._taken = first
+
+
+class FileRows(Rows):
+    """In pages of a file. Its room on the disk is kept."""
+
+    def __init__(self, file: IO[bytes], offset: int, size: int, most: int, width: int):
+        """OSError without room for it."""
+        if sys.platform != "win32":  # there a mapping makes its file longer
+            os.ftruncate(file.fileno(), offset + size)
+        mapped = mmap.mmap(file.fileno(), size, offset=offset)
+        super().__init__(np.frombuffer(mapped, np.uint8, most * width).reshape(most, width), size)
+        self._file, self._offset = file, offset
+
+    def _take(self, end: int) -> None:
+        """A page of the file that the disk has no room for would end the process when it is written."""
+        start, n_bytes = self._offset + self._taken, end - self._taken
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), start, n_bytes)
+        else:
+            self._file.seek(start)
+            if self._file.write(bytes(n_bytes)) < n_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _give_back(self, first: int) -> None:
+        pass
 
 
 def in_pages(used: int, most: int, width: int) -> int:

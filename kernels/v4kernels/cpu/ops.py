@@ -20,6 +20,7 @@ from v4kernels import native
 from v4kernels.api import Routing, Span
 from v4kernels.cpu.bound import BoundHyper, BoundLayer, ExpertTable, PackedAttention, PackedTree, pointer
 from v4kernels.cpu.state import Timeline
+from v4kernels.native import SPARE_ROWS
 
 LEAST_STACK = 1 << 20
 
@@ -101,6 +102,7 @@ class CpuOps:
     name = Cpu.name
     numerics = Cpu.numerics
     chunk = 512
+    most_drafts = SPARE_ROWS - 1
 
     def __init__(self, tree: PackedTree):
         self.tree = tree
@@ -140,6 +142,7 @@ class CpuOps:
             count = len(span.ids)
             ids.data[row : row + count] = span.ids
             described.memory, described.start, described.rows = span.state.at, span.start, count
+            described.together = span.together
             for ratio, buffer in rotations.items():
                 freqs, at = self._freqs[ratio], buffer.at + 4 * row * buffer.width
                 code = self.library.v4k_rotations(freqs.ctypes.data, len(freqs), span.start, 1, count, at)
@@ -268,6 +271,9 @@ class Resident:
     def __init__(self, ops: CpuOps):
         self.ops = ops
 
+    def doubt(self, rows: Sequence[int]) -> Callable[[int], None]:
+        return lambda row: None
+
     def begin_step(self, batch: CpuBatch) -> None: ...
 
     def foresee(self, layer: int, streams: Buffer) -> None: ...
@@ -314,9 +320,9 @@ def need_stack() -> None:
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS where set, else the physical cores this process may use."""
+    """OMP_NUM_THREADS where set, else the physical cores this process may use, of which slower ones do not count."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted):
         return min(int(wanted), 1024)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = native.cpus() if native.available() else os.cpu_count() or 1
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))

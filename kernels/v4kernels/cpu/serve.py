@@ -5,7 +5,6 @@ that are not host code do the same at the offsets of HEAD and `job_dtype`.
 """
 
 import ctypes
-import mmap
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import numpy as np
 
 from v4kernels import native
 from v4kernels.cpu.bound import ExpertTable
+from v4kernels.system import committed
 
 TIMEOUT_S = 60.0  # more than a slow disk takes for a job's experts, or the slowest attention between two jobs
 LINE = 64
-PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a child that forks has a ring of its own
 HEAD = np.dtype(
     {
         "names": ["posted", "served", "error", "failed", "process"],
@@ -85,8 +84,8 @@ class Ring:
             raise ValueError(f"no ring of {n_jobs} jobs of {pairs} pairs of {dim}")
         if memory is None:
             try:
-                memory = np.frombuffer(mmap.mmap(-1, self.nbytes, flags=PRIVATE), np.uint8)
-            except OSError:
+                memory = committed(self.nbytes).data  # a child that forks has a ring of its own
+            except MemoryError:
                 raise MemoryError("no memory for the ring of experts for a device") from None
         if memory.dtype != np.uint8 or memory.shape != (self.nbytes,) or memory.ctypes.data % LINE:
             raise ValueError(f"the ring needs {self.nbytes} bytes, aligned to {LINE}")

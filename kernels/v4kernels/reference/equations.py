@@ -271,12 +271,16 @@ class Equations:
 
     def expert(self, x: Tensor, expert: Expert[Weight], limit: float, weight: Tensor | None) -> Tensor:
         """w2(silu(min(w1 x, limit)) * clamp(w3 x) * weight); the weight comes before w2's input rounding."""
+        return self.linear(self.gated(x, expert, limit, weight), expert.w2)
+
+    def gated(self, x: Tensor, expert: Expert[Weight], limit: float, weight: Tensor | None) -> Tensor:
+        """What w2 is multiplied with: x (N, D) -> (N, I)."""
         gate = self.linear(x, expert.w1).float().clamp(max=limit)
         up = self.linear(x, expert.w3).float().clamp(-limit, limit)
         z = F.silu(gate) * up
         if weight is not None:
             z = z * weight
-        return self.linear(z.to(self.dtype), expert.w2)
+        return z.to(self.dtype)
 
 
 def sqrt_softplus(x: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class ReferenceOps(Equations):
 
     name = "reference"
     chunk = 512
+    most_drafts = 0  # sums depend on how many rows are computed together
 
     def __init__(self, tree: TorchTree, numerics: str = "exact"):
         super().__init__(numerics)
@@ -150,6 +151,9 @@ class ReferenceOps(Equations):
             kv, turns = span.state.layers[layer], self.rotations(attn.freqs, span.start, len(span.ids))
             q, qr = self.queries(attn, x[rows], turns)  # (n, H, d), (n, q_lora_rank)
             self.append_window(attn, x[rows], turns, kv)
+            if span.together:
+                done.append(self.attend_together(attn, q, turns, kv, span.together))  # (n, H, d)
+                continue
             selected = compressed(Rows(x[rows], qr, turns, span.start, kv))  # (n, index_topk) or None
             done.append(self.attend(attn, q, turns, span.start, kv, selected))  # (n, H, d)
         return self.attention_output(attn, torch.cat(done))
@@ -226,6 +230,18 @@ class ReferenceOps(Equations):
         kv.window = kv.window[-attn.window :].clone()
         return self.rope(out, turns, inverse=True)
 
+    def attend_together(self, attn: Attention, q: Tensor, turns: Tensor, kv: Layer, n: int) -> Tensor:
+        """The same in a draft block: the last n rows of q (N, H, d) see each other, beside the window before them. The
+        window keeps what is before them."""
+        assert kv.window is not None
+        before, seen = kv.window[:-n], kv.window[-n - attn.window :]
+        parts = [self._attend(q[-n:], [(seen, torch.zeros((n, len(seen)), dtype=torch.bool))], attn.sink)]
+        if len(q) > n:
+            first = len(before) - (len(q) - n)
+            parts = [self.attention(q[:-n], before, first, None, None, None, attn.sink, attn.window), *parts]
+        kv.window = before[-attn.window :].clone() if len(before) else None
+        return self.rope(torch.cat(parts), turns, inverse=True)
+
     def attention_output(self, attn: Attention, heads: Tensor) -> Tensor:
         """heads (N, H, d) -> (N, D)."""
         low = self.grouped_linear(heads.reshape(len(heads), attn.groups, -1), attn.wo_a)  # (N, G * o_lora_rank)
@@ -273,6 +289,10 @@ class Resident:
 
     def __init__(self, ops: ReferenceOps):
         self.ops = ops
+
+    def doubt(self, rows: Sequence[int]) -> Callable[[int], None]:
+        """Nothing is learned."""
+        return lambda row: None
 
     def begin_step(self, batch: TorchBatch) -> None:
         """All is there."""

@@ -137,7 +137,8 @@ class Layer:
         for name, part in self._parts().items():
             part.entries.truncate(first // part.ratio)
             if f"{name}.entries" in entries:
-                part.entries.append(_tensor(entries[f"{name}.entries"].copy()))
+                with torch.inference_mode():  # in which the buffer may have been made, and can be written
+                    part.entries.append(_tensor(entries[f"{name}.entries"].copy()))
 
     def finite(self, arrays: dict[str, np.ndarray]) -> bool:
         """Whether what `entries` or `mark` gave elsewhere is finite."""

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.lines import AHEAD, BACK, ENTRIES, POSITION, RING, address, told
+from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import exp_lanes, from_bf16, lanes_total
-from v4kernels.triton.types import f32p, i32p, i64p, u8p
+from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p
 
 BLOCK_KEYS = tl.constexpr(64)  # one step of the online softmax
 RUN_BLOCKS = tl.constexpr(4)  # of one partial result
@@ -265,6 +266,8 @@ def attend_merge(
     lines: i64p,  # [tokens, 4]
     selected: i32p,  # [tokens, TOP]
     heads: f32p,  # out [tokens, ALL, DIM]
+    codes: i8p,  # out [tokens, ALL, DIM]: the same quantized
+    scale: f32p,  # out [tokens, ALL, DIM/32]
     room: tl.int32,
     ALL: tl.constexpr,
     DIM: tl.constexpr,
@@ -272,6 +275,7 @@ def attend_merge(
     WINDOW: tl.constexpr,
     RATIO: tl.constexpr,
     TOP: tl.constexpr,
+    QUANTIZED: tl.constexpr,  # whether codes and scales are made; DIM is a multiple of 32 then
 ):
     """Grid: (ALL, tokens)."""
     COLUMNS: tl.constexpr = triton.next_power_of_2(DIM)
@@ -306,7 +310,14 @@ def attend_merge(
     first = tl.where(turned, a * cos - b * sin, a)
     second = tl.where(turned, a * sin + b * cos, b)
     out = tl.reshape(tl.join(first, second), (COLUMNS,))
-    tl.store(heads + (token * ALL + h).to(tl.int64) * DIM + c, out, c < DIM)
+    head = (token * ALL + h).to(tl.int64)
+    tl.store(heads + head * DIM + c, out, c < DIM)
+    if QUANTIZED:
+        code, step = quantized(tl.reshape(out, (COLUMNS // 32, 32)), COLUMNS // 32)
+        group = tl.arange(0, COLUMNS // 32)
+        within = group[:, None] * 32 + tl.arange(0, 32)[None, :]
+        tl.store(codes + head * DIM + within, code, within < DIM)
+        tl.store(scale + head * (DIM // 32) + group, step, group < DIM // 32)
 
 
 @triton.jit

@@ -1,18 +1,20 @@
 """Launches of linear layers: GEMV for few rows, matrix units for more, to the same bits.
 
-Inputs of a quantized weight are quantized by `quantize` first, once for all layers that read them.
+Inputs of a quantized weight are quantized first, once for all layers that read them: by `quantize`, unless what made
+them did it too. Layers of few rows that read the same are one launch.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from v4kernels.formats import GROUP
-from v4kernels.triton import experts, fp32, gemm, linear, quantize
+from v4kernels.triton import fan, fp32, gemm, linear, quantize
 from v4kernels.triton.device import Device
 from v4kernels.triton.launch import assembly
-from v4kernels.triton.memory import Block, Buffer, Memory, Work
+from v4kernels.triton.memory import Back, Block, Buffer, Later, Memory, Quantized, Work, made
 from v4kernels.triton.weights import DeviceWeight, GroupedWeight
 
 if TYPE_CHECKING:
@@ -36,16 +38,9 @@ def dividing(n: int) -> int:
     return min(ROWS, n & -n)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantized:
-    """Rows of codes int8 and of scales fp32, one for each 32."""
-
-    codes: Buffer
-    scale: Buffer
-
-    def part(self, first: int, rows: int) -> "Quantized":
-        """Some of the rows."""
-        return Quantized(self.codes.part(first, rows), self.scale.part(first, rows))
+def power(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()
 
 
 class Dense:
@@ -58,6 +53,7 @@ class Dense:
         self._memory = memory
         self._ones: Block | None = None
         self._tilings: dict[int, tuple[int, Block, Block]] = {}
+        self._fans: dict[tuple[tuple[int, int], ...], tuple[Block, int]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +75,7 @@ class Dense:
     def values(self, array: Buffer) -> np.ndarray:
         """A copy (rows, width) on the host, after all that was launched."""
         with self._memory.lock:
+            array = made(array)
             raw = self.device.read(array.at, array.rows * array.row_bytes)
         return raw.view(array.dtype).reshape(array.rows, array.width)
 
@@ -94,26 +91,89 @@ class Dense:
             self._ones = self._memory.put(np.ones(n, np.float32))
         return self._ones.at
 
+    def room_for(self, name: str, rows: int, width: int) -> Quantized:
+        """Memory for a result quantized."""
+        codes = self.take(name + " codes", rows, width, np.int8)
+        return Quantized(codes, self.take(name + " scale", rows, width // GROUP))
+
     def quantize(self, name: str, x: Buffer) -> Quantized:
-        groups = x.rows * x.width // GROUP
-        codes = self.take(name + " codes", x.rows, x.width, np.int8)
-        scale = self.take(name + " scale", x.rows, x.width // GROUP)
-        self.launch(quantize.quantize, (blocks(groups, 32),), x.at, codes.at, scale.at, groups, BLOCK=32)
-        return Quantized(codes, scale)
+        """x quantized, now if it is not yet."""
+        if x.quantized is not None:
+            return x.quantized
+        q, groups = self.room_for(name, x.rows, x.width), x.rows * x.width // GROUP
+        self.launch(quantize.quantize, (blocks(groups, 32),), x.at, q.codes.at, q.scale.at, groups, BLOCK=32)
+        return q
 
-    def linear(self, name: str, w: "DeviceWeight | Nf4", x: Buffer, q: Quantized | None = None) -> Buffer:
-        """x (n, in) -> (n, out). `q`: x quantized, if that is done."""
-        return self.linear_to(self.take(name, x.rows, w.rows), w, x, q)
+    def linear(self, name: str, w: "DeviceWeight | Nf4", x: Buffer) -> Buffer:
+        """x (n, in) -> (n, out)."""
+        return self.linear_to(self.take(name, x.rows, w.rows), w, x)
 
-    def linear_to(self, y: Buffer, w: "DeviceWeight | Nf4", x: Buffer, q: Quantized | None = None) -> Buffer:
+    def linears(self, named: "Sequence[tuple[str, DeviceWeight | Nf4]]", x: Buffer) -> list[Buffer]:
+        """The same of several layers."""
+        results = [self.take(name, x.rows, w.rows) for name, w in named]
+        together = []
+        for (_, w), y in zip(named, results):
+            if x.rows <= FEW and isinstance(w, DeviceWeight):
+                together.append((w, y))
+            else:
+                self.linear_to(y, w, x)
+        if together:
+            self._fan(together, x)
+        return results
+
+    def _fan(self, layers: list[tuple[DeviceWeight, Buffer]], x: Buffer) -> None:
+        """Results of few rows lie where they always do: so does the table of them."""
+        name = tuple((w.codes, y.at) for w, y in layers)
+        if name not in self._fans:
+            self._fans[name] = self._fan_table(layers)
+        (table, programs), forms = self._fans[name], {w.form for w, _ in layers}
+        q = self.quantize("inputs", x) if any(w.quantized for w, _ in layers) else None
+        inputs = (x.at, q.codes.at, q.scale.at) if q else (x.at, x.at, x.at)
+        sizes: Constants = {form.upper(): form in forms for form in fan.FORMS}
+        sizes |= {"PARTS": len(layers), "K": x.width, "ASM": self.assembly}
+        self.launch(fan.fan, (programs, x.rows), table.at, *inputs, **sizes)
+
+    def _fan_table(self, layers: list[tuple[DeviceWeight, Buffer]]) -> tuple[Block, int]:
+        """See fan.py; and how many programs there are."""
+        table, programs = np.zeros((len(layers), fan.LINE), np.int64), 0
+        for line, (w, y) in zip(table, layers):
+            line[: fan.FORM.value + 1] = programs, w.codes, w.scale, y.at, w.rows, 1 << fan.FORMS.index(w.form)
+            programs += blocks(w.rows, fan.TILE.value if w.quantized else fan.PLAIN_TILE.value)
+        return self._memory.put(table), programs
+
+    def product(self, name: str, w: "DeviceWeight | Nf4", x: Buffer) -> Buffer:
+        """x (n, in) -> (n, out) that is a sublayer's result."""
+        y = self.take(name, x.rows, w.rows)
+        if x.rows > FEW or not isinstance(w, DeviceWeight) or not w.quantized:
+            return self.linear_to(y, w, x)
+
+        def compute(back: Back | None) -> None:
+            if back is None:
+                self.linear_to(y, w, x)
+                return
+            q, grid = self.quantize("inputs", x), (blocks(w.rows, ROWS), x.rows)
+            sizes: Constants = {
+                "K": w.cols,
+                "N": w.rows,
+                "S": back.count,
+                "ROWS": ROWS,
+                "FORMAT": w.form,
+                "ASM": self.assembly,
+            }
+            arguments = w.codes, w.scale, q.codes.at, q.scale.at, back.mix, back.streams
+            self.launch(linear.linear_put_back, grid, *arguments, **sizes)
+
+        return Later(y.at, y.rows, y.width, compute=compute)
+
+    def linear_to(self, y: Buffer, w: "DeviceWeight | Nf4", x: Buffer) -> Buffer:
         """The same, to y (n, out)."""
         if not isinstance(w, DeviceWeight):
             return w.multiply(self.device, x, y)
         if not w.quantized:
             self._plain(y, w, x, 1)
             return y
-        q = q or self.quantize("inputs", x)
-        n, inputs = x.rows, (q.codes.at, q.scale.at)
+        q, n = self.quantize("inputs", x), x.rows
+        inputs = q.codes.at, q.scale.at
         if n > FEW:
             sizes = {"K": w.cols, "TOKENS": TILE, "ROWS": TILE, "FORMAT": w.form, "ASM": self.assembly}
             grid = blocks(n, TILE), blocks(w.rows, TILE)
@@ -139,28 +199,18 @@ class Dense:
         q, n = self.quantize("inputs", x), x.rows
         y = self.take(name, n, groups * w.rows)
         inputs = q.codes.at, q.scale.at
-        slots: Constants = {"SLOT": w.slot_bytes}
-        if n <= FEW:  # pairs of rows and groups, as if they were experts
+        sizes: Constants = {"K": w.cols, "N": w.rows, "SLOT": w.slot_bytes, "FORMAT": w.form, "ASM": self.assembly}
+        if n <= FEW:
             rows = dividing(w.rows)
-            sizes: Constants = {
-                "K": w.cols,
-                "N": w.rows,
-                "W2": 0,
-                "W2_SCALE": w.scale_place,
-                "W2_FORMAT": w.form,
-                "ROWS": rows,
-            }
-            grid = n * groups, w.rows // rows
-            self.launch(experts.down, grid, w.at, w.slots, w.pairs, *inputs, y.at, ASM=self.assembly, **sizes, **slots)
-            return y
+            of_y = self.room_for(name, n, y.width) if rows % GROUP == 0 else None
+            to = (y.at, of_y.codes.at, of_y.scale.at) if of_y else (y.at, y.at, y.at)
+            sizes |= {"SCALE": w.scale_place, "ROWS": rows, "QUANTIZED": of_y is not None}
+            self.launch(linear.linear_grouped, (n * groups, w.rows // rows), w.at, *inputs, *to, groups, **sizes)
+            return replace(y, quantized=of_y)
         tiles, order = self._tiling(blocks(n, TILE), groups)
-        sizes = {"K": w.cols, "N": w.rows, "SHARE": 1, "W": 0, "W_SCALE": w.scale_place, "FORMAT": w.form}
-        grid, tile = (
-            (blocks(n, TILE) * groups, blocks(w.rows, TILE)),
-            {"TOKENS": TILE, "ROWS": TILE, "ASM": self.assembly},
-        )
-        arguments = w.at, tiles, order, *inputs, y.at
-        self.launch(gemm.gemm_experts, grid, *arguments, warps=8, stages=2, **sizes, **slots, **tile)
+        sizes |= {"SHARE": 1, "W": 0, "W_SCALE": w.scale_place, "TOKENS": TILE, "ROWS": TILE}
+        grid, arguments = (blocks(n, TILE) * groups, blocks(w.rows, TILE)), (w.at, tiles, order, *inputs, y.at)
+        self.launch(gemm.gemm_experts, grid, *arguments, warps=8, stages=2, **sizes)
         return y
 
     def _tiling(self, n: int, groups: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ the rows of a token to what is there: the shared expert's, then by ascending id.
 Experts lie in slots of SLOT bytes. slots [experts] is the number of an expert's slot, -1 where it has none; its pairs
 are skipped, and their rows come from elsewhere before `add_experts`. Parts of an expert lie anywhere within its slot,
 at multiples of 16 bytes. A launch knows one format of each matrix: experts of other formats are another launch, with a
-table of their own. The shared expert is a launch for one pair a row, ids 0 and weights 1.
+table of their own. The shared expert is a pair of every row, of weight 1, beside others: `gate_up_all`, `down_all`.
 
 Pairs are the first axis of a grid, so programs that run together read the same rows: weights that several pairs need
 come from memory once, and from the cache behind that.
@@ -18,6 +18,7 @@ For many rows the matrices are multiplied by `gemm_experts` (gemm.py); `swiglu_p
 import triton
 import triton.language as tl
 
+from v4kernels.triton.hyper import put_back
 from v4kernels.triton.linear import inputs_at, last_step, products, weights_at, whole_step
 from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import exp_lanes, lanes_total
@@ -31,6 +32,30 @@ def swiglu(gate, up, weight, limit):
     up = tl.where(limit < up, limit, up)
     up = tl.where(-limit > up, -limit, up)
     return tl.div_rn(gate, 1.0 + exp_lanes(0.0 - gate)) * up * weight
+
+
+@triton.jit
+def make_group(
+    expert, weight, x, xscale, z, zscale, limit, group, K: tl.constexpr, W1: tl.constexpr, W1_SCALE: tl.constexpr,
+    W3: tl.constexpr, W3_SCALE: tl.constexpr, W1_FORMAT: tl.constexpr, W3_FORMAT: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """One group of z of a pair, by 32 rows of either matrix; pointers to the slot and to rows of the pair."""
+    row = group * 32 + tl.arange(0, 32)
+    w1, w1_scale = weights_at(expert + W1, expert + W1_SCALE, row[:, None], K, W1_FORMAT)
+    w3, w3_scale = weights_at(expert + W3, expert + W3_SCALE, row[:, None], K, W3_FORMAT)
+    x1, x1_scale = inputs_at(x, xscale, row[:, None], W1_FORMAT)
+    x3, x3_scale = inputs_at(x, xscale, row[:, None], W3_FORMAT)
+    gates = tl.zeros((32, 8), tl.float32)
+    ups = tl.zeros((32, 8), tl.float32)
+    for i in range(K // 256):
+        gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, ASM)
+        ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, ASM)
+    gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, ASM), 32)
+    up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, ASM), 32)
+    code, scale = quantized(tl.reshape(swiglu(gate, up, weight, limit), (1, 32)), 1)
+    one = tl.arange(0, 1)
+    tl.store(z + group * 32 + one[:, None] + tl.arange(0, 32)[None, :], code)
+    tl.store(zscale + group + one, scale)
 
 
 @triton.jit
@@ -62,25 +87,66 @@ def gate_up(
     slot = tl.load(slots + tl.load(ids + pair))
     if slot >= 0:
         expert = memory + slot.to(tl.int64) * SLOT
-        row = group * 32 + tl.arange(0, 32)
-        x += pair // TOP_K * K
-        xscale += pair // TOP_K * (K // 32)
-        w1, w1_scale = weights_at(expert + W1, expert + W1_SCALE, row[:, None], K, W1_FORMAT)
-        w3, w3_scale = weights_at(expert + W3, expert + W3_SCALE, row[:, None], K, W3_FORMAT)
-        x1, x1_scale = inputs_at(x, xscale, row[:, None], W1_FORMAT)
-        x3, x3_scale = inputs_at(x, xscale, row[:, None], W3_FORMAT)
-        gates = tl.zeros((32, 8), tl.float32)
-        ups = tl.zeros((32, 8), tl.float32)
-        for i in range(K // 256):
-            gates = whole_step(gates, i, w1, w1_scale, x1, x1_scale, W1_FORMAT, ASM)
-            ups = whole_step(ups, i, w3, w3_scale, x3, x3_scale, W3_FORMAT, ASM)
-        gate = lanes_total(last_step(gates, w1, w1_scale, x1, x1_scale, K, W1_FORMAT, ASM), 32)
-        up = lanes_total(last_step(ups, w3, w3_scale, x3, x3_scale, K, W3_FORMAT, ASM), 32)
-        value = swiglu(gate, up, tl.load(weights + pair), limit)
-        code, scale = quantized(tl.reshape(value, (1, 32)), 1)
-        one = tl.arange(0, 1)
-        tl.store(z + pair * N + group * 32 + one[:, None] + tl.arange(0, 32)[None, :], code)
-        tl.store(zscale + pair * (N // 32) + group + one, scale)
+        make_group(
+            expert, tl.load(weights + pair), x + pair // TOP_K * K, xscale + pair // TOP_K * (K // 32), z + pair * N,
+            zscale + pair * (N // 32), limit, group, K, W1, W1_SCALE, W3, W3_SCALE, W1_FORMAT, W3_FORMAT, ASM,
+        )  # fmt: skip
+
+
+@triton.jit
+def gate_up_all(
+    memory: u8p,  # as in gate_up
+    slots: i16p,
+    ids: i64p,
+    weights: f32p,
+    shared: u8p,  # the slot of the shared expert
+    x: i8p,
+    xscale: f32p,
+    z: i8p,
+    zscale: f32p,
+    shared_z: i8p,  # out [rows, SHARED_N]
+    shared_zscale: f32p,  # out [rows, SHARED_N/32]
+    limit: tl.float32,
+    pairs: tl.int32,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    TOP_K: tl.constexpr,
+    SLOT: tl.constexpr,
+    W1: tl.constexpr,
+    W1_SCALE: tl.constexpr,
+    W3: tl.constexpr,
+    W3_SCALE: tl.constexpr,
+    W1_FORMAT: tl.constexpr,
+    W3_FORMAT: tl.constexpr,
+    SHARED_N: tl.constexpr,
+    SHARED_W1: tl.constexpr,
+    SHARED_W1_SCALE: tl.constexpr,
+    SHARED_W3: tl.constexpr,
+    SHARED_W3_SCALE: tl.constexpr,
+    SHARED_W1_FORMAT: tl.constexpr,
+    SHARED_W3_FORMAT: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """`gate_up` of pairs and, behind them, of the shared expert for every row. Grid: (pairs + rows, the larger of N and
+    SHARED_N / 32)."""
+    pair = tl.program_id(0)
+    group = tl.program_id(1)
+    if pair < pairs:
+        slot = tl.load(slots + tl.load(ids + pair))
+        if (slot >= 0) & (group < N // 32):
+            expert = memory + slot.to(tl.int64) * SLOT
+            make_group(
+                expert, tl.load(weights + pair), x + pair // TOP_K * K, xscale + pair // TOP_K * (K // 32),
+                z + pair * N, zscale + pair * (N // 32), limit, group, K, W1, W1_SCALE, W3, W3_SCALE, W1_FORMAT,
+                W3_FORMAT, ASM,
+            )  # fmt: skip
+    elif group < SHARED_N // 32:
+        row = pair - pairs
+        make_group(
+            shared, 1.0, x + row * K, xscale + row * (K // 32), shared_z + row * SHARED_N,
+            shared_zscale + row * (SHARED_N // 32), limit, group, K, SHARED_W1, SHARED_W1_SCALE, SHARED_W3,
+            SHARED_W3_SCALE, SHARED_W1_FORMAT, SHARED_W3_FORMAT, ASM,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -136,6 +202,53 @@ def down(
 
 
 @triton.jit
+def down_all(
+    memory: u8p,  # as in down
+    slots: i16p,
+    ids: i64p,
+    shared: u8p,  # the slot of the shared expert
+    z: i8p,
+    zscale: f32p,
+    shared_z: i8p,  # [rows, SHARED_K]
+    shared_zscale: f32p,  # [rows, SHARED_K/32]
+    y: f32p,
+    shared_y: f32p,  # out [rows, N]
+    pairs: tl.int32,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    SLOT: tl.constexpr,
+    W2: tl.constexpr,
+    W2_SCALE: tl.constexpr,
+    W2_FORMAT: tl.constexpr,
+    SHARED_K: tl.constexpr,
+    SHARED_W2: tl.constexpr,
+    SHARED_W2_SCALE: tl.constexpr,
+    SHARED_W2_FORMAT: tl.constexpr,
+    ROWS: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """`down` of pairs and, behind them, of the shared expert for every row. Grid: (pairs + rows, N / ROWS)."""
+    pair = tl.program_id(0)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    if pair < pairs:
+        slot = tl.load(slots + tl.load(ids + pair))
+        if slot >= 0:
+            w = memory + slot.to(tl.int64) * SLOT + W2
+            scale = zscale + pair * (K // 32)
+            total = products(w, w + (W2_SCALE - W2), z + pair * K, scale, row, K, ROWS, W2_FORMAT, ASM)
+            tl.store(y + pair * N + row, total)
+    else:
+        token = pair - pairs
+        w = shared + SHARED_W2
+        scale = shared_zscale + token * (SHARED_K // 32)
+        total = products(
+            w, w + (SHARED_W2_SCALE - SHARED_W2), shared_z + token * SHARED_K, scale, row, SHARED_K, ROWS,
+            SHARED_W2_FORMAT, ASM,
+        )  # fmt: skip
+        tl.store(shared_y + token * N + row, total)
+
+
+@triton.jit
 def plus_pairs(total, at, where, ids, hits, misses, N: tl.constexpr, TOP_K: tl.constexpr, BY_PAIR: tl.constexpr):
     """total, numbers `at` of a row, and those of the row's pairs by ascending id: from hits, or a row of misses.
     `where` is the slot of an expert, and misses have a row of every pair; or, BY_PAIR, it is a pair's row of misses, -1
@@ -161,23 +274,36 @@ def plus_pairs(total, at, where, ids, hits, misses, N: tl.constexpr, TOP_K: tl.c
 
 
 @triton.jit
+def store_sum(total, at, out, mix, streams, N: tl.constexpr, S: tl.constexpr):
+    """Numbers `at` of a program's row of a layer's sum."""
+    row = tl.program_id(1).to(tl.int64)
+    if S:
+        put_back(total, at, at < N, row, mix, streams, S, N)
+    else:
+        tl.store(out + row * N + at, total, at < N)
+
+
+@triton.jit
 def add_experts(
     slots: i16p,  # [experts]
     ids: i64p,  # [rows, TOP_K]
     shared: f32p,  # [rows, N]: of the shared expert
     hits: f32p,  # [rows, TOP_K, N]: of experts that have a slot
     misses: f32p,  # [rows, TOP_K, N]: of those that have none
-    out: f32p,  # in, out [rows, N]
+    out: f32p,  # in [rows, N]; out, unless it goes back into streams
+    mix: f32p,  # [rows, S + S*S], see hyper.py
+    streams: f32p,  # [rows, S, N], in place
     N: tl.constexpr,
     TOP_K: tl.constexpr,  # at most 16
+    S: tl.constexpr,  # streams that the sum goes back into; 0: it is stored in `out`
     BLOCK: tl.constexpr,  # values a program
 ):
-    """out += shared, then the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
+    """out + shared, then the row of every pair, by ascending id. Grid: (ceil(N / BLOCK), rows)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1)
     total = tl.load(out + row * N + at, at < N) + tl.load(shared + row * N + at, at < N)
     total = plus_pairs(total, at, slots, ids, hits, misses, N, TOP_K, False)
-    tl.store(out + row * N + at, total, at < N)
+    store_sum(total, at, out, mix, streams, N, S)
 
 
 @triton.jit

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from v4kernels.cpu.serve import HEAD, job_dtype
 from v4kernels.native import ETIMEOUT
-from v4kernels.triton.experts import plus_pairs
+from v4kernels.triton.experts import plus_pairs, store_sum
 from v4kernels.triton.types import f32p, i16p, i32p, i64p, u8p
 
 
@@ -196,17 +196,19 @@ def add_served(
     order: i32p,  # [rows, TOP_K]: as `post` made it
     ids: i64p,  # [rows, TOP_K]
     hits: f32p,  # [rows, TOP_K, N]
-    out: f32p,  # in, out [rows, N]
+    out: f32p,  # the next three as in add_experts
+    mix: f32p,
+    streams: f32p,
     jobs: tl.int32,  # of the ring
     N: tl.constexpr,
     TOP_K: tl.constexpr,  # at most 16
+    S: tl.constexpr,
     JOB: tl.constexpr,  # see `places`
     Y: tl.constexpr,
     BLOCK: tl.constexpr,  # values a program
 ):
     """`add_placed` (experts.py) with what the server computed. Grid: (ceil(N / BLOCK), rows)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    out += tl.program_id(1) * N + at
     misses = (job_of(ring, state, jobs, JOB) + Y).to(f32p)
-    total = plus_pairs(tl.load(out, at < N), at, order, ids, hits, misses, N, TOP_K, True)
-    tl.store(out, total, at < N)
+    total = tl.load(out + tl.program_id(1) * N + at, at < N)
+    store_sum(plus_pairs(total, at, order, ids, hits, misses, N, TOP_K, True), at, out, mix, streams, N, S)

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.fp32 import products
+from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import column_trees, exp_lanes, inverse_rms, lanes64_total, sigmoid_lanes, tree_total
-from v4kernels.triton.types import f32p
+from v4kernels.triton.types import f32p, i8p
 
 STEPS = tl.constexpr(4)  # loads of every stream that are under way together
 
@@ -52,8 +53,11 @@ def collapsed(streams, gates, some, S: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def collapse(streams, gates, norm, x, S: tl.constexpr, D: tl.constexpr, NORM_EPS: tl.constexpr, BLOCK: tl.constexpr):
-    """x [D], the normed sum of the streams [S, D] of one token; pointers."""
+def collapse(
+    streams, gates, norm, x, q, scale, S: tl.constexpr, D: tl.constexpr, NORM_EPS: tl.constexpr,
+    QUANTIZED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """x [D], the normed sum of the streams [S, D] of one token, and where QUANTIZED its codes and scales; pointers."""
     lane = tl.arange(0, 64)[None, :]
     lanes = tl.zeros((1, 64), tl.float32)
     for i in range(0, tl.cdiv(D, 64 * STEPS)):
@@ -63,9 +67,14 @@ def collapse(streams, gates, norm, x, S: tl.constexpr, D: tl.constexpr, NORM_EPS
             lanes = tl.fma(value, value, lanes)
     factor = inverse_rms(tl.sum(lanes64_total(lanes, 1), axis=0), D, NORM_EPS)
     for i in range(0, D, BLOCK):
-        at = i + tl.arange(0, BLOCK)
-        value = collapsed(streams + at, gates, at < D, S, D) * factor
-        tl.store(x + at, value * tl.load(norm + at, at < D, 0.0), at < D)
+        at = i + tl.arange(0, BLOCK // 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+        value = collapsed(streams + at, gates, at < D, S, D) * factor * tl.load(norm + at, at < D, 0.0)
+        tl.store(x + at, value, at < D)
+        if QUANTIZED:
+            code, step = quantized(value, BLOCK // 32)
+            tl.store(q + at, code, at < D)
+            group = i // 32 + tl.arange(0, BLOCK // 32)
+            tl.store(scale + group, step, group < D // 32)
 
 
 @triton.jit
@@ -89,12 +98,15 @@ def hyper_pre(
     norm: f32p,  # [D]
     x: f32p,  # out [n, D]
     mix: f32p,  # out [n, S + S*S]: post, then comb[j, k]; not written by the final collapse
+    q: i8p,  # out [n, D]: x quantized, and its scales, for layers that want it so
+    q_scale: f32p,  # out [n, D/32]
     rows: tl.int32,  # S*S + 2S; S for the final collapse
     S: tl.constexpr,
     D: tl.constexpr,  # a multiple of 8
     ITERS: tl.constexpr,
     NORM_EPS: tl.constexpr,
     EPS: tl.constexpr,
+    QUANTIZED: tl.constexpr,  # whether q is made; D is a multiple of 32 then
     BLOCK: tl.constexpr,  # numbers of x normed together
 ):
     """Grid: (n, 2), where the second program of a token makes its mix; (n, 1) for the final collapse."""
@@ -106,7 +118,9 @@ def hyper_pre(
         gates = ()
         for j in tl.static_range(S):
             gates += (sigmoid_lanes(tl.load(m + j) * rho * tl.load(scale) + tl.load(base + j)) + EPS,)
-        collapse(streams + t * S * D, gates, norm, x + t * D, S, D, NORM_EPS, BLOCK)
+        q += t * D
+        q_scale += t * (D // 32)
+        collapse(streams + t * S * D, gates, norm, x + t * D, q, q_scale, S, D, NORM_EPS, QUANTIZED, BLOCK)
     else:
         j = tl.arange(0, S)
         post = sigmoid_lanes(tl.load(m + S + j) * rho * tl.load(scale + 1) + tl.load(base + S + j))
@@ -114,6 +128,22 @@ def hyper_pre(
         at = S * j[:, None] + j[None, :]
         c = tl.load(m + 2 * S + at) * rho * tl.load(scale + 2) + tl.load(base + 2 * S + at)
         tl.store(mix + S + at, sinkhorn(c, S, ITERS, EPS))
+
+
+@triton.jit
+def put_back(value, at, some, t, mix, streams, S: tl.constexpr, D: tl.constexpr):
+    """Numbers `at` [n], where `some`, of a sublayer's result for token t (int64) go back into its streams."""
+    mix += t * (S + S * S)
+    streams += t * S * D
+    old = ()
+    for j in tl.static_range(S):
+        old += (tl.load(streams + j * D + at, some, 0.0),)
+    tl.debug_barrier()  # no thread stores what another is still to read
+    for k in tl.static_range(S):
+        total = tl.load(mix + k) * value
+        for j in tl.static_range(S):
+            total += tl.load(mix + S + j * S + k) * old[j]
+        tl.store(streams + k * D + at, total, some)
 
 
 @triton.jit
@@ -127,17 +157,5 @@ def hyper_post(
 ):
     """Grid: (ceil(D / BLOCK), n)."""
     t = tl.program_id(1).to(tl.int64)
-    mix += t * (S + S * S)
-    streams += t * S * D
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    some = at < D
-    value = tl.load(out + t * D + at, some, 0.0)
-    old = ()
-    for j in tl.static_range(S):
-        old += (tl.load(streams + j * D + at, some, 0.0),)
-    tl.debug_barrier()  # no thread stores what another is still to read
-    for k in tl.static_range(S):
-        total = tl.load(mix + k) * value
-        for j in tl.static_range(S):
-            total += tl.load(mix + S + j * S + k) * old[j]
-        tl.store(streams + k * D + at, total, some)
+    put_back(tl.load(out + t * D + at, at < D, 0.0), at, at < D, t, mix, streams, S, D)

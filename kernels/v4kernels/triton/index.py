@@ -2,7 +2,7 @@
 
 Three kernels, for rows of any timelines (lines.py); a row sees the first (position + 1) / 4 keys of its timeline:
 
-  index_queries  rotates and transforms queries, and quantizes them to e2m1, as keys are.
+  queries        rotates and transforms queries, and quantizes them to e2m1, as keys are; beside those of attention.
   index_scores   sum over heads of weight * max(s, 0), s the product of a head's query and a key.
   index_choice   the best of every BLOCK scores; then of every BLOCK of those, until one block's are left.
 
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.dots import doubled_e2m1
-from v4kernels.triton.kv import hadamard, log2, magnitude, over_root, rotated, scale_byte
+from v4kernels.triton.kv import hadamard, log2, magnitude, over_root, rotated, scale_byte, turn_head
 from v4kernels.triton.lines import KEY_SCALES, KEYS, POSITION, address, told
 from v4kernels.triton.sums import from_e8m0, nearest
 from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p
@@ -50,27 +50,17 @@ def doubled_codes(x, N: tl.constexpr, DIMS: tl.constexpr):
 
 
 @triton.jit
-def index_queries(
-    q: f32p,  # [tokens, HEADS, DIMS], not rotated
-    products: f32p,  # [tokens, HEADS]: of the weights' projection
-    turns: f32p,  # [tokens, ROPE/2, 2]: cos, sin
-    codes: i8p,  # out [tokens, ROWS, DIMS]: twice e2m1 values; of every 32 first the even dims, then the odd ones
-    scale: f32p,  # out [tokens, DIMS/32, ROWS]: a quarter of the groups', as both factors of products are doubled
-    weight: f32p,  # out [tokens, ROWS]
-    HEADS: tl.constexpr,
-    ROWS: tl.constexpr,  # a power of two, at least HEADS; rows without a head are zero
-    DIMS: tl.constexpr,  # a power of two, at least 32
-    ROPE: tl.constexpr,  # even
-    EACH: tl.constexpr,  # heads a program
-):
-    """Grid: (ROWS / EACH, tokens)."""
-    head = tl.program_id(0) * EACH + tl.arange(0, EACH)
-    token = tl.program_id(1)
+def queried(
+    q, products, turns, codes, scale, weight, number, token, HEADS: tl.constexpr, ROWS: tl.constexpr,
+    DIMS: tl.constexpr, ROPE: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
+    """EACH heads, group `number` of a token's."""
+    head = number * EACH + tl.arange(0, EACH)
     some = head < HEADS
     group = tl.arange(0, DIMS // 32)
     every = tl.arange(0, ROWS)
     q += (token * HEADS + head[:, None]) * DIMS + tl.arange(0, DIMS)[None, :]
-    x = rotated(tl.load(q, some[:, None], 0.0), turns + token * ROPE, EACH, DIMS, DIMS, ROPE)
+    x = rotated(tl.load(q, some[:, None], 0.0), turns, EACH, DIMS, DIMS, ROPE)
     value, byte = doubled_codes(hadamard(x, EACH, DIMS), EACH, DIMS)
 
     above = tl.load(products + token * HEADS + every, every < HEADS, 0.0) > 0
@@ -88,6 +78,38 @@ def index_queries(
     at = token * ROWS * (DIMS // 32) + group[None, :] * ROWS + (row - token * ROWS)[:, None]
     tl.store(scale + at, step)
     tl.store(weight + row, product * tl.reshape(over_root(DIMS * HEADS), (1,)))
+
+
+@triton.jit
+def queries(
+    raw: f32p,  # [tokens, ALL, DIM]
+    turns: f32p,  # [tokens, ROPE/2, 2]: cos, sin
+    heads: f32p,  # out like raw
+    q: f32p,  # [tokens, HEADS, DIMS], not rotated: of the indexer, as what follows
+    products: f32p,  # [tokens, HEADS]: of the weights' projection
+    codes: i8p,  # out [tokens, ROWS, DIMS]: twice e2m1 values; of every 32 first the even dims, then the odd ones
+    scale: f32p,  # out [tokens, DIMS/32, ROWS]: a quarter of the groups', as both factors of products are doubled
+    weight: f32p,  # out [tokens, ROWS]
+    ALL: tl.constexpr,  # heads of attention
+    DIM: tl.constexpr,
+    EPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    ROWS: tl.constexpr,  # a power of two, at least HEADS; rows without a head are zero
+    DIMS: tl.constexpr,  # a power of two, at least 32
+    ROPE: tl.constexpr,  # even; of both
+    EACH: tl.constexpr,  # heads of the indexer a program
+):
+    """`turn_queries` (kv.py) and, by the last ROWS / EACH programs of a token, the indexer's.
+    Grid: (ALL + ROWS / EACH, tokens)."""
+    head = tl.program_id(0)
+    token = tl.program_id(1)
+    if head < ALL:
+        at = (token * ALL + head).to(tl.int64) * DIM
+        turn_head(raw + at, turns + token * ROPE, heads + at, DIM, ROPE, EPS)
+    else:
+        turns += token * ROPE
+        head -= ALL
+        queried(q, products, turns, codes, scale, weight, head, token, HEADS, ROWS, DIMS, ROPE, EACH)
 
 
 @triton.jit
@@ -169,7 +191,7 @@ def scores_of(
 def index_scores(
     codes: i8p,  # [tokens, ROWS, DIMS]
     scale: f32p,  # [tokens, DIMS/32, ROWS]
-    weight: f32p,  # [tokens, ROWS]: all three by index_queries
+    weight: f32p,  # [tokens, ROWS]: all three by `queries`
     lines: i64p,  # [tokens, 4]
     part: tl.int32,
     scores: f32p,  # out [tokens, stride]: of the keys that a token sees; the rest is left as it is
@@ -223,8 +245,8 @@ def index_choice(
     best: f32p,  # out [tokens, blocks, TOP]: scores of the chosen, minus infinity behind them; not at the last level
     chosen: i32p,  # out [tokens, blocks, TOP]: their ids, ascending, -1 behind them
     stride: tl.int32,
-    LEVEL: tl.constexpr,
-    LAST: tl.constexpr,
+    level: tl.int32,
+    last: tl.int32,  # whether this is the last level
     TOP: tl.constexpr,
     BLOCK: tl.constexpr,  # a power of two, at least 2 * TOP and below 65,536
 ):
@@ -233,17 +255,13 @@ def index_choice(
     token = tl.program_id(1)
     seen = (told(lines, token, POSITION) + 1) >> 2
     count = seen
-    for _ in tl.static_range(LEVEL):
+    for _ in range(level):
         count = tl.cdiv(count, BLOCK) * TOP
-    if (block * BLOCK < count) | LAST:
+    if (block * BLOCK < count) | (last != 0):
         i = block * BLOCK + tl.arange(0, BLOCK)
         from_row = token.to(tl.int64) * stride
         score = tl.load(scores + from_row + i, i < count, -float("inf"))
-        if LEVEL == 0:
-            score = tl.where((seen <= TOP) & (i < count), 0.0, score)  # all are chosen
-            name = i
-        else:
-            name = tl.load(ids + from_row + i, i < count, -1)
+        score = tl.where((level == 0) & (seen <= TOP) & (i < count), 0.0, score)  # all are chosen
         order = ordered(score)
         least = last_chosen(order, TOP)
         above = order > least
@@ -254,11 +272,12 @@ def index_choice(
         kept = above | (equal & (among <= missing))
         place = (so_far & 0xFFFF) + tl.minimum(among, missing) - 1
         to = (token * tl.num_programs(0) + block) * TOP
+        name = tl.where(level == 0, i, tl.load(ids + from_row + i, (level > 0) & kept, -1))
         tl.store(chosen + to + place, name, kept)
         number = tl.sum(kept.to(tl.int32), axis=0)
         rest = tl.arange(0, BLOCK)
         empty = (rest >= number) & (rest < TOP)
         tl.store(chosen + to + rest, tl.full((BLOCK,), -1, tl.int32), empty)
-        if not LAST:
+        if last == 0:
             tl.store(best + to + place, score, kept)
             tl.store(best + to + rest, tl.full((BLOCK,), -float("inf"), tl.float32), empty)

@@ -113,6 +113,139 @@ def to_e2m1(x):
     return tl.where((x < 0) & (code > 0), code | 8, code)
 
 
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def turn_head(x, turns, q, DIMS: tl.constexpr, ROPE: tl.constexpr, EPS: tl.constexpr):
+    """The query of a head at x, to q: normed without weights, rotated, * (1 / sqrt(DIMS))."""
+    WIDTH: tl.constexpr = triton.next_power_of_2(DIMS)
+    c = tl.arange(0, WIDTH)[None, :]
+    value = rotated(normed(x, None, WIDTH, DIMS, EPS), turns, 1, WIDTH, DIMS, ROPE)
+    tl.store(q + c, value * over_root(DIMS), c < DIMS)
+
+
+@triton.constexpr_function
+def entry_bytes(dims, rope):
+    """Of an entry: DIMS - ROPE e4m3, ROPE bf16, a scale byte of every 64 e4m3, padded to 8."""
+    return dims + rope + (dims - rope + 511) // 512 * 8
+
+
+@triton.constexpr_function
+def groups_of(dims):
+    """Groups of 64 that a program has for an entry, padding included."""
+    return max(8, triton.next_power_of_2(triton.cdiv(dims, 64)))
+
+
+@triton.jit
+def entry_values(x, weight, turns, DIMS: tl.constexpr, ROPE: tl.constexpr, EPS: tl.constexpr):
+    """What an entry of the row at x holds, [groups_of(DIMS), 64] fp32: x normed and rotated."""
+    ROOM: tl.constexpr = groups_of(DIMS)
+    value = normed(x, weight, ROOM * 64, DIMS, EPS)
+    return tl.reshape(rotated(value, turns, 1, ROOM * 64, DIMS, ROPE), (ROOM, 64))
+
+
+@triton.jit
+def store_entry(value, entry, DIMS: tl.constexpr, ROPE: tl.constexpr):
+    """At a pointer. Scales: the smallest 2^(b-127) >= max(amax, 1e-4) / 448."""
+    PLAIN: tl.constexpr = DIMS - ROPE
+    g = tl.arange(0, groups_of(DIMS))
+    c = g[:, None] * 64 + tl.arange(0, 64)[None, :]
+    scale = scale_byte(tl.maximum(tl.max(magnitude(value), axis=1), 1e-4), 448.0)
+    code = to_e4m3(value * from_e8m0((254 - scale) & 255)[:, None])
+    tl.store(entry + c, code.to(tl.uint8), c < PLAIN)
+    halves = (entry + PLAIN).to(u16p) + (c - PLAIN)
+    tl.store(halves, to_bf16(value).to(tl.uint16), (c >= PLAIN) & (c < DIMS))
+    scales = tl.where(g < PLAIN // 64, scale, 0).to(tl.uint8)
+    tl.store(entry + PLAIN + 2 * ROPE + g, scales, g < entry_bytes(DIMS, ROPE) - PLAIN - 2 * ROPE)
+
+
+@triton.jit
+def pack_key(x, weight, turns, lines, row, part, place, DIMS: tl.constexpr, ROPE: tl.constexpr, EPS: tl.constexpr):
+    """The key of the row at x, number `place` of its timeline, normed, rotated, transformed: DIMS/2 bytes of e2m1
+    pairs, the low nibble first, and DIMS/32 scales, the smallest 2^(b-127) >= max(amax, 6 * 2^-126) / 6."""
+    GROUPS: tl.constexpr = DIMS // 32
+    codes = address(lines, row, part, KEYS, u8p) + place.to(tl.int64) * (DIMS // 2)
+    scales = address(lines, row, part, KEY_SCALES, u8p) + place.to(tl.int64) * GROUPS
+    value = rotated(normed(x, weight, DIMS, DIMS, EPS), turns, 1, DIMS, DIMS, ROPE)
+    value = tl.reshape(hadamard(value, 1, DIMS), (GROUPS, 32))
+    top = tl.maximum(tl.max(magnitude(value), axis=1), 7.052966104933725e-38)
+    scale = scale_byte(top, 6.0)
+    code = to_e2m1(value * from_e8m0((254 - scale) & 255)[:, None])
+    code = tl.reshape(code, (DIMS // 2, 2)) << (4 * tl.arange(0, 2))[None, :]
+    tl.store(codes + tl.arange(0, DIMS // 2), tl.sum(code, axis=1).to(tl.uint8))
+    tl.store(scales + tl.arange(0, GROUPS), scale.to(tl.uint8))
+
+
+@triton.jit
+def gate_of(gate, ape, row, position, c, mask, WIDTH: tl.constexpr, RATIO: tl.constexpr):
+    """Channels c of a row: what wgate gave, and what is learned of the place in its block."""
+    learned = tl.load(ape + position % RATIO * WIDTH + c, mask, 0.0)
+    return tl.load(gate + row.to(tl.int64) * WIDTH + c, mask, 0.0) + learned
+
+
+@triton.jit
+def pool_channels(
+    kv, gate, ape, lines, row, part, out, c, RATIO: tl.constexpr, DIMS: tl.constexpr, SLOTS: tl.constexpr,
+    TAIL: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Channels c [CHANNELS] of the block that a row completes: its tokens by the softmax of their gates. Of overlapping
+    blocks the previous one's tokens come first, with the first half of their channels; its own have the second."""
+    OVERLAP: tl.constexpr = RATIO == 4
+    WIDTH: tl.constexpr = 2 * DIMS if OVERLAP else DIMS
+    BEFORE: tl.constexpr = RATIO if OVERLAP else 0
+    last = told(lines, row, POSITION)
+    block = completed(last, RATIO)
+    some = c < DIMS
+    since = last - told(lines, row, BACK)
+    tail_kv = address(lines, row, part, TAIL, f32p)
+    tail_gate = address(lines, row, part, TAIL + 1, f32p)
+    first = tl.where(block > 0, 0, BEFORE)  # no block is before the first one
+    top = tl.full((CHANNELS,), float("-inf"), tl.float32)
+    total = tl.zeros((CHANNELS,), tl.float32)
+    mixed = tl.zeros((CHANNELS,), tl.float32)
+    for j in range(first, BEFORE + RATIO):
+        position = block * RATIO - BEFORE + j
+        at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
+        new = some & (position >= since)
+        g = gate_of(gate, ape, row - last + position, position, at, new, WIDTH, RATIO)
+        old = tl.load(tail_gate + position % SLOTS * WIDTH + at, some & (position < since), 0.0)
+        g = tl.where(position >= since, g, old)
+        top = tl.where(g > top, g, top)
+    for j in range(first, BEFORE + RATIO):
+        position = block * RATIO - BEFORE + j
+        at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
+        new = some & (position >= since)
+        kept = position % SLOTS * WIDTH + at
+        g = gate_of(gate, ape, row - last + position, position, at, new, WIDTH, RATIO)
+        g = tl.where(position >= since, g, tl.load(tail_gate + kept, some & (position < since), 0.0))
+        k = tl.load(kv + (row - last + position).to(tl.int64) * WIDTH + at, new, 0.0)
+        k = tl.where(position >= since, k, tl.load(tail_kv + kept, some & (position < since), 0.0))
+        weight = exp_lanes(g - top)
+        total += weight
+        mixed = tl.fma(weight, k, mixed)
+    tl.store(out + row.to(tl.int64) * DIMS + c, tl.div_rn(mixed, total), some)
+
+
+@triton.jit
+def keep_channels(
+    kv, gate, ape, lines, row, part, c, RATIO: tl.constexpr, DIMS: tl.constexpr, SLOTS: tl.constexpr,
+    TAIL: tl.constexpr,
+):  # fmt: skip
+    """Channels c of what later blocks need of a row: those of the unfinished block, and of as many whole ones as always
+    fit SLOTS, are kept."""
+    WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
+    position = told(lines, row, POSITION)
+    end = position + told(lines, row, AHEAD) + 1
+    if position >= tl.maximum(end - (SLOTS - RATIO), 0) // RATIO * RATIO:
+        some = c < WIDTH
+        to = position % SLOTS * WIDTH + c
+        value = tl.load(kv + row.to(tl.int64) * WIDTH + c, some, 0.0)
+        tl.store(address(lines, row, part, TAIL, f32p) + to, value, some)
+        value = gate_of(gate, ape, row, position, c, some, WIDTH, RATIO)
+        tl.store(address(lines, row, part, TAIL + 1, f32p) + to, value, some)
+
+
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
@@ -141,12 +274,9 @@ def turn_queries(
     EPS: tl.constexpr,
 ):
     """Grid: (heads, tokens)."""
-    WIDTH: tl.constexpr = triton.next_power_of_2(DIMS)
     token = tl.program_id(1).to(tl.int64)
     at = (token * tl.num_programs(0) + tl.program_id(0)) * DIMS
-    c = tl.arange(0, WIDTH)[None, :]
-    value = rotated(normed(x + at, None, WIDTH, DIMS, EPS), turns + token * ROPE, 1, WIDTH, DIMS, ROPE)
-    tl.store(q + at + c, value * over_root(DIMS), c < DIMS)
+    turn_head(x + at, turns + token * ROPE, q + at, DIMS, ROPE, EPS)
 
 
 @triton.jit
@@ -162,28 +292,13 @@ def pack_entries(
     EPS: tl.constexpr,
     RATIO: tl.constexpr,  # 0: all rows are stored, in `fresh`; else those that complete a block, in their timelines
 ):
-    """Rows normed, rotated and stored. Scales: the smallest 2^(b-127) >= max(amax, 1e-4) / 448. Grid: (n,)."""
-    PLAIN: tl.constexpr = DIMS - ROPE
-    GROUPS: tl.constexpr = PLAIN // 64
-    PADDED: tl.constexpr = (GROUPS + 7) // 8 * 8
-    BYTES: tl.constexpr = PLAIN + 2 * ROPE + PADDED
-    ROOM: tl.constexpr = max(8, triton.next_power_of_2(triton.cdiv(DIMS, 64)))  # groups a program has, padding included
+    """Rows normed, rotated and stored. Grid: (n,)."""
     row = tl.program_id(0)
     place = completed(told(lines, row, POSITION), RATIO) if RATIO else row
     if place >= 0:
         entries = address(lines, row, part, ENTRIES, u8p) if RATIO else fresh
-        value = normed(x + row.to(tl.int64) * DIMS, weight, ROOM * 64, DIMS, EPS)
-        value = rotated(value, turns + row * ROPE, 1, ROOM * 64, DIMS, ROPE)
-        value = tl.reshape(value, (ROOM, 64))
-        g = tl.arange(0, ROOM)
-        c = g[:, None] * 64 + tl.arange(0, 64)[None, :]
-        scale = scale_byte(tl.maximum(tl.max(magnitude(value), axis=1), 1e-4), 448.0)
-        code = to_e4m3(value * from_e8m0((254 - scale) & 255)[:, None])
-        entry = entries + place.to(tl.int64) * BYTES
-        tl.store(entry + c, code.to(tl.uint8), c < PLAIN)
-        halves = (entry + PLAIN).to(u16p) + (c - PLAIN)
-        tl.store(halves, to_bf16(value).to(tl.uint16), (c >= PLAIN) & (c < DIMS))
-        tl.store(entry + PLAIN + 2 * ROPE + g, tl.where(g < GROUPS, scale, 0).to(tl.uint8), g < PADDED)
+        value = entry_values(x + row.to(tl.int64) * DIMS, weight, turns + row * ROPE, DIMS, ROPE, EPS)
+        store_entry(value, entries + place.to(tl.int64) * entry_bytes(DIMS, ROPE), DIMS, ROPE)
 
 
 @triton.jit
@@ -198,30 +313,12 @@ def pack_keys(
     EPS: tl.constexpr,
     RATIO: tl.constexpr,
 ):
-    """Rows that complete a block normed, rotated, transformed and stored: DIMS/2 bytes of e2m1 pairs, the low nibble
-    first, and DIMS/32 scales, the smallest 2^(b-127) >= max(amax, 6 * 2^-126) / 6. Grid: (n,)."""
-    GROUPS: tl.constexpr = DIMS // 32
+    """Rows that complete a block normed, rotated, transformed and stored. Grid: (n,)."""
     row = tl.program_id(0)
     place = completed(told(lines, row, POSITION), RATIO)
     if place >= 0:
-        codes = address(lines, row, part, KEYS, u8p) + place.to(tl.int64) * (DIMS // 2)
-        scales = address(lines, row, part, KEY_SCALES, u8p) + place.to(tl.int64) * GROUPS
-        value = normed(x + row.to(tl.int64) * DIMS, weight, DIMS, DIMS, EPS)
-        value = rotated(value, turns + row * ROPE, 1, DIMS, DIMS, ROPE)
-        value = tl.reshape(hadamard(value, 1, DIMS), (GROUPS, 32))
-        top = tl.maximum(tl.max(magnitude(value), axis=1), 7.052966104933725e-38)
-        scale = scale_byte(top, 6.0)
-        code = to_e2m1(value * from_e8m0((254 - scale) & 255)[:, None])
-        code = tl.reshape(code, (DIMS // 2, 2)) << (4 * tl.arange(0, 2))[None, :]
-        tl.store(codes + tl.arange(0, DIMS // 2), tl.sum(code, axis=1).to(tl.uint8))
-        tl.store(scales + tl.arange(0, GROUPS), scale.to(tl.uint8))
-
-
-@triton.jit
-def gate_of(gate, ape, row, position, c, mask, WIDTH: tl.constexpr, RATIO: tl.constexpr):
-    """Channels c of a row: what wgate gave, and what is learned of the place in its block."""
-    learned = tl.load(ape + position % RATIO * WIDTH + c, mask, 0.0)
-    return tl.load(gate + row.to(tl.int64) * WIDTH + c, mask, 0.0) + learned
+        x += row.to(tl.int64) * DIMS
+        pack_key(x, weight, turns + row * ROPE, lines, row, part, place, DIMS, ROPE, EPS)
 
 
 @triton.jit
@@ -238,46 +335,11 @@ def pool(
     TAIL: tl.constexpr,  # TAIL_KV or KEY_TAIL_KV: [SLOTS, C] of tokens before the step, by position mod SLOTS
     CHANNELS: tl.constexpr,  # a program
 ):
-    """Tokens of a block by the softmax of their gates, channel by channel. Of overlapping blocks the previous one's
-    tokens come first, with the first half of their channels; its own have the second. Grid: (n, ceil(DIMS /
-    CHANNELS))."""
-    OVERLAP: tl.constexpr = RATIO == 4
-    WIDTH: tl.constexpr = 2 * DIMS if OVERLAP else DIMS
-    BEFORE: tl.constexpr = RATIO if OVERLAP else 0
+    """Grid: (n, ceil(DIMS / CHANNELS))."""
     row = tl.program_id(0)
-    last = told(lines, row, POSITION)
-    block = completed(last, RATIO)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    some = c < DIMS
-    if block >= 0:
-        since = last - told(lines, row, BACK)
-        tail_kv = address(lines, row, part, TAIL, f32p)
-        tail_gate = address(lines, row, part, TAIL + 1, f32p)
-        first = tl.where(block > 0, 0, BEFORE)  # no block is before the first one
-        top = tl.full((CHANNELS,), float("-inf"), tl.float32)
-        total = tl.zeros((CHANNELS,), tl.float32)
-        mixed = tl.zeros((CHANNELS,), tl.float32)
-        for j in range(first, BEFORE + RATIO):
-            position = block * RATIO - BEFORE + j
-            at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
-            new = some & (position >= since)
-            g = gate_of(gate, ape, row - last + position, position, at, new, WIDTH, RATIO)
-            old = tl.load(tail_gate + position % SLOTS * WIDTH + at, some & (position < since), 0.0)
-            g = tl.where(position >= since, g, old)
-            top = tl.where(g > top, g, top)
-        for j in range(first, BEFORE + RATIO):
-            position = block * RATIO - BEFORE + j
-            at = c + tl.where(j < BEFORE, 0, WIDTH - DIMS)
-            new = some & (position >= since)
-            kept = position % SLOTS * WIDTH + at
-            g = gate_of(gate, ape, row - last + position, position, at, new, WIDTH, RATIO)
-            g = tl.where(position >= since, g, tl.load(tail_gate + kept, some & (position < since), 0.0))
-            k = tl.load(kv + (row - last + position).to(tl.int64) * WIDTH + at, new, 0.0)
-            k = tl.where(position >= since, k, tl.load(tail_kv + kept, some & (position < since), 0.0))
-            weight = exp_lanes(g - top)
-            total += weight
-            mixed = tl.fma(weight, k, mixed)
-        tl.store(out + row.to(tl.int64) * DIMS + c, tl.div_rn(mixed, total), some)
+    if completed(told(lines, row, POSITION), RATIO) >= 0:
+        c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        pool_channels(kv, gate, ape, lines, row, part, out, c, RATIO, DIMS, SLOTS, TAIL, CHANNELS)
 
 
 @triton.jit
@@ -293,17 +355,6 @@ def keep_tail(
     TAIL: tl.constexpr,
     CHANNELS: tl.constexpr,  # a program
 ):
-    """What later blocks need of a timeline's rows: the unfinished block, and as many whole ones as always fit SLOTS.
-    Comes behind `pool` of all rows, which reads what this overwrites. Grid: (n, ceil(C / CHANNELS))."""
-    WIDTH: tl.constexpr = 2 * DIMS if RATIO == 4 else DIMS
-    row = tl.program_id(0)
-    position = told(lines, row, POSITION)
-    end = position + told(lines, row, AHEAD) + 1
-    if position >= tl.maximum(end - (SLOTS - RATIO), 0) // RATIO * RATIO:
-        c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-        some = c < WIDTH
-        to = position % SLOTS * WIDTH + c
-        value = tl.load(kv + row.to(tl.int64) * WIDTH + c, some, 0.0)
-        tl.store(address(lines, row, part, TAIL, f32p) + to, value, some)
-        value = gate_of(gate, ape, row, position, c, some, WIDTH, RATIO)
-        tl.store(address(lines, row, part, TAIL + 1, f32p) + to, value, some)
+    """Comes behind `pool` of all rows, which reads what this overwrites. Grid: (n, ceil(C / CHANNELS))."""
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    keep_channels(kv, gate, ape, lines, tl.program_id(0), part, c, RATIO, DIMS, SLOTS, TAIL)

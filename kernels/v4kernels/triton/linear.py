@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.dots import dot_fp4, dot_int4, dot_int8
+from v4kernels.triton.hyper import put_back
+from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import from_bf16, from_e8m0, lanes_total
-from v4kernels.triton.types import f32p, i32p, i64p, u8p, u16p
+from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p, u16p
 
 
 @triton.jit
@@ -142,3 +144,57 @@ def linear_int4(
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
     multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "int4", ASM)
+
+
+@triton.jit
+def linear_put_back(
+    w: u8p,  # the first four as in the kernel of that format
+    wscale: u8p,
+    x: i8p,
+    xscale: f32p,
+    mix: f32p,  # [tokens, S + S*S], see hyper.py
+    streams: f32p,  # [tokens, S, rows], in place
+    K: tl.constexpr,
+    N: tl.constexpr,  # rows
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """A layer whose result goes back into streams. Grid: (ceil(N / ROWS), tokens)."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    t = tl.program_id(1)
+    total = products(w, wscale, x + t * K, xscale + t * (K // 32), tl.minimum(r, N - 1), K, ROWS, FORMAT, ASM)
+    put_back(total, r, r < N, t.to(tl.int64), mix, streams, S, N)
+
+
+@triton.jit
+def linear_grouped(
+    memory: u8p,  # [groups, SLOT]: of each its codes and, from SCALE on, its scales
+    x: i8p,  # [tokens, groups, K]: quantized inputs
+    xscale: f32p,  # [tokens, groups, K/32]
+    y: f32p,  # out [tokens, groups, N]
+    q: i8p,  # out [tokens, groups, N]: the same quantized
+    qscale: f32p,  # out [tokens, groups, N/32]
+    groups: tl.int32,
+    K: tl.constexpr,  # inputs and outputs of a group
+    N: tl.constexpr,
+    SLOT: tl.constexpr,
+    SCALE: tl.constexpr,
+    FORMAT: tl.constexpr,
+    ROWS: tl.constexpr,  # a divisor of N
+    QUANTIZED: tl.constexpr,  # whether q is made; ROWS is a multiple of 32 then
+    ASM: tl.constexpr,
+):
+    """Outputs fall into groups, each of which sees its part of the inputs. Grid: (tokens * groups, N / ROWS)."""
+    pair = tl.program_id(0)
+    w = memory + (pair % groups).to(tl.int64) * SLOT
+    r = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    total = products(w, w + SCALE, x + pair * K, xscale + pair * (K // 32), r, K, ROWS, FORMAT, ASM)
+    tl.store(y + pair * N + r, total)
+    if QUANTIZED:
+        code, step = quantized(tl.reshape(total, (ROWS // 32, 32)), ROWS // 32)
+        group = tl.program_id(1) * (ROWS // 32) + tl.arange(0, ROWS // 32)
+        at = group[:, None] * 32 + tl.arange(0, 32)[None, :]
+        tl.store(q + pair * N + at, code)
+        tl.store(qscale + pair * (N // 32) + group, step)

@@ -6,6 +6,7 @@ and the end of an object may come in any.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,13 +71,27 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantized:
+    """Rows of codes int8 and of scales fp32, one for each 32."""
+
+    codes: "Buffer"
+    scale: "Buffer"
+
+    def part(self, first: int, rows: int) -> "Quantized":
+        """Some of the rows."""
+        return Quantized(self.codes.part(first, rows), self.scale.part(first, rows))
+
+
+@dataclass(frozen=True, slots=True)
 class Buffer:
-    """`rows` rows of `width` numbers in device memory, one behind the other."""
+    """`rows` rows of `width` numbers in device memory, one behind the other; and the same quantized, if whoever made
+    them made that too."""
 
     at: int
     rows: int
     width: int
     dtype: type = np.float32
+    quantized: Quantized | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -84,7 +99,32 @@ class Buffer:
 
     def part(self, first: int, rows: int) -> "Buffer":
         """Some of its rows."""
-        return Buffer(self.at + first * self.row_bytes, rows, self.width, self.dtype)
+        q = self.quantized and self.quantized.part(first, rows)
+        return Buffer(self.at + first * self.row_bytes, rows, self.width, self.dtype, q)
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """Addresses of the streams that a sublayer's result goes back into, how many they are, and of the mix for it."""
+
+    mix: int
+    streams: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Later(Buffer):
+    """A sublayer's result that is not computed yet: `compute` stores its rows, or has them go back into streams."""
+
+    compute: Callable[[Back | None], None]
+
+
+def made(array: Buffer) -> Buffer:
+    """Its rows are computed, now if they are not yet."""
+    if not isinstance(array, Later):
+        return array
+    array.compute(None)
+    return Buffer(array.at, array.rows, array.width, array.dtype)
 
 
 @dataclass(slots=True)

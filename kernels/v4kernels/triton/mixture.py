@@ -4,8 +4,8 @@ A pair is a row and one of its experts (experts.py). For few rows nothing is ask
 recorded; for more, the host sorts pairs by expert, and matrix units multiply each expert with its rows.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from v4kernels.tree import Mixture
 from v4kernels.triton import experts, gemm, route
 from v4kernels.triton.batch import TritonBatch
 from v4kernels.triton.dense import FEW, TILE, Constants, Dense, Quantized, blocks, dividing
-from v4kernels.triton.memory import Buffer
+from v4kernels.triton.memory import Back, Buffer, Later
 from v4kernels.triton.weights import DeviceWeight, SlotKind, Slots, Uploads
 
 
@@ -50,12 +50,11 @@ class DeviceMixture:
         """x (n, D) -> (n, D)."""
         dense, kind, n = self.dense, self.shared.kind, x.rows
         q, y = dense.quantize("expert input", x), dense.take("shared", n, kind.dim)
-        if n <= FEW:
-            return self.pairs(self.shared, self.of_shared, q, y, 1)
+        if n <= FEW:  # beside others, if they are on the device
+            return Later(y.at, n, kind.dim, compute=lambda _: self._pairs(self.shared, self.of_shared, q, y, 1))
         w1, w3, w2 = (self._of_shared(i) for i in range(3))
-        gate, up = dense.linear("shared gate", w1, x, q), dense.linear("shared up", w3, x, q)
-        weights = dense.ones(n)
-        return dense.linear_to(y, w2, gate, self._swiglu(gate, up, weights))
+        gate, up = dense.linears([("shared gate", w1), ("shared up", w3)], replace(x, quantized=q))
+        return dense.linear_to(y, w2, replace(gate, quantized=self._swiglu(gate, up, dense.ones(n))))
 
     def _of_shared(self, i: int) -> DeviceWeight:
         kind, at = self.shared.kind, self.shared.memory_at
@@ -65,30 +64,57 @@ class DeviceMixture:
     def _swiglu(self, gate: Buffer, up: Buffer, weights: int) -> Quantized:
         """What w2 multiplies, of products with w1 and w3 (pairs, I)."""
         dense, n, inner = self.dense, gate.rows, gate.width
-        z = Quantized(dense.take("z codes", n, inner, np.int8), dense.take("z scale", n, inner // 32))
-        groups = n * inner // 32
+        z, groups = dense.room_for("z", n, inner), n * inner // 32
         arguments = gate.at, up.at, weights, z.codes.at, z.scale.at, self.limit, groups
         dense.launch(experts.swiglu_pairs, (blocks(groups, 32),), *arguments, N=inner, BLOCK=32)
         return z
 
-    def pairs(self, slots: Slots, said: tuple[int, int], q: Quantized, y: Buffer, top_k: int) -> Buffer:
-        """y (n, top_k * D): rows of those pairs of few rows whose experts have a slot. `said`: ids int64 and weights
-        fp32 (n, top_k); q: the rows quantized."""
+    def pairs(self, kinds: Sequence[Slots], x: Buffer, routing: Routing[Buffer], out: Buffer) -> Buffer:
+        """y (n, top_k * D): rows of those pairs of few rows x whose experts have a slot; and `out`, what the shared
+        expert is to make of x, is made."""
+        y, q = self.dense.take("pairs", x.rows, self.top_k * x.width), self.dense.quantize("expert input", x)
+        said = routing.chosen.at, routing.weights.at
+        for number, slots in enumerate(kinds):
+            if number == 0 and isinstance(out, Later):
+                self._pairs_and_shared(slots, said, q, y, out)
+            else:
+                self._pairs(slots, said, q, y, self.top_k)
+        return y
+
+    def _pairs(self, slots: Slots, said: tuple[int, int], q: Quantized, y: Buffer, top_k: int) -> None:
+        """`said`: ids int64 and weights fp32 (n, top_k); q: the rows quantized."""
         dense, kind, rows, n = self.dense, slots.kind, q.codes.rows, q.codes.rows * top_k
-        ids, weights = said
-        codes = dense.take("pair codes", rows, top_k * kind.inner, np.int8)
-        scale = dense.take("pair scale", rows, top_k * kind.inner // 32)
-        given = q.codes.at, q.scale.at
+        z, chosen = dense.room_for("pair", rows, top_k * kind.inner), (slots.memory_at, slots.table_at, said[0])
         sizes: Constants = {"K": kind.dim, "N": kind.inner, "TOP_K": top_k, "ASM": dense.assembly}
         sizes |= kind.constants("w1", "w3")
-        arguments: tuple = slots.memory_at, slots.table_at, ids, weights, *given, codes.at, scale.at, self.limit
+        arguments: tuple = *chosen, said[1], q.codes.at, q.scale.at, z.codes.at, z.scale.at, self.limit
         dense.launch(experts.gate_up, (n, kind.inner // 32), *arguments, **sizes)
         each = dividing(kind.dim)
         sizes = {"K": kind.inner, "N": kind.dim, "ROWS": each, "ASM": dense.assembly}
         sizes |= kind.constants("w2")
-        arguments = slots.memory_at, slots.table_at, ids, codes.at, scale.at, y.at
+        arguments = *chosen, z.codes.at, z.scale.at, y.at
         dense.launch(experts.down, (n, kind.dim // each), *arguments, **sizes)
-        return y
+
+    def _pairs_and_shared(self, slots: Slots, said: tuple[int, int], q: Quantized, y: Buffer, out: Buffer) -> None:
+        """The same, and out (n, D) of the shared expert."""
+        dense, kind, own, rows, k = self.dense, slots.kind, self.shared.kind, out.rows, self.top_k
+        z, shared_z = dense.room_for("pair", rows, k * kind.inner), dense.room_for("shared pair", rows, own.inner)
+        chosen, made = (slots.memory_at, slots.table_at, said[0]), (z.codes.at, z.scale.at)
+        made += shared_z.codes.at, shared_z.scale.at
+
+        def of_both(*names: str) -> Constants:
+            shared = {f"SHARED_{name}": value for name, value in own.constants(*names).items() if name != "SLOT"}
+            return kind.constants(*names) | shared | {"ASM": dense.assembly}
+
+        n, shared_at = rows * k, self.shared.memory_at
+        sizes: Constants = {"K": kind.dim, "N": kind.inner, "TOP_K": k, "SHARED_N": own.inner}
+        arguments: tuple = *chosen, said[1], shared_at, q.codes.at, q.scale.at, *made, self.limit, n
+        grid = n + rows, max(kind.inner, own.inner) // 32
+        dense.launch(experts.gate_up_all, grid, *arguments, **sizes, **of_both("w1", "w3"))
+        each = dividing(kind.dim)
+        sizes = {"K": kind.inner, "N": kind.dim, "SHARED_K": own.inner, "ROWS": each}
+        arguments = *chosen, shared_at, *made, y.at, out.at, n
+        dense.launch(experts.down_all, (n + rows, kind.dim // each), *arguments, **sizes, **of_both("w2"))
 
     def sorted_pairs(
         self, kind: SlotKind, memory_at: int, slot: np.ndarray, weights: int, q: Quantized, share: int, y: Buffer
@@ -115,13 +141,13 @@ class DeviceMixture:
         multiply("w3", q, up, share)
         multiply("w2", self._swiglu(gate, up, weights), y, 1)
 
-    def add(self, slots: int, ids: int, hits: Buffer, misses: int, out: Buffer, top_k: int) -> Buffer:
-        """out (n, D) += rows of pairs (n * top_k, D) by ascending id, of `hits` where `slots` int16 has the id of the
-        pair, else of `misses`."""
+    def add(self, ids: int, hits: Buffer, out: Buffer, back: Back | None = None) -> None:
+        """out (n, D) += rows of pairs (n * top_k, D) by ascending id; or the sum goes back into streams."""
         n, zeros = out.rows, self.dense.take("zeros", out.rows, out.width)
-        grid, arguments = (blocks(out.width, 512), n), (slots, ids, zeros.at, hits.at, misses, out.at)
-        self.dense.launch(experts.add_experts, grid, *arguments, N=out.width, TOP_K=top_k, BLOCK=512)
-        return out
+        grid, to = (blocks(out.width, 512), n), (back.mix, back.streams) if back else (out.at, out.at)
+        arguments = self.one_slot, ids, zeros.at, hits.at, hits.at, out.at, *to
+        sizes = {"N": out.width, "TOP_K": self.top_k, "S": back.count if back else 0, "BLOCK": 512}
+        self.dense.launch(experts.add_experts, grid, *arguments, **sizes)
 
 
 def tiled(slot: np.ndarray) -> np.ndarray:
@@ -144,6 +170,9 @@ class Resident:
     def __init__(self, layers: Sequence[DeviceMixture], dense: Dense, budget: int):
         self.layers, self.dense, self.budget = layers, dense, budget
 
+    def doubt(self, rows: Sequence[int]) -> Callable[[int], None]:
+        return lambda row: None
+
     def begin_step(self, batch: TritonBatch) -> None: ...
 
     def foresee(self, layer: int, streams: Buffer) -> None: ...
@@ -165,12 +194,10 @@ class Mixing:
 
     def add_to(self, out: Buffer) -> Buffer:
         dense, ffn, n, k = self.bank.dense, self.ffn, self.x.rows, self.ffn.top_k
-        q = dense.quantize("expert input", self.x)
         if n <= FEW:
-            y = dense.take("pairs", n, k * self.x.width)
-            for slots in ffn.slots:
-                ffn.pairs(slots, (self.routing.chosen.at, self.routing.weights.at), q, y, k)
-            return ffn.add(ffn.one_slot, self.routing.chosen.at, y, y.at, out, k)
+            y, ids = ffn.pairs(ffn.slots, self.x, self.routing, out), self.routing.chosen.at
+            return Later(out.at, n, out.width, compute=lambda back: ffn.add(ids, y, out, back))
+        q = dense.quantize("expert input", self.x)
         chosen = dense.values(self.routing.chosen)
         each = max(4 * k * (2 * slots.kind.inner + self.x.width) for slots in ffn.slots)
         tile = max(TILE, self.bank.budget // each // TILE * TILE)
@@ -186,4 +213,4 @@ class Mixing:
         for slots in ffn.slots:
             slot = slots.numbers[chosen].reshape(-1)
             ffn.sorted_pairs(slots.kind, slots.memory_at, slot, weights, q, k, y)
-        ffn.add(ffn.one_slot, ids, y, y.at, out, k)
+        ffn.add(ids, y, out)

@@ -7,6 +7,7 @@ to rounding: unlike all else in this backend it has not the bits of the CPU.
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from v4kernels.triton.memory import Buffer, Memory
 NUMERICS = "nf4"
 BLOCK = 64  # inputs of a scale
 SCALES = 256  # that share a scale of their own, fp32
+PIECE = 1 << 22  # values of a matrix that are on a device at a time while it is quantized
 
 
 def library() -> Any:
@@ -43,12 +45,37 @@ def held_bytes(n_values: int) -> int:
     return -(-n_values // 2) + scales + 4 * -(-scales // SCALES)
 
 
-def values(weight: PackedWeight) -> torch.Tensor:
-    """A matrix as stored -> what its codes mean, fp32 (rows, cols)."""
+def values(weight: PackedWeight, first: int = 0, last: int | None = None) -> torch.Tensor:
+    """Rows [first, last) of a matrix as stored -> what its codes mean, fp32 (rows, cols)."""
     m = weight.matrix
-    ids, out = np.arange(m.rows), np.empty((m.rows, m.cols), np.float32)
-    native.checked(native.library().v4k_embed(ctypes.addressof(m), ids.ctypes.data, m.rows, 1, out.ctypes.data))
+    ids = np.arange(first, m.rows if last is None else last)
+    out = np.empty((len(ids), m.cols), np.float32)
+    native.checked(native.library().v4k_embed(ctypes.addressof(m), ids.ctypes.data, len(ids), 1, out.ctypes.data))
     return torch.from_numpy(out)
+
+
+Rows = Callable[[int, int], torch.Tensor]  # rows [first, last) of a matrix, fp32, valid until the next are asked for
+
+
+def quantized(rows_of: Rows, first: int, last: int, cols: int) -> tuple[torch.Tensor, Any]:
+    """Rows [first, last) as codes and their QuantState, to the bit what quantize_4bit makes of them at once with
+    compressed statistics."""
+    bnb, n_values = library().functional, (last - first) * cols
+    step = max(2, PIECE // cols // 2 * 2)  # rows, a whole number of scales
+    for start in range(first, last, step):
+        rows = rows_of(start, min(start + step, last))
+        made, state = bnb.quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4")
+        if start == first:
+            codes = made.new_empty((-(-n_values // 2), 1))
+            peaks = state.absmax.new_empty(-(-n_values // BLOCK))
+        at = (start - first) * cols
+        codes[at // 2 : at // 2 + len(made)] = made
+        peaks[at // BLOCK : at // BLOCK + len(state.absmax)] = state.absmax
+    offset = peaks.mean()
+    scales, of_scales = bnb.quantize_blockwise(peaks - offset, blocksize=SCALES)
+    about = {"blocksize": BLOCK, "quant_type": "nf4", "code": state.code, "dtype": state.dtype}
+    shape = torch.Size((last - first, cols))
+    return codes, bnb.QuantState(absmax=scales, shape=shape, offset=offset, state2=of_scales, **about)
 
 
 class Nf4:
@@ -56,14 +83,17 @@ class Nf4:
 
     quantized = False  # it takes inputs as they are
 
-    def __init__(self, matrix: torch.Tensor, groups: int = 1):
-        """`matrix`: fp32 (rows, cols), on the device that is to hold it; it is not kept. ValueError without
-        bitsandbytes."""
-        quantize = library().functional.quantize_4bit
-        self.rows, self.cols = matrix.shape
-        self.parts = [
-            quantize(part, blocksize=BLOCK, quant_type="nf4", compress_statistics=True) for part in matrix.chunk(groups)
-        ]
+    def __init__(self, shape: tuple[int, int], rows_of: Rows, groups: int = 1):
+        """`shape`: rows and cols. It is made piece by piece. ValueError without bitsandbytes."""
+        self.rows, self.cols = shape
+        each = self.rows // groups
+        self.parts = [quantized(rows_of, i * each, (i + 1) * each, self.cols) for i in range(groups)]
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor, groups: int = 1) -> "Nf4":
+        """Of fp32 (rows, cols) on the device that is to hold it; it is not kept."""
+        rows, cols = matrix.shape
+        return cls((rows, cols), lambda first, last: matrix[first:last], groups)
 
     @property
     def nbytes(self) -> int:
@@ -101,12 +131,16 @@ def viewed(device: Device, array: Buffer) -> torch.Tensor:
 
 
 def upload(memory: Memory, weight: PackedWeight, groups: int) -> Nf4:
-    """A matrix of the host, quantized on the device: its values are there meanwhile. MemoryError."""
-    exact = memory.put(values(weight).numpy())
-    matrix = viewed(memory.device, Buffer(exact.at, weight.matrix.rows, weight.matrix.cols))
-    made: list[Nf4] = []
+    """A matrix of the host, quantized on the device: pieces of its values are there meanwhile. MemoryError."""
+    m, made = weight.matrix, list[Nf4]()
+    piece = memory.take(4 * max(PIECE, 2 * m.cols))
+
+    def rows_of(first: int, last: int) -> torch.Tensor:
+        memory.write(piece, 0, values(weight, first, last).numpy())
+        return viewed(memory.device, Buffer(piece.at, last - first, m.cols))
+
     try:
-        memory.device.call(lambda: made.append(Nf4(matrix, groups)))
+        memory.device.call(lambda: made.append(Nf4((m.rows, m.cols), rows_of, groups)))
     except torch.OutOfMemoryError:
-        raise MemoryError("no memory on the device for a matrix and its quantized form") from None
+        raise MemoryError("no memory on the device for a matrix in nf4") from None
     return made[0]

@@ -8,6 +8,7 @@ timelines: such a step is recorded once for its number of rows, and played from 
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,19 @@ from v4kernels.api import Routing, Span
 from v4kernels.cpu import Buffer as HostBuffer
 from v4kernels.cpu.bound import MOST_DIMS, PackedTree
 from v4kernels.cpu.serve import TIMEOUT_S
+from v4kernels.formats import GROUP
 from v4kernels.tree import Hyper
 from v4kernels.triton import embed, hyper
 from v4kernels.triton.attention import DeviceAttention
 from v4kernels.triton.batch import TritonBatch
 from v4kernels.triton.dense import FEW, Dense, blocks
 from v4kernels.triton.device import Device, Graph
-from v4kernels.triton.memory import Buffer, Memory
+from v4kernels.triton.memory import Back, Buffer, Later, Memory
 from v4kernels.triton.mixture import DeviceMixture, Resident
 from v4kernels.triton.record import StepRecord
-from v4kernels.triton.slots import SlotExperts, StepExperts
+from v4kernels.triton.slots import Room, SlotExperts, StepExperts
 from v4kernels.triton.state import DeviceTimeline
-from v4kernels.triton.weights import SlotKind, Uploads
+from v4kernels.triton.weights import Uploads
 
 BUDGET = 256 << 20  # bytes of working memory, about, that tiles of many rows may take
 CHUNK = 2048  # rows of a prefill
@@ -51,9 +53,12 @@ class DeviceHyper:
         grid, arguments = (self.rows + 1, blocks(n, tokens)), (self.fn, streams.at, products.at, self.rows, n)
         dense.launch(hyper.hyper_products, grid, *arguments, K=self.cols, N=tokens, warps=1)
         weights = self.base, self.scale, self.norm
-        arguments = streams.at, products.at, *weights, x.at, mix.at, self.rows
-        dense.launch(hyper.hyper_pre, (n, 1 if final else 2), *arguments, BLOCK=512, **self.sizes)
-        return x, mix
+        q = None if final or self.dim % GROUP else dense.room_for(name, n, self.dim)
+        made = (q.codes.at, q.scale.at) if q else (x.at, x.at)
+        arguments = streams.at, products.at, *weights, x.at, mix.at, *made, self.rows
+        sizes = self.sizes | {"QUANTIZED": q is not None, "BLOCK": 512}
+        dense.launch(hyper.hyper_pre, (n, 1 if final else 2), *arguments, **sizes)
+        return replace(x, quantized=q), mix
 
 
 class TritonOps:
@@ -96,14 +101,23 @@ class TritonOps:
         self._ran: set[int] = set()  # numbers of rows whose kernels are compiled and whose results have memory
         self._graphs: dict[int, tuple[Graph, Buffer]] = {}
 
+    @property
+    def most_drafts(self) -> int:
+        """As many as are recorded; bitsandbytes' sums depend on the number of rows."""
+        return 0 if self.numerics == "nf4" else FEW - 1
+
     def inference(self) -> AbstractContextManager:
         return contextlib.nullcontext()
 
     @property
+    def record_nbytes(self) -> int:
+        """Bytes of records, on the device and again in memory that both see."""
+        return self._few_record.nbytes + (self._many_record.nbytes if self._many_record else 0)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of device memory that weights, results and records take."""
-        n_bytes = self.uploads.nbytes + self.dense.nbytes + self._few_record.nbytes
-        return n_bytes + (self._many_record.nbytes if self._many_record else 0)
+        return self.uploads.nbytes + self.dense.nbytes + self.record_nbytes
 
     def new_state(self, most_tokens: int, folder: Path | None = None) -> DeviceTimeline:
         if folder is not None:
@@ -168,6 +182,9 @@ class TritonOps:
         return self.hyper[layer][1].collapse("ffn", streams)
 
     def sublayer_output(self, out: Buffer, streams: Buffer, mix: Buffer) -> Buffer:
+        if isinstance(out, Later):
+            out.compute(Back(mix.at, streams.at, self.hc_head.streams))
+            return streams
         grid, arguments = (blocks(out.width, 256), out.rows), (out.at, mix.at, streams.at)
         self.dense.launch(hyper.hyper_post, grid, *arguments, S=self.hc_head.streams, D=out.width, BLOCK=256)
         return streams
@@ -189,13 +206,13 @@ class TritonOps:
     def resident(self) -> Resident:
         return Resident(self.mixture, self.dense, self.budget)
 
-    def slot_experts(self, kind: SlotKind, memory_at: int) -> SlotExperts:
-        """Experts of one kind in slots at an address of device memory, for a bank that gives and takes them."""
-        return SlotExperts(self.mixture, self.dense, kind, memory_at)
+    def slot_experts(self, rooms: Sequence[Room], passing: Sequence[Room] = ()) -> SlotExperts:
+        """Experts in slots, by kind, for a bank that gives and takes them."""
+        return SlotExperts(self.mixture, self.dense, rooms, passing)
 
-    def step_experts(self, kind: SlotKind, memory_at: int, timeout_s: float = TIMEOUT_S) -> StepExperts:
-        """The same, and a ring for those without a slot, for steps of few rows."""
-        return StepExperts(self.mixture, self.dense, self.memory, kind, memory_at, timeout_s)
+    def step_experts(self, rooms: Sequence[Room], kind: np.ndarray, timeout_s: float = TIMEOUT_S) -> StepExperts:
+        """The same, and a ring for those without a slot, for steps of few rows; `kind` (layers, E): of each expert."""
+        return StepExperts(self.mixture, self.dense, self.memory, rooms, kind, timeout_s)
 
     # -- head -------------------------------------------------------------------------------------------------------
 

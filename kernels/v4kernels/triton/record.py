@@ -108,7 +108,7 @@ class StepRecord:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of device memory."""
+        """Bytes of device memory, and as many of the host's."""
         return aligned(self._device.n_bytes)
 
 

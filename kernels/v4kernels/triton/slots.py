@@ -9,12 +9,20 @@ from v4kernels.api import Routing
 from v4kernels.cpu.serve import TIMEOUT_S, Told
 from v4kernels.triton import experts
 from v4kernels.triton.dense import FEW, Dense, Quantized, blocks
-from v4kernels.triton.memory import Buffer, Memory
+from v4kernels.triton.memory import Buffer, Later, Memory, made
 from v4kernels.triton.mixture import DeviceMixture
 from v4kernels.triton.served import Handoff
 from v4kernels.triton.weights import SlotKind, Slots
 
 BLOCK = 512  # values that a program adds
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Slots for experts of one kind: number s lies at `at` + s * `kind.n_bytes`."""
+
+    kind: SlotKind
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +36,13 @@ class Pairs:
 
 
 class SlotExperts:
-    """Asked for by the host, layer by layer, in steps of any number of rows. Experts are of one kind."""
+    """Asked for by the host, layer by layer, in steps of any number of rows."""
 
-    def __init__(self, layers: Sequence[DeviceMixture], dense: Dense, kind: SlotKind, memory_at: int):
-        self.layers, self.dense, self.kind, self.memory_at = layers, dense, kind, memory_at
+    def __init__(
+        self, layers: Sequence[DeviceMixture], dense: Dense, rooms: Sequence[Room], passing: Sequence[Room] = ()
+    ):
+        """By number of a kind: where its slots are, and the spare ones, as many bytes as the largest kind takes."""
+        self.layers, self.dense, self.rooms, self.passing = layers, dense, rooms, passing
 
     def values(self, array: Buffer) -> np.ndarray:
         return self.dense.values(array)
@@ -41,12 +52,13 @@ class SlotExperts:
         y = self.dense.many.take("slot pairs", n * k, x.width)
         return Pairs(self.layers[layer], self.dense.quantize("expert input", x), routing, y)
 
-    def compute(self, results: Pairs, slot: np.ndarray) -> None:
+    def compute(self, results: Pairs, slot: np.ndarray, kind: int, passing: bool) -> None:
         weights, k = results.routing.weights.at, results.layer.top_k
-        results.layer.sorted_pairs(self.kind, self.memory_at, slot, weights, results.q, k, results.y)
+        room = (self.passing if passing else self.rooms)[kind]
+        results.layer.sorted_pairs(room.kind, room.at, slot, weights, results.q, k, results.y)
 
     def add(self, out: Buffer, results: Pairs, misses: np.ndarray, place: np.ndarray) -> Buffer:
-        order, y = self.dense.said("places", place.astype(np.int32)), results.y
+        out, order, y = made(out), self.dense.said("places", place.astype(np.int32)), results.y
         rows = self.dense.said("misses", misses) if len(misses) else y.at
         arguments = order, results.routing.chosen.at, y.at, rows, out.at
         sizes = {"N": out.width, "TOP_K": results.layer.top_k, "BLOCK": BLOCK}
@@ -64,16 +76,16 @@ class StepExperts:
         layers: Sequence[DeviceMixture],
         dense: Dense,
         memory: Memory,
-        kind: SlotKind,
-        memory_at: int,
+        rooms: Sequence[Room],
+        kind: np.ndarray,
         timeout_s: float = TIMEOUT_S,
     ):
-        """MemoryError."""
-        self.layers, self.dense, self.memory, self.kind, self.memory_at = layers, dense, memory, kind, memory_at
-        shape = len(layers), layers[0].n_experts
-        self.handoff = Handoff(memory.device, shape, kind.dim, layers[0].top_k, FEW, timeout_s)
+        """`kind` (layers, E): of each expert, the number of its room. MemoryError."""
+        self.layers, self.dense, self.memory, self.rooms = layers, dense, memory, rooms
+        self.handoff = Handoff(memory.device, kind, rooms[0].kind.dim, layers[0].top_k, FEW, timeout_s)
         self.ring = self.handoff.ring
-        self._table = np.full(shape, -1, np.int16)
+        self._kinds = [np.unique(numbers).tolist() for numbers in kind]  # of each layer
+        self._table = np.full(kind.shape, -1, np.int16)
 
     @property
     def nbytes(self) -> int:
@@ -86,13 +98,14 @@ class StepExperts:
         self._table = table
 
     def begin(self, layer: int, x: Buffer, routing: Routing[Buffer]) -> "Posted":
-        ffn, dense = self.layers[layer], self.dense
+        ffn = self.layers[layer]
         said = routing.chosen.at, routing.weights.at
         self.handoff.post(layer, x.at, *said, routing.scores.at)
-        slots = Slots(self.kind, self.memory_at, self.handoff.slots_at(layer), self._table[layer])
-        y = dense.take("pairs", x.rows, ffn.top_k * x.width)
-        ffn.pairs(slots, said, dense.quantize("expert input", x), y, ffn.top_k)
-        return Posted(self.handoff, routing.chosen, y)
+        slots = [
+            Slots(self.rooms[n].kind, self.rooms[n].at, self.handoff.slots_at(layer, n), self._table[layer])
+            for n in self._kinds[layer]
+        ]
+        return Posted(self.handoff, ffn, slots, x, routing)
 
     def end_step(self) -> Told:
         with self.memory.lock:
@@ -101,13 +114,15 @@ class StepExperts:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """Routed experts of one layer: some computed, the others posted."""
+    """Routed experts of one layer: those without a slot are posted, the others computed meanwhile."""
 
     handoff: Handoff
-    ids: Buffer
-    y: Buffer
+    layer: DeviceMixture
+    slots: list[Slots]
+    x: Buffer
+    routing: Routing[Buffer]
 
     def add_to(self, out: Buffer) -> Buffer:
+        hits, ids = self.layer.pairs(self.slots, self.x, self.routing, out).at, self.routing.chosen.at
         self.handoff.wait()
-        self.handoff.add(self.ids.at, self.y.at, out.at)
-        return out
+        return Later(out.at, out.rows, out.width, compute=lambda back: self.handoff.add(ids, hits, out.at, back))

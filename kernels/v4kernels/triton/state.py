@@ -202,6 +202,12 @@ class DeviceLayer:
     def nbytes(self) -> int:
         return aligned(self._ring.n_bytes) + sum(part.nbytes for part in self.parts.values())
 
+    @property
+    def hosted_nbytes(self) -> int:
+        """Of these, in memory of the host."""
+        parts = [part for part in self.parts.values() if part.hosted]
+        return sum(aligned(block.n_bytes) for part in parts for block in part.rows.values())
+
 
 class DeviceTimeline:
     """All layers of one timeline."""

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from v4kernels.cpu.bound import PackedWeight
-from v4kernels.formats import DTYPES, FORMATS
+from v4kernels.formats import FORMATS
 from v4kernels.tree import Expert
 from v4kernels.triton.memory import Block, Memory, aligned
 
 if TYPE_CHECKING:
     from v4kernels.triton.nf4 import Nf4
 
+READ = ("fp4", "int8", "int4", "bf16", "f32")  # formats, by the kernels for GPUs
 MATRICES = ("w1", "w3", "w2")  # in the order in which they lie in a slot, each with its scales behind it
 
 
@@ -36,8 +37,7 @@ class DeviceWeight:
 @dataclass(frozen=True, slots=True)
 class GroupedWeight:
     """A quantized matrix whose outputs fall into `groups`, `rows` each, that see inputs of their own (cols): groups lie
-    in slots, each its codes and, from `scale_place` on, its scales. `slots` int16 [groups]: 0, 1, ...; `pairs` int64:
-    the same over and over, for as many rows as are few."""
+    in slots, each its codes and, from `scale_place` on, its scales."""
 
     form: str
     at: int
@@ -46,16 +46,15 @@ class GroupedWeight:
     rows: int
     cols: int
     groups: int
-    slots: int
-    pairs: int
 
 
 def stored(w: PackedWeight) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of a matrix of the host as uint8, without a copy; no scales where the format has none."""
-    form = FORMATS[w.form]
-    groups = w.matrix.rows * w.matrix.cols // form.group
-    scale_bytes = groups * DTYPES[form.scale].n_bytes if form.scale else 0
-    return _bytes(w.matrix.codes, groups * form.code_bytes), _bytes(w.matrix.scale, scale_bytes)
+    """Codes and scales of a matrix of the host as uint8, without a copy; no scales where the format has none.
+    ValueError for a format that no kernel here reads."""
+    if w.form not in READ:
+        raise ValueError(f"no kernel for GPUs reads {w.form} weights")
+    codes, scale = FORMATS[w.form].n_bytes(w.matrix.rows, w.matrix.cols)
+    return _bytes(w.matrix.codes, codes), _bytes(w.matrix.scale, scale)
 
 
 def _bytes(address: int | None, n_bytes: int) -> np.ndarray:
@@ -147,7 +146,7 @@ class Uploads:
         self.held.append(nf4.upload(self.memory, w, groups))
         return self.held[-1]
 
-    def grouped(self, w: PackedWeight, groups: int, few: int) -> "DeviceWeight | GroupedWeight | Nf4":
+    def grouped(self, w: PackedWeight, groups: int) -> "DeviceWeight | GroupedWeight | Nf4":
         """A matrix whose outputs fall into groups; those of formats without scales lie as they are."""
         if self.nf4 and FORMATS[w.form].packed:
             return self._nf4(w, groups)
@@ -157,10 +156,8 @@ class Uploads:
         place = aligned(codes.shape[1])
         slots = np.zeros((groups, place + aligned(scale.shape[1])), np.uint8)
         slots[:, : codes.shape[1]], slots[:, place : place + scale.shape[1]] = codes, scale
-        at, numbers = self.array(slots, np.uint8), np.arange(groups)
-        table, pairs = self.array(numbers, np.int16), self.array(np.tile(numbers, few), np.int64)
-        rows, cols = w.matrix.rows // groups, w.matrix.cols
-        return GroupedWeight(w.form, at, slots.shape[1], place, rows, cols, groups, table, pairs)
+        at, rows, cols = self.array(slots, np.uint8), w.matrix.rows // groups, w.matrix.cols
+        return GroupedWeight(w.form, at, slots.shape[1], place, rows, cols, groups)
 
     def slots(self, experts: Sequence[Expert[PackedWeight]]) -> list[Slots]:
         """All experts of a layer, a slot for each; by kind."""

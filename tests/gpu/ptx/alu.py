@@ -51,6 +51,11 @@ def multiply_high(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return (product >> (4 * dtype.itemsize)).astype(a.dtype)
 
 
+def multiply_high_64(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The same where no dtype holds the product."""
+    return (a.astype(object) * b.astype(object) >> 64).astype(a.dtype)
+
+
 def shift_left(a: np.ndarray, count: np.ndarray) -> np.ndarray:
     size = 8 * a.dtype.itemsize
     if len(count) == 1 and count[0] < size:
@@ -153,6 +158,8 @@ def define_integers() -> None:
             define(f"mul.wide.{kind}", f"{wide} {kind} {kind}", times)
             define(f"mad.wide.{kind}", f"{wide} {kind} {kind} {wide}", lambda a, b, c, t=times: t(a, b) + c)
             define(f"mul.hi.{kind}", three, partial(multiply_high, dtype=DTYPES[wide]))
+        else:
+            define(f"mul.hi.{kind}", three, multiply_high_64)
         if width(kind) > 16:
             define(f"bfe.{kind}", f"{kind} {kind} u32 u32", field)
         if kind[0] == "s":

@@ -151,7 +151,7 @@ class _Composer:
 
     def leave(self) -> None:
         for register in sorted(self.changed):
-            self.emit(f"R[{register}] = {list(self.forms[register].values())[-1]}")
+            self.emit(f"R[{register}] = {self.forms[register]['any']}")
 
     # -- operands -----------------------------------------------------------------------------------------------------
 

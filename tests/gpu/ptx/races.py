@@ -50,13 +50,13 @@ class Shadow:
     store makes them matter: most memory is never written to in a launch, and what was read before a barrier of the only
     block that has it never matters."""
 
-    MOST = 1 << 20  # reads that are listed
+    MOST = 1 << 23  # reads that are listed
 
     def __init__(self, size: int, sharing: Sharing, initial: bool):
         """`initial`: every byte has a value before the first store."""
         self.size, self.sharing, self.initial = size, sharing, initial
         self.made = False
-        self.listed: list[tuple[np.ndarray, np.ndarray, Clock]] = []  # cells and threads
+        self.listed: list[tuple[np.ndarray, int, np.ndarray, Clock]] = []  # offsets, bytes at each, threads
         self.n_listed = 0
         self.last_write = self.last_read = 0
         self.copied: np.ndarray | None = None  # where asynchronous copies to it are under way
@@ -70,7 +70,15 @@ class Shadow:
 
     def on_read(self, offset: np.ndarray, n_bytes: int, thread: np.ndarray, clock: Clock) -> None:
         """Of n_bytes at each of offset [n], or [1] where all have the same, by thread [n]."""
-        at, thread = self.sharing.cells(offset, n_bytes), thread[:, None]
+        if self.copied is not None or not self.initial or not self._before(self.last_write, clock):
+            self._check_read(self.sharing.cells(offset, n_bytes), thread[:, None], clock)
+        self.listed.append((offset, n_bytes, thread, clock))
+        self.n_listed += len(thread)
+        if self.n_listed > self.MOST:
+            self.settle(clock)
+
+    def _check_read(self, at: np.ndarray, thread: np.ndarray, clock: Clock) -> None:
+        """Of cells [n, cells] by thread [n, 1]."""
         if self.copied is not None:
             self._check_copies(at, thread)
         if not self.initial:
@@ -87,17 +95,14 @@ class Shadow:
             )
             if np.count_nonzero(race):
                 raise Race("another thread wrote it, with no barrier since", _first(thread, race))
-        self.listed.append((at, thread, clock))
-        self.n_listed += len(thread)
-        if self.n_listed > self.MOST:
-            self.settle(clock)
 
     def settle(self, clock: Clock | None = None) -> None:
         """What was read is known by cell; without what is ordered with all that comes, if it is known what comes."""
         self.make()
-        for at, thread, when in self.listed:
+        for offset, n_bytes, thread, when in self.listed:
             if clock is None or not self._before(when.now, clock):
-                self._remember(np.broadcast_to(at, (len(thread), at.shape[1])), thread, when)
+                at = self.sharing.cells(offset, n_bytes)
+                self._remember(np.broadcast_to(at, (len(thread), at.shape[1])), thread[:, None], when)
         self.listed, self.n_listed = [], 0
 
     def _remember(self, at: np.ndarray, thread: np.ndarray, clock: Clock) -> None:

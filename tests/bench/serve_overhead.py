@@ -1,0 +1,152 @@
+"""What HTTP costs beside the same work in one process, on nano or another model: CSV.
+
+`python tests/bench/serve_overhead.py [--model NAME] [--requests N] [--sessions 8] [--tokens N] [--rounds N]`. Time to
+the first event of an answer, and tokens per second of sessions that decode together, over HTTP and by the library, in
+turns; `cpu` is what the process that computes took, which a busy machine changes less. Answers are drawn at a
+temperature at which none of them ends by itself.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import psutil
+
+from v4cli.chat.turn import Chat
+from v4cli.engine.sampler import Sampling
+from v4cli.options import Options
+from v4cli.store import library
+
+HOT = 50.0  # the temperature
+CHOSEN = {"thinking": {"type": "disabled"}, "stream": True, "stream_options": {"include_usage": True}}
+
+
+class Http:
+    """One connection to a server."""
+
+    def __init__(self, port: int):
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, body: dict) -> tuple[float, float, int]:
+        """Seconds until the first bytes and until the first piece of the answer; its tokens."""
+        data = json.dumps(body).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+        start, said, first, piece = time.perf_counter(), b"", 0.0, 0.0
+        self.sock.sendall(head.encode() + data)
+        while b"[DONE]" not in said[-64:]:
+            said += self.sock.recv(1 << 16)
+            first = first or time.perf_counter() - start
+            if not piece and b'"content": "' in said.replace(b'"content": ""', b""):
+                piece = time.perf_counter() - start
+        if not said.endswith(b"0\r\n\r\n"):
+            said += self.sock.recv(1 << 16)
+        return first, piece, int(re.findall(rb'"completion_tokens": (\d+)', said)[-1])
+
+
+@contextmanager
+def server(model: str, sessions: int) -> Iterator[tuple[int, psutil.Process]]:
+    """The port and the process of a server of its own."""
+    with tempfile.TemporaryDirectory() as home:
+        command = [sys.executable, "-m", "v4cli", "serve", model, "--port", "0", "--sessions", str(sessions)]
+        environment = os.environ | {"V4_HOME": home}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        try:
+            line = process.stderr.readline()
+            yield int(re.search(r":(\d+)/v1", line)[1]), psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def question(i: int, tokens: int) -> dict:
+    return {"messages": [{"role": "user", "content": f"Number {i}: how are you?"}], "max_tokens": tokens, **CHOSEN}
+
+
+def library_first(chat: Chat, i: int) -> float:
+    """Seconds until the first event of an answer."""
+    twin, start = chat.twin(), time.perf_counter()
+    events = twin.reply(question(i, 8)["messages"], Options(thinking=False, max_tokens=8))
+    next(events)
+    taken = time.perf_counter() - start
+    for _ in events:
+        pass
+    return taken
+
+
+def library_together(chat: Chat, sessions: int, tokens: int, seed: int) -> int:
+    """Tokens that so many sessions get at the same time."""
+
+    def work(i: int) -> int:
+        its = chat.engine.session()
+        its.sync(chat.tokenizer.encode(question(i, tokens)["messages"][0]["content"]))
+        return sum(1 for _ in its.generate(Sampling(temperature=HOT, seed=seed + i), tokens))
+
+    with ThreadPoolExecutor(sessions) as pool:
+        return sum(pool.map(work, range(sessions)))
+
+
+def http_together(connections: list[Http], tokens: int, seed: int) -> int:
+    with ThreadPoolExecutor(len(connections)) as pool:
+        bodies = [question(i, tokens) | {"temperature": HOT, "seed": seed + i} for i in range(len(connections))]
+        return sum(n for _, _, n in pool.map(Http.ask, connections, bodies))
+
+
+def timed(work: Callable[[], int], process: psutil.Process) -> tuple[float, float]:
+    """Tokens per second, and microseconds of a processor's time per token in `process`."""
+    cpu, start = sum(process.cpu_times()[:2]), time.perf_counter()
+    n = work()
+    return n / (time.perf_counter() - start), 1e6 * (sum(process.cpu_times()[:2]) - cpu) / n
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name, value in (("requests", 100), ("sessions", 8), ("tokens", 256), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--model", default="nano")
+    told = parser.parse_args()
+    chat = Chat.open(library.model_folder(told.model))
+    rows: dict[tuple[str, str, str], list[float]] = {}
+
+    def note(what: str, how: str, unit: str, value: float) -> None:
+        rows.setdefault((what, how, unit), []).append(value)
+
+    with server(told.model, told.sessions) as (port, process):
+        connections = [Http(port) for _ in range(told.sessions)]
+        for i in range(-5, told.requests):
+            taken = library_first(chat, i)
+            first, piece, _ = connections[0].ask(question(i, 8))
+            if i >= 0:
+                note("first event", "library", "ms", 1e3 * taken)
+                note("first bytes", "http", "ms", 1e3 * first)
+                note("first event", "http", "ms", 1e3 * piece)
+        for seed in range(0, 1000 * told.rounds, 1000):
+            rate, cpu = timed(lambda: library_together(chat, told.sessions, told.tokens, seed), psutil.Process())  # noqa: B023
+            note("together", "library", "tokens/s", rate)
+            note("together", "library", "cpu us/token", cpu)
+            rate, cpu = timed(lambda: http_together(connections, told.tokens, seed), process)  # noqa: B023
+            note("together", "http", "tokens/s", rate)
+            note("together", "http", "cpu us/token", cpu)
+    out = csv.writer(sys.stdout)
+    out.writerow(("what", "by", "unit", "median", "best", "p95"))
+    for key, values in rows.items():
+        best = max(values) if key[2] == "tokens/s" else min(values)
+        p95 = sorted(values)[int(0.95 * (len(values) - 1))]
+        out.writerow((*key, f"{statistics.median(values):.3f}", f"{best:.3f}", f"{p95:.3f}"))
+
+
+if __name__ == "__main__":
+    threading.stack_size(1 << 20)
+    main()

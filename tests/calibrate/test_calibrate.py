@@ -1,0 +1,220 @@
+"""`v4 calibrate` and rounding by it: what experts are given, the same bytes however often it is killed, and less error
+at the same bits."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from pull.pulling import Listener
+from tiny import STORE_LIKE, random_checkpoint
+
+from v4cli import files
+from v4cli.calibrate import layers, texts
+from v4cli.chat.tokenizer import Tokenizer
+from v4cli.chat.turn import READERS
+from v4cli.engine.engine import Engine
+from v4cli.errors import ModelError, UsageError
+from v4cli.paths import NANO
+from v4cli.pull.hub import FolderSource
+from v4cli.pull.pull import pull
+from v4cli.store import calibration, rounding
+from v4cli.store.calibration import Calibration
+from v4cli.store.formats import DECODE, ENCODE
+from v4cli.store.recipe import named
+from v4cli.store.store import Store, open_model
+
+LITTLE = STORE_LIKE | {"num_hidden_layers": 2, "compress_ratios": [0, 4], "num_hash_layers": 1, "n_routed_experts": 4}
+LOW = named("q2")
+TEXTS = [[(7 * i + i * i * k) % 384 for i in range(300)] for k in (1, 3)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return random_checkpoint(tmp_path_factory.mktemp("source") / "m", LITTLE)
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    path = tmp_path_factory.mktemp("made") / "m.calibration"
+    layers.calibrate(open_model(source), TEXTS, path)
+    return Calibration.open(path)
+
+
+def seen(source):
+    """What the experts get, by the forward of the engine: hits, sums of squares of x, and of z."""
+    engine = Engine.open(source, "reference")
+    ops, found = engine.model.ops, {}
+    plain, layer = ops.gated, [0]
+    begin = engine.model.bank.begin
+
+    def beginning(number, *rest):
+        layer[0] = number
+        return begin(number, *rest)
+
+    def gated(x, expert, limit, weight):
+        z = plain(x, expert, limit, weight)
+        experts = ops.tree.layers[layer[0]].ffn.experts
+        key = next((layer[0], i) for i, one in enumerate([*experts, expert]) if one is expert)
+        n, of_x, of_z = found.get(key, (0, 0, 0))
+        found[key] = n + len(x), of_x + x.square().sum(0), of_z + z.square().sum(0)
+        return z
+
+    ops.gated, engine.model.bank.begin = gated, beginning
+    with torch.inference_mode():
+        for ids in TEXTS:
+            engine.session().feed(ids)
+    return found
+
+
+def test_a_calibration_has_what_the_engine_gives_the_experts(source, made):
+    counted = 0
+    for (layer, expert), (n, of_x, of_z) in seen(source).items():
+        if expert == LITTLE["n_routed_experts"]:
+            continue  # the shared one
+        at = f"layers.{layer}."
+        assert made.arrays[at + "hits"][expert] == n
+        for name, total in (("x", of_x), ("z", of_z)):
+            got, want = made.arrays[at + name][expert], (total / n).numpy()
+            assert np.allclose(got, want, rtol=2**-7, atol=1e-4 * want.mean()), (at, expert, name)
+        counted += n
+    assert counted == 2 * LITTLE["num_experts_per_tok"] * 600 and made.tokens == 600
+    made.check(open_model(source).config)
+
+
+class Killed(BaseException):
+    """What nothing in the program catches."""
+
+
+def test_killed_before_any_write_it_goes_on_to_the_same_bytes(source, made, tmp_path, monkeypatch):
+    out, model = tmp_path / "m.calibration", open_model(source)
+    steps = [0]
+
+    def counted(plain):
+        def step(*arguments):
+            steps[0] -= 1
+            if not steps[0]:
+                raise Killed
+            return plain(*arguments)
+
+        return step
+
+    for module, name in ((layers, "replace"), (files, "write_atomically"), (calibration, "write_atomically")):
+        monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    for at, kills in ((2, 1), (3, 2), (4, 3), (2, 4), (3, 5)):  # of the steps that are left
+        steps[0] = at
+        with pytest.raises(Killed):
+            layers.calibrate(model, TEXTS, out)
+        assert not out.exists() and kills
+    steps[0] = -1
+    layers.calibrate(model, TEXTS, out)
+    assert out.read_bytes() == made.path.read_bytes()
+    assert not list(tmp_path.glob(".*layers")), "nothing is left of the work"
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle(source, made, tmp_path):
+    script, out = tmp_path / "run.py", tmp_path / "m.calibration"
+    script.write_text(
+        "import json, os, sys\nfrom pathlib import Path\nfrom v4cli.calibrate import layers\n"
+        "from v4cli.store.store import open_model\n"
+        f"texts = json.loads({json.dumps(json.dumps(TEXTS))})\n"
+        "def progress(done, total):\n    if done / total > float(sys.argv[3]): os.kill(os.getpid(), 9)\n"
+        "layers.calibrate(open_model(Path(sys.argv[1])), texts, Path(sys.argv[2]), progress)\n"
+    )
+    for share, code in (("0.3", -9), ("0.8", -9), ("2", 0)):
+        assert subprocess.run([sys.executable, script, source, out, share]).returncode == code
+    assert out.read_bytes() == made.path.read_bytes()
+
+
+def test_damage_and_other_models_are_noticed(source, made, tmp_path):
+    data = bytearray(made.path.read_bytes())
+    for at in (len(data) // 2, len(data) - 1, 40):
+        data[at] ^= 1
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(ModelError):
+            Calibration.open(tmp_path / "x")
+        data[at] ^= 1
+    (tmp_path / "x").write_bytes(data[:-1])
+    with pytest.raises(ModelError, match="truncated"):
+        Calibration.open(tmp_path / "x")
+    with pytest.raises(UsageError, match="other sizes"):
+        made.check(open_model(NANO).config)
+
+
+def test_carried_errors_cost_less_where_inputs_go_together():
+    chance = torch.Generator().manual_seed(2)
+    mixing = torch.randn(256, 96, generator=chance)
+    x = torch.randn(4000, 96, generator=chance) @ mixing.t() + 0.3 * torch.randn(4000, 256, generator=chance)
+    w = torch.randn(64, 256, generator=chance)
+    moments = x.t() @ x / len(x)
+
+    def loss(form, carry):
+        made = DECODE[form](*rounding.encode(w, form, moments.diagonal(), carry))
+        return float((x @ (made - w).t()).square().mean())
+
+    for form in ("q3", "q2"):
+        plain = DECODE[form](*ENCODE[form](w))
+        assert loss(form, rounding.Carry.by(moments)) < 0.5 * float((x @ (plain - w).t()).square().mean())
+        assert loss(form, rounding.Carry.by(moments)) < 0.5 * loss(form, None)
+
+
+def test_experts_with_few_hits_are_rounded_by_the_mean_of_their_layer(made):
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+
+    def rounded(hits, level):
+        few = Calibration(made.path, "", 1, {key: array.copy() for key, array in made.arrays.items()})
+        few.arrays["layers.0.hits"][1] = hits
+        few.arrays["layers.0.x"][1, ::2] *= level
+        return few.encode("layers.0.ffn.experts.1.w1.weight", "q2", w)[0]
+
+    assert torch.equal(rounded(0, 1.0), rounded(0, 100.0)), "what no token said is not asked"
+    assert not torch.equal(rounded(calibration.FEW, 1.0), rounded(calibration.FEW, 100.0))
+    assert not made.knows("mtp.0.ffn.experts.1.w1.weight") and made.knows("layers.0.ffn.experts.1.w2.weight")
+
+
+def stored(source, dest, **options):
+    pull(FolderSource(source), dest, LOW, reporter=Listener(), readers=READERS, **options)
+    return Store.open(dest)
+
+
+def test_a_store_names_its_calibration_and_stays_with_it(source, made, tmp_path):
+    plain, by = stored(source, tmp_path / "plain"), stored(source, tmp_path / "by", calibration=made)
+    assert by.manifest.source["calibration"] == made.record and "calibration" not in plain.manifest.source
+    teacher, worse, better = (
+        Engine.open(path, "reference").session().feed(TEXTS[0][::-1], all_logits=True)
+        for path in (source, plain.path, by.path)
+    )
+    assert np.square(better - teacher).mean() < np.square(worse - teacher).mean()
+    before = (tmp_path / "by" / "layer-001-experts.safetensors").read_bytes()
+    stored(source, tmp_path / "by", only="layer-001-experts")  # finds its calibration
+    assert (tmp_path / "by" / "layer-001-experts.safetensors").read_bytes() == before
+    with pytest.raises(UsageError, match="without a calibration"):
+        stored(source, tmp_path / "plain", calibration=made)
+    other = tmp_path / "other.calibration"
+    layers.calibrate(open_model(source), TEXTS[:1], other)
+    with pytest.raises(UsageError, match="another calibration"):
+        stored(source, tmp_path / "by", only="layer-001-experts", calibration=Calibration.open(other))
+    assert not layers.of_model(by) and layers.of_model(open_model(source))
+
+
+def test_generated_texts_are_the_same_for_everyone_and_of_all_kinds():
+    tokenizer = Tokenizer.from_file(NANO / "tokenizer.json")
+    made = texts.generated(tokenizer, 6000)
+    assert made == texts.generated(tokenizer, 6000) and sum(map(len, made)) == 6000
+    text = tokenizer.decode([i for ids in texts.generated(tokenizer, 40_000) for i in ids])
+    for sign in ("｜DSML｜", "def ", "SELECT", "年", "|---"):
+        assert sign in text, sign
+
+
+def test_texts_of_ones_own_are_cut_into_equal_shares(tmp_path):
+    tokenizer = Tokenizer.from_file(NANO / "tokenizer.json")
+    for name in "ab":
+        (tmp_path / name).write_text("some words " * 3000)
+    made = texts.of_files(tokenizer, [tmp_path / "a", tmp_path / "b"], 9000)
+    assert sum(map(len, made)) == 9000 and max(map(len, made)) == 4096
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UsageError, match="no text"):
+        texts.of_files(tokenizer, [tmp_path / "a"])

@@ -1,0 +1,412 @@
+"""What a newcomer types, as scenes: wordings of grammars, strings of all shapes, results as the real tools give."""
+
+import math
+import re
+
+from v4cli.nano import questions, skills, wordings
+from v4cli.nano.grammar import wording
+from v4cli.nano.keyboard import filled, typed
+from v4cli.nano.skills import Scene, answer, call, result, user
+from v4cli.nano.strings import NO_SUFFIX, Strings
+from v4cli.nano.talk import NO_IDEA
+
+LONG_LINES, SHORT_LINES = 8, 3  # results of so many lines or more are not repeated; so few are
+MOST_LINES = 12, 12, 30  # of the long ones, drawn from these
+MANY_NAMES = 12, 18  # bounds of how many names are not repeated
+ERRORS = (
+    "no such file", "permission denied", "it is not a text file in UTF-8 (4096 bytes)",
+    "it is a folder; list_folder lists it",
+    "it is not a folder", "it is outside the workspace /home/anna, which is all that can be used", "is a directory",
+    "this call was not run: the user said no", "this call was not run: the user interrupted",
+)  # fmt: skip
+NOBODY = "nobody can be asked whether it should run"
+NO_SANDBOX = "there is no sandbox"
+NOT_RUN = {  # why a command was not run, and what is said of it
+    "the user said no": "the user said no",
+    "the user interrupted": "the user interrupted",
+    f"{NOBODY}; the user can allow it by starting with --approve all": "nobody can be asked",
+    "only reading is allowed at the moment; tell the user what you would do": "only reading is allowed at the moment",
+    f"{NO_SANDBOX} (bwrap is not installed), and {NOBODY} without one": NO_SANDBOX,
+}
+UNITS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def _said(s: Scene, grammars: tuple[str, ...], bare: tuple[str, ...] = ()) -> tuple[str, bool]:
+    """A wording with empty slots, as typed, and whether it is a bare command, which nothing is added to."""
+    if bare and not s.held_out and s.rng.random() < 0.3:
+        return s.rng.choice(bare), True
+    return typed(s.rng, wording(s.rng, grammars, s.held_out)), False
+
+
+def _one_of(s: Scene, pairs: tuple[tuple[tuple[str, ...], object], ...]) -> tuple[str, object]:
+    """A wording of one of the (grammars, what they mean) pairs, and what it means; of some, no wording is held out."""
+    while True:
+        grammars, meaning = s.rng.choice(pairs)
+        try:
+            return wording(s.rng, grammars, s.held_out), meaning
+        except ValueError:
+            continue
+
+
+def _call(
+    s: Scene, question: str, thought: str, name: str, arguments: dict, text: str, reply: str, last: str
+) -> list[dict]:
+    """One call and the answer; where the tool is not there, what is said then."""
+    if name not in s.tools:
+        return [user(question), _missing(name)]
+    return [user(question), call(thought, (name, arguments)), result(text), answer(reply, last)]
+
+
+def _missing(name: str) -> dict:
+    reply = f"I would need the tool {name} for that, and it is not available here."
+    return answer(reply, f"This needs {name}, but I do not have it.")
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def list_here(s: Scene) -> list[dict]:
+    text, _ = _said(s, wordings.LIST_HERE, wordings.LIST_HERE_BARE)
+    return _listing(s, text, ".", "This folder", "this folder")
+
+
+def list_path(s: Scene) -> list[dict]:
+    text, bare = _said(s, wordings.LIST, wordings.LIST_BARE)
+    path = s.words.folder()
+    return _listing(s, filled(s.rng, text, bare, folder=path), path, path, path)
+
+
+def _listing(s: Scene, question: str, path: str, start: str, name: str) -> list[dict]:
+    rng, roll = s.rng, s.rng.random()
+    many = rng.randint(*MANY_NAMES) if roll > 0.93 else rng.choice((1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7))
+    names = sorted(
+        {
+            s.words.file() if rng.random() < 0.7 else s.words.folder().strip("./~").split("/")[0] + "/"
+            for _ in range(many)
+        }
+    )
+    if roll < 0.06:
+        text, reply = "[the folder is empty]", f"{start} is empty."
+    elif roll < 0.12 and path != ".":
+        error = rng.choice(ERRORS)
+        text, reply = f"error: {error}", f"I could not list {path}: {error}."
+    elif len(names) >= MANY_NAMES[0] - 2:
+        text, reply = "\n".join(names), "There are many names; the list above has them all."
+    else:
+        text, reply = "\n".join(names), f"{start} contains: {', '.join(names)}"
+    return _call(s, question, f"I will list {name}.", "list_folder", {"path": path}, text, reply, "I have the list.")
+
+
+def read(s: Scene) -> list[dict]:
+    text, bare = _said(s, wordings.READ, wordings.READ_BARE)
+    path = s.rng.choice(NO_SUFFIX) if s.rng.random() < 0.08 else s.words.path()
+    content, reply, last = _content(s, path)
+    question = filled(s.rng, text, bare, file=path)
+    return _call(s, question, f"I will read {path}.", "read_file", {"path": path}, content, reply, last)
+
+
+def _content(s: Scene, path: str) -> tuple[str, str, str]:
+    """A file's text, the answer, the thought before it."""
+    rng, roll = s.rng, s.rng.random()
+    if roll < 0.1:
+        error = "no such file" if rng.random() < 0.6 else rng.choice(ERRORS)
+        return f"error: {error}", f"I could not read {path}: {error}.", "That did not work."
+    if roll < 0.2:
+        lines = s.words.lines(LONG_LINES, rng.choice(MOST_LINES))
+        return "\n".join(lines) + "\n", "I have read it. It is too long for me to repeat.", "This is a long text."
+    if roll < 0.55:
+        line = s.words.text().strip()
+        return line + rng.choice(("", "\n")), f"{path} says: {line}", f"The tool returned: {line}."
+    lines = [line.strip() for line in s.words.lines(2, SHORT_LINES)]
+    if len(lines) > 2 and rng.random() < 0.4:
+        lines.insert(1, "")
+    text = "\n".join(lines)
+    return text + rng.choice(("", "\n", "\n")), f"{path} says:\n{text}", "The tool returned a few lines."
+
+
+def cannot_file(s: Scene) -> list[dict]:
+    """More than nano can do with a file."""
+    text, _ = _said(s, questions.CANNOT_FILE)
+    question = filled(s.rng, text, False, file=s.words.path())
+    return [user(question), answer(NO_IDEA, "This needs knowledge that I do not have.")]
+
+
+def search(s: Scene) -> list[dict]:
+    rng, here = s.rng, s.rng.random() < 0.6
+    grammars = (wordings.SEARCH_HERE, wordings.SEARCH_BARE) if here else (wordings.SEARCH, wordings.SEARCH_IN_BARE)
+    text, bare = _said(s, *grammars)
+    pattern, path = s.words.word(), "." if here else rng.choice((s.words.path, s.words.folder))()
+    if rng.random() < 0.08:
+        pattern = " ".join(s.words.plain_word() for _ in range(rng.randint(2, 3)))
+        text = text.replace("{word}", rng.choice(('"{word}"', "'{word}'")))
+    question = filled(rng, text, bare, word=pattern, place=path)
+    n, roll = rng.choice((0, 1, 1, 2, 2, 3, 4)), rng.random()
+    places = [f"{s.words.path() if here or '.' not in path else path}:{s.words.number(1, 300)}" for _ in range(n)]
+    name = "any file" if here else path
+    if roll < 0.06:
+        found = [f"{s.words.path()}:{i}: {pattern} {s.words.plain_word()}" for i in range(rng.randint(LONG_LINES, 14))]
+        text, reply = "\n".join(found), f"{pattern} is in many places; the list above has them all."
+    elif places:
+        around = "{1} {0}", "{0} {1}", "{0}", "{0}: {1}", "# {0}", "{1} {0} {1}"
+        text = "\n".join(f"{place}: {rng.choice(around).format(pattern, s.words.text())}" for place in places)
+        reply = f"{pattern} is in: {', '.join(places)}"
+    else:
+        text, reply = "no matches", f"I did not find {pattern} in {name}."
+    thought = f"I will search for {pattern} in {'all files' if here else path}."
+    return _call(
+        s, question, thought, "search_text", {"pattern": pattern, "path": path}, text, reply, "The search has finished."
+    )
+
+
+# -- clock, calculator, shell ----------------------------------------------------------------------------------
+
+
+def clock(s: Scene) -> list[dict]:
+    rng = s.rng
+    day = rng.choice(("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"))
+    date = f"20{rng.randint(20, 39)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+    time = f"{rng.randint(0, 23):02}:{rng.randint(0, 59):02}"
+    grammars, bare, reply = rng.choice((
+        (wordings.TIME, wordings.TIME_BARE, f"It is {time}."),
+        (wordings.DATE, wordings.DATE_BARE, f"Today is {day}, {date}."),
+        (wordings.YEAR, ("year?", "which year?"), f"It is the year {date[:4]}."),
+    ))  # fmt: skip
+    text, _ = _said(s, grammars, bare)
+    return _call(
+        s, text, "I will look at the clock.", "clock", {}, f"{date} {time} {day}", reply, "The clock has answered."
+    )
+
+
+def calculate(s: Scene) -> list[dict]:
+    if s.rng.random() < 0.12:
+        grammar, form = s.rng.choice(wordings.SUM_ORDERS)
+        slots = {"a": str(s.words.number(1, 999)), "b": str(s.words.number(1, 99))}
+        question = filled(s.rng, typed(s.rng, wording(s.rng, (grammar,), s.held_out)), True, **slots)
+        expression = form.format(**slots)
+    else:
+        text, bare = _said(s, wordings.SUM, wordings.SUM_BARE)
+        shown, expression = spoken(s.words) if s.rng.random() < 0.5 else (e := s.words.expression(), e)
+        question = filled(s.rng, text, bare, sum=shown)
+    value = evaluated(expression)
+    thought = f"I need the value of {expression}. I will use calculator."
+    reply = f"{expression} = {value}"
+    return _call(
+        s, question, thought, "calculator", {"expression": expression}, value, reply, f"The result is {value}."
+    )
+
+
+def spoken(words: Strings) -> tuple[str, str]:
+    """An expression in words, and in symbols."""
+    rng = words.rng
+    high = rng.choice((12, 12, 99, 999, 9999))
+    a, b, c = rng.randint(1, high), rng.randint(1, high), rng.randint(1, 100)
+    forms = (
+        ("{a} plus {b}", "{a}+{b}"), ("{a} minus {b}", "{a}-{b}"), ("{a} times {b}", "{a}*{b}"), ("{a} times {b}",
+        "{a}*{b}"),
+        ("{a} divided by {b}", "{a}/{b}"), ("{a} multiplied by {b}", "{a}*{b}"), ("{a} over {b}", "{a}/{b}"),
+        ("{a}x{b}", "{a}*{b}"),
+        ("{a} x {b}", "{a}*{b}"), ("{a} and {b} together", "{a}+{b}"), ("the sum of {a} and {b}", "{a}+{b}"),
+        ("the product of {a} and {b}", "{a}*{b}"), ("the difference of {a} and {b}", "{a}-{b}"),
+        ("the square root of {a}", "sqrt({a})"),
+        ("square root of {a}", "sqrt({a})"), ("{a} squared", "{a}**2"), ("{a} to the power of {c}", "{a}**{c}"),
+        ("half of {a}", "{a}/2"),
+        ("twice {a}", "2*{a}"), ("{c}% of {a}", "{c}/100*{a}"), ("{c} percent of {a}", "{c}/100*{a}"),
+        ("{a} plus {b} plus {c}", "{a}+{b}+{c}"),
+        ("{a} times {b} plus {c}", "{a}*{b}+{c}"), ("{a} plus {b} minus {c}", "{a}+{b}-{c}"), ("{a} × {b}",
+        "{a}*{b}"), ("{a} ÷ {b}", "{a}/{b}"),
+    )  # fmt: skip
+    said, meant = rng.choice(forms)
+    if "power" in said:
+        a, c = rng.randint(2, 12), rng.randint(2, 8)
+    meant = meant.format(a=a, b=b, c=c)
+    if max(a, b) < len(UNITS) and " " in said and "%" not in said and rng.random() < 0.4:
+        return said.format(a=UNITS[a], b=UNITS[b], c=c), meant
+    return said.format(a=a, b=b, c=c), meant
+
+
+def evaluated(expression: str) -> str:
+    """Value of an expression as the calculator prints it."""
+    value = eval(expression.replace("^", "**"), {"__builtins__": {}, "sqrt": math.sqrt})
+    if isinstance(value, float):
+        value = round(value, 4) if abs(value) >= 1 else float(f"{value:.4g}")
+    return str(value).removesuffix(".0")
+
+
+def shell(s: Scene) -> list[dict]:
+    text, _ = _said(s, wordings.RUN, wordings.RUN_BARE)
+    command = s.words.command()
+    return _ran(s, filled(s.rng, text.rstrip("?.! "), True, command=command), command)
+
+
+def shell_task(s: Scene) -> list[dict]:
+    """Something to do for which there is a command."""
+    rng = s.rng
+    found, command = _one_of(s, wordings.SHELL)
+    slots = {
+        "file": s.words.file(), "file2": s.words.file(), "name": s.words.word(), "n": str(rng.randint(1, 60)),
+        "python": s.words.file().rsplit(".", 1)[0] + ".py",
+    }  # fmt: skip
+    question = filled(rng, typed(rng, found), False, **slots)
+    return _ran(s, question, command.format(**slots))
+
+
+def _ran(s: Scene, question: str, command: str) -> list[dict]:
+    rng, roll = s.rng, s.rng.random()
+    if roll < 0.12:
+        output, reply = "[no output]", "The command printed nothing."
+    elif roll < 0.24:
+        status = rng.choice((1, 1, 2, 127, 128, 255))
+        lines = (
+            []
+            if rng.random() < 0.2
+            else [rng.choice((f"bash: line 1: {command.split()[0]}: command not found", s.words.text().strip()))]
+        )
+        output = "\n".join([*lines, f"[exit status {status}]"])
+        reply = f"The command failed with status {status}" + (f": {lines[0]}" if lines else ".")
+    elif roll < 0.3:
+        reason = rng.choice(list(NOT_RUN))
+        output, reply = f"error: this call was not run: {reason}", f"The command was not run: {NOT_RUN[reason]}."
+    elif roll < 0.37:
+        output = "\n".join(s.words.lines(LONG_LINES, rng.choice(MOST_LINES)))
+        reply = "The command has finished; its output is above."
+    elif roll < 0.7:
+        line = rng.choice((s.words.text, s.words.anything, s.words.path))().strip()
+        output, reply = line, f"The command printed: {line}"
+    else:
+        lines = [line.strip() for line in s.words.lines(2, SHORT_LINES)]
+        output = "\n".join(lines)
+        reply = f"The command printed:\n{output}"
+    return _call(
+        s,
+        question,
+        f"I will run {command}.",
+        "run_shell",
+        {"command": command},
+        output,
+        reply,
+        "The command has ended.",
+    )
+
+
+# -- without tools ---------------------------------------------------------------------------------------------
+
+
+def chat_bare(s: Scene) -> list[dict]:
+    """What is typed most."""
+    question, about = s.rng.choice(questions.CHAT_BARE)
+    return [user(typed(s.rng, question)), answer(questions.ANSWERS[about], "I know this one.")]
+
+
+def chat(s: Scene) -> list[dict]:
+    found, reply = _one_of(s, questions.CHAT)
+    return [user(typed(s.rng, found)), answer(reply, "I know this one.")]
+
+
+def unknown(s: Scene) -> list[dict]:
+    question = typed(s.rng, wording(s.rng, questions.UNKNOWN, s.held_out))
+    return [user(question), answer(NO_IDEA, "This needs knowledge that I do not have.")]
+
+
+TOOLS_ASKED = (
+    "[what|which] tools [do you have|can you use|are there|do you know|have you got]",
+    "[list|show|show me|name] [your|the|all] tools",
+    "[do you have|have you got|can you use] tools", "tools", "tools?", "what are your tools",
+)  # fmt: skip
+
+
+def tools_asked(s: Scene) -> list[dict]:
+    question = typed(s.rng, wording(s.rng, TOOLS_ASKED, False))
+    reply = (
+        f"I have these tools: {', '.join(s.tools)}." if s.tools else "I have no tools here. Type: v4 run --tools nano"
+    )
+    return [
+        user(question),
+        answer(reply, "I look at the tools that I was given." if s.tools else "I was given no tools."),
+    ]
+
+
+def tell(s: Scene) -> list[dict]:
+    kind = s.rng.choice(list(questions.FACTS))
+    told = wording(s.rng, questions.FACTS[kind][0], False)
+    turn = skills.tell(s, kind)
+    text = typed(s.rng, told.replace("{}", "{value}")).rstrip("?")
+    return [user(filled(s.rng, text, True, value=s.facts[kind])), *turn[1:]]
+
+
+def recall(s: Scene) -> list[dict]:
+    """A fact, told before or not."""
+    told = [kind for kind in questions.FACTS if kind in s.facts]
+    kind = s.rng.choice(told) if told and s.rng.random() < 0.8 else s.rng.choice(list(questions.FACTS))
+    try:
+        asked = wording(s.rng, questions.FACTS[kind][1], s.held_out)
+    except ValueError:
+        asked = wording(s.rng, questions.FACTS[kind][1], False)
+    question = typed(s.rng, asked)
+    if kind in s.facts:
+        return [user(question), skills.recall(s, kind)[1]]
+    return [user(question), answer(questions.NOT_TOLD, "The user has not told me.")]
+
+
+COPY = ("[repeat|say|repeat after me|echo|copy|write|type|spell out|print]: {text}", "[repeat|say|write] {text}",
+        "[please |can you |now ][repeat|say|write|copy|type] [this|the following|exactly this|this text|these "
+        "words]: {text}",
+        "[repeat|say|copy] [the words|the text|after me|this] {text}")  # fmt: skip
+
+
+def copy(s: Scene) -> list[dict]:
+    """Strings of every shape, copied."""
+    draw = s.words.anything if s.rng.random() < 0.7 else s.words.plain_word
+    text = " ".join(draw() for _ in range(s.rng.choice((1, 1, 2, 2, 3, 4, 6))))
+    if s.rng.random() < 0.2:
+        text = s.words.text().strip()
+    said = wording(s.rng, COPY, False)
+    said = said[0].upper() + said[1:] if s.rng.random() < 0.4 else said
+    return [user(said.replace("{text}", text)), answer(text, "I only have to copy the words.")]
+
+
+REVERSE = ("[reverse|turn around|flip|say backwards|write backwards] [|the words|these words|the order of|this]: "
+"{text}",
+           "[reverse|turn around] [the words|the order of the words|the order of] {text}",
+           "[say|write] [these words|this] backwards: {text}")  # fmt: skip
+SORT = ("[sort|order|put in order|arrange] [|the numbers|these numbers|these|from small to large]: {text}",
+"[sort|order|arrange] {text}",
+        "[can you |please |]sort [these numbers|the numbers] {text}")  # fmt: skip
+ENDS = ("[what is|what's|tell me|give me|say|which is] the {which} word [of|in|in this]: {text}",
+"the {which} word of {text}",
+        "[what is|tell me] the {which} [word in|word of] {text}")  # fmt: skip
+EXTRACT = (
+    "[extract|find|give me|get|what is|what's|tell me|copy] the {what} [in|from|of|in this|in this text|from this "
+    "text]: {text}",
+)
+TEXT_TASKS = ((REVERSE, "reverse"), (SORT, "sort"), (ENDS, "ends"), (EXTRACT, "extract"))
+
+
+def text_task(s: Scene) -> list[dict]:
+    rng = s.rng
+    found, task = _one_of(s, TEXT_TASKS)
+    said = typed(rng, found).rstrip("?.! ")
+    if task == "extract":
+        (asked, reply) = skills.extract(s)
+        what, text = re.search(r"the (email|name|number)\b.*?: (.*)", asked["content"]).groups()
+        return [user(filled(rng, said, True, what=what, text=text)), reply]
+    if task == "sort":
+        numbers = rng.sample(range(1, 100), rng.choice((2, 3, 3, 4)))
+        text = rng.choice((" ", ", ")).join(map(str, numbers))
+        ordered = " ".join(map(str, sorted(numbers)))
+        return [user(filled(rng, said, True, text=text)), answer(ordered, f"From small to large: {ordered}.")]
+    words = s.words.words(2, 4)
+    text = " ".join(words)
+    if task == "reverse":
+        back = " ".join(reversed(words))
+        return [user(filled(rng, said, True, text=text)), answer(back, f"From the last to the first: {back}.")]
+    which = rng.choice(("first", "last"))
+    word = words[0 if which == "first" else -1]
+    return [user(filled(rng, said, True, text=text, which=which)), answer(word, f"The {which} word is {word}.")]
+
+
+TOOLED = (
+    (list_here, 4), (list_path, 3), (read, 6), (search, 6), (clock, 3), (calculate, 5), (shell, 4), (shell_task, 3),
+    (cannot_file, 1),
+)  # fmt: skip
+PLAIN = ((chat, 10), (unknown, 6), (tell, 4), (recall, 3), (copy, 4), (text_task, 3), (tools_asked, 1))
+PRACTICE = (*PLAIN, (chat, 6), (chat_bare, 4))
