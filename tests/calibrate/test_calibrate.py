@@ -209,6 +209,24 @@ def stored(source, dest, **options):
     return Store.open(dest)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["q3", "q2"])
+def test_of_random_weights_three_tenths_of_the_damage_go(tmp_path, form):
+    source, chance = random_checkpoint(tmp_path / "m", STORE_LIKE), np.random.default_rng(1)
+    calibrated, asked = chance.integers(512, size=(12, 512)), chance.integers(512, size=300).tolist()
+    layers.calibrate(open_model(source), calibrated.tolist(), tmp_path / "m.calibration")
+    options = {"reporter": Listener(), "readers": READERS}
+    pull(FolderSource(source), tmp_path / "plain", named(form), **options)
+    known = Calibration.open(tmp_path / "m.calibration")
+    pull(FolderSource(source), tmp_path / "by", named(form), calibration=known, **options)
+    teacher, plain, by = (
+        torch.from_numpy(Engine.open(path, "reference").session().feed(asked, all_logits=True)).log_softmax(-1)
+        for path in (source, tmp_path / "plain", tmp_path / "by")
+    )
+    before, after = (float((teacher.exp() * (teacher - other)).sum(-1).mean()) for other in (plain, by))
+    assert after < 0.7 * before
+
+
 def test_a_store_names_its_calibration_and_stays_with_it(source, made, tmp_path):
     plain, by = stored(source, tmp_path / "plain"), stored(source, tmp_path / "by", calibration=made)
     assert by.manifest.source["calibration"] == made.record and "calibration" not in plain.manifest.source
