@@ -66,11 +66,27 @@ def practice(rng: random.Random, with_tools: bool) -> Dialogue:
     return _met(Scene(rng, Strings(rng, "train"), names, {}), messages, thinking, n_turns, 0.1, firsts.PRACTICE)
 
 
-def _met(scene: Scene, messages: list[dict], thinking: bool, n_turns: int, missing_share: float, plain) -> Dialogue:
-    """`missing_share`: of turns that need a tool where there are none; `plain`: skills without tools, with weights."""
+def drill(rng: random.Random) -> Dialogue:
+    """Calls in close succession, of all tools, which return little: most of what is learned from a turn is its call."""
+    thinking = rng.random() < 0.5
+    scene = Scene(rng, Strings(rng, "train"), tuple(BY_NAME), {}, brief=True)
+    n_turns = rng.choice((1, 8, 16, 24))
+    return _met(scene, _system(rng, scene.tools), thinking, n_turns, 0.1, firsts.PRACTICE, firsts.DRILLED)
+
+
+def _met(
+    scene: Scene,
+    messages: list[dict],
+    thinking: bool,
+    n_turns: int,
+    missing_share: float,
+    plain: firsts.Weighted,
+    tooled: firsts.Weighted = firsts.TOOLED,
+) -> Dialogue:
+    """`missing_share`: of turns that need a tool where there are none; `plain`, `tooled`: skills, with weights."""
     rng, labels = scene.rng, {}
     for _ in range(n_turns):
-        kinds, weights = zip(*(firsts.TOOLED if rng.random() < (0.7 if scene.tools else missing_share) else plain))
+        kinds, weights = zip(*(tooled if rng.random() < (0.7 if scene.tools else missing_share) else plain))
         skill = rng.choices(kinds, weights)[0]
         for message in skill(scene):
             if message["role"] == "assistant":

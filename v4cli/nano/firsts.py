@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 from v4cli.nano import questions, skills, wordings
 from v4cli.nano.grammar import wording
@@ -10,6 +11,7 @@ from v4cli.nano.skills import Scene, answer, call, result, user
 from v4cli.nano.strings import NO_SUFFIX, Strings
 from v4cli.nano.talk import NO_IDEA
 
+Weighted = tuple[tuple[Callable[[Scene], list[dict]], int], ...]  # skills and how often they are drawn
 LONG_LINES, SHORT_LINES = 8, 3  # results of so many lines or more are not repeated; so few are
 MOST_LINES = 12, 12, 30  # of the long ones, drawn from these
 MANY_NAMES = 12, 18  # bounds of how many names are not repeated
@@ -79,6 +81,7 @@ def list_path(s: Scene) -> list[dict]:
 def _listing(s: Scene, question: str, path: str, start: str, name: str) -> list[dict]:
     rng, roll = s.rng, s.rng.random()
     many = rng.randint(*MANY_NAMES) if roll > 0.93 else rng.choice((1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7))
+    many = 1 if s.brief else many
     names = sorted(
         {
             s.words.file() if rng.random() < 0.7 else s.words.folder().strip("./~").split("/")[0] + "/"
@@ -108,6 +111,8 @@ def read(s: Scene) -> list[dict]:
 def _content(s: Scene, path: str) -> tuple[str, str, str]:
     """A file's text, the answer, the thought before it."""
     rng, roll = s.rng, s.rng.random()
+    if s.brief:
+        roll = rng.choice((0.05, 0.5, 0.5))  # an error, one line
     if roll < 0.1:
         error = "no such file" if rng.random() < 0.6 else rng.choice(ERRORS)
         return f"error: {error}", f"I could not read {path}: {error}.", "That did not work."
@@ -140,7 +145,7 @@ def search(s: Scene) -> list[dict]:
         pattern = " ".join(s.words.plain_word() for _ in range(rng.randint(2, 3)))
         text = text.replace("{word}", rng.choice(('"{word}"', "'{word}'")))
     question = filled(rng, text, bare, word=pattern, place=path)
-    n, roll = rng.choice((0, 1, 1, 2, 2, 3, 4)), rng.random()
+    n, roll = (rng.choice((0, 0, 1)), 1.0) if s.brief else (rng.choice((0, 1, 1, 2, 2, 3, 4)), rng.random())
     places = [f"{s.words.path() if here or '.' not in path else path}:{s.words.number(1, 300)}" for _ in range(n)]
     name = "any file" if here else path
     if roll < 0.06:
@@ -252,7 +257,7 @@ def shell_task(s: Scene) -> list[dict]:
 
 def _ran(s: Scene, question: str, command: str) -> list[dict]:
     rng, roll = s.rng, s.rng.random()
-    if roll < 0.12:
+    if roll < (0.65 if s.brief else 0.12):
         output, reply = "[no output]", "The command printed nothing."
     elif roll < 0.24:
         status = rng.choice((1, 1, 2, 127, 128, 255))
@@ -406,6 +411,10 @@ def text_task(s: Scene) -> list[dict]:
 
 TOOLED = (
     (list_here, 4), (list_path, 3), (read, 6), (search, 6), (clock, 3), (calculate, 5), (shell, 4), (shell_task, 3),
+    (cannot_file, 1),
+)  # fmt: skip
+DRILLED = (
+    (list_here, 3), (list_path, 3), (read, 5), (search, 9), (clock, 2), (calculate, 5), (shell, 4), (shell_task, 8),
     (cannot_file, 1),
 )  # fmt: skip
 PLAIN = ((chat, 10), (unknown, 6), (tell, 4), (recall, 3), (copy, 4), (text_task, 3), (tools_asked, 1))
