@@ -97,6 +97,15 @@ void products() {
     told("encode_lowbit", v4k_encode_lowbit(dense, 32, 288, format, counts, 0, packed, runs), runs, 32 * 11);
     told("encode_lowbit codes", V4K_OK, packed, 32 * 288 / 32 * (format == V4K_Q3 ? 12 : 8));
   }
+  const float *factor = floats(288 * 8);
+  float *gains = array<float>(288 * 8), *within = array<float>(288 * 16);
+  told("carry_gains", v4k_carry_gains(factor, counts, 288, 8, gains, within), gains, 288 * 8 * 4);
+  told("carry_gains within", V4K_OK, within, 288 * 16 * 4);
+  const v4k_carry carry = {counts, factor, counts, gains, within, 8};
+  for (int64_t format : {V4K_Q3, V4K_Q2}) {
+    told("carry_lowbit", v4k_carry_lowbit(dense, 31, 288, format, &carry, packed, runs), runs, 31 * 11);
+    told("carry_lowbit codes", V4K_OK, packed, 31 * 288 / 32 * (format == V4K_Q3 ? 12 : 8));
+  }
   for (int64_t format = V4K_FP4; format <= V4K_F32; ++format) {
     const v4k_matrix w = matrix(format, 96, 288);
     for (int64_t n : {int64_t{1}, int64_t{2}, int64_t{7}, N})
