@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import small_kernels
 from gpu_kernels import TARGETS, over_gpus
-from v4kernels.formats import FORMATS
+from v4kernels.formats import FORMATS, LEVELS
 from v4kernels.triton import gemm, linear, quantize
 
 GPUS = pytest.mark.parametrize("gpu", TARGETS)
@@ -145,7 +145,10 @@ WEIGHTS |= {form: partial(lowbit_weight, form) for form in ("q3", "q2")}
 FORMS = pytest.mark.parametrize("form", WEIGHTS)
 
 
-@over_gpus("rows k tokens form", ((*shape, form) for shape in SHAPES for form in WEIGHTS))
+@over_gpus(
+    "rows k tokens form",
+    ((*shape, form) for shape in SHAPES for form in WEIGHTS if form not in LEVELS or shape in SHAPES[1:3]),
+)
 @LIBRARY
 def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
     x = activations(tokens, k)
@@ -178,7 +181,16 @@ def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
 
 
 @LIBRARY
-@over_gpus("form bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32), ("int4", 0.5 + 1 / 16)])
+@over_gpus(
+    "form bytes_each",
+    [
+        ("int8", 1 + 1 / 16),
+        ("fp4", 0.5 + 1 / 32),
+        ("int4", 0.5 + 1 / 16),
+        ("q3", 3 / 8 + 1 / 32),
+        ("q2", 1 / 4 + 1 / 32),
+    ],
+)
 def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, form, bytes_each):
     rows, k = 2048, 4096
     x = activations(1, k)
