@@ -170,7 +170,7 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
         assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0, (rows, k, tokens)
 
 
-@over_gpus("form", ((form,) for form in WEIGHTS))
+@over_gpus("form", ((form,) for form in WEIGHTS if form not in LEVELS))
 @LIBRARY
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
     x = activations(2, 352)
@@ -181,16 +181,7 @@ def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
 
 
 @LIBRARY
-@over_gpus(
-    "form bytes_each",
-    [
-        ("int8", 1 + 1 / 16),
-        ("fp4", 0.5 + 1 / 32),
-        ("int4", 0.5 + 1 / 16),
-        ("q3", 3 / 8 + 1 / 32),
-        ("q2", 1 / 4 + 1 / 32),
-    ],
-)
+@over_gpus("form bytes_each", ((form, FORMATS[form].bits / 8) for form in WEIGHTS))
 def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, form, bytes_each):
     rows, k = 2048, 4096
     x = activations(1, k)

@@ -106,10 +106,9 @@ TIMES = tl.constexpr(f"""
 
 
 def values_in_ptx(form: str) -> str:
-    """Half a run: levels times its multiplier, looked up in a table of its own. Out: two words of four. In, each but the
-    codes four times: the run's codes, of q3 all of the second part, the table, and how far the codes are to be shifted
-    down, of q3 the second part before.
-    """
+    """Half a run: levels times its multiplier, looked up in a table of its own. Out: two words of four. In, all but
+    codes four times: the run's codes, of q3 the second part of its group, the table, and by how much the codes are
+    shifted down, of q3 the second part as well."""
     q3 = form == "q3"
     table, places, orders = ("$4, $8", "$12", ("0x5410", "0x7632")) if q3 else ("$3, $3", "$7", ("0x5140", "0x7362"))
     lines = [".reg .b32 raw, above, second, shifted, some, other, one, two;"]
