@@ -170,6 +170,16 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
         assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0, (rows, k, tokens)
 
 
+@over_gpus("form tile", [("q3", 8), ("q2", 16)])
+@LIBRARY
+def test_a_program_of_few_rows_gives_the_librarys_bits(gpu, form, tile):
+    """Of formats whose groups a thread needs to have as a whole."""
+    x = activations(1, 288)
+    codes, scale = WEIGHTS[form](20, 288)
+    y, _ = gpu_kernels.run_linear(gpu, form, codes, scale, *native.quantize(x), "ptx", tile)
+    assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
+
+
 @over_gpus("form", ((form,) for form in WEIGHTS if form not in LEVELS))
 @LIBRARY
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):

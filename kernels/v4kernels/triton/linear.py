@@ -113,12 +113,13 @@ def sum_of(lanes, ROWS: tl.constexpr):
 @triton.jit
 def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Rows [ROWS] of a matrix times one token: [ROWS] fp32."""
-    weights = weights_at(w, wscale, row, K, FORMAT, ASM)
-    inputs = inputs_at(x, xscale, row, FORMAT, ASM)
+    FORM: tl.constexpr = lowbit.form_of(ASM, ROWS) if has_runs(FORMAT) else ASM
+    weights = weights_at(w, wscale, row, K, FORMAT, FORM)
+    inputs = inputs_at(x, xscale, row, FORMAT, FORM)
     lanes = no_lanes(ROWS, FORMAT)
     for i in range(K // 256):
-        lanes = whole_step(lanes, i, weights, inputs, FORMAT, ASM)
-    return sum_of(last_step(lanes, weights, inputs, K, FORMAT, ASM), ROWS)
+        lanes = whole_step(lanes, i, weights, inputs, FORMAT, FORM)
+    return sum_of(last_step(lanes, weights, inputs, K, FORMAT, FORM), ROWS)
 
 
 @triton.jit

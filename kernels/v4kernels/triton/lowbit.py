@@ -146,6 +146,12 @@ def has_runs(FORMAT: str) -> bool:
 
 
 @triton.constexpr_function
+def form_of(ASM: str, ROWS: int) -> str:
+    """In PTX a thread must hold a whole group, which it does where a program has enough of them."""
+    return "plain" if ASM == "ptx" and ROWS < 16 else ASM
+
+
+@triton.constexpr_function
 def elements(ASM: str) -> int:
     """Of a group's codes."""
     return 4 if ASM == "ptx" else 1
