@@ -235,8 +235,8 @@ def low_bits(form: str, wide_loads: tuple[int, int], stages: int, **limits: tupl
     """Of experts in q3 or q2, a weight of which is one product: registers and instructions of each kernel."""
     kind, (gate_up, down) = LOW[form], wide_loads
     found = {
-        "gate_up": Budget(experts.gate_up, kind.gate_up(6), 0, 128, wide_loads=gate_up),
-        "down": Budget(experts.down, kind.down(), 0, 128, wide_loads=down),
+        "gate_up": Budget(experts.gate_up, kind.gate_up(6), 0, 512, wide_loads=gate_up),
+        "down": Budget(experts.down, kind.down(), 0, 512, wide_loads=down),
         "gemm_experts": Budget(gemm.gemm_experts, GROUPED | {"FORMAT": form}, 0, 16384, 8, stages, unit=32),
     }
     return {

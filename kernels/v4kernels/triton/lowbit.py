@@ -1,9 +1,9 @@
 """Products with weights in q3 and q2 (formats.py), whose integer dots have the multipliers in them.
 
-A thread takes two groups of a row at once, lanes 2i and 2i + 1, so that codes come in loads of 128 bits: lanes are
-[ROWS, 4, 2]. In PTX codes are int16, eight inputs of q2 each, and of q3 their first parts, whose second ones are as
-many bytes; inputs are int64, eight each. So all have one shape and layout, and a group is four elements, which one
-piece of assembly takes. For other GPUs and for Triton's interpreter they are words of int32, and codes of four inputs
+In PTX codes are int16, eight inputs of q2 each, and of q3 their first parts, whose second ones are as many bytes;
+inputs are int64, eight each. So all have one shape, [ROWS, 32] of a step, and one layout: a thread takes two groups of
+a row at once, lanes 2i and 2i + 1, whose codes are a load of 128 bits, and a group is four elements, which one piece of
+assembly takes. For other GPUs and for Triton's interpreter they are words of int32, [ROWS, 8], and codes of four inputs
 a byte: c0 of four bytes, then c1, c2 and c3.
 """
 
@@ -159,18 +159,18 @@ def elements(ASM: str) -> int:
 
 @triton.jit
 def lane_of(EACH: tl.constexpr):
-    """Of every element, EACH a group: [1, 4, 2 * EACH]."""
-    return tl.arange(0, 4)[None, :, None] * 2 + tl.arange(0, 2 * EACH)[None, None, :] // EACH
+    """Of every element, EACH a group: [1, 8 * EACH]."""
+    return tl.arange(0, 8 * EACH)[None, :] // EACH
 
 
 @triton.jit
 def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """What `step` reads of rows [ROWS, 1, 1] of a matrix: pointers of the first step to codes, to their second parts
+    """What `step` reads of rows [ROWS, 1] of a matrix: pointers of the first step to codes, to their second parts
     (of q2 to nothing of its own) and to multipliers, and the scales of the rows."""
     GROUPS: tl.constexpr = K // 32
     BYTES: tl.constexpr = 12 if FORMAT == "q3" else 8
-    place = tl.arange(0, 4)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     if ASM == "ptx":
+        place = tl.arange(0, 32)[None, :]
         codes = w.to(tl.pointer_type(tl.int16)) + row * (GROUPS * BYTES // 2) + place
         second = w.to(tl.pointer_type(tl.uint8)) + row * (GROUPS * BYTES) + GROUPS * 8 + place
     else:
@@ -184,8 +184,7 @@ def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.co
 def inputs_at(x, xscale, row, ASM: tl.constexpr):
     """The same of one token's inputs, a copy for every row: pointers to codes and scales."""
     if ASM == "ptx":
-        place = tl.arange(0, 4)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
-        codes = x.to(tl.pointer_type(tl.int64)) + row * 0 + place
+        codes = x.to(tl.pointer_type(tl.int64)) + row * 0 + tl.arange(0, 32)[None, :]
     else:
         codes = x.to(tl.pointer_type(tl.int32)) + row * 0 + lane_of(1) * 8
     return codes, xscale + row * 0 + lane_of(1)
@@ -193,7 +192,7 @@ def inputs_at(x, xscale, row, ASM: tl.constexpr):
 
 @triton.jit
 def step(lanes, w, x, group, of_codes, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """lanes [ROWS, 4, 2] and one more group of each, so many behind those of the first step; `of_codes`: the same by
+    """lanes [ROWS, 8] and one more group of each, so many behind those of the first step; `of_codes`: the same by
     elements of codes."""
     codes, second, runs, factor = w
     x, xscale = x
@@ -221,7 +220,7 @@ def last_step(lanes, w, x, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.conste
 
 @triton.jit
 def dots_in_ptx(codes, second, x, numbers, FORMAT: tl.constexpr):
-    """Of groups [ROWS, 4, 2], whose codes are [ROWS, 4, 8]."""
+    """Of groups [ROWS, 8], whose codes are [ROWS, 32]."""
     if FORMAT == "q3":
         sums = tl.inline_asm_elementwise(
             DOT_Q3, "=&r,=&r,=&r,=&r,r,r,r,l,l,l,l", [codes, second, x], dtype=tl.int32, is_pure=True, pack=4
@@ -230,7 +229,7 @@ def dots_in_ptx(codes, second, x, numbers, FORMAT: tl.constexpr):
         sums = tl.inline_asm_elementwise(
             DOT_Q2, "=&r,=&r,=&r,=&r,r,r,l,l,l,l", [codes, x], dtype=tl.int32, is_pure=True, pack=4
         )
-    sums = tl.sum(tl.reshape(sums, (codes.shape[0], 4, 2, 4)), axis=3)
+    sums = tl.sum(tl.reshape(sums, (codes.shape[0], 8, 4)), axis=2)
     return tl.inline_asm_elementwise(TIMES, "=r,r,r", [sums, numbers], dtype=tl.int32, is_pure=True, pack=1)
 
 
