@@ -86,6 +86,14 @@ static void tile(const uint8_t *panel, const float *scales, int n_groups, const 
   }
 }
 
+// Tokens lie too far apart for the machine's own prefetchers.
+static inline void fetch_token(const v4k_acts *x, int64_t token, int64_t g0) {
+  const int64_t at = token * x->groups + g0;
+  for (int line = 0; line < V4K_BLOCK * V4K_GROUP; line += 64) __builtin_prefetch(x->q + at * V4K_GROUP + line);
+  __builtin_prefetch(x->scale + at);
+  __builtin_prefetch(x->offset + at);
+}
+
 // A panel times tokens first .. first + n - 1 of x or of `tokens`, T at a time, whose accumulators start at acc.
 template <int F, int T>
 static inline void panel_times(const uint8_t *panel, const float *scales, int64_t g0, int n_groups, const v4k_acts *x,
@@ -102,6 +110,7 @@ static inline void panel_times(const uint8_t *panel, const float *scales, int64_
       t.offset[k] = x->offset + at;
       t.acc[k] = acc + (i + k) * ACC;
     }
+    for (int64_t k = i + T; k < i + 2 * T && k < n; ++k) fetch_token(x, tokens ? tokens[first + k] : first + k, g0);
     tile<F, T>(panel, scales, n_groups, t);
   }
   if constexpr (T > 1)
