@@ -36,9 +36,13 @@ inline Int load(const void *p) {
   return r;
 }
 inline Int and_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] & b.q[i]; }); }
+inline Int or_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] | b.q[i]; }); }
 inline Int xor_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] ^ b.q[i]; }); }
 inline Int add32(Int a, Int b) { return each(16, [&](Int &r, int i) { r.d[i] = a.d[i] + b.d[i]; }); }
 inline Int srl16(Int a, int n) { return each(32, [&](Int &r, int i) { r.w[i] = (int16_t)((uint16_t)a.w[i] >> n); }); }
+inline Int srl64(Int a, int n) { return each(8, [&](Int &r, int i) { r.q[i] = (int64_t)((uint64_t)a.q[i] >> n); }); }
+inline Int srlv32(Int a, Int n) { return each(16, [&](Int &r, int i) { r.d[i] = (int32_t)((uint32_t)a.d[i] >> n.d[i]); }); }
+inline Int mul32(Int a, Int b) { return each(16, [&](Int &r, int i) { r.d[i] = a.d[i] * b.d[i]; }); }
 inline Int broadcast128(__m128i v) {
   Int r;
   for (int k = 0; k < 4; ++k) memcpy(r.b + 16 * k, &v, 16);
@@ -163,9 +167,13 @@ inline unsigned greater(Float a, Float b) {
 #define _mm512_loadu_si512 emulated::load
 #define _mm512_load_si512 emulated::load
 #define _mm512_and_si512 emulated::and_
+#define _mm512_or_si512 emulated::or_
 #define _mm512_xor_si512 emulated::xor_
 #define _mm512_add_epi32 emulated::add32
 #define _mm512_srli_epi16 emulated::srl16
+#define _mm512_srli_epi64 emulated::srl64
+#define _mm512_srlv_epi32 emulated::srlv32
+#define _mm512_mullo_epi32 emulated::mul32
 #define _mm512_broadcast_i32x4 emulated::broadcast128
 #define _mm512_shuffle_epi8 emulated::shuffle8
 #define _mm512_dpbusd_epi32 emulated::dpbusd
