@@ -95,7 +95,7 @@ def replacing(path: Path, mode: int = 0o644, keep: bool = False) -> Iterator[Bin
     permissions, and as far as that is allowed its owner and extended attributes.
     """
     temporary = path.with_name(f"{os.fsdecode(os.fsencode(path.name)[:200])}.{os.urandom(4).hex()}.tmp")
-    there = path.lstat() if os.path.lexists(path) else None
+    there = os.lstat(system.extended(path)) if os.path.lexists(system.extended(path)) else None
     if there is not None and stat.S_IFMT(there.st_mode) in (stat.S_IFCHR, stat.S_IFBLK):
         raise OSError(errno.EINVAL, "it is a device", str(path))
     before = there if keep and there is not None and stat.S_ISREG(there.st_mode) else None
@@ -111,7 +111,7 @@ def replacing(path: Path, mode: int = 0o644, keep: bool = False) -> Iterator[Bin
         system.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            os.unlink(system.extended(temporary))
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # what writing says on its own names no file
         raise

@@ -58,7 +58,7 @@ def live(stream) -> bool:
 
 def is_screen(stream) -> bool:
     """Whether this is a terminal whose cursor can move."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+    return stream.isatty() and system.understands_escapes(stream)
 
 
 def read_stdin(limit: int) -> bytes:

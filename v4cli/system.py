@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
@@ -18,6 +19,7 @@ try:
     import pwd
     import resource
 except ImportError:  # Windows
+    import _winapi
     import msvcrt
 
 WINDOWS = sys.platform == "win32"
@@ -25,6 +27,11 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP",
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows ends a process whichever it is told
 LOCKED_AT = 1 << 40  # where Windows locks a byte of a file: behind all that is in it, as a lock hinders reading there
 BUSY_S = 2.0  # how long Windows may refuse to replace a file that somebody has open
+LOOK_S = 0.01  # between looks at whether something has come
+LONGEST = 240  # characters of a path that Windows takes as it is: of a folder 12 less than of a file
+DEVICE = re.compile(r"(?is)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?")
+NOT_IN_NAMES = re.compile(r'[<>:"|?*\\\0-\x1f]')
+ESCAPES = 4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
 _place = threading.Lock()  # where reading moves the one place that a file has
 
 
@@ -33,9 +40,32 @@ def open_file(path: str | Path, flags: int, mode: int = 0o600, follow: bool = Tr
     file is a link that is not to be followed."""
     if not follow and not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT", *(() if follow else ("O_NOFOLLOW",))):
-        flags |= getattr(os, name, 0)
-    return os.open(path, flags, mode)
+    return os.open(extended(path), flags | flags_here(follow), mode)
+
+
+def flags_here(follow: bool = True) -> int:
+    """Flags of os.open for bytes, not for children, and never waiting; as far as the system has them."""
+    names = "O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOINHERIT", *(() if follow else ("O_NOFOLLOW",))
+    return sum(getattr(os, name, 0) for name in names)
+
+
+def extended(path: str | Path) -> str | Path:
+    """The path as Windows takes it although it is long; elsewhere as it is."""
+    if not WINDOWS or str(path).startswith("\\\\?\\") or len(text := os.path.abspath(path)) < LONGEST:
+        return path
+    return "\\\\?\\UNC" + text[1:] if text.startswith("\\\\") else "\\\\?\\" + text
+
+
+def unusable(name: str) -> str:
+    """Why a file cannot have this name here, or would be something else; empty if it can. Windows takes some names for
+    devices, whatever their ending, drops dots and spaces at the end, and has other streams behind a colon."""
+    if not WINDOWS:
+        return ""
+    if DEVICE.fullmatch(name):
+        return "Windows takes this name for a device"
+    if NOT_IN_NAMES.search(name):
+        return 'Windows allows none of < > : " | ? * in a name'
+    return "Windows drops a dot or a space at the end of a name" if name.rstrip(". ") != name else ""
 
 
 def path_of(folder: int) -> str:
@@ -43,6 +73,20 @@ def path_of(folder: int) -> str:
     if sys.platform == "darwin":
         return os.fsdecode(fcntl.fcntl(folder, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
     return f"/proc/self/fd/{folder}"
+
+
+def real(folder: Path) -> Path:
+    """The folder without links, and on macOS with the letters that its names have on the disk, whatever was typed."""
+    if sys.platform != "darwin":
+        return folder.resolve()
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return folder.resolve()
+    try:
+        return Path(path_of(handle))
+    finally:
+        os.close(handle)
 
 
 def set_mode(handle: int, mode: int) -> None:
@@ -69,7 +113,7 @@ def replace(old: str | Path, new: str | Path) -> None:
     end = time.monotonic() + BUSY_S
     while True:
         try:
-            return os.replace(old, new)
+            return os.replace(extended(old), extended(new))
         except PermissionError:
             if not WINDOWS or time.monotonic() > end:
                 raise
@@ -113,9 +157,26 @@ def read_at(handle: int, target: bytearray | memoryview, offset: int) -> int:
 
 
 def can_read(handle: int, seconds: float | None = None) -> bool:
-    """Whether there is something to read, or the end, within so many seconds. Windows knows that of sockets only: there
-    reading is what waits."""
-    return WINDOWS or bool(select.select([handle], [], [], seconds)[0])
+    """Whether there is something to read, or the end, within so many seconds. Windows is asked again and again; what
+    it does not know of, such as a file, can be read."""
+    if not WINDOWS:
+        return bool(select.select([handle], [], [], seconds)[0])
+    end = None if seconds is None else time.monotonic() + seconds
+    while not _has_come(handle):
+        if end is not None and time.monotonic() >= end:
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def _has_come(handle: int) -> bool:
+    """Whether a pipe of Windows, or the console, has something now, or has ended."""
+    if os.isatty(handle):
+        return msvcrt.kbhit()
+    try:
+        return _winapi.PeekNamedPipe(msvcrt.get_osfhandle(handle), 0)[0] > 0
+    except OSError:  # its other end is closed, or it is a file
+        return True
 
 
 def can_write(handle: int, seconds: float | None = None) -> bool:
@@ -163,3 +224,17 @@ def uncached(handle: int, n_bytes: int) -> None:
         os.posix_fadvise(handle, 0, n_bytes, os.POSIX_FADV_SEQUENTIAL)
     elif not WINDOWS:
         fcntl.fcntl(handle, fcntl.F_NOCACHE, 1)
+
+
+def understands_escapes(stream) -> bool:
+    """Whether a terminal acts on escape sequences. A console of Windows is told to here; older ones cannot."""
+    if not WINDOWS:
+        return os.environ.get("TERM", "dumb") not in ("", "dumb")
+    import ctypes
+
+    try:
+        kernel, handle, mode = ctypes.windll.kernel32, msvcrt.get_osfhandle(stream.fileno()), ctypes.c_ulong()
+        found = kernel.GetConsoleMode(ctypes.c_void_p(handle), ctypes.byref(mode))
+        return bool(found and kernel.SetConsoleMode(ctypes.c_void_p(handle), mode.value | ESCAPES))
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -1,4 +1,4 @@
-"""Commands where Python has only what Windows has (as_windows.py), and what v4cli/system.py does there."""
+"""Commands where Python has only what Windows or macOS has (as_elsewhere.py), and what v4cli/system.py does there."""
 
 import errno
 import os
@@ -11,36 +11,82 @@ from v4kernels import native
 
 from v4cli import files, system
 
-RUN = Path(__file__).parent / "as_windows.py"
+RUN = Path(__file__).parent / "as_elsewhere.py"
+TESTS = Path(__file__).parents[1]
+SYSTEMS = pytest.mark.parametrize("on", ["windows", pytest.param("macos", marks=pytest.mark.slow)])
+UNLIKE_WINDOWS = ("test_write", "test_read_what_is_no_text", "test_new_files_have_the_permissions_of_the_umask",
+                  "test_an_edit_keeps_permissions_and_attributes")  # fmt: skip
 
 
-def as_windows(tmp_path, *arguments, library=False, **more):
+def elsewhere(on, tmp_path, *arguments, library=False, **more):
     env = os.environ | {"V4_HOME": str(tmp_path / "home")}
     if library:
         env["V4_TEST_LIBRARY"] = native.library()._name
-    command = [sys.executable, RUN, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=250, **more)
+    command = [sys.executable, RUN, on, *arguments]
+    folder = tmp_path / "work"
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, timeout=600, **more)
 
 
-def test_every_module_can_be_imported_on_windows(tmp_path):
-    done = as_windows(tmp_path, "modules")
+@SYSTEMS
+def test_every_module_can_be_imported(tmp_path, on):
+    done = elsewhere(on, tmp_path, "modules")
     assert done.returncode == 0, done.stderr
 
 
+@SYSTEMS
 @pytest.mark.parametrize("library", [False, True])
-def test_nano_answers_on_windows(tmp_path, library):
+def test_nano_answers(tmp_path, library, on):
     if library and not native.available():
         pytest.skip(native.reason())
     asked = ("run", "--local", "--model", "nano", "--temp", "0", "Hello, who are you?")
-    done = as_windows(tmp_path, *asked, library=library, stdin=subprocess.DEVNULL)
+    done = elsewhere(on, tmp_path, *asked, library=library, stdin=subprocess.DEVNULL)
     assert done.returncode == 0 and "nano" in done.stdout, done.stderr
     assert ("plain torch computes, which is slow (v4 doctor)" in done.stderr) is not library
 
 
+@SYSTEMS
 @pytest.mark.parametrize("arguments, shown", [(("plan", "flash"), "RTX 4090"), (("show", "nano"), "experts")])
-def test_commands_that_only_tell(tmp_path, arguments, shown):
-    done = as_windows(tmp_path, *arguments)
+def test_commands_that_only_tell(tmp_path, arguments, shown, on):
+    done = elsewhere(on, tmp_path, *arguments)
     assert done.returncode == 0 and shown in done.stdout, done.stderr
+
+
+WINDOWS_HAS_NONE = "there is no sandbox on this system; every program that a model runs is asked about"
+MACOS_LACKS_IT = "/usr/bin/sandbox-exec is not there; every program that a model runs is asked about"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on, said", [("windows", WINDOWS_HAS_NONE), ("macos", MACOS_LACKS_IT)])
+def test_doctor_says_what_holds(tmp_path, on, said):
+    done = elsewhere(on, tmp_path, "doctor")
+    assert said in " ".join(done.stdout.split()) and "apt install" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@SYSTEMS
+def test_a_conversation_through_a_pipe(tmp_path, on):
+    """With a tool for files, and a program that nobody can be asked about."""
+    if not native.available():
+        pytest.skip(native.reason())
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "notes.txt").write_bytes(b"The password is vexi.\r\n")
+    said = "What does the file notes.txt say?\n!echo from the user\nRun the command ls.\n/exit\n"
+    done = elsewhere(
+        on, tmp_path, "chat", "--model", "nano", "--temp", "0", "--tools", "nano", library=True, input=said
+    )
+    assert "vexi" in done.stdout and "from the user" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "sandbox" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_tools_on_windows(tmp_path):
+    """Tests of their own, and those of every system but for what needs other permissions and files than Windows has."""
+    left_out = [f"--deselect={TESTS}/agent/test_files.py::{name}" for name in UNLIKE_WINDOWS]
+    found = [TESTS / "cli" / "windows_files.py", TESTS / "agent" / "test_files.py"]
+    options = ["--noconftest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'made'}"]
+    done = elsewhere("windows", tmp_path, "pytest", *options, *left_out, *found)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
 
 
 def test_a_link_is_not_followed_where_the_system_has_no_flag_for_that(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from v4cli import paths
+from v4cli import paths, system
 from v4cli.agent import tree
 from v4cli.agent.conversation import fenced
 from v4cli.clean import on_one_line, visible
@@ -178,7 +178,7 @@ def _git(arguments: list[str], folder: Path, given: bytes = b"") -> bytes | None
 
 
 def _beginning(path: Path) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+    with open(system.open_file(path, os.O_RDONLY, follow=False), "rb") as file:
         return file.read(8192)
 
 

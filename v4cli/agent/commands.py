@@ -1,13 +1,16 @@
 """The tools that run programs: a shell command, Python code."""
 
+import base64
+import os
 import shutil
-import sys
-from pathlib import Path
 
+from v4cli import system
 from v4cli.agent import sandbox
 from v4cli.agent.process import STANDARD, Finished, Limits
 from v4cli.agent.sandbox import Access
 from v4cli.agent.tools import Context, Kind, Tool, argument, parameters
+
+POWERSHELL = os.path.join("System32", "WindowsPowerShell", "v1.0", "powershell.exe")
 
 
 def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
@@ -18,14 +21,13 @@ def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
         done = sandbox.run(argv, context.folder, limits, network, context.output, context.cancelled, access)
         return report(done)
 
-    shell, python = _shell(), Path(sys.executable).name
     return [
         Tool(
             "run_shell",
             "Run a shell command",
             parameters(["command"], command={"type": "string"}),
             Kind.RUN,
-            lambda arguments, context: run([shell, "-c", argument(arguments["command"])], context),
+            lambda arguments, context: run(_shell(argument(arguments["command"])), context),
             lambda arguments, context: arguments["command"],
         ),
         Tool(
@@ -33,7 +35,7 @@ def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
             "Run Python code as a script of its own; print what you want to see",
             parameters(["code"], code="the source code"),
             Kind.RUN,
-            lambda arguments, context: run([python, "-c", argument(arguments["code"])], context),
+            lambda arguments, context: run([sandbox.python(), "-c", argument(arguments["code"])], context),
             lambda arguments, context: arguments["code"],
         ),
     ]
@@ -49,5 +51,10 @@ def report(done: Finished) -> str:
     return "\n".join(part for part in (done.note, text, ending) if part) or "[no output]"
 
 
-def _shell() -> str:
-    return "bash" if shutil.which("bash", path=sandbox.PATH) else "sh"
+def _shell(command: str) -> list[str]:
+    """What runs a command line: bash, where there is one; on Windows PowerShell, which knows ls, cat and others too."""
+    if system.WINDOWS:
+        program = os.path.join(os.environ.get("SystemRoot", ""), POWERSHELL)
+        coded = base64.b64encode(command.encode("utf-16-le")).decode()  # which needs no quotes
+        return [program, "-NoProfile", "-NonInteractive", "-EncodedCommand", coded]
+    return ["bash" if shutil.which("bash", path=sandbox.PATH) else "sh", "-c", command]

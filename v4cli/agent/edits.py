@@ -38,6 +38,12 @@ def replaced(text: str, old: str, new: str) -> str:
     return text[: start + _more(ends[:first])] + put + text[stop + _more(ends[:last]) :]
 
 
+def ended_alike(new: str, old: str) -> str:
+    """The new text of a file, with the line ends of Windows where all of the old one are such and no new one is."""
+    ends = set(LINE_END.findall(old))
+    return new.replace("\n", "\r\n") if ends == {"\r\n"} and "\r" not in new else new
+
+
 def _place(text: str, part: str) -> int:
     """Where the part is in the text, which must be clear."""
     at = text.find(part)

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from v4cli import system
 from v4cli.agent import edits, guard, search
+from v4cli.agent.places import Held, Named, walked
 from v4cli.agent.tools import Context, Kind, Tool, ToolError, argument, parameters, printable
 from v4cli.files import write_atomically
 
@@ -51,8 +53,8 @@ def read_file(arguments: dict, context: Context) -> str:
 
 def list_folder(arguments: dict, context: Context) -> str:
     """Names in a folder, one a line, folders with a slash."""
-    with _opened(context.folder, arguments["path"], folder=True) as handle, _told(), os.scandir(handle) as entries:
-        names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in entries)
+    with _walked(context.folder, _parts(context.folder, arguments["path"])) as place:
+        names = sorted(entry.name + "/" * entry.is_dir(follow_symlinks=False) for entry in place.names())
     more = [f"[{len(names) - MAX_NAMES} more]"] if len(names) > MAX_NAMES else []
     return "\n".join([*map(printable, names[:MAX_NAMES]), *more]) or "[the folder is empty]"
 
@@ -60,10 +62,11 @@ def list_folder(arguments: dict, context: Context) -> str:
 def search_text(arguments: dict, context: Context) -> str:
     """Lines that match a regular expression, as path:line: text."""
     parts = _parts(context.folder, arguments["path"])
-    with _opened(context.folder, arguments["path"]) as handle:
-        if not stat.S_ISDIR(os.fstat(handle).st_mode):
-            _regular(handle)
-        return search.run(arguments["pattern"], os.path.join(".", *parts), context)
+    with _walked(context.folder, parts[:-1]) as parent:
+        about = parent.about(parts[-1] if parts else ".")
+        if not stat.S_ISDIR(about.st_mode):
+            _regular(about)
+    return search.run(arguments["pattern"], os.path.join(".", *parts), context)
 
 
 def write_file(arguments: dict, context: Context) -> str:
@@ -71,6 +74,7 @@ def write_file(arguments: dict, context: Context) -> str:
     content = arguments["content"]
     _allow(context, arguments["path"])
     old, before = _old(context.folder, arguments["path"])
+    content = edits.ended_alike(content, old or "")
     if old and old.startswith(BOM):
         content = BOM + content.removeprefix(BOM)
     note = _write(context.folder, arguments["path"], content, before)
@@ -89,7 +93,8 @@ def preview_write(arguments: dict, context: Context) -> str:
     """What writing would change, as a unified diff."""
     _allow(context, arguments["path"])
     old, _ = _old(context.folder, arguments["path"])
-    return edits.diff(arguments["path"], old and old.removeprefix(BOM), arguments["content"].removeprefix(BOM))
+    new = edits.ended_alike(arguments["content"], old or "").removeprefix(BOM)
+    return edits.diff(arguments["path"], old and old.removeprefix(BOM), new)
 
 
 def preview_edit(arguments: dict, context: Context) -> str:
@@ -126,7 +131,7 @@ def _old(folder: Path, path: str) -> tuple[str | None, os.stat_result | None]:
 def _content(folder: Path, path: str) -> tuple[str, os.stat_result]:
     """Text of a regular file, and what is known of it."""
     with _opened(folder, path) as handle:
-        about = _regular(handle)
+        about = _regular(os.fstat(handle))
         with open(handle, "rb", closefd=False) as file:
             data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
@@ -139,9 +144,8 @@ def _content(folder: Path, path: str) -> tuple[str, os.stat_result]:
         raise ToolError(f"it is not a text file in UTF-8 ({len(data)} bytes)") from None
 
 
-def _regular(handle: int) -> os.stat_result:
-    """What is known of an open file, which must be a regular one."""
-    about = os.fstat(handle)
+def _regular(about: os.stat_result) -> os.stat_result:
+    """What is known of a file, which must be a regular one."""
     if stat.S_ISDIR(about.st_mode):
         raise ToolError("it is a folder; list_folder lists it")
     if not stat.S_ISREG(about.st_mode):
@@ -156,11 +160,11 @@ def _write(folder: Path, path: str, text: str, before: os.stat_result | None) ->
     if len(data) > MAX_BYTES:
         raise ToolError(f"the content is too large ({len(data) >> 20} MiB)")
     parts = _parts(folder, path)
-    with _walked(folder, parts[:-1], make=True) as parent, _told():
+    with _walked(folder, parts[:-1], make=True) as parent:
         _check_unchanged(before, parts[-1], parent)
-        place = Path(system.path_of(parent)) / parts[-1]
+        place = parent.path / parts[-1]
         write_atomically(place, data, 0o666, keep=True)
-        after = place.lstat()
+        after = parent.about(parts[-1])
     if before is None:
         return ""
     links = "; its other hard links keep the old content" if before.st_nlink > 1 else ""
@@ -168,35 +172,40 @@ def _write(folder: Path, path: str, text: str, before: os.stat_result | None) ->
     return links + ("" if is_kept else "; its owner or group is another now")
 
 
-def _check_unchanged(before: os.stat_result | None, name: str, parent: int) -> None:
+def _check_unchanged(before: os.stat_result | None, name: str, parent: Held | Named) -> None:
     """A file that is written over must allow that and be as it was when it was read."""
     try:
-        now = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        now = parent.about(name)
     except FileNotFoundError:
         now = None
     keys = ("st_ino", "st_mode", "st_size", "st_mtime_ns")
     if [getattr(before, key, None) for key in keys] != [getattr(now, key, None) for key in keys]:
         raise ToolError("nothing was changed: another program has changed the file meanwhile; read it again")
-    if now and not (now.st_mode & 0o222 and os.access(name, os.W_OK, dir_fd=parent)):
+    if now and not (now.st_mode & 0o222 and parent.may_be_written(name)):
         raise ToolError("nothing was changed: the file is read-only")
 
 
 def _parts(folder: Path, path: str) -> tuple[str, ...]:
     """Where a path of the model leads: names below the workspace, without symbolic links and `..`."""
     root = os.path.realpath(folder)
-    real = Path(os.path.realpath(os.path.join(root, argument(path))))
+    drive, names = os.path.splitdrive(argument(path))
+    if drive and os.path.normcase(drive) != os.path.normcase(os.path.splitdrive(root)[0]):  # not even looked at
+        raise ToolError(f"it is outside the workspace {root}, which is all that can be used")
+    for name in re.split(r"[\\/]", names):
+        if name not in ("", ".", "..") and (why := system.unusable(name)):
+            raise ToolError(f"{name}: {why}")
+    real = Path(os.path.realpath(os.path.join(root, path)))
     if not real.is_relative_to(root):
         raise ToolError(f"it is outside the workspace {root}, which is all that can be used")
     return real.relative_to(root).parts
 
 
 @contextlib.contextmanager
-def _opened(workspace: Path, path: str, folder: bool = False) -> Iterator[int]:
-    """A file or folder of the workspace, open for reading; a named pipe is not waited for."""
+def _opened(workspace: Path, path: str) -> Iterator[int]:
+    """A file of the workspace, open for reading; a named pipe is not waited for."""
     parts = _parts(workspace, path)
     with _walked(workspace, parts[:-1]) as parent, _told():
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_DIRECTORY if folder else 0)
-        handle = os.open(parts[-1] if parts else ".", flags, dir_fd=parent)
+        handle = parent.open(parts[-1] if parts else ".")
     try:
         yield handle
     finally:
@@ -204,23 +213,10 @@ def _opened(workspace: Path, path: str, folder: bool = False) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _walked(folder: Path, parts: tuple[str, ...], make: bool = False) -> Iterator[int]:
-    """A folder of the workspace, reached name by name: what became a symbolic link meanwhile is not followed."""
-    if os.open not in os.supports_dir_fd:
-        raise ToolError("this system has no way to open files of the workspace and of nothing else")
-    with _told():
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            for part in parts:
-                if make:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(part, dir_fd=handle)
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handle)
-                os.close(handle)
-                handle = below
-            yield handle
-        finally:
-            os.close(handle)
+def _walked(folder: Path, parts: tuple[str, ...], make: bool = False) -> Iterator[Held | Named]:
+    """A folder of the workspace, as `walked` finds it."""
+    with _told(), walked(folder, parts, make) as place:
+        yield place
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class Search:
         decoder = codecs.getincrementaldecoder("utf-8-sig")("replaced")
         n_replaced = Replaced.count
         # it may have become a pipe meanwhile, which must not be waited for, or a link
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb", buffering=0) as stream:
+        with open(os.open(file, flags("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY")), "rb", buffering=0) as stream:
             number, rest, block = 1, "", b"x"
             while block and self.n_matches <= MAX_MATCHES:
                 block = stream.read(BLOCK)
@@ -117,12 +117,17 @@ class Replaced:
         return "\ufffd", error.end
 
 
+def flags(*names: str) -> int:
+    """Those of os.open that the system has."""
+    return sum(getattr(os, name, 0) for name in names)
+
+
 def looked_at_later() -> re.Pattern:
     """Names that are seldom meant, and must not keep others out when there are many matches: hidden ones, and what
     .gitignore is about, as far as it lists names."""
     names = [".*"]
     try:
-        with open(os.open(".gitignore", os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(os.open(".gitignore", flags("O_NONBLOCK", "O_BINARY")), "rb") as file:
             listed = (file.read(IGNORED_BYTES) or b"").decode("utf-8", "replace").split("\n")
         names += (line.strip().strip("/") for line in listed if line.strip() and line[0] not in "#!")
     except OSError:

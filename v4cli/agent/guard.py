@@ -4,6 +4,7 @@ it leaves anew is renamed, once nothing of it runs any more, so that nobody obey
 import contextlib
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 from v4cli.agent import named, outside, tree, trusted
@@ -15,7 +16,7 @@ MAX_READ_ONLY = 1000  # each is a mount
 MAX_TOLD = 5
 MAX_NAME = 255  # bytes
 SUFFIX = ".disarmed"
-READ_ONLY = "Read-only file system"  # what programs say
+READ_ONLY = "Operation not permitted" if sys.platform == "darwin" else "Read-only file system"  # what programs say
 
 Identity = tuple[int, int]  # device, inode
 
@@ -214,7 +215,7 @@ def refusal(folder: str, parts: tuple[str, ...]) -> str:
             return who
         if trusted.is_repository(trusted.present(above, trusted.REPOSITORY) | {name.lower()}):
             return trusted.GIT
-        if name in trusted.ENVIRONMENT_NAMES | trusted.PACKAGES:
+        if name.lower() in trusted.ENVIRONMENT_NAMES | trusted.PACKAGES:
             return trusted.ENVIRONMENT
     for home in outside.homes():
         if trusted.within(home, folder) and trusted.within(path, home) and os.path.relpath(path, home).startswith("."):

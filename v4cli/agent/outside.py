@@ -10,6 +10,7 @@ from v4cli.agent import named
 from v4cli.errors import V4Error
 
 FOLDERS = re.compile(r"PATH|LD_\w+")  # variables with lists of folders and files
+BETWEEN = re.compile("[ :]" if os.pathsep == ":" else ";")  # what these lists have between their entries
 FILES = re.compile(  # with files and folders, and nothing else
     r"GIT_(CONFIG|CONFIG_GLOBAL|CONFIG_SYSTEM|DIR|COMMON_DIR|EXEC_PATH|TEMPLATE_DIR)|BASH_ENV|ENV|ZDOTDIR|INPUTRC|"
     r"LESSKEY\w*|XDG_CONFIG_(HOME|DIRS)|PYTHONSTARTUP|PYTHONHOME|VIRTUAL_ENV"
@@ -23,7 +24,7 @@ SYSTEM = re.compile("/usr/(?!local).*|/s?bin")  # folders of the PATH that only 
 
 def homes() -> list[str]:
     """Home folders of the user, whatever HOME says: that of the password file and that of who called sudo count too."""
-    found = [os.environ.get("HOME", "")]
+    found = [os.environ.get(name, "") for name in ("HOME", "USERPROFILE")]
     for uid in (os.getuid() if hasattr(os, "getuid") else "", os.environ.get("SUDO_UID", "")):
         try:
             found.append(system.home_of(uid))
@@ -50,7 +51,7 @@ def _of_environment(folder: str) -> Iterator[str]:
     """What variables name; a path that is not absolute counts from the workspace, where the user works."""
     for name, value in os.environ.items():
         if FOLDERS.fullmatch(name):
-            yield from (os.path.join(folder, entry) for entry in re.split("[ :]", value) if entry)
+            yield from (os.path.join(folder, entry) for entry in BETWEEN.split(value) if entry)
         elif FILES.fullmatch(name):
             yield from (os.path.join(folder, word) for word in re.split(r"[\s:='\"]", value) if word)
         elif COMMANDS.fullmatch(name):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 from v4cli.agent import grep, sandbox
@@ -14,7 +13,7 @@ LIMITS = Limits(seconds=30, output_bytes=1 << 20)
 
 def run(pattern: str, path: str, context: Context) -> str:
     """Matches below `path`, which is relative to the workspace, as path:line: text; then what was left out."""
-    program = [Path(sys.executable).name, "-I", "-c", Path(grep.__file__).read_text("utf-8"), argument(pattern), path]
+    program = [sandbox.python(), "-I", "-c", Path(grep.__file__).read_text("utf-8"), argument(pattern), path]
     done = sandbox.run(program, context.folder, LIMITS, cancelled=context.cancelled, access=sandbox.Access.READ)
     records, said = _records(done.text)
     matches = [f"{_name(file)}:{number}: {text}" for _, file, number, text in records.get("match", ())]

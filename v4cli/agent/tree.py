@@ -30,7 +30,7 @@ def folders(
     while todo:
         path, handle = todo.pop()
         try:
-            if len(os.fsencode(path)) > LONG:
+            if len(os.fsencode(path)) > LONG and not system.WINDOWS:
                 handle = _Handle(path, handle)
                 path = system.path_of(handle.fd)
             entries = _listed(path, unreadable)
@@ -38,16 +38,16 @@ def folders(
             continue
         below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         yield path, entries, below
-        todo += [(f"{path}/{name}", handle) for name in below]
+        todo += [(os.path.join(path, name), handle) for name in below]
 
 
 def _listed(path: str, unreadable: Callable[[str], bool]) -> list[os.DirEntry]:
     try:
-        found = os.scandir(path)
+        found = os.scandir(system.extended(path))
     except PermissionError:
         if not unreadable(path):
             raise
-        found = os.scandir(path)
+        found = os.scandir(system.extended(path))
     with found:
         return list(found)
 

@@ -63,7 +63,7 @@ def is_repository(names: Collection[str]) -> bool:
 
 def is_environment(path: str, names: Collection[str]) -> bool:
     """Whether a folder with these names (in lower case) holds an environment of Python."""
-    return os.path.basename(path) in ENVIRONMENT_NAMES | PACKAGES or not ENVIRONMENT_MARKS.isdisjoint(names)
+    return os.path.basename(path).lower() in ENVIRONMENT_NAMES | PACKAGES or not ENVIRONMENT_MARKS.isdisjoint(names)
 
 
 def repository_around(folder: str) -> str:
@@ -76,7 +76,8 @@ def repository_around(folder: str) -> str:
 
 def within(path: str, folder: str) -> bool:
     """Whether a path is a folder or lies below it."""
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+    path, folder = os.path.normcase(path), os.path.normcase(folder)
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def ancestors(folder: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from v4cli import paths, settings
+from v4cli import paths, settings, system
 from v4cli.cli import output
 from v4cli.errors import UsageError
 from v4cli.options import ChatOptions, Said
@@ -26,7 +26,8 @@ def chat(told: ChatOptions) -> None:
 
 
 def _is_terminal() -> bool:
-    return all(map(is_screen, (sys.stdin, sys.stdout, sys.stderr)))
+    """Whether the three streams are one that the REPL knows: the keys of Windows' consoles are of another kind."""
+    return not system.WINDOWS and all(map(is_screen, (sys.stdin, sys.stdout, sys.stderr)))
 
 
 def _setup(told: ChatOptions, draws: bool) -> Setup:

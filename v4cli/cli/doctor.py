@@ -99,16 +99,18 @@ def _kernels():
             "",
         )
     detail = f"reference (plain torch) only: {native.reason()}"
-    return "kernels", "warn", detail, "install g++, then reinstall v4cli"
+    return "kernels", "warn", detail, "install a wheel for this system, or g++ and then reinstall v4cli"
 
 
 def _sandbox():
     from v4cli.agent import sandbox
 
     if why := sandbox.missing():
-        fix = _user_namespaces() if shutil.which("bwrap") else "apt install bubblewrap"
-        return "sandbox", "warn", f"{why}; programs that a model runs are asked about", fix
-    return "sandbox", "ok", "bubblewrap, for programs that a model runs", ""
+        fix = ""
+        if sandbox.name() == "bubblewrap":
+            fix = _user_namespaces() if shutil.which("bwrap") else "apt install bubblewrap"
+        return "sandbox", "warn", f"{why}; every program that a model runs is asked about", fix
+    return "sandbox", "ok", f"{sandbox.name()}, for programs that a model runs", ""
 
 
 def _user_namespaces() -> str:

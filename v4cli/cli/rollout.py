@@ -30,7 +30,7 @@ def run_rollouts(told: RolloutOptions) -> None:
     tasks, out, conditions = read_tasks(told.tasks), told.out, told.conditions
     trouble = sandbox.trouble(out) if rollout.needs_sandbox(tasks, conditions.tool_use.tools) else ""
     if trouble:
-        hint = "apt install bubblewrap" if sandbox.missing() else "choose another --out"
+        hint = "v4 doctor says more" if sandbox.missing() else "choose another --out"
         raise UsageError(f"rollouts need a sandbox: {trouble}", hint)
     conditions = replace(conditions, model=sessions.model_of(conditions.model, told.loading))
     folder, ram = library.model_folder(conditions.model), output.ram_budget(told.loading.ram)

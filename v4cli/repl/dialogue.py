@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 
-from v4cli import paths, settings
+from v4cli import paths, settings, system
 from v4cli.agent.approval import Approvals
 from v4cli.agent.attached import Attached
 from v4cli.agent.conversation import Conversation, fenced
@@ -301,9 +301,9 @@ class Dialogue:
         """Until `done`, end all of a process group once the user wants it."""
         while not done.wait(0.1):
             if self.stop.is_set():
-                for number in (signal.SIGTERM, signal.SIGKILL):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(group, number)
+                for number in (signal.SIGTERM, system.KILL):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        system.kill_group(group, number)
                     if done.wait(KILL_AFTER):
                         break
                 return

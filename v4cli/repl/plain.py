@@ -2,12 +2,11 @@
 goes to stdout, everything else to stderr, nothing is drawn twice."""
 
 import os
-import select
 import sys
 import time
 from collections import deque
 
-from v4cli import terminal
+from v4cli import system, terminal
 from v4cli.agent.approval import Answer, Choice, Request
 from v4cli.agent.loop import CallEnd, Done
 from v4cli.chat.parser import End, Text, Thinking, ToolCallEnd
@@ -100,7 +99,7 @@ class Lines:
         self.early += [line.decode(sys.stdin.encoding, "replace") + "\n" for line in whole]
 
     def _comes_within(self, seconds: float) -> bool:
-        return bool(select.select([sys.stdin], [], [], seconds)[0])
+        return system.can_read(sys.stdin.fileno(), seconds)
 
     def _read(self) -> None:
         piece = os.read(sys.stdin.fileno(), PIECE)

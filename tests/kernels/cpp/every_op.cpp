@@ -39,20 +39,30 @@ float *floats(int64_t count, float most = 1) {
   return x;
 }
 
-// A weight whose values are about 1 / 8.
-v4k_matrix matrix(int64_t format, int64_t rows, int64_t cols) {
+v4k_format_info known(int64_t format) {
   v4k_format_info about;
   if (v4k_format(format, &about)) exit(3);
-  const int64_t groups = rows * cols / V4K_GROUP;
-  auto *codes = array<uint8_t>(groups * about.code_bytes), *scale = array<uint8_t>(groups * about.scale_bytes);
+  return about;
+}
+
+// A weight whose values are about 1 / 8.
+v4k_matrix matrix(int64_t format, int64_t rows, int64_t cols) {
+  const v4k_format_info about = known(format);
+  const int64_t groups = rows * cols / V4K_GROUP, of_row = cols / V4K_GROUP * about.scale_bytes + about.row_scale;
+  auto *codes = array<uint8_t>(groups * about.code_bytes), *scale = array<uint8_t>(rows * of_row);
   for (int64_t i = 0; i < groups * about.code_bytes; ++i) codes[i] = static_cast<uint8_t>(draw());
   for (int64_t i = 0; i < groups && format == V4K_FP4; ++i) scale[i] = static_cast<uint8_t>(121 + draw() % 3);
   for (int64_t i = 0; i < groups && about.scale_bytes == 2; ++i) {
     const uint16_t half = static_cast<uint16_t>((format == V4K_INT8 ? 0x3a00 : 0x3c00) + draw() % 128);
     memcpy(scale + 2 * i, &half, 2);
   }
-  const float *values = floats(format >= V4K_BF16 ? rows * cols : 0, 0.25f);
-  for (int64_t i = 0; i < rows * cols && format >= V4K_BF16; ++i) {
+  for (int64_t i = 0; i < rows * of_row && about.row_scale; ++i) scale[i] = static_cast<uint8_t>(draw());
+  for (int64_t r = 0; r < rows && about.row_scale; ++r) {
+    const uint16_t half = static_cast<uint16_t>(0x3a80 + draw() % 128);
+    memcpy(scale + r * of_row, &half, 2);
+  }
+  const float *values = floats(about.scale_bytes ? 0 : rows * cols, 0.25f);
+  for (int64_t i = 0; i < rows * cols && !about.scale_bytes; ++i) {
     if (format == V4K_F32) memcpy(codes + 4 * i, values + i, 4);
     if (format == V4K_BF16) memcpy(codes + 2 * i, reinterpret_cast<const char *>(values + i) + 2, 2);
   }
@@ -87,20 +97,46 @@ void products() {
   told("quantize scales", V4K_OK, scale, N * 2 * 4);
   uint16_t *scales = array<uint16_t>(64 * 2);
   const v4k_matrix plain = matrix(V4K_BF16, 64, 64);
-  told("encode_int8", v4k_encode_int8(plain.codes, nullptr, 64, 64, codes, scales), codes, N * 64);
-  told("encode_int8 scales", V4K_OK, scales, 64 * 2 * 2);
-  const float *dense = floats(32 * 288, 3), *importance = floats(288, 1);
-  float *counts = array<float>(288);
-  for (int64_t i = 0; i < 288; ++i) counts[i] = importance[i] * importance[i] + 0.5f;
-  uint8_t *packed = array<uint8_t>(32 * 108), *runs = array<uint8_t>(32 * 11);
-  for (int64_t format : {V4K_Q3, V4K_Q2}) {
-    told("encode_lowbit", v4k_encode_lowbit(dense, 32, 288, format, counts, 0, packed, runs), runs, 32 * 11);
-    told("encode_lowbit codes", V4K_OK, packed, 32 * 288 / 32 * (format == V4K_Q3 ? 12 : 8));
+  uint8_t *bytes = array<uint8_t>(64 * 64), *block = array<uint8_t>(1);
+  for (int64_t i = 0; i < 64 * 64; ++i) bytes[i] = static_cast<uint8_t>(draw() % 127 + draw() % 2 * 128);
+  *block = 120;
+  for (const uint8_t *blocks : {static_cast<const uint8_t *>(nullptr), static_cast<const uint8_t *>(block)}) {
+    const void *values = blocks ? bytes : plain.codes;
+    told("encode_int8", v4k_encode_int8(values, blocks, 64, 64, codes, scales), codes, 64 * 64);
+    told("encode_int8 scales", V4K_OK, scales, 64 * 2 * 2);
   }
-  for (int64_t format = V4K_FP4; format <= V4K_F32; ++format) {
+  const float *dense = floats(32 * 288, 3);
+  float *counts = floats(32 * 288);
+  for (int64_t i = 0; i < 32 * 288; ++i) counts[i] = counts[i] * counts[i] + 0.5f;
+  for (int64_t format : {V4K_Q3, V4K_Q2}) {
+    const int64_t n_codes = 32 * 9 * known(format).code_bytes, n_scale = 32 * (2 + 9);
+    for (int64_t stride : {int64_t{-1}, int64_t{0}, int64_t{288}}) {
+      uint8_t *packed = array<uint8_t>(n_codes), *runs = array<uint8_t>(n_scale), *alone = array<uint8_t>(n_scale);
+      const float *importance = stride < 0 ? nullptr : counts;
+      const int code = v4k_encode_lowbit(dense, 32, 288, format, importance, stride < 0 ? 0 : stride, packed, runs);
+      told("encode_lowbit scales", code, runs, n_scale);
+      told("encode_lowbit codes", V4K_OK, packed, n_codes);
+      v4k_encode_lowbit(dense, 32, 288, format, importance, stride < 0 ? 0 : stride, nullptr, alone);
+      require(!memcmp(runs, alone, static_cast<size_t>(n_scale)), "encode_lowbit of scales alone");
+      const v4k_matrix encoded = {packed, runs, 32, 288, format};
+      told("linear of encoded", v4k_linear(&encoded, 1, x, N, y), y, N * 32 * 4);
+    }
+  }
+  const float *factor = floats(288 * 8);
+  float *gains = array<float>(288 * 8), *within = array<float>(288 * 16);
+  told("carry_gains", v4k_carry_gains(factor, counts, 288, 8, gains, within), gains, 288 * 8 * 4);
+  told("carry_gains within", V4K_OK, within, 288 * 16 * 4);
+  const v4k_carry carry = {counts, factor, counts, gains, within, 8};
+  uint8_t *packed = array<uint8_t>(31 * 108), *runs = array<uint8_t>(31 * 11);
+  for (int64_t format : {V4K_Q3, V4K_Q2}) {
+    told("carry_lowbit", v4k_carry_lowbit(dense, 31, 288, format, &carry, packed, runs), runs, 31 * 11);
+    told("carry_lowbit codes", V4K_OK, packed, 31 * 288 / 32 * (format == V4K_Q3 ? 12 : 8));
+  }
+  v4k_format_info about;
+  for (int64_t format = V4K_FP4; !v4k_format(format, &about); ++format) {
     const v4k_matrix w = matrix(format, 96, 288);
     for (int64_t n : {int64_t{1}, int64_t{2}, int64_t{7}, N})
-      told("linear", v4k_linear(&w, 2, x, n, y), y, n * 96 * 4);
+      told(about.name, v4k_linear(&w, 2, x, n, y), y, n * 96 * 4);
     const int64_t ids[] = {0, 95, 17};
     float *rows = array<float>(3 * S * 288);
     told("embed", v4k_embed(&w, ids, 3, S, rows), rows, 3 * S * 288 * 4);
@@ -108,8 +144,8 @@ void products() {
 }
 
 v4k_expert expert(int64_t number) {
-  const int64_t formats[] = {V4K_FP4, V4K_INT8, V4K_INT4};
-  auto one = [&](int64_t rows, int64_t cols) { return matrix(formats[number++ % 3], rows, cols); };
+  const int64_t formats[] = {V4K_FP4, V4K_INT8, V4K_INT4, V4K_Q3, V4K_Q2};
+  auto one = [&](int64_t rows, int64_t cols) { return matrix(formats[number++ % 5], rows, cols); };
   const v4k_matrix w1 = one(INTER, D), w3 = one(INTER, D), w2 = one(D, INTER);
   return {w1, w3, w2};
 }

@@ -1,0 +1,175 @@
+"""Tools for files and programs as Windows has them; as_elsewhere.py runs these."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from v4cli import files as whole_files
+from v4cli import streams, system
+from v4cli.agent import approval, commands, files, outside, places, sandbox
+from v4cli.agent.builtin import toolbox
+from v4cli.agent.process import Limits
+from v4cli.agent.tools import Context, ToolError
+
+BOX = toolbox("all")
+
+
+def do(folder: Path, name: str, **arguments) -> str:
+    return BOX.tools[name].run(arguments, Context(folder))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["CON", "nul", "aux.txt", "docs/LPT1.tar.gz", "COM\u00b9", "conin$", "prn .txt", "a\\NUL", "x. ", "docs./x",
+     "a:stream", ".git::$INDEX_ALLOCATION", "a?b", 'a"b', "\\\\?\\C:\\x", "C:\\Windows", "\\\\server\\share\\con"],
+)  # fmt: skip
+def test_names_that_windows_takes_for_something_else_are_refused(tmp_path, path):
+    (tmp_path / "docs").mkdir()
+    for name, more in (("read_file", {}), ("write_file", {"content": "x"}), ("list_folder", {})):
+        with pytest.raises(ToolError, match=r"Windows (takes|drops|allows)"):
+            do(tmp_path, name, path=path, **more)
+    assert os.listdir(tmp_path) == ["docs"] and os.listdir(tmp_path / "docs") == []
+
+
+def test_names_that_only_look_like_those_can_be_used(tmp_path):
+    for path in ("console.txt", "aux2", "COM", "lpt10", "com0x.c", ".hidden", "a b"):
+        do(tmp_path, "write_file", path=path, content="x")
+    assert len(os.listdir(tmp_path)) == 7
+
+
+def test_a_path_is_asked_for_by_its_long_form_only_if_it_has_to_be(tmp_path):
+    short, deep = tmp_path / "a", tmp_path / "/".join(["folder"] * 40)
+    assert system.extended(short) == short
+    assert system.extended(deep) == "\\\\?\\" + str(deep) and system.extended(system.extended(deep)).count("?") == 1
+
+
+def test_what_is_long_is_done_by_its_long_form(tmp_path, monkeypatch):
+    """Here the long form is another name of the folder, which nothing but `extended` leads to."""
+    (tmp_path / "real").mkdir()
+    monkeypatch.setattr(system, "extended", lambda path: str(path).replace("/short/", "/real/"))
+    whole_files.write_atomically(tmp_path / "short" / "x", b"1")
+    assert os.listdir(tmp_path / "real") == ["x"]
+    os.close(system.open_file(tmp_path / "short" / "x", os.O_RDONLY))
+
+
+def test_edits_keep_the_line_ends_of_a_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"a\r\nb\r\n")
+    do(tmp_path, "edit_file", path="x", old="a\nb", new="a\nc\nb")
+    assert (tmp_path / "x").read_bytes() == b"a\r\nc\r\nb\r\n"
+    shown = files.preview_write({"path": "x", "content": "a\nd\n"}, Context(tmp_path))
+    do(tmp_path, "write_file", path="x", content="a\nd\n")
+    assert (tmp_path / "x").read_bytes() == b"a\r\nd\r\n" and "-a\r\n" not in shown and "+d\r\n" in shown
+
+
+def test_a_link_that_comes_meanwhile_is_not_followed(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    (work / "docs").mkdir(parents=True)
+    (work / "docs" / "x").write_text("mine")
+    (tmp_path / "x").write_text("secret")
+    (work / "link").symlink_to(tmp_path)
+    with pytest.raises(ToolError, match="outside the workspace"):
+        do(work, "read_file", path="link/x")
+    monkeypatch.setattr(files, "_parts", lambda folder, path: ("link", "x"))
+    for name, more in (("read_file", {}), ("write_file", {"content": "new"})):
+        with pytest.raises(ToolError):
+            do(work, name, path="docs/x", **more)
+    assert (tmp_path / "x").read_text() == "secret"
+    opened, swapped = system.open_file, []
+
+    def swap(path, flags, mode=0o600, follow=True):
+        """The folder becomes a link between the look and the opening."""
+        if not swapped and str(path).endswith("docs/x"):
+            swapped.append(path)
+            (work / "docs").rename(work / "gone")
+            (work / "docs").symlink_to(tmp_path)
+        return opened(path, flags, mode, follow)
+
+    monkeypatch.setattr(files, "_parts", lambda folder, path: ("docs", "x"))
+    monkeypatch.setattr(system, "open_file", swap)
+    with pytest.raises(ToolError):
+        do(work, "read_file", path="docs/x")
+    assert swapped
+
+
+def test_a_folder_is_told_from_a_file(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for name, more in (("read_file", {}), ("write_file", {"content": "x"})):
+        with pytest.raises(ToolError, match="it is a folder; list_folder lists it"):
+            do(tmp_path, name, path="docs", **more)
+    assert isinstance(next(iter([*_places(tmp_path)])), places.Named)
+
+
+def _places(folder):
+    with places.walked(folder, ()) as place:
+        yield place
+
+
+def test_what_programs_trust_is_not_written(tmp_path):
+    for path in (".GIT/hooks/x", ".Envrc", "Git~1/config", ".VENV/lib/x.pth"):
+        with pytest.raises(ToolError, match="read-only here"):
+            do(tmp_path, "write_file", path=path, content="x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_programs_run_without_a_sandbox_and_are_asked_about(tmp_path, monkeypatch):
+    assert sandbox.missing() == "there is no sandbox on this system"
+    rules = approval.Approvals("all", tmp_path)
+    call = BOX.call({"function": {"name": "run_python", "arguments": '{"code": "print(1)"}'}})
+    decision = rules.decide(call, Context(tmp_path))
+    assert not decision.allowed and "there is no sandbox" in decision.reason
+    asked = []
+
+    def ask(request):
+        asked.append(request)
+        return approval.Answer(approval.Choice.ALWAYS)
+
+    rules = approval.Approvals("all", tmp_path, ask)
+    for _ in range(2):
+        assert rules.decide(call, Context(tmp_path)).allowed
+    assert [request.pattern for request in asked] == ["", ""] and "no sandbox" in asked[0].unprotected
+    shell = commands._shell('echo "ä"')
+    assert shell[0].endswith("powershell.exe") and shell[-2] == "-EncodedCommand"
+    code = "import os; print(os.getcwd(), 'é', sorted(os.environ)); open('made', 'w')"
+    told = do(tmp_path, "run_python", code=code)
+    assert str(tmp_path) in told and "é" in told and "V4_HOME" not in told and "TEMP" in told
+    assert (tmp_path / "made").exists()
+
+
+def test_a_program_that_goes_on_is_ended_with_all_that_it_started(tmp_path):
+    code = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    code += "print(p.pid, flush=True); time.sleep(600)"
+    done = sandbox.run([sys.executable, "-c", code], tmp_path, Limits(seconds=2))
+    assert done.stopped == "it ran longer than 2 seconds"
+    state = subprocess.run(["ps", "-o", "stat=", "-p", done.text.strip()], capture_output=True, text=True).stdout
+    assert state.strip()[:1] in ("", "Z")
+
+
+def test_files_can_be_searched(tmp_path):
+    (tmp_path / "x").write_bytes(b"one\r\ntwo\r\n")
+    assert do(tmp_path, "search_text", pattern="^t.o$", path=".") == "x:2: two"
+
+
+def test_a_pipe_is_waited_for(tmp_path):
+    read, write = os.pipe()
+    assert not system.can_read(read, 0.05)
+    os.write(write, b"x")
+    assert system.can_read(read, 0) and os.read(read, 9) == b"x" and not system.can_read(read, 0)
+    os.close(write)
+    assert system.can_read(read, 0)
+    os.close(read)
+
+
+def test_a_console_that_knows_no_escapes_gets_none(monkeypatch):
+    """There is no kernel32 here, as there is no such mode on an old console."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert not streams.is_screen(sys.stdout) and not streams.styled(sys.stdout) and not streams.live(sys.stdout)
+
+
+def test_the_home_folder_is_known(monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert outside.homes() == [str(tmp_path)]
