@@ -23,7 +23,7 @@ from v4cli.serve.workers import Workers
 
 BEAT_S = 2.0  # without anything sent
 MOST_QUEUED = 256  # requests
-EVERY_S, LONGEST_S = 0.02, 0.1  # from one delivery of what an answer says to the next:
+EVERY_S, LONGEST_S = 0.01, 0.1  # from one delivery of what an answer says to the next:
 MOST_A_SECOND = 150  # deliveries of all answers together, as far as that takes no longer
 
 
