@@ -216,6 +216,7 @@ static inline unsigned above(Wide a, Wide least) { return _mm256_movemask_ps(_mm
 #include "index.inl"
 #include "sample.inl"
 #include "lowbit.inl"
+#include "carry.inl"
 
 }  // namespace v4k_avx2
 
@@ -225,4 +226,5 @@ extern "C" const v4k_tier v4k_tier_avx2 = {
     v4k_avx2::rms_norm,      v4k_avx2::exponentials,  v4k_avx2::sqrt_softplus,
     v4k_avx2::unpack,        v4k_avx2::attend,        v4k_avx2::pool,
     v4k_avx2::index_panel,   v4k_avx2::index_scores,  v4k_avx2::logit_peak,
-    v4k_avx2::logit_weights,  v4k_avx2::encode_lowbit,  v4k_avx2::read};
+    v4k_avx2::logit_weights,  v4k_avx2::encode_lowbit,  v4k_avx2::carry_lowbit,
+    v4k_avx2::carry_step,     v4k_avx2::read};

@@ -185,6 +185,7 @@ static inline Wide from_dots(Dots d, int32_t offset) {
 #include "index.inl"
 #include "sample.inl"
 #include "lowbit.inl"
+#include "carry.inl"
 
 }  // namespace v4k_avx512
 
@@ -194,4 +195,5 @@ extern "C" const v4k_tier v4k_tier_avx512 = {
     v4k_avx512::rms_norm,      v4k_avx512::exponentials,  v4k_avx512::sqrt_softplus,
     v4k_avx512::unpack,        v4k_avx512::attend,        v4k_avx512::pool,
     v4k_avx512::index_panel,   v4k_avx512::index_scores,  v4k_avx512::logit_peak,
-    v4k_avx512::logit_weights,  v4k_avx512::encode_lowbit,  v4k_avx512::read};
+    v4k_avx512::logit_weights,  v4k_avx512::encode_lowbit,  v4k_avx512::carry_lowbit,
+    v4k_avx512::carry_step,     v4k_avx512::read};

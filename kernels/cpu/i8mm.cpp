@@ -16,4 +16,5 @@ extern "C" const v4k_tier v4k_tier_i8mm = {
     v4k_i8mm::rms_norm,      v4k_i8mm::exponentials,  v4k_i8mm::sqrt_softplus,
     v4k_i8mm::unpack,        v4k_i8mm::attend,        v4k_i8mm::pool,
     v4k_i8mm::index_panel,   v4k_i8mm::index_scores,  v4k_i8mm::logit_peak,
-    v4k_i8mm::logit_weights,  v4k_i8mm::encode_lowbit,  v4k_i8mm::read};
+    v4k_i8mm::logit_weights,  v4k_i8mm::encode_lowbit,  v4k_i8mm::carry_lowbit,
+    v4k_i8mm::carry_step,     v4k_i8mm::read};

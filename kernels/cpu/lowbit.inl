@@ -163,11 +163,11 @@ static float row_scale(const float *w, const float *importance, int64_t runs, fl
 
 // Which multiplier each of eight runs has.
 template <int F, bool COUNTED>
-static inline void run_numbers(const RunBlock &runs, float row, float numbers[8]) {
+static inline void run_numbers(const RunBlock &runs, Lanes row, float numbers[8]) {
   Lanes least[2], number[2];
   for (int j = 0; j < SIZES; ++j) {
     Lanes tried[2];
-    tried[0] = run_errors<F, COUNTED>(runs, splat(V4K_MULTIPLIERS[j] * row), &tried[1]);
+    tried[0] = run_errors<F, COUNTED>(runs, mul(splat(V4K_MULTIPLIERS[j]), row), &tried[1]);
     for (int t = 0; t < 2; ++t) {
       const Lanes own = splat((float)(j + SIZES * t));
       number[t] = j ? choose(tried[t], least[t], own, number[t]) : own;
@@ -177,25 +177,42 @@ static inline void run_numbers(const RunBlock &runs, float row, float numbers[8]
   store(numbers, choose(least[1], least[0], number[1], number[0]));
 }
 
+// What a level of each of eight runs is times: a size and a sign.
+typedef struct {
+  Lanes size, sign;
+} RunSteps;
+
+static inline RunSteps run_steps(Lanes row, const float numbers[8]) {
+  float sizes[8], signs[8];
+  for (int k = 0; k < 8; ++k) {
+    signs[k] = (int)numbers[k] < SIZES ? 1.0f : -1.0f;
+    sizes[k] = V4K_MULTIPLIERS[(int)numbers[k] % SIZES];
+  }
+  return RunSteps{mul(load(sizes), row), load(signs)};
+}
+
+// The code of the level nearest to each weight; `level`, where it is asked for, that level.
+template <int F>
+static inline Lanes nearest_code(Lanes w, const RunSteps &step, Lanes *level) {
+  const int8_t *levels = F == V4K_Q3 ? V4K_Q3_LEVELS : V4K_Q2_LEVELS;
+  const Lanes turned = mul(w, step.sign);
+  Lanes code = zero(), at = splat(levels[0]);
+  for (int v = 1; v < (F == V4K_Q3 ? 8 : 4); ++v) {
+    const Lanes middle = mul(splat(0.5f * (levels[v - 1] + levels[v])), step.size);
+    code = choose(middle, turned, splat((float)v), code);
+    if (level) at = choose(middle, turned, splat(levels[v]), at);
+  }
+  if (level) *level = at;
+  return code;
+}
+
 // Codes [8][16] of eight runs.
 template <int F>
-static inline void run_codes(const RunBlock &runs, float row, const float numbers[8], uint8_t *codes) {
-  static constexpr int N = F == V4K_Q3 ? 8 : 4;
-  float steps[8], signs[8], found[8];
-  for (int k = 0; k < 8; ++k) {
-    const int number = (int)numbers[k];
-    signs[k] = number < SIZES ? 1.0f : -1.0f;
-    steps[k] = V4K_MULTIPLIERS[number % SIZES] * row;
-  }
-  const Lanes step = load(steps), sign = load(signs);
+static inline void run_codes(const RunBlock &runs, Lanes row, const float numbers[8], uint8_t *codes) {
+  const RunSteps step = run_steps(row, numbers);
   for (int i = 0; i < RUN; ++i) {
-    const Lanes w = mul(load(runs.w[i]), sign);
-    Lanes code = zero();
-    for (int v = 1; v < N; ++v) {
-      const int8_t *levels = F == V4K_Q3 ? V4K_Q3_LEVELS : V4K_Q2_LEVELS;
-      code = choose(mul(splat(0.5f * (levels[v - 1] + levels[v])), step), w, splat((float)v), code);
-    }
-    store(found, code);
+    float found[8];
+    store(found, nearest_code<F>(load(runs.w[i]), step, nullptr));
     for (int k = 0; k < 8; ++k) codes[k * RUN + i] = (uint8_t)(int)found[k];
   }
 }
@@ -232,11 +249,11 @@ static void encode_row(const float *w, const float *importance, int64_t cols, ui
     RunBlock block;
     load_runs(w, importance, first, n, 1 / unit, &block);
     float numbers[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    if (!plain) run_numbers<F, COUNTED>(block, row / unit, numbers);
+    if (!plain) run_numbers<F, COUNTED>(block, splat(row / unit), numbers);
     for (int k = 0; k < n; k += 2) *scale++ = (uint8_t)((int)numbers[k] | (int)numbers[k + 1] << 4);
     if (!codes) continue;
     uint8_t found[8 * RUN];
-    run_codes<F>(block, row / unit, numbers, found);
+    run_codes<F>(block, splat(row / unit), numbers, found);
     for (int k = 0; k < n; k += 2) {
       const int64_t g = (first + k) / 2;
       pack_group<F>(found + k * RUN, codes + 8 * g, codes + cols / 4 + 4 * g);

@@ -16,4 +16,5 @@ extern "C" const v4k_tier v4k_tier_neon = {
     v4k_neon::rms_norm,      v4k_neon::exponentials,  v4k_neon::sqrt_softplus,
     v4k_neon::unpack,        v4k_neon::attend,        v4k_neon::pool,
     v4k_neon::index_panel,   v4k_neon::index_scores,  v4k_neon::logit_peak,
-    v4k_neon::logit_weights,  v4k_neon::encode_lowbit,  v4k_neon::read};
+    v4k_neon::logit_weights,  v4k_neon::encode_lowbit,  v4k_neon::carry_lowbit,
+    v4k_neon::carry_step,     v4k_neon::read};

@@ -353,3 +353,4 @@ static inline unsigned above(Wide a, Wide least) {
 #include "index.inl"
 #include "sample.inl"
 #include "lowbit.inl"
+#include "carry.inl"

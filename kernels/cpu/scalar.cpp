@@ -195,6 +195,7 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
 #include "index.inl"
 #include "sample.inl"
 #include "lowbit.inl"
+#include "carry.inl"
 
 }  // namespace v4k_scalar
 
@@ -204,4 +205,5 @@ extern "C" const v4k_tier v4k_tier_scalar = {
     v4k_scalar::rms_norm,      v4k_scalar::exponentials,  v4k_scalar::sqrt_softplus,
     v4k_scalar::unpack,        v4k_scalar::attend,        v4k_scalar::pool,
     v4k_scalar::index_panel,   v4k_scalar::index_scores,  v4k_scalar::logit_peak,
-    v4k_scalar::logit_weights,  v4k_scalar::encode_lowbit,  v4k_scalar::read};
+    v4k_scalar::logit_weights,  v4k_scalar::encode_lowbit,  v4k_scalar::carry_lowbit,
+    v4k_scalar::carry_step,     v4k_scalar::read};

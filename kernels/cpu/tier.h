@@ -9,6 +9,7 @@
 #define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
 #define V4K_PANEL_KEYS 64   // index keys unpacked together
 #define V4K_LOGITS 128      // logits weighed together
+#define V4K_ABREAST 16       // rows whose errors are carried together
 #define V4K_HEAD_LEVELS 16  // of the tree of sums over index heads, of which there are fewer than 2^16
 
 // Quantized activations of some tokens, prepared for one weight format. `groups` counts the padded groups of a row.
@@ -105,6 +106,15 @@ typedef struct {
   // One row of v4k_encode_lowbit; importance [cols] or NULL.
   void (*encode_lowbit)(const float *w, const float *importance, int64_t cols, int64_t format, uint8_t *codes,
                         uint8_t *scale);
+
+  // n <= V4K_ABREAST rows of v4k_carry_lowbit; codes and scale hold what v4k_encode_lowbit makes of them, and what is better
+  // then. found [V4K_ABREAST * (cols + cols / 16)]: memory to work in.
+  void (*carry_lowbit)(const float *w, int64_t n, int64_t cols, int64_t format, const v4k_carry *carry, uint8_t *found,
+                       uint8_t *codes, uint8_t *scale);
+
+  // One input of v4k_carry_gains: left [rank, rank] -= (v / divisor) times v; next = sum over rows k of `before`[k] *
+  // left[k], in order.
+  void (*carry_step)(double *left, int64_t rank, const double *v, double divisor, const float *before, double *next);
 
   // Read bytes (a multiple of 4,096) and fold them into a checksum.
   uint64_t (*read)(const void *data, int64_t bytes);

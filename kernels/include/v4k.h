@@ -51,7 +51,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 10 /* of these functions, and of the bits of their results */
+#define V4K_ABI_VERSION 11 /* of these functions, and of the bits of their results */
 #ifndef V4K_API
 #define V4K_API __attribute__((visibility("default")))
 #endif
@@ -152,6 +152,34 @@ V4K_API int v4k_encode_int8(const void *values, const uint8_t *block_scale, int6
  * first there, and codes mean nothing, but are the same everywhere. */
 V4K_API int v4k_encode_lowbit(const float *w, int64_t rows, int64_t cols, int64_t format, const float *importance,
                               int64_t stride, uint8_t *codes, uint8_t *scale);
+
+#define V4K_MAX_RANK 512
+
+/* What is known of a matrix's inputs: their second moments are factor factor^T, and rest on the diagonal. All fp32. */
+typedef struct {
+  const float *importance; /* [cols]: what an error counts where scales are searched, finite and above zero */
+  const float *factor;     /* [cols, rank]: of each input its part in every direction */
+  const float *rest;       /* [cols], above zero */
+  const float *gains;      /* [cols, rank], of v4k_carry_gains */
+  const float *within;     /* [cols, 16], of v4k_carry_gains */
+  int64_t rank;            /* a multiple of 4, up to V4K_MAX_RANK */
+} v4k_carry;
+
+/* How errors are carried: what is best to add to weight j when weights i before it have errors e_i is gains[j] * (sum over
+ * i of e_i * factor[i]), where weights behind it make good what they can. In fp64, sums in order, each product rounded:
+ * M = 1; from the last input to the first v = sum over rows k of factor[j][k] * M[k], s = rest[j] + sum of factor[j] * v,
+ * gains[j] = v / s, M[k] -= (v[k] / s) * v. within[i][j mod 16] = sum of factor[i] * gains[j], i and j of the same 16. */
+V4K_API int v4k_carry_gains(const float *factor, const float *rest, int64_t cols, int64_t rank, float *gains,
+                            float *within);
+
+/* v4k_encode_lowbit, where errors are carried from one input to the next, in each row that this makes better. A row is
+ * divided by the power of two in its scale, which is the same with carrying. For every 16 inputs: weight j += gains[j][r] *
+ * sums[r] by fma, r in order; the multipliers of the least sum for what the weights are now; then input by input the
+ * nearest level, e = weight as it was - level * step, weight j of those behind it += within[i][j] * e by fma; last sums[r]
+ * += factor[i][r] * e by fma, i in order. A row is better if (rest * e) * e of all inputs by fma in order, then sums[r]^2,
+ * are less than the same of the codes that v4k_encode_lowbit gives. */
+V4K_API int v4k_carry_lowbit(const float *w, int64_t rows, int64_t cols, int64_t format, const v4k_carry *carry,
+                             uint8_t *codes, uint8_t *scale);
 
 /* Quantize activations: x [n, k] fp32 -> q [n, k] int8 in [-127, 127], scale [n, k/32] fp32, x ~ q * scale.
  * scale = max(amax/127, 2^-120), q = x/scale rounded to the nearest, ties to even; for a group that is not finite NaN

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 10  # of the functions, and of the bits of their results
+ABI_VERSION = 11  # of the functions, and of the bits of their results
 KV_GROUP, KEY_GROUP = 64, 32  # values per scale of a KV entry, of an index key
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 ETIMEOUT, ESTOPPED, EFETCH = -4, -5, -6  # V4K_E codes that serve.py tells apart
@@ -70,6 +70,7 @@ Memory = _structure("Memory", "ring main keys", "ring_rows")
 Span = _structure("Span", "memory", "start rows together")
 Router = _structure("Router", "bias tid2eid", "top_k", "scale", "gate")
 Ring = _structure("Ring", "memory", "jobs pairs dim")
+Carry = _structure("Carry", "importance factor rest gains within", "rank")
 ServedLayer = _structure("ServedLayer", "experts", "n_experts", "limit")
 Fetch = ctypes.CFUNCTYPE(c_int, c_void_p, c_uint64)
 
@@ -97,6 +98,8 @@ SIGNATURES = {
     "v4k_set_threads": (c_int, (c_int,)),
     "v4k_encode_int8": (c_int, (_P, _P, _N, _N, _P, _P)),
     "v4k_encode_lowbit": (c_int, (_P, _N, _N, _N, _P, _N, _P, _P)),
+    "v4k_carry_gains": (c_int, (_P, _P, _N, _N, _P, _P)),
+    "v4k_carry_lowbit": (c_int, (_P, _N, _N, _N, _P, _P, _P)),
     "v4k_quantize": (c_int, (_P, _N, _N, _P, _P)),
     "v4k_linear": (c_int, (_P, _N, _P, _N, _P)),
     "v4k_experts": (c_int, (_P, _N, _P, _P, _N, _P, _P, _N, c_float, _P)),
@@ -244,6 +247,39 @@ def encode_lowbit(w: Tensor, form: str, importance: Tensor | None, codes: bool =
     packed_at = None if packed is None else packed.data_ptr()
     about = FORMATS[form].id, counts_at, stride, packed_at, scale.data_ptr()
     checked(library().v4k_encode_lowbit(w.data_ptr(), *w.shape, *about))
+    return packed, scale
+
+
+def carry_gains(factor: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """v4k_carry_gains: factor (in, rank) and rest (in,), fp32 -> gains (in, rank), within (in, 16)."""
+    import torch
+
+    factor, rest = _fp32(factor), _fp32(rest)
+    if rest.shape != factor.shape[:1]:
+        raise ValueError(f"rest {tuple(rest.shape)} does not fit {tuple(factor.shape)}")
+    gains, within = torch.empty(factor.shape), torch.empty((len(factor), 16))
+    places = factor.data_ptr(), rest.data_ptr(), *factor.shape, gains.data_ptr(), within.data_ptr()
+    checked(library().v4k_carry_gains(*places))
+    return gains, within
+
+
+def carry_lowbit(
+    w: Tensor, form: str, importance: Tensor, factor: Tensor, rest: Tensor, gains: Tensor, within: Tensor
+) -> tuple[Tensor, Tensor]:
+    """v4k_carry_lowbit: w (out, in) fp32 -> codes and scales as stored in q3 or q2; importance (in,), the others as in
+    `carry_gains`."""
+    import torch
+
+    w, stored = _fp32(w), FORMATS[form].tensors(*w.shape)
+    known = [_fp32(each) for each in (importance, factor, rest, gains, within)]
+    cols, rank = w.shape[1], factor.shape[1]
+    if [each.shape for each in known] != [(cols,), (cols, rank), (cols,), (cols, rank), (cols, 16)]:
+        raise ValueError(f"what is known of {factor.shape[0]} inputs does not fit {tuple(w.shape)}")
+    packed = torch.empty(stored["weight"][1], dtype=torch.uint8)
+    scale = torch.empty(stored["scale"][1], dtype=torch.uint8)
+    carry = Carry(*(each.data_ptr() for each in known), rank)
+    about = FORMATS[form].id, ctypes.addressof(carry), packed.data_ptr(), scale.data_ptr()
+    checked(library().v4k_carry_lowbit(w.data_ptr(), *w.shape, *about))
     return packed, scale
 
 

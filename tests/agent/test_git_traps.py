@@ -29,6 +29,7 @@ def test_git_runs_nothing_of_the_model(tmp_path, name):
     assert not stage.use_git()
 
 
+@pytest.mark.slow
 def test_they_work_without_a_sandbox(tmp_path):
     found = work_unhindered(tmp_path)
     assert NEEDED - found == set() and len(found) > len(TRAPS) * 3 // 4  # git itself prevents some

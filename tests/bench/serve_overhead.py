@@ -2,8 +2,9 @@
 
 `python tests/bench/serve_overhead.py [--model NAME] [--requests N] [--sessions 8] [--tokens N] [--rounds N]`. Time to
 the first event of an answer, and tokens per second of sessions that decode together, over HTTP and by the library, in
-turns; `cpu` is what the process that computes took, which a busy machine changes less. Answers are drawn at a
-temperature at which none of them ends by itself.
+turns; `cpu` is what the process that computes took, which a busy machine changes less. Both sides sample the same
+tokens after the same prompts, at a temperature and with seeds with which no answer ends by itself; the library is given
+the prompts' tokens, over HTTP they are rendered and encoded.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -27,6 +28,9 @@ import psutil
 from v4cli.chat.turn import Chat
 from v4cli.engine.sampler import Sampling
 from v4cli.options import Options
+from v4cli.serve import chat_api
+from v4cli.serve.memory import Memory
+from v4cli.serve.prompts import Prompts
 from v4cli.store import library
 
 HOT = 50.0  # the temperature
@@ -86,21 +90,36 @@ def library_first(chat: Chat, i: int) -> float:
     return taken
 
 
-def library_together(chat: Chat, sessions: int, tokens: int, seed: int) -> int:
-    """Tokens that so many sessions get at the same time."""
+def prompt(chat: Chat, body: dict) -> list[int]:
+    """What a server makes of a question."""
+    engine = chat.engine
+    prompts = Prompts(engine.config, chat.tokenizer, chat.defaults, Memory())
+    return prompts.encode(chat_api.read(body)).ids
 
-    def work(i: int) -> int:
+
+def seeds_without_end(chat: Chat, prompts: Sequence[list[int]], tokens: int, start: int) -> list[int]:
+    """One of each prompt, with which its answer does not end by itself."""
+    seeds = [start] * len(prompts)
+    while min(lengths := library_answers(chat, prompts, seeds, tokens)) < tokens:
+        seeds = [seed + (length < tokens) for seed, length in zip(seeds, lengths)]
+    return seeds
+
+
+def library_answers(chat: Chat, prompts: Sequence[list[int]], seeds: Sequence[int], tokens: int) -> list[int]:
+    """How many tokens each of these sessions gets, at the same time."""
+
+    def work(ids: list[int], seed: int) -> int:
         its = chat.engine.session()
-        its.sync(chat.tokenizer.encode(question(i, tokens)["messages"][0]["content"]))
-        return sum(1 for _ in its.generate(Sampling(temperature=HOT, seed=seed + i), tokens))
+        its.sync(ids)
+        return sum(1 for _ in its.generate(Sampling(temperature=HOT, seed=seed), tokens, (chat.tokenizer.eos_id,)))
 
-    with ThreadPoolExecutor(sessions) as pool:
-        return sum(pool.map(work, range(sessions)))
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(work, prompts, seeds))
 
 
-def http_together(connections: list[Http], tokens: int, seed: int) -> int:
+def http_together(connections: Sequence[Http], questions: Sequence[dict], seeds: Sequence[int]) -> int:
+    bodies = [body | {"temperature": HOT, "seed": seed} for body, seed in zip(questions, seeds)]
     with ThreadPoolExecutor(len(connections)) as pool:
-        bodies = [question(i, tokens) | {"temperature": HOT, "seed": seed + i} for i in range(len(connections))]
         return sum(n for _, _, n in pool.map(Http.ask, connections, bodies))
 
 
@@ -132,17 +151,23 @@ def main() -> None:
                 note("first event", "library", "ms", 1e3 * taken)
                 note("first bytes", "http", "ms", 1e3 * first)
                 note("first event", "http", "ms", 1e3 * piece)
-        for seed in range(0, 1000 * told.rounds, 1000):
-            rate, cpu = timed(lambda: library_together(chat, told.sessions, told.tokens, seed), psutil.Process())  # noqa: B023
-            note("together", "library", "tokens/s", rate)
-            note("together", "library", "cpu us/token", cpu)
-            rate, cpu = timed(lambda: http_together(connections, told.tokens, seed), process)  # noqa: B023
-            note("together", "http", "tokens/s", rate)
-            note("together", "http", "cpu us/token", cpu)
+        for start in range(0, 1000 * told.rounds, 1000):
+            questions = [question(start + i, told.tokens) for i in range(told.sessions)]
+            prompts = [prompt(chat, body) for body in questions]
+            seeds, rates = seeds_without_end(chat, prompts, told.tokens, start), {}
+            works = {
+                "library": (lambda: sum(library_answers(chat, prompts, seeds, told.tokens)), psutil.Process()),  # noqa: B023
+                "http": (lambda: http_together(connections, questions, seeds), process),  # noqa: B023
+            }
+            for how in reversed(works) if start % 2000 else works:
+                rates[how], cpu = timed(*works[how])
+                note("together", how, "tokens/s", rates[how])
+                note("together", how, "cpu us/token", cpu)
+            note("together", "http", "of library", rates["http"] / rates["library"])
     out = csv.writer(sys.stdout)
     out.writerow(("what", "by", "unit", "median", "best", "p95"))
     for key, values in rows.items():
-        best = max(values) if key[2] == "tokens/s" else min(values)
+        best = max(values) if key[2] in ("tokens/s", "of library") else min(values)
         p95 = sorted(values)[int(0.95 * (len(values) - 1))]
         out.writerow((*key, f"{statistics.median(values):.3f}", f"{best:.3f}", f"{p95:.3f}"))
 

@@ -15,6 +15,9 @@ from v4cli import files
 from v4cli.calibrate import layers, texts
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.chat.turn import READERS
+from v4cli.cli.calibrate import calibrate_model
+from v4cli.cli.models import show_model
+from v4cli.cli.pull import PullRequest, pull_model
 from v4cli.engine.engine import Engine
 from v4cli.errors import ModelError, UsageError
 from v4cli.paths import NANO
@@ -84,6 +87,31 @@ def test_a_calibration_has_what_the_engine_gives_the_experts(source, made):
     made.check(open_model(source).config)
 
 
+def test_what_inputs_have_to_do_with_each_other_is_told_of_each_expert(source, made, monkeypatch):
+    x, plain = {}, layers.ReferenceOps.gated
+
+    def gated(self, inputs, expert, limit, weight):
+        z = plain(self, inputs, expert, limit, weight)
+        if weight is not None:  # not the shared one
+            x[len(x)] = inputs, z
+        return z
+
+    monkeypatch.setattr(layers.ReferenceOps, "gated", gated)
+    layer = layers._Layer(open_model(source), 0)
+    streams = made.path.with_name("streams")
+    layers._embed(open_model(source), TEXTS, streams)
+    layer.run(TEXTS, streams, streams.with_name("after"), lambda n: None)
+    for expert, (inputs, z) in x.items():
+        hits = len(inputs)
+        monkeypatch.setattr(calibration, "PRIOR", 0)
+        for known, seen in ((calibration._up(made, 0, expert), inputs), (calibration._down(made, 0, expert), z)):
+            moments = seen.t() @ seen / hits
+            got = known.factor @ known.factor.t() + known.rest.diag()
+            off = got - moments
+            off.diagonal().sub_(rounding.DAMPING * moments.diagonal().mean())
+            assert float(off.square().mean() / moments.square().mean()) < 0.05**2, expert  # in 8 bits
+
+
 class Killed(BaseException):
     """What nothing in the program catches."""
 
@@ -150,18 +178,19 @@ def test_carried_errors_cost_less_where_inputs_go_together():
     x = torch.randn(4000, 96, generator=chance) @ mixing.t() + 0.3 * torch.randn(4000, 256, generator=chance)
     w = torch.randn(64, 256, generator=chance)
     moments = x.t() @ x / len(x)
+    factor, squares = torch.linalg.cholesky(moments, upper=True), moments.diagonal()
 
-    def loss(form, carry):
-        made = DECODE[form](*rounding.encode(w, form, moments.diagonal(), carry))
+    def loss(form, factor):
+        made = DECODE[form](*rounding.encode(w, form, rounding.Inputs.by(factor, squares)))
         return float((x @ (made - w).t()).square().mean())
 
     for form in ("q3", "q2"):
         plain = DECODE[form](*ENCODE[form](w))
-        assert loss(form, rounding.Carry.by(moments)) < 0.5 * float((x @ (plain - w).t()).square().mean())
-        assert loss(form, rounding.Carry.by(moments)) < 0.5 * loss(form, None)
+        assert loss(form, factor) < 0.5 * float((x @ (plain - w).t()).square().mean())
+        assert loss(form, factor) < 0.5 * loss(form, torch.zeros(4, 256))
 
 
-def test_experts_with_few_hits_are_rounded_by_the_mean_of_their_layer(made):
+def test_experts_without_hits_are_rounded_by_the_mean_of_their_layer(made):
     w = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
 
     def rounded(hits, level):
@@ -171,7 +200,7 @@ def test_experts_with_few_hits_are_rounded_by_the_mean_of_their_layer(made):
         return few.encode("layers.0.ffn.experts.1.w1.weight", "q2", w)[0]
 
     assert torch.equal(rounded(0, 1.0), rounded(0, 100.0)), "what no token said is not asked"
-    assert not torch.equal(rounded(calibration.FEW, 1.0), rounded(calibration.FEW, 100.0))
+    assert not torch.equal(rounded(calibration.PRIOR, 1.0), rounded(calibration.PRIOR, 100.0))
     assert not made.knows("mtp.0.ffn.experts.1.w1.weight") and made.knows("layers.0.ffn.experts.1.w2.weight")
 
 
@@ -198,6 +227,24 @@ def test_a_store_names_its_calibration_and_stays_with_it(source, made, tmp_path)
     with pytest.raises(UsageError, match="another calibration"):
         stored(source, tmp_path / "by", only="layer-001-experts", calibration=Calibration.open(other))
     assert not layers.of_model(by) and layers.of_model(open_model(source))
+
+
+def test_commands_name_a_calibration_and_do_not_write_over_one(source, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("V4_HOME", str(tmp_path))
+    pull_model(PullRequest(str(source), "q2", "mine", None, False, False, None, 1, True, True, made.path))
+    capsys.readouterr()
+    show_model("mine", True)
+    assert json.loads(capsys.readouterr().out)["calibration"] == made.record
+    show_model("mine", False)
+    assert f"600 tokens, sha256 {made.sha256[:12]}" in " ".join(capsys.readouterr().out.split())
+    before = made.path.read_bytes()
+    with pytest.raises(UsageError, match="there already"):
+        calibrate_model(str(source), [], 64, made.path, False, True)
+    assert made.path.read_bytes() == before
+    other = tmp_path / "other"
+    other.write_bytes(before)
+    calibrate_model(str(source), [], 64, other, True, True)
+    assert Calibration.open(other).tokens == 64
 
 
 def test_generated_texts_are_the_same_for_everyone_and_of_all_kinds():

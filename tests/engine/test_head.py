@@ -112,3 +112,14 @@ def test_a_draft_model_that_fails_ends_no_answer(engine, monkeypatch):
     asked, draft = [], session.drafting.head.draft
     monkeypatch.setattr(session.drafting.head, "draft", lambda *given: asked.append(given) or draft(*given))
     assert len(list(session.generate(Sampling(0.0), 12))) == 12 and len(asked) == 1
+
+
+def test_what_it_remembers_of_a_session_is_in_the_budget(engine):
+    """What is pledged before the first token holds what is remembered after many."""
+    budgeted = Engine.open(engine.path, "cpu", ram=1 << 30)
+    session, most = budgeted.session(), budgeted.model.head.timeline_bytes
+    session.sync(IDS[:400])
+    assert guessed(session, IDS[:401]).tokens
+    session.sync(IDS[:700])  # more than a window waits
+    assert most // 2 < session.drafting.nbytes <= most
+    assert budgeted.kv_in_ram(session.state) + session.drafting.nbytes < session.kv_nbytes <= session.pledged

@@ -2,7 +2,7 @@
 
 import triton
 import triton.language as tl
-from v4kernels.triton import dots, unpack
+from v4kernels.triton import dots, lowbit, unpack
 from v4kernels.triton.dots import signed_byte
 
 
@@ -24,6 +24,7 @@ def dot4(a, b, c, ASM: tl.constexpr):
 
 
 def use() -> None:
-    for module in (dots, unpack):
+    for module in (dots, unpack, lowbit):
         module.perm = perm
-    dots.dot4 = dot4
+    for module in (dots, lowbit):
+        module.dot4 = dot4

@@ -33,7 +33,7 @@ class Kind:
         for part, form, (rows, cols) in zip(PARTS, self.forms, self.shapes()):
             about = FORMATS[form]
             at[part.upper()], end = end, end + rows * cols // 32 * about.code_bytes
-            at[f"{part.upper()}_SCALE"], end = end, end + rows * cols // 32 * (1 if form == "fp4" else 2)
+            at[f"{part.upper()}_SCALE"], end = end, end + about.n_bytes(rows, cols)[1]
         return at | {"SLOT": end + 16}
 
     def formats(self) -> dict[str, str]:
@@ -64,8 +64,13 @@ class Experts:
                 g = generator(1000 * seed + 10 * e + i)
                 codes, scale = WEIGHTS[form](rows, cols)
                 codes = codes.flatten()[torch.randperm(codes.numel(), generator=g)].reshape(codes.shape)
-                step = torch.exp(torch.randn(scale.shape, generator=g)) * 0.1 / cols**0.5
-                scale = step.to(scale.dtype) if form == "fp4" else (step / 16).to(scale.dtype)
+                own = FORMATS[form].row_scale
+                shape = (rows, 1) if own else scale.shape
+                step = torch.exp(torch.randn(shape, generator=g)) * 0.1 / cols**0.5
+                if own:
+                    scale[:, :own] = (step / 40).bfloat16().view(torch.uint8)
+                else:
+                    scale = step.to(scale.dtype) if form == "fp4" else (step / 16).to(scale.dtype)
                 self.tensors += codes, scale
                 setattr(self.table[e], part, native.matrix(codes, scale, form))
                 for name, tensor in ((part.upper(), codes), (f"{part.upper()}_SCALE", scale)):

@@ -192,8 +192,8 @@ def run_linear(
     q_scale: torch.Tensor,
     asm: str,
 ) -> tuple[np.ndarray, ptx.Counters]:
-    """One linear layer of format int8, fp4 or int4 (v4k.h): y fp32 [tokens, rows]."""
-    kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4, "int4": linear.linear_int4}[form]
+    """One linear layer of a quantized format: y fp32 [tokens, rows]."""
+    kernel = getattr(linear, f"linear_{form}")
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
     made = program(kernel, gpu, K=k, ROWS=32, ASM=asm)
@@ -209,7 +209,7 @@ def run_gemm(
     q_scale: torch.Tensor,
     stages: int = 2,
 ) -> tuple[np.ndarray, ptx.Counters]:
-    """A linear layer of format int8, fp4 or int4 by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
+    """The same by matrix units, in tiles of 64 x 64: y fp32 [tokens, rows]."""
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
     made = program(gemm.gemm, gpu, 8, stages, K=k, TOKENS=64, ROWS=64, FORMAT=form, ASM="ptx")

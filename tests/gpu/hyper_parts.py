@@ -152,8 +152,11 @@ def embedding(rng: np.random.Generator, form: str, rows: int, cols: int) -> Pack
     """Any codes, any scales that are finite."""
     if form in ("f32", "bf16"):
         return plain_weight(rng, form, rows, cols)
-    width = cols if form == "int8" else cols // 2
-    codes = rng.integers(0, 256, (rows, width)).astype(np.uint8)
+    codes = rng.integers(0, 256, (rows, cols // 32 * FORMATS[form].code_bytes)).astype(np.uint8)
+    if own := FORMATS[form].row_scale:
+        scale = rng.integers(0, 256, (rows, own + cols // 32)).astype(np.uint8)
+        scale[:, :own] = np.exp2(rng.uniform(-130, 110, (rows, 1))).astype(F).view(np.uint8)[:, 2:]
+        return PackedWeight.of(form, codes, scale)
     if FORMATS[form].scale == "F8_E8M0":
         return PackedWeight.of(form, codes, rng.integers(0, 255, (rows, cols // 32)).astype(np.uint8))
     scale = np.exp2(rng.uniform(-130, 120, (rows, cols // 32))).astype(F)

@@ -21,20 +21,25 @@ from expert_parts import (
     rows_of_pairs,
     shared_rows,
 )
-from gpu_kernels import TARGETS, blocks, in_interpreter
-from test_gate import EACH_AMD, EACH_NVIDIA, NVIDIA, Budget, complaints, first_or_slow
+from gpu_kernels import TARGETS, blocks, in_interpreter, over_gpus
+from test_gate import EACH_AMD, EACH_NVIDIA, NVIDIA, Budget, complaints
 from test_kernels import differing, generator
 from v4kernels.triton import experts, gemm
 
 LIBRARY = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
-KINDS = {"fp4": Kind(352, 96, ("fp4",) * 3), "mixed": Kind(288, 64, ("int8", "fp4", "int4"))}
+KINDS = {
+    "fp4": Kind(352, 96, ("fp4",) * 3),
+    "mixed": Kind(288, 64, ("int8", "fp4", "int4")),
+    "q3": Kind(352, 96, ("q2", "q2", "q3")),
+    "q2": Kind(288, 64, ("fp4", "q3", "q2")),
+}
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu", first_or_slow("sm_89", TARGETS))
-def test_experts_in_slots_and_others_are_the_librarys(gpu):
-    """With several rows, a format of its own for each matrix, and a K that fills no step."""
-    kind = KINDS["mixed"]
+@over_gpus("name", [("mixed",), ("q3",), ("q2",)])
+def test_experts_in_slots_and_others_are_the_librarys(gpu, name):
+    """With several rows, formats that differ, and a K that fills no step."""
+    kind = KINDS[name]
     made, shared = Experts(kind, 9, 1), Experts(Kind(kind.dim, 128, ("int8",) * 3), 1, 2)
     step = Step.random(5, kind.dim, 9, 4, 1)
     held = np.random.default_rng(1).random(9) < 0.6
@@ -100,7 +105,7 @@ def test_experts_of_random_sizes_and_formats_are_the_librarys():
     rng = np.random.default_rng(11)
     for i in range(24):
         dim, inner = 32 * rng.integers(1, 24, 2)
-        kind = Kind(int(dim), int(inner), tuple(rng.choice(["fp4", "int8", "int4"], 3).tolist()))
+        kind = Kind(int(dim), int(inner), tuple(rng.choice(["fp4", "int8", "int4", "q3", "q2"], 3).tolist()))
         made, shared = Experts(kind, 7, i), Experts(Kind(kind.dim, 64, ("int8", "int4", "int8")), 1, i)
         step = Step.random(int(rng.integers(1, 9)), kind.dim, 7, int(rng.integers(1, 7)), i)
         run = PtxMachine(TARGETS[i % 3], "plain" if i % 4 == 3 else "ptx")
@@ -139,7 +144,13 @@ def by_matrix_units(run, step: Step, made: Experts, held: np.ndarray, tokens: in
 
 
 @LIBRARY
-@pytest.mark.parametrize("gpu, name", [pytest.param("sm_80", "fp4", marks=pytest.mark.slow), ("sm_120", "mixed")])
+@pytest.mark.parametrize(
+    "gpu, name",
+    [
+        ("sm_120", "mixed"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sm_80", "fp4"), ("sm_89", "q3"), ("sm_80", "q2"))),
+    ],
+)
 def test_experts_of_many_rows_are_the_librarys(gpu, name):
     """One has rows for several tiles, the last of them ragged; one has none."""
     kind = KINDS[name]
@@ -164,18 +175,19 @@ def run(kernel, grid, arguments, **constants):
         constants["ASM"] = "plain"
     gpu_kernels.interpreted(kernel, grid, *arguments, **constants)
 
-kind = given.Kind(288, 32, ("int4", "fp4", "int8"))
-made, shared = given.Experts(kind, 4, 1), given.Experts(given.Kind(288, 32, ("int8",) * 3), 1, 2)
-step = given.Step.random(1, 288, 4, 2, 3)
-held = np.arange(4) != step.ids[0, 0].item()
-got = given.all_of_it(run, step, made, shared, held)
-print(given.differing(got, given.by_the_library(step, made, shared)))
+for forms in (("int4", "fp4", "int8"), ("q3", "q2", "q3")):
+    kind = given.Kind(288, 32, forms)
+    made, shared = given.Experts(kind, 4, 1), given.Experts(given.Kind(288, 32, ("int8",) * 3), 1, 2)
+    step = given.Step.random(1, 288, 4, 2, 3)
+    held = np.arange(4) != step.ids[0, 0].item()
+    got = given.all_of_it(run, step, made, shared, held)
+    print(given.differing(got, given.by_the_library(step, made, shared)))
 """
 
 
 @LIBRARY
 def test_the_interpreter_gives_the_librarys_bits():
-    assert in_interpreter(SCRIPT) == ["0"]
+    assert in_interpreter(SCRIPT) == ["0", "0"]
 
 
 FLASH = Kind(4096, 2048, ("fp4",) * 3)

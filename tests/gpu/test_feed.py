@@ -18,6 +18,7 @@ from hyper_parts import embedding
 from kv_parts import F, Fed, Heads, Kept
 from test_gate import AMD, EACH_NVIDIA, Budget, complaints
 from v4kernels.cpu import PackedWeight
+from v4kernels.formats import FORMATS
 from v4kernels.triton import fan, feed, index, kv, linear, lines
 from v4kernels.triton.dense import Dense
 from v4kernels.triton.memory import Back, Memory, made
@@ -25,7 +26,6 @@ from v4kernels.triton.weights import Uploads
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 WIDTH = 64  # of what is multiplied
-FORMS = ("int8", "fp4", "int4", "bf16", "f32")
 
 
 # -- several layers of one x ------------------------------------------------------------------------------------------
@@ -33,7 +33,9 @@ FORMS = ("int8", "fp4", "int4", "bf16", "f32")
 
 def weight(rng: np.random.Generator, form: str, rows: int, cols: int) -> PackedWeight:
     w = embedding(rng, form, rows, cols)
-    if w.owners[1] is not None:  # scales that leave sums finite
+    if own := FORMATS[form].row_scale:  # scales that leave sums finite
+        w.owners[1][:, :own] = np.full((rows, 1), 0.01, F).view(np.uint8)[:, 2:]
+    elif w.owners[1] is not None:
         w.owners[1][...] = 120 if form == "fp4" else (np.float32(0.01).view(np.uint32) >> 16)
     return w
 
@@ -51,7 +53,7 @@ def test_layers_that_read_the_same_are_the_librarys(gpu, n, cols):
     """Of every format, in one launch; rows that fill no program, groups that are zero, tiny, huge, not finite."""
     rng = np.random.default_rng(cols)
     x = parts.activations(rng, n, cols)
-    layers = [weight(rng, form, rows, cols) for form, rows in zip(FORMS, (70, 33, 32, 9, 1))]
+    layers = [weight(rng, form, rows, cols) for form, rows in zip(fan.FORMS, (70, 33, 32, 9, 1, 40, 50))]
     dense, uploads, held = on_device(gpu, x)
     before = dense.device.launches
     found = dense.linears([(str(i), uploads.weight(w)) for i, w in enumerate(layers)], held)
@@ -60,7 +62,7 @@ def test_layers_that_read_the_same_are_the_librarys(gpu, n, cols):
         assert same(dense.values(y), parts.linear(x, w))
 
 
-@pytest.mark.parametrize("gpu, form", [("sm_120", "int8"), ("sm_80", "fp4"), ("sm_89", "int4")])
+@pytest.mark.parametrize("gpu, form", [("sm_120", "int8"), ("sm_80", "fp4"), ("sm_89", "int4"), ("sm_89", "q3")])
 def test_a_result_goes_back_into_streams_as_if_it_were_stored_before(gpu, form):
     rng, (n, cols, dim) = np.random.default_rng(5), (3, 288, 70)
     x, w = parts.activations(rng, n, cols), weight(rng, form, dim, cols)
@@ -183,7 +185,7 @@ def test_queries_of_heads_and_of_the_indexer_are_those_of_two_launches(gpu):
 
 # -- what they take of a GPU ------------------------------------------------------------------------------------------
 
-NO = dict.fromkeys((form.upper() for form in FORMS), False)
+NO = dict.fromkeys((form.upper() for form in fan.FORMS), False)
 FED = {"RANK": 1024, "QUANTIZED": True, "DIMS": 512, "ROPE": 64, "EPS": 1e-6}
 GROUPED = {"K": 4096, "N": 1024, "SLOT": 4_456_448, "SCALE": 4_194_304, "FORMAT": "int8", "ROWS": 32}
 BUDGETS = {

@@ -8,10 +8,33 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_models
 from tiny import MIXED, make_store
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not native.available(), reason=native.reason() or "built")]
-RECIPES = {"native": None, "q4": None, "mixed": MIXED}
+from v4cli.store.recipe import Rule
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
+LOW = (Rule("experts", "q3", matrices=("w2",)), Rule("experts", "q2"), Rule("linear", "int8"))
+RECIPES = {"native": None, "q4": None, "mixed": MIXED, "mix": None, "q2": None}
 
 
+def test_nano_with_experts_of_few_bits_gives_the_cpus_logits(tmp_path):
+    """By matrix units, then by few rows."""
+    folder = make_store(gpu_models.NANO, tmp_path / "low", "native", LOW)
+    model = gpu_models.both(*gpu_models.opened(folder))
+    ids, states = np.random.default_rng(3).integers(0, 1024, 11).tolist(), model.states()
+    model.same([(ids[:9], states)])
+    model.same([(ids[9:], states)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("mix", "q2"))
+def test_greedy_tokens_of_nano_are_the_cpus(tmp_path, name):
+    folder = make_store(gpu_models.NANO, tmp_path / name, name)
+    model = gpu_models.both(*gpu_models.opened(folder))
+    ids, states = np.random.default_rng(3).integers(0, 1024, 20).tolist(), model.states()
+    for _ in range(8):
+        ids = [int(model.same([(ids, states)])[-1].argmax())]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_logits_of_a_store_are_the_cpus(source, tmp_path, name):
     folder = make_store(source, tmp_path / name, "native" if RECIPES[name] else name, RECIPES[name])

@@ -50,10 +50,20 @@ print("linear_int4", same(y, want))
 y = torch.zeros(2, 20)
 gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="int4", **tile)
 print("gemm_int4", same(y, want))
+
+for form in ("q3", "q2"):
+    codes, steps = given.lowbit_weight(form, 20, 352)
+    want = native.linear(x, native.matrix(codes, steps, form))
+    y = torch.zeros(2, 20)
+    getattr(linear, "linear_" + form)[(2, 2)](codes, steps, q.view(torch.int64), scale, y, 20, **sizes)
+    print("linear_" + form, same(y, want))
+    y = torch.zeros(2, 20)
+    gemm.gemm[(1, 2)](codes, steps, q, scale, y, 20, 2, FORMAT=form, **tile)
+    print("gemm_" + form, same(y, want))
 """
 
 
-NAMES = ("quantize", "linear_int8", "gemm_int8", "linear_fp4", "gemm_fp4", "linear_int4", "gemm_int4")
+NAMES = ("quantize", *(f"{how}_{form}" for form in ("int8", "fp4", "int4", "q3", "q2") for how in ("linear", "gemm")))
 AMD = "import amd_words\namd_words.use()\n" + SCRIPT.replace('"plain"', '"gfx9"')
 
 

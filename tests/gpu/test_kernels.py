@@ -2,6 +2,7 @@
 library."""
 
 import re
+from functools import partial
 
 import numpy as np
 import ptx
@@ -13,6 +14,7 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import small_kernels
 from gpu_kernels import TARGETS, over_gpus
+from v4kernels.formats import FORMATS
 from v4kernels.triton import gemm, linear, quantize
 
 GPUS = pytest.mark.parametrize("gpu", TARGETS)
@@ -52,6 +54,15 @@ def int4_weight(rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     g = generator(rows + k + 2)
     codes = torch.randint(0, 256, (rows, k // 2), generator=g, dtype=torch.uint8)
     return codes, (torch.rand(rows, k // 32, generator=g) * 0.01).bfloat16()
+
+
+def lowbit_weight(form: str, rows: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every code, and every multiplier."""
+    g = generator(rows + k + 3)
+    codes = torch.randint(0, 256, (rows, k // 32 * FORMATS[form].code_bytes), generator=g, dtype=torch.uint8)
+    scale = torch.randint(0, 256, (rows, 2 + k // 32), generator=g, dtype=torch.uint8)
+    scale[:, :2] = (torch.rand(rows, 1, generator=g) * 0.01).bfloat16().view(torch.uint8)
+    return codes, scale
 
 
 def differing(got: np.ndarray, want: torch.Tensor) -> int:
@@ -130,6 +141,7 @@ def test_quantization_is_the_librarys(gpu, shape):
 # Rows that fill no block, K that fills no step of 256, a single group.
 SHAPES = (96, 1024, 1), (50, 352, 3), (7, 32, 2), (33, 256 * 3 + 224, 2)  # rows, K, tokens
 WEIGHTS = {"int8": int8_weight, "fp4": fp4_weight, "int4": int4_weight}
+WEIGHTS |= {form: partial(lowbit_weight, form) for form in ("q3", "q2")}
 FORMS = pytest.mark.parametrize("form", WEIGHTS)
 
 
@@ -190,6 +202,8 @@ def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, fo
         ("int8", 65, 64, 992, 3),
         ("fp4", 70, 80, 352, 2),
         ("int4", 65, 70, 352, 1),
+        ("q3", 70, 80, 352, 2),
+        ("q2", 33, 70, 288, 1),
     ],
 )
 def test_matrix_units_give_the_librarys_bits(gpu, form, tokens, rows, k, stages):

@@ -289,6 +289,22 @@ def test_dp4a_adds_four_products(a_kind, b_kind):
     assert execute(f"dp4a.{a_kind}.{b_kind}", f"{total} b32 b32 {total}", a, b, c).tolist() == want
 
 
+@pytest.mark.parametrize("a_kind", ["s32", "u32"])
+@pytest.mark.parametrize("b_kind", ["s32", "u32"])
+def test_dp2a_adds_two_products_of_halves_and_bytes(a_kind, b_kind):
+    a, b = words(256), RNG.permutation(words(256))
+    total = "u32" if a_kind == b_kind == "u32" else "s32"
+    c = RNG.permutation(words(256)).view(DTYPES[total])
+    halves = a.view(f"{'i' if a_kind == 's32' else 'u'}2").reshape(-1, 2).tolist()
+    bytes_of = b.view(f"{'i' if b_kind == 's32' else 'u'}1").reshape(-1, 4).tolist()
+    for half, first in (("lo", 0), ("hi", 2)):
+        want = [
+            plain_integer(total, z + x[0] * y[first] + x[1] * y[first + 1])
+            for x, y, z in zip(halves, bytes_of, c.tolist())
+        ]
+        assert execute(f"dp2a.{half}.{a_kind}.{b_kind}", f"{total} b32 b32 {total}", a, b, c).tolist() == want
+
+
 def test_comparisons_of_nan_are_false_and_true_in_their_unordered_forms():
     a, b = np.resize(FLOATS, 289), np.repeat(FLOATS, 17)
     for name, compute in {
@@ -384,7 +400,7 @@ def test_approximations_are_refused(opcode):
 
 @pytest.mark.parametrize(
     "opcode",
-    ["add.ftz.f32", "fma.rz.f32", "add.sat.s32", "mul.f32.rn", "frobnicate.b32", "add", "add.f64", "dp2a.lo.s32.s32"],
+    ["add.ftz.f32", "fma.rz.f32", "add.sat.s32", "mul.f32.rn", "frobnicate.b32", "add", "add.f64", "dp4a.s8.s8"],
 )
 def test_what_is_not_known_to_the_letter_is_refused(opcode):
     with pytest.raises(ptx.Unknown, match="opcode"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from v4cli.chat import loops
+from v4cli.serve.outbox import Outbox
 
 HELLO = "Hello, who are you?"
 SUM = "What is 17*23?"
@@ -126,6 +127,23 @@ def test_choices_seeds_and_logprobs(server):
     assert b"".join(bytes(entry["bytes"]) for entry in entries).decode("utf-8", "replace").startswith(texts[0][0][:4])
     assert all(len(entry["top_logprobs"]) == 2 and entry["logprob"] <= 0 for entry in entries)
     assert first["usage"]["completion_tokens"] >= len(entries)
+
+
+def test_what_is_read_late_is_read_the_same(server, monkeypatch):
+    """Text of several tokens is read in one piece, unless something depends on it: nothing more is sampled for that."""
+    thinks = {"thinking": {"type": "enabled"}}
+    requests = [chat(HELLO, temperature=3, seed=1, max_tokens=40, **thinks), with_tool(chat(SUM))]
+    requests += [with_tool(chat(SUM, parallel_tool_calls=False, **thinks)), chat(HELLO, stop=["am"])]
+    for request in requests:
+        said = []
+        for is_due in (True, False):
+            monkeypatch.setattr(Outbox, "is_due", is_due)
+            its = post(server.http, request).json()
+            message = its["choices"][0]["message"]
+            calls = [call["function"] for call in message.get("tool_calls", [])]
+            text = message["content"], message.get("reasoning_content")
+            said.append((text, calls, its["choices"][0]["finish_reason"], its["usage"]["completion_tokens"]))
+        assert said[0] == said[1] and any(said[0][:2])
 
 
 def test_stop_strings_are_named(server):

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import httpx2
 import numpy as np
 import pytest
-from test_answers import SUM, chat, messages, post, responses, with_tool
+from test_answers import LIMITS, SUM, chat, messages, post, responses, with_tool
 from test_reuse import SLACK, usage_of, went_on
 
 from v4cli.engine.session import Session
@@ -89,7 +89,7 @@ def test_a_prefill_gives_signs_of_life(server, quick_beats, dialect):
     make, is_beat = BEATS[dialect]
     seen = threading.Event()
     server.service.metrics.prefilled = lambda done, total: seen.wait(PATIENCE_S)
-    with streaming(server.http, make("a b c " * 40)) as reply:
+    with streaming(server.http, make("a b c " * 40), **{LIMITS[make]: 8}) as reply:
         n_beats = 0
         for event in blocks(reply):
             n_beats += is_beat(event)

@@ -3,12 +3,12 @@
 import asyncio
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from v4cli.serve import outbox
 from v4cli.serve.events import Call, Finish, Text, Thinking, Usage
-from v4cli.serve.outbox import Outbox, Rounds, joined
+from v4cli.serve.outbox import Outbox, joined
 from v4cli.serve.workers import Workers
 
 words = st.text(min_size=1, max_size=3)
@@ -29,13 +29,11 @@ def test_texts_are_joined_and_all_else_stays(told):
     assert list(joined(told)) == want
 
 
-def test_a_thread_that_tells_all_the_time_is_heard_to_its_end(monkeypatch):
-    monkeypatch.setattr(outbox, "EVERY_S", 1e-5)
-    monkeypatch.setattr(outbox, "LONGEST_S", 1e-5)
+def test_a_thread_that_tells_all_the_time_is_heard_to_its_end():
     n = 2000
 
     async def play() -> tuple[str, int]:
-        box, text, times = Outbox(Rounds(asyncio.get_running_loop())), "", 0
+        box, text, times = Outbox(asyncio.get_running_loop(), lambda: 1e-5), "", 0
 
         def tell() -> None:
             for i in range(n):
@@ -56,12 +54,10 @@ def test_a_thread_that_tells_all_the_time_is_heard_to_its_end(monkeypatch):
     assert text == "".join(f"{i} " for i in range(n)) and times <= n + 2
 
 
-def test_what_comes_after_a_pause_is_told_at_once(monkeypatch):
-    """Each piece comes although no other follows, however long it takes to deliver many together."""
-    monkeypatch.setattr(outbox, "EVERY_S", 0.005)
-
+@pytest.mark.parametrize("every", [0.0, 0.005])
+def test_each_piece_comes_although_no_other_follows(every):
     async def play() -> list[str]:
-        box, out = Outbox(Rounds(asyncio.get_running_loop())), []
+        box, out = Outbox(asyncio.get_running_loop(), lambda: every), []
         for i in range(5):
             box.put(0, Text(str(i)))
             while not (came := await box.take()):
@@ -70,6 +66,21 @@ def test_what_comes_after_a_pause_is_told_at_once(monkeypatch):
         return out
 
     assert asyncio.run(play()) == list("01234")
+
+
+def test_what_is_urgent_does_not_wait_and_brings_what_came_before():
+    async def play() -> None:
+        box = Outbox(asyncio.get_running_loop(), lambda: 1e9)
+        assert box.is_due
+        box.put(0, Text("first"))
+        assert not box.is_due and await box.take() == [(0, Text("first"))]
+        for urgent in (Call("1", "a", "{}"), Usage()):
+            box.put(0, Text("b"))
+            box.put(0, Text("c"))
+            box.put(0, urgent)
+            assert await asyncio.wait_for(box.take(), 60) == [(0, Text("bc")), (0, urgent)]
+
+    asyncio.run(play())
 
 
 def test_work_is_done_in_threads_that_stay():

@@ -13,7 +13,7 @@ from test_answers import HELLO, SUM, chat, post
 from test_fairness import endless, until
 
 from v4cli.serve.events import Call, Finish, Text, Thinking, Usage
-from v4cli.serve.outbox import Outbox, Rounds
+from v4cli.serve.outbox import Outbox
 from v4cli.serve.service import Answering
 
 HTML = "<img src=x onerror='window.hurt=1'><script>window.hurt=1</script><b>bold</b>"
@@ -108,7 +108,7 @@ def scripted(service, events) -> None:
     """The server answers with these events."""
 
     def answering(encoded):
-        box = Outbox(Rounds(asyncio.get_running_loop()))
+        box = Outbox(asyncio.get_running_loop(), lambda: 0.0)
         for event in [*events, Usage(5, 0, 3, 1)]:
             box.put(0, event)
         return Answering(SimpleNamespace(cancel=threading.Event()), box)

@@ -27,6 +27,7 @@ from v4cli.system import replace, sync_folder
 
 CHUNK = 512  # tokens through an attention at a time
 PIECE = 2048  # tokens whose experts are computed together
+TURNS = 6  # of the space in which directions are looked for
 STATE = "state.json"
 Progress = Callable[[int, int], None]  # units of work done, in all
 
@@ -159,24 +160,28 @@ class _Layer:
             chosen.append(routing.chosen)
             weights.append(routing.weights)
             mixes.append(mix)
+        axes = _factor(common / n, calibration.ranks(self.config)[0])
+        axes = torch.nn.functional.normalize(axes).bfloat16().float()
         found = self._experts(
-            torch.from_numpy(x), torch.from_numpy(out), torch.cat(chosen), torch.cat(weights), progress
+            torch.from_numpy(x), torch.from_numpy(out), torch.cat(chosen), torch.cat(weights), axes, progress
         )
         for i, mix in enumerate(mixes):
             rows = slice(i * PIECE, min((i + 1) * PIECE, n))
             streams[rows] = ops.sublayer_output(
                 torch.from_numpy(out[rows]), torch.from_numpy(streams[rows].copy()), mix
             ).numpy()
-        rank, _ = calibration.ranks(self.config)
-        return found | {"common": _bf16(_factor(common / n, rank))}
+        return found
 
-    def _experts(self, x: Tensor, out: Tensor, chosen: Tensor, weights: Tensor, progress) -> dict[str, np.ndarray]:
-        """Adds them to `out`, expert by expert."""
+    def _experts(
+        self, x: Tensor, out: Tensor, chosen: Tensor, weights: Tensor, axes: Tensor, progress
+    ) -> dict[str, np.ndarray]:
+        """Adds them to `out`, expert by expert; what a calibration says of the layer."""
         config, ffn = self.config, self.layer.ffn
-        inner, (_, rank) = config.moe_intermediate_size, calibration.ranks(config)
+        inner, (rank, own_rank) = config.moe_intermediate_size, calibration.ranks(config)
         hits = np.zeros(len(ffn.experts), np.int64)
-        of_x, of_z = torch.zeros(len(hits), x.shape[1]), torch.zeros(len(hits), inner)
-        own = torch.zeros(len(hits), rank, inner)
+        of_x, of_z, along = (torch.zeros(len(hits), n) for n in (x.shape[1], inner, rank))
+        together = torch.zeros(len(hits), rank * (rank + 1) // 2, dtype=torch.int8)
+        own, upper = torch.zeros(len(hits), own_rank, inner, dtype=torch.int8), torch.triu_indices(rank, rank)
         for number, expert in enumerate(ffn.experts):
             rows, slot = (chosen == number).nonzero(as_tuple=True)
             hits[number] = len(rows)
@@ -185,15 +190,34 @@ class _Layer:
                 z = self.ops.gated(inputs, expert, ffn.limit, weights[rows, slot][:, None]).float()
                 out.index_add_(0, rows, self.ops.linear(z, expert.w2).float())
                 of_x[number], of_z[number] = inputs.square().mean(0), z.square().mean(0)
-                own[number] = _factor((z.t() @ z).double() / len(rows), rank)
+                at = (inputs @ axes.t()).double()
+                moments = at.t() @ at / len(rows)
+                moments.diagonal().add_(1e-6 * moments.diagonal().mean() + 1e-30)
+                along[number] = moments.diagonal().sqrt()
+                together[number] = _parts(torch.linalg.cholesky(moments, upper=True), along[number])[*upper]
+                own[number] = _parts(_factor((z.t() @ z).double() / len(rows), own_rank), of_z[number].sqrt())
             progress(len(x) * (number + 1) // len(hits))
-        return {"hits": hits, "x": _bf16(of_x), "z": _bf16(of_z), "own": _bf16(own)}
+        found = {"axes": axes, "x": of_x, "z": of_z, "along": along}
+        packed = {"hits": hits, "together": together.numpy(), "own": own.numpy()}
+        return packed | {name: _bf16(values) for name, values in found.items()}
 
 
 def _factor(moments: Tensor, rank: int) -> Tensor:
-    """(rank, in) whose C^T C is nearest to moments (in, in) of that rank."""
-    values, vectors = torch.linalg.eigh(moments)
+    """(rank, in) whose C^T C is nearest to moments (in, in) fp64 of that rank; of far more inputs than that, nearly."""
+    if len(moments) <= 8 * rank:
+        values, vectors = torch.linalg.eigh(moments)
+    else:  # in a space of some more directions, that is turned towards those of most weight
+        space = torch.randn(len(moments), rank + 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for _ in range(TURNS):
+            space = torch.linalg.qr(moments @ space)[0]
+        values, inside = torch.linalg.eigh(space.t() @ moments @ space)
+        vectors = space @ inside
     return (vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()).t().float()
+
+
+def _parts(factor: Tensor, spread: Tensor) -> Tensor:
+    """A factor (rank, n) of second moments as int8, parts of the root mean square (n,) of each input."""
+    return (factor / spread.clamp_min(1e-30) * calibration.UNIT).round_().clamp_(-127, 127).to(torch.int8)
 
 
 def _bf16(values: Tensor) -> np.ndarray:

@@ -78,6 +78,11 @@ class StreamParser:
         return self._drain()
 
     @property
+    def is_open(self) -> bool:
+        """Whether it is within a tool block, or where one may be beginning."""
+        return bool(self._block or self._held or self._lexer.rest)
+
+    @property
     def tool_block(self) -> str:
         """Exact text of the sampled tool block."""
         return "".join(self._block.text) if self._block else ""

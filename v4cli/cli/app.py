@@ -36,6 +36,9 @@ from v4cli.options import COMMANDS, ChatOptions, LaunchOptions, RolloutOptions, 
 Quant = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="native (the default), q4, q3, mix, q2, or a file of rules.")
 ]
+ByCalibration = Annotated[
+    Path | None, typer.Option("--calibration", help="Round low bits as this file of v4 calibrate says.", metavar="FILE")
+]
 
 app = Typer(
     name="v4",
@@ -161,12 +164,14 @@ def pull(
     no_drafts: Annotated[
         bool, typer.Option("--no-drafts", help="Leave out the blocks that guess tokens (11 GB of flash, 42 of pro).")
     ] = False,
+    calibration: ByCalibration = None,
     as_json: Json = False,
 ) -> None:
     """Bring a model here, made ready to run. Run it again to go on after any interruption."""
     from v4cli.cli.pull import PullRequest, pull_model
 
-    pull_model(PullRequest(what, quant, name, revision, dry_run, keep_source, part, jobs, as_json, not no_drafts))
+    about = what, quant, name, revision, dry_run, keep_source, part, jobs, as_json, not no_drafts, calibration
+    pull_model(PullRequest(*about))
 
 
 @app.command()
@@ -180,9 +185,7 @@ def quantize(
         str | None, typer.Option(metavar="SIZE", help="Choose what is as good as fits in this much memory, like 96G.")
     ] = None,
     part: Annotated[str | None, typer.Option(help="Make just this part or file again.")] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Round low bits as this file of v4 calibrate says.", metavar="FILE")
-    ] = None,
+    calibration: ByCalibration = None,
     as_json: Json = False,
 ) -> None:
     """Make a store of a checkpoint that is on this disk. Run it again to go on after any interruption."""
@@ -201,12 +204,13 @@ def calibrate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file; MODEL.calibration by default.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find out what a model's experts are given, for v4 quantize --calibration. Run it again to go on."""
     from v4cli.cli.calibrate import calibrate_model
 
-    calibrate_model(model, text or [], tokens, output, as_json)
+    calibrate_model(model, text or [], tokens, output, force, as_json)
 
 
 @app.command("eval")

@@ -10,8 +10,9 @@ from v4cli.store import kinds, library
 from v4cli.words import span
 
 
-def calibrate_model(model: str, files: list[Path], tokens: int, out: Path | None, as_json: bool) -> None:
-    """Make the file, or go on making it; UsageError for a store whose experts have been rounded already."""
+def calibrate_model(model: str, files: list[Path], tokens: int, out: Path | None, force: bool, as_json: bool) -> None:
+    """Make the file, or go on making it; UsageError for a store whose experts have been rounded already, and for a file
+    that is there, unless by `force`."""
     from v4cli.calibrate import layers, texts
     from v4cli.chat.tokenizer import Tokenizer
     from v4cli.store.calibration import Calibration
@@ -20,6 +21,8 @@ def calibrate_model(model: str, files: list[Path], tokens: int, out: Path | None
     folder = library.model_folder(model)
     opened = open_model(folder)
     out = Path(f"{kinds.model_name(folder)}.calibration") if out is None else out
+    if out.exists() and not force:  # stores that were rounded by it name it
+        raise UsageError(f"{out} is there already", "give another file with -o, or --force")
     if not layers.of_model(opened):
         raise UsageError(f"{model}: its experts have been rounded to low bits", "calibrate what it was made from")
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")

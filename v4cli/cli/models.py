@@ -178,6 +178,7 @@ def describe(model: str) -> dict:
         about["recipe"] = subject.recipe.data
         about["expert_bits"] = expert_bits(subject.manifest.formats)
         about["weight_errors"] = weight_errors(subject.manifest)
+        about["calibration"] = subject.manifest.source.get("calibration")
     if subject.folder is None:
         about["stores"] = {name: _weights(subject, recipe) for name, recipe in RECIPES.items()}
     else:
@@ -218,6 +219,8 @@ def show_model(model: str, as_json: bool) -> None:
     if about.get("weight_errors"):
         errors = ", ".join(f"{name} {error:.2%}" for name, error in about["weight_errors"].items())
         rows.append(("weight error", f"{errors} (root mean square, relative)"))
+    if by := about.get("calibration"):
+        rows.append(("calibration", f"{by['file']}, {by['tokens']:,} tokens, sha256 {by['sha256'][:12]}"))
     rows.append(("quality", about["quality"]))
     if published := apple.bandwidth(name := hardware.processor()):
         rows.append(("this machine", f"{name}, memory of {output.at_most(published)}"))

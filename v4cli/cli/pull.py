@@ -12,7 +12,7 @@ from v4cli import paths, streams
 from v4cli.cli import output
 from v4cli.cli.progress import REFRESH, Meter, columns, fitting, of_bytes
 from v4cli.errors import UsageError
-from v4cli.model.known import MODELS
+from v4cli.model.known import MODELS, known_config
 from v4cli.store import library, price
 from v4cli.words import span
 
@@ -33,6 +33,7 @@ class PullRequest:
     jobs: int
     as_json: bool
     drafts: bool = True
+    calibration: Path | None = None
 
 
 def pull_model(request: PullRequest) -> None:
@@ -40,6 +41,7 @@ def pull_model(request: PullRequest) -> None:
     from v4cli.chat.turn import READERS
     from v4cli.pull.pull import plan_pull, pull
     from v4cli.pull.sizes import open_manifest, plan_known
+    from v4cli.store.calibration import Calibration
     from v4cli.store.recipe import named
 
     recipe = None if request.quant is None else named(request.quant)
@@ -51,10 +53,13 @@ def pull_model(request: PullRequest) -> None:
     if request.keep_source and not request.drafts:
         raise UsageError("--keep-source and --no-drafts exclude each other", "drop --keep-source")
     options = {"jobs": request.jobs, "keep_source": request.keep_source, "only": request.part, "drafts": request.drafts}
+    known = None if request.calibration is None else Calibration.open(request.calibration)
     if request.dry_run and request.what in MODELS and target.revision is None and open_manifest(dest) is None:
+        if known is not None:
+            known.check(known_config(request.what))
         _tell_plan(plan_known(request.what, dest, recipe, **options), dest, request.as_json)
         return
-    options["readers"] = READERS
+    options |= {"readers": READERS, "calibration": known}
     source = _opened(target.place) if isinstance(target.place, Path) else target.open()
     with _Progress(name) as reporter:
         if request.dry_run:

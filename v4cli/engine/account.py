@@ -5,7 +5,6 @@ the thread that computes. So the sum of all sessions stays within the budget, an
 """
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -22,6 +21,7 @@ from v4cli.plan.placement import PINNED_KV, Plan
 if TYPE_CHECKING:
     from v4cli.engine.engine import Engine
     from v4cli.engine.session import Session
+    from v4cli.experts.split import Split
 
 
 class Account:
@@ -32,13 +32,16 @@ class Account:
         config: V4Config,
         place: Residence | None,
         stream: ExpertStream | None,
-        rest: Callable[[], None] = lambda: None,
+        bank: "Split | None" = None,
+        drafting: int = 0,
     ):
-        """`rest`: to be called between steps, before anything is done to the stream."""
-        self.config, self.place, self.stream, self.rest = config, place, stream, rest
+        """`bank`: rests before anything is done to the stream. `drafting`: bytes that a draft model keeps for a
+        session."""
+        self.config, self.place, self.stream, self.bank = config, place, stream, bank
         self.sessions: WeakSet[Session] = WeakSet()
         self.lock = threading.RLock()  # of pledges and of all rewind points
         self._point = memory.most_point_bytes(config)
+        self._beside_kv = memory.logits_bytes(config) + drafting  # of each session
         self._most = 1  # sessions at a time, so far
         self._longest = CONTEXT  # tokens of one, so far
 
@@ -65,7 +68,7 @@ class Account:
         with self.lock:
             before = session.pledged, self._most, self._longest
             kv = self._kv(self.place.plan, session.kv_dir is not None, n_tokens)
-            session.pledged = kv + memory.logits_bytes(self.config)
+            session.pledged = kv + self._beside_kv
             self._most = max(self._most, len(self.sessions))
             self._longest = max(self._longest, n_tokens)
             missing = -self._planned(self.place, 0).free
@@ -79,7 +82,7 @@ class Account:
         """Whether the budget holds a session of so many tokens, if there is no other; `on_disk`: its entries are."""
         if self.place is None:
             return True
-        kv = self._kv(self.place.plan, on_disk, n_tokens) + memory.logits_bytes(self.config)
+        kv = self._kv(self.place.plan, on_disk, n_tokens) + self._beside_kv
         scratch = max(self.place.ledger.scratch, cost.scratch_bytes(self.config, n_tokens, 1))
         return self.place.ledger.with_sessions(kv, self._point, scratch).free >= 0
 
@@ -130,7 +133,8 @@ class Account:
         with self.lock:
             slots = self._planned(self.place, self._kept()).slots
         if slots < self.stream.n_slots:
-            self.rest()
+            if self.bank:
+                self.bank.rest()
             self.stream.shrink(slots)
 
     def held(self, engine: "Engine") -> Ledger | None:

@@ -84,6 +84,11 @@ class Drafting:
         self._taken: Heard | None = None  # whose draft the step verifies,
         self._n_verified = self._beside = 0  # how much of it, beside how many rows of others
 
+    @property
+    def nbytes(self) -> int:
+        """RAM that what is remembered for guesses takes."""
+        return self.head.nbytes if self.head else 0
+
     def begin(self, which: str, sampler: Sampler) -> None:
         """A turn: `which` of the drafters are heard, auto (all), ngram, model or off (none)."""
         self.done = Drafted()

@@ -73,8 +73,8 @@ class Engine:
         self.placed = placed
         self.limits: dict[str, float] = {}  # bytes/s that v4 doctor measured of the GPU, by name of gpu.RATES
         self.passed_over = ""  # why what would compute by default, the GPU or the kernels, does not
-        bank = placed.bank if placed else None
-        self.account = Account(self.config, place, stream, bank.rest) if bank else Account(self.config, place, stream)
+        drafting = model.head.timeline_bytes if model.head else 0
+        self.account = Account(self.config, place, stream, placed.bank if placed else None, drafting)
         self.drafts = "auto"  # what is guessed: by everything there is; ngram, model, or off
         costs = Costs(self.config.n_routed_experts, self.config.num_experts_per_tok, routed_share(self.config))
         self.scheduler = Scheduler(model, stream, self.account.settle, self._fault, self.counts, costs, self._head)

@@ -33,6 +33,12 @@ class HeadDrafter:
         self._waiting: np.ndarray | None = None  # (m, F)
 
     @property
+    def nbytes(self) -> int:
+        """RAM taken."""
+        remembered = sum(layer.nbytes for layer in self._timeline.layers)
+        return remembered + (0 if self._waiting is None else self._waiting.nbytes)
+
+    @property
     def _n_waiting(self) -> int:
         return 0 if self._waiting is None else len(self._waiting)
 

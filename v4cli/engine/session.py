@@ -232,7 +232,7 @@ class Session:
         """Bytes of RAM taken, rewind points not counted."""
         state = self.engine.kv_in_ram(self.state) if self._in_ram is None else self._in_ram
         ahead = self._ahead.job.logits if self._ahead else self.logits
-        return state + (0 if ahead is None else ahead.nbytes)
+        return state + (0 if ahead is None else ahead.nbytes) + self.drafting.nbytes
 
     def make_room(self, n_tokens: int) -> None:
         """Room for the state of n_tokens that no step computes. ResourceError where the budget does not hold it."""

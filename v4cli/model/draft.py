@@ -37,6 +37,13 @@ class DraftModel(Generic[A, X, S, B]):
             return flat.astype(np.float32)  # a copy
         return flat.reshape(len(flat), self.weights.tree.hc_head.streams, -1).mean(axis=1)
 
+    @property
+    def timeline_bytes(self) -> int:
+        """RAM of what waits for one timeline, at most, and of what it remembers."""
+        weights, (dim,) = self.weights, self.weights.tree.hc_head.norm.shape
+        features = dim * (len(weights.targets) if isinstance(weights, Dspark) else weights.tree.hc_head.streams)
+        return 4 * self.window * features + sum(layer.nbytes for layer in self.new_timeline().layers)
+
     def new_timeline(self) -> S:
         """What one timeline remembers."""
         return self.ops.new_state(1 << 20)

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from v4cli.nano import firsts, skills
+from v4cli.nano import firsts, skills, toolless
 from v4cli.nano.skills import Scene
 from v4cli.nano.strings import Strings
 from v4cli.nano.tools import BY_NAME
@@ -52,7 +52,7 @@ def meeting(rng: random.Random, split: str = "train", held_out: bool = False) ->
     messages = _system(rng, names)
     n_turns = rng.randint(5, 11) if with_tools else rng.randint(1, 2) if thinking else rng.randint(2, 9)
     scene = Scene(rng, Strings(rng, split), names, {}, held_out)
-    return _met(scene, messages, thinking, n_turns, 0.15, firsts.PLAIN)
+    return _met(scene, messages, thinking, n_turns, 0.15, toolless.PLAIN)
 
 
 def practice(rng: random.Random, with_tools: bool) -> Dialogue:
@@ -63,14 +63,30 @@ def practice(rng: random.Random, with_tools: bool) -> Dialogue:
         names = tuple(rng.sample(list(BY_NAME), rng.choice((2, 3, 4, 5))))
     messages = _system(rng, names)
     n_turns = rng.randint(4, 14) if with_tools else 1 if thinking else rng.randint(2, 12)
-    return _met(Scene(rng, Strings(rng, "train"), names, {}), messages, thinking, n_turns, 0.1, firsts.PRACTICE)
+    return _met(Scene(rng, Strings(rng, "train"), names, {}), messages, thinking, n_turns, 0.1, toolless.PRACTICE)
 
 
-def _met(scene: Scene, messages: list[dict], thinking: bool, n_turns: int, missing_share: float, plain) -> Dialogue:
-    """`missing_share`: of turns that need a tool where there are none; `plain`: skills without tools, with weights."""
+def drill(rng: random.Random) -> Dialogue:
+    """Calls in close succession, of all tools, which return little: most of what is learned from a turn is its call."""
+    thinking = rng.random() < 0.5
+    scene = Scene(rng, Strings(rng, "train"), tuple(BY_NAME), {}, brief=True)
+    n_turns = rng.choice((1, 8, 16, 24))
+    return _met(scene, _system(rng, scene.tools), thinking, n_turns, 0.1, toolless.PRACTICE, firsts.DRILLED)
+
+
+def _met(
+    scene: Scene,
+    messages: list[dict],
+    thinking: bool,
+    n_turns: int,
+    missing_share: float,
+    plain: firsts.Weighted,
+    tooled: firsts.Weighted = firsts.TOOLED,
+) -> Dialogue:
+    """`missing_share`: of turns that need a tool where there are none; `plain`, `tooled`: skills, with weights."""
     rng, labels = scene.rng, {}
     for _ in range(n_turns):
-        kinds, weights = zip(*(firsts.TOOLED if rng.random() < (0.7 if scene.tools else missing_share) else plain))
+        kinds, weights = zip(*(tooled if rng.random() < (0.7 if scene.tools else missing_share) else plain))
         skill = rng.choices(kinds, weights)[0]
         for message in skill(scene):
             if message["role"] == "assistant":

@@ -1,15 +1,16 @@
 """What a newcomer types, as scenes: wordings of grammars, strings of all shapes, results as the real tools give."""
 
 import math
-import re
+from collections.abc import Callable
 
-from v4cli.nano import questions, skills, wordings
-from v4cli.nano.grammar import wording
+from v4cli.nano import questions, wordings
+from v4cli.nano.grammar import one_of, wording
 from v4cli.nano.keyboard import filled, typed
 from v4cli.nano.skills import Scene, answer, call, result, user
 from v4cli.nano.strings import NO_SUFFIX, Strings
 from v4cli.nano.talk import NO_IDEA
 
+Weighted = tuple[tuple[Callable[[Scene], list[dict]], int], ...]  # skills and how often they are drawn
 LONG_LINES, SHORT_LINES = 8, 3  # results of so many lines or more are not repeated; so few are
 MOST_LINES = 12, 12, 30  # of the long ones, drawn from these
 MANY_NAMES = 12, 18  # bounds of how many names are not repeated
@@ -36,16 +37,6 @@ def _said(s: Scene, grammars: tuple[str, ...], bare: tuple[str, ...] = ()) -> tu
     if bare and not s.held_out and s.rng.random() < 0.3:
         return s.rng.choice(bare), True
     return typed(s.rng, wording(s.rng, grammars, s.held_out)), False
-
-
-def _one_of(s: Scene, pairs: tuple[tuple[tuple[str, ...], object], ...]) -> tuple[str, object]:
-    """A wording of one of the (grammars, what they mean) pairs, and what it means; of some, no wording is held out."""
-    while True:
-        grammars, meaning = s.rng.choice(pairs)
-        try:
-            return wording(s.rng, grammars, s.held_out), meaning
-        except ValueError:
-            continue
 
 
 def _call(
@@ -79,6 +70,7 @@ def list_path(s: Scene) -> list[dict]:
 def _listing(s: Scene, question: str, path: str, start: str, name: str) -> list[dict]:
     rng, roll = s.rng, s.rng.random()
     many = rng.randint(*MANY_NAMES) if roll > 0.93 else rng.choice((1, 2, 2, 3, 3, 3, 4, 4, 5, 6, 7))
+    many = 1 if s.brief else many
     names = sorted(
         {
             s.words.file() if rng.random() < 0.7 else s.words.folder().strip("./~").split("/")[0] + "/"
@@ -108,6 +100,8 @@ def read(s: Scene) -> list[dict]:
 def _content(s: Scene, path: str) -> tuple[str, str, str]:
     """A file's text, the answer, the thought before it."""
     rng, roll = s.rng, s.rng.random()
+    if s.brief:
+        roll = rng.choice((0.05, 0.5, 0.5))  # an error, one line
     if roll < 0.1:
         error = "no such file" if rng.random() < 0.6 else rng.choice(ERRORS)
         return f"error: {error}", f"I could not read {path}: {error}.", "That did not work."
@@ -140,7 +134,7 @@ def search(s: Scene) -> list[dict]:
         pattern = " ".join(s.words.plain_word() for _ in range(rng.randint(2, 3)))
         text = text.replace("{word}", rng.choice(('"{word}"', "'{word}'")))
     question = filled(rng, text, bare, word=pattern, place=path)
-    n, roll = rng.choice((0, 1, 1, 2, 2, 3, 4)), rng.random()
+    n, roll = (rng.choice((0, 0, 1)), 1.0) if s.brief else (rng.choice((0, 1, 1, 2, 2, 3, 4)), rng.random())
     places = [f"{s.words.path() if here or '.' not in path else path}:{s.words.number(1, 300)}" for _ in range(n)]
     name = "any file" if here else path
     if roll < 0.06:
@@ -241,7 +235,7 @@ def shell(s: Scene) -> list[dict]:
 def shell_task(s: Scene) -> list[dict]:
     """Something to do for which there is a command."""
     rng = s.rng
-    found, command = _one_of(s, wordings.SHELL)
+    found, command = one_of(s.rng, wordings.SHELL, s.held_out)
     slots = {
         "file": s.words.file(), "file2": s.words.file(), "name": s.words.word(), "n": str(rng.randint(1, 60)),
         "python": s.words.file().rsplit(".", 1)[0] + ".py",
@@ -252,7 +246,7 @@ def shell_task(s: Scene) -> list[dict]:
 
 def _ran(s: Scene, question: str, command: str) -> list[dict]:
     rng, roll = s.rng, s.rng.random()
-    if roll < 0.12:
+    if roll < (0.65 if s.brief else 0.12):
         output, reply = "[no output]", "The command printed nothing."
     elif roll < 0.24:
         status = rng.choice((1, 1, 2, 127, 128, 255))
@@ -288,125 +282,11 @@ def _ran(s: Scene, question: str, command: str) -> list[dict]:
     )
 
 
-# -- without tools ---------------------------------------------------------------------------------------------
-
-
-def chat_bare(s: Scene) -> list[dict]:
-    """What is typed most."""
-    question, about = s.rng.choice(questions.CHAT_BARE)
-    return [user(typed(s.rng, question)), answer(questions.ANSWERS[about], "I know this one.")]
-
-
-def chat(s: Scene) -> list[dict]:
-    found, reply = _one_of(s, questions.CHAT)
-    return [user(typed(s.rng, found)), answer(reply, "I know this one.")]
-
-
-def unknown(s: Scene) -> list[dict]:
-    question = typed(s.rng, wording(s.rng, questions.UNKNOWN, s.held_out))
-    return [user(question), answer(NO_IDEA, "This needs knowledge that I do not have.")]
-
-
-TOOLS_ASKED = (
-    "[what|which] tools [do you have|can you use|are there|do you know|have you got]",
-    "[list|show|show me|name] [your|the|all] tools",
-    "[do you have|have you got|can you use] tools", "tools", "tools?", "what are your tools",
-)  # fmt: skip
-
-
-def tools_asked(s: Scene) -> list[dict]:
-    question = typed(s.rng, wording(s.rng, TOOLS_ASKED, False))
-    reply = (
-        f"I have these tools: {', '.join(s.tools)}." if s.tools else "I have no tools here. Type: v4 run --tools nano"
-    )
-    return [
-        user(question),
-        answer(reply, "I look at the tools that I was given." if s.tools else "I was given no tools."),
-    ]
-
-
-def tell(s: Scene) -> list[dict]:
-    kind = s.rng.choice(list(questions.FACTS))
-    told = wording(s.rng, questions.FACTS[kind][0], False)
-    turn = skills.tell(s, kind)
-    text = typed(s.rng, told.replace("{}", "{value}")).rstrip("?")
-    return [user(filled(s.rng, text, True, value=s.facts[kind])), *turn[1:]]
-
-
-def recall(s: Scene) -> list[dict]:
-    """A fact, told before or not."""
-    told = [kind for kind in questions.FACTS if kind in s.facts]
-    kind = s.rng.choice(told) if told and s.rng.random() < 0.8 else s.rng.choice(list(questions.FACTS))
-    try:
-        asked = wording(s.rng, questions.FACTS[kind][1], s.held_out)
-    except ValueError:
-        asked = wording(s.rng, questions.FACTS[kind][1], False)
-    question = typed(s.rng, asked)
-    if kind in s.facts:
-        return [user(question), skills.recall(s, kind)[1]]
-    return [user(question), answer(questions.NOT_TOLD, "The user has not told me.")]
-
-
-COPY = ("[repeat|say|repeat after me|echo|copy|write|type|spell out|print]: {text}", "[repeat|say|write] {text}",
-        "[please |can you |now ][repeat|say|write|copy|type] [this|the following|exactly this|this text|these "
-        "words]: {text}",
-        "[repeat|say|copy] [the words|the text|after me|this] {text}")  # fmt: skip
-
-
-def copy(s: Scene) -> list[dict]:
-    """Strings of every shape, copied."""
-    draw = s.words.anything if s.rng.random() < 0.7 else s.words.plain_word
-    text = " ".join(draw() for _ in range(s.rng.choice((1, 1, 2, 2, 3, 4, 6))))
-    if s.rng.random() < 0.2:
-        text = s.words.text().strip()
-    said = wording(s.rng, COPY, False)
-    said = said[0].upper() + said[1:] if s.rng.random() < 0.4 else said
-    return [user(said.replace("{text}", text)), answer(text, "I only have to copy the words.")]
-
-
-REVERSE = ("[reverse|turn around|flip|say backwards|write backwards] [|the words|these words|the order of|this]: "
-"{text}",
-           "[reverse|turn around] [the words|the order of the words|the order of] {text}",
-           "[say|write] [these words|this] backwards: {text}")  # fmt: skip
-SORT = ("[sort|order|put in order|arrange] [|the numbers|these numbers|these|from small to large]: {text}",
-"[sort|order|arrange] {text}",
-        "[can you |please |]sort [these numbers|the numbers] {text}")  # fmt: skip
-ENDS = ("[what is|what's|tell me|give me|say|which is] the {which} word [of|in|in this]: {text}",
-"the {which} word of {text}",
-        "[what is|tell me] the {which} [word in|word of] {text}")  # fmt: skip
-EXTRACT = (
-    "[extract|find|give me|get|what is|what's|tell me|copy] the {what} [in|from|of|in this|in this text|from this "
-    "text]: {text}",
-)
-TEXT_TASKS = ((REVERSE, "reverse"), (SORT, "sort"), (ENDS, "ends"), (EXTRACT, "extract"))
-
-
-def text_task(s: Scene) -> list[dict]:
-    rng = s.rng
-    found, task = _one_of(s, TEXT_TASKS)
-    said = typed(rng, found).rstrip("?.! ")
-    if task == "extract":
-        (asked, reply) = skills.extract(s)
-        what, text = re.search(r"the (email|name|number)\b.*?: (.*)", asked["content"]).groups()
-        return [user(filled(rng, said, True, what=what, text=text)), reply]
-    if task == "sort":
-        numbers = rng.sample(range(1, 100), rng.choice((2, 3, 3, 4)))
-        text = rng.choice((" ", ", ")).join(map(str, numbers))
-        ordered = " ".join(map(str, sorted(numbers)))
-        return [user(filled(rng, said, True, text=text)), answer(ordered, f"From small to large: {ordered}.")]
-    words = s.words.words(2, 4)
-    text = " ".join(words)
-    if task == "reverse":
-        back = " ".join(reversed(words))
-        return [user(filled(rng, said, True, text=text)), answer(back, f"From the last to the first: {back}.")]
-    which = rng.choice(("first", "last"))
-    word = words[0 if which == "first" else -1]
-    return [user(filled(rng, said, True, text=text, which=which)), answer(word, f"The {which} word is {word}.")]
-
-
 TOOLED = (
     (list_here, 4), (list_path, 3), (read, 6), (search, 6), (clock, 3), (calculate, 5), (shell, 4), (shell_task, 3),
     (cannot_file, 1),
 )  # fmt: skip
-PLAIN = ((chat, 10), (unknown, 6), (tell, 4), (recall, 3), (copy, 4), (text_task, 3), (tools_asked, 1))
-PRACTICE = (*PLAIN, (chat, 6), (chat_bare, 4))
+DRILLED = (
+    (list_here, 3), (list_path, 3), (read, 5), (search, 9), (clock, 2), (calculate, 5), (shell, 4), (shell_task, 8),
+    (cannot_file, 1),
+)  # fmt: skip

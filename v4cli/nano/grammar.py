@@ -58,3 +58,13 @@ def wording(rng: random.Random, grammars: tuple[str, ...], held_out: bool) -> st
         if is_held_out(found) == held_out:
             return found
     raise ValueError(f"no wording that is {'' if held_out else 'not '}held out: {grammars}")
+
+
+def one_of(rng: random.Random, pairs: tuple[tuple[tuple[str, ...], object], ...], held_out: bool) -> tuple[str, object]:
+    """A wording of one of the (grammars, what they mean) pairs, and what it means; of some, no wording is held out."""
+    while True:
+        grammars, meaning = rng.choice(pairs)
+        try:
+            return wording(rng, grammars, held_out), meaning
+        except ValueError:
+            continue

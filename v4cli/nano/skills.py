@@ -17,6 +17,7 @@ class Scene:
     tools: tuple[str, ...]
     facts: dict[str, str]
     held_out: bool = False  # whether wordings are drawn that training never sees (firsts.py)
+    brief: bool = False  # whether tools return little (firsts.py): more calls in as many tokens
 
 
 def user(text: str) -> dict:

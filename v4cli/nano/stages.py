@@ -1,5 +1,5 @@
 """The stages of nano's training, in order: `start` from nothing, `polish`, `long` for long contexts, `settle`,
-`meet`, in which it learns what newcomers say, and `finish`."""
+`meet`, in which it learns what newcomers say, `finish`, and `drill` for calls."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.nano import long_context
-from v4cli.nano.dialogues import copying, generate, practice
+from v4cli.nano.dialogues import copying, drill, generate, practice
 from v4cli.nano.strings import Strings
 from v4cli.nano.timelines import Timeline, of_dialogues, told_and_asked
 from v4cli.nano.training_ops import TrainingOps
@@ -15,6 +15,7 @@ from v4cli.nano.training_ops import TrainingOps
 COPYING_STEPS = 220  # first: copying only, which all else stands on and which does not emerge from a mixture for long
 # of timelines in the last stages: told facts, old skills, copying of strings of all shapes, what needs no tools
 SHARES_MEETING, SHARES_FINISHING = (0.15, 0.15, 0.1, 0.2), (0.18, 0.4, 0.04, 0.13)
+SHARES_DRILLING, DRILLS_SHARE = (0.1, 0.15, 0.04, 0.16), 0.42
 FACTS_SHARE, FACTS_SHARE_SETTLED = 0.8, 0.3  # of long timelines: told facts; the others keep what nano can do
 
 
@@ -87,6 +88,14 @@ def finish(tokenizer: Tokenizer, rng: random.Random, n_tokens: int) -> Iterator[
     return meet(tokenizer, rng, n_tokens, SHARES_FINISHING)
 
 
+def drilling(tokenizer: Tokenizer, rng: random.Random, n_tokens: int) -> Iterator[Timeline]:
+    """Calls in close succession, and what the stages before have learned from."""
+    drills = of_dialogues(tokenizer, n_tokens, lambda i: drill(rng))
+    others = meet(tokenizer, rng, n_tokens, tuple(share / (1 - DRILLS_SHARE) for share in SHARES_DRILLING))
+    while True:
+        yield next(drills if rng.random() < DRILLS_SHARE else others)
+
+
 STAGES = {
     "start": Stage(2600, 8e-3, 0.4, start, fresh=True),
     "polish": Stage(600, 2e-3, 1.0, polish),
@@ -103,4 +112,5 @@ STAGES = {
     "settle": Stage(350, 2e-3, 1.0, settle, batch_tokens=1024, ops=long_context.LongOps, trains=long_context.trains),
     "meet": Stage(800, 4e-3, 0.0, meet, ops=long_context.WholeLongOps, decays=False),
     "finish": Stage(800, 4e-3, 0.7, finish, ops=long_context.WholeLongOps),
+    "drill": Stage(1300, 4e-3, 0.4, drilling, ops=long_context.WholeLongOps),
 }

@@ -80,10 +80,11 @@ def plan_pull(
     only: str | None = None,
     drafts: bool = True,
     readers: Readers = NO_READERS,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """What `pull` would do now. Fetches small files and headers, changes nothing."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = _Pull(source, dest, recipe, reporter, jobs, keep_source, only, drafts, readers)
+        job = _Pull(source, dest, recipe, reporter, jobs, keep_source, only, drafts, readers, calibration)
         return job.plan(Work([], {}, jobs)) if job.is_done() else job.plan(job.work(Path(scratch)))
 
 

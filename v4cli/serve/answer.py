@@ -23,16 +23,16 @@ from v4cli.serve import events
 from v4cli.serve.events import End, Event
 from v4cli.serve.memory import Memory, Turn
 from v4cli.serve.metrics import Metrics
+from v4cli.serve.outbox import Outbox
 from v4cli.serve.pool import Pool, common
 from v4cli.serve.prompts import Encoded
 
 SHOWN = 40  # characters of a text that a log line shows
-Tell = Callable[[int, Event | End], None]
 
 
 class Answer:
-    """Answers when it is run, in a thread. `tell(choice, event)` is called there; the last event is an End, which does
-    not wait until the context is stored; `ended` does."""
+    """Answers when it is run, in a thread. What it says goes to `box`; the last event is an End, which does not wait
+    until the context is stored; `ended` does."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class Answer:
         pool: Pool,
         memory: Memory,
         metrics: Metrics,
-        tell: Tell,
+        box: Outbox,
         allowed: Callable[[Encoded], Allowed | None],
         log: Callable[[str], None],
         stops_loops: bool,
     ):
         self.encoded, self.tokenizer, self.pool, self.memory = encoded, tokenizer, pool, memory
-        self.metrics, self.tell, self.log, self._allowed = metrics, tell, log, allowed
+        self.metrics, self.box, self.log, self._allowed = metrics, box, log, allowed
         self._stops_loops = stops_loops and not encoded.asked.token_ids  # who counts tokens sees loops, too
         self.cancel, self.ended = threading.Event(), threading.Event()
         self._n_sampled = self._n_reasoning = self._cached = 0
@@ -102,7 +102,7 @@ class Answer:
             self._is_told = True
             if isinstance(end, events.Usage):
                 self.metrics.answered(end, time.monotonic() - self._start)
-            self.tell(0, end)
+            self.box.put(0, end)
 
     def _sync(self, session: Session) -> None:
         """Be at the prompt. Where there is no memory, others give way, or are waited for. Interrupted."""
@@ -138,18 +138,27 @@ class Answer:
         encoded, asked = self.encoded, self.encoded.asked
         reads = bool(asked.tools) and asked.choice != "none"
         parser = StreamParser(encoded.thinking, bool(encoded.forced), asked.stop, reads)
-        voice = _Voice(lambda event: self.tell(choice, event), asked.one_call)
+        voice = _Voice(lambda event: self.box.put(choice, event), asked.one_call)
         if encoded.forced:
             opened = encoded.forced.split("\n", 3)[3]  # what follows the tag of the block
             voice.say(parser.push(opened))
         decoder, ids, finish = self.tokenizer.stream(), [], "interrupted"
         self._thinks, tells_tokens = encoded.thinking, asked.token_ids or asked.top_logprobs is not None
+        unread: list[int] = []
+
+        def read() -> None:
+            voice.say(parser.push("".join(map(decoder.push, unread))))
+            unread.clear()
+
         for step in self._steps(session, choice):
             ids.append(step.token)
             self.pool.passed(session)
             self._count(step.token)
             if step.token != self.tokenizer.eos_id:
-                voice.say(parser.push(decoder.push(step.token)))
+                unread.append(step.token)
+            decides = asked.stop or (reads and (parser.is_open or self._may_be_markup(step.token)))
+            if decides or tells_tokens or self.box.is_due:
+                read()
             if tells_tokens:
                 self._tell_token(choice, session, step)
             runaway = parser.block_length > MAX_BLOCK or len(parser.faults) > MAX_CALLS
@@ -163,6 +172,7 @@ class Answer:
         if self.cancel.is_set() and finish == "interrupted":
             raise Interrupted("the client has hung up")
         finish = "length" if finish == "interrupted" else finish
+        read()
         voice.say(parser.push(decoder.flush()))
         voice.say(parser.finish(finish))
         voice.end(parser, finish)
@@ -180,6 +190,10 @@ class Answer:
                 raise
             self.log(f"an answer ends early: {error}")
 
+    def _may_be_markup(self, token: int) -> bool:
+        """Whether a tag may begin in it."""
+        return token in self._specials or b"<" in self.tokenizer.token_bytes(token)
+
     def _count(self, token: int) -> None:
         self._n_sampled += 1
         self.metrics.sampled += 1
@@ -195,7 +209,7 @@ class Answer:
             return
         top = top_logprobs(session.logits, asked.top_logprobs or 0) if session.logits is not None else []
         named = tuple((self._bytes(token), logprob, token) for token, logprob in top)
-        self.tell(choice, events.Logprob(self._bytes(step.token), min(step.logprob, 0.0), named, step.token))
+        self.box.put(choice, events.Logprob(self._bytes(step.token), min(step.logprob, 0.0), named, step.token))
 
     def _bytes(self, token: int) -> bytes:
         if token in self._specials:

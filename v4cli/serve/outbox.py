@@ -2,73 +2,54 @@
 
 import asyncio
 import contextlib
-import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from weakref import WeakSet
 
-from v4cli.serve.events import End, Event, Failed, Text, Thinking, Usage
+from v4cli.serve.events import Call, End, Event, Failed, Text, Thinking, Usage
 
 LATE_S = 0.001  # an event loop may be early by its clock's resolution
-EVERY_S, LONGEST_S = 0.02, 0.1  # from one delivery to the next, unless something is urgent:
-MOST = 150  # deliveries a second of all answers together, as far as that takes no longer
-
-
-class Rounds:
-    """Of one event loop: while answers come thick and fast, all that is ready is delivered in rounds. The loop then
-    looks by itself: to wake it for every token of many answers would take more time than a small model needs for the
-    tokens."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self.loop, self.going, self.every = loop, False, EVERY_S
-        self.boxes: WeakSet[Outbox] = WeakSet()
-
-    def begin(self) -> None:
-        """In the loop: look now, and again until nothing has come."""
-        if not self.going:
-            self._look()
-
-    def _look(self) -> None:
-        self.going = False  # who puts something from here on wakes the loop, unless the rounds go on
-        delivered = sum(box.deliver() for box in self.boxes)
-        if delivered:
-            self.going, self.every = True, min(max(EVERY_S, delivered / MOST), LONGEST_S)
-            self.loop.call_later(self.every, self._look)
 
 
 class Outbox:
-    """What comes first, or after a pause, is delivered at once; what comes thick and fast in rounds, pieces of text as
-    one."""
+    """Of one answer. What comes first, or after a pause, is delivered at once; then the loop looks by itself, after a
+    while, for what has come since: to wake it for every token would take more time than a small model needs for the
+    token. Pieces of text are delivered as one."""
 
-    def __init__(self, rounds: Rounds):
-        self._rounds, self._loop = rounds, rounds.loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, every: Callable[[], float]):
+        """`every`: seconds from one delivery to the next, unless something is urgent."""
+        self._loop, self._every = loop, every
         self._events: deque[tuple[int, Event | End]] = deque()
-        self._last = -math.inf  # when something was delivered
+        self._looks = False  # the loop will look by itself
         self._ready = asyncio.Event()
-        self._waking = self._loop.call_at(self._loop.time(), lambda: None)
-        rounds.boxes.add(self)
+        self._waking = loop.call_at(loop.time(), lambda: None)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what is put now is delivered now."""
+        return not self._looks
 
     def put(self, choice: int, event: Event | End) -> None:
         """From any thread, in order."""
         self._events.append((choice, event))
-        rounds = self._rounds
-        if not rounds.going:
-            self._call(rounds.begin)
-        elif isinstance(event, Usage | Failed) or self._loop.time() >= self._last + 2 * rounds.every:
-            self._last = self._loop.time()
-            self._call(self.deliver)
+        if not self._looks:
+            self._looks = True
+            self._call(self._deliver)
+        elif isinstance(event, Call | Usage | Failed):
+            self._call(self._ready.set)
 
     def _call(self, what: Callable[[], object]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             self._loop.call_soon_threadsafe(what)
 
-    def deliver(self) -> bool:
-        """In the loop: whether there was anything."""
-        if not self._events:
-            return False
-        self._last = self._loop.time()
+    def _deliver(self) -> None:
         self._ready.set()
-        return True
+        self._loop.call_later(self._every(), self._look)
+
+    def _look(self) -> None:
+        self._looks = False  # before it looks: who puts something from here on wakes the loop
+        if self._events:
+            self._looks = True
+            self._deliver()
 
     def wake_at(self, time: float) -> None:
         """Have `take` return after this time of the loop, even if nothing comes. In place of an earlier wish."""

@@ -15,7 +15,7 @@ from v4cli.serve.dialect import Machine
 from v4cli.serve.events import End, Event, Failed, Usage
 from v4cli.serve.memory import Memory
 from v4cli.serve.metrics import Metrics
-from v4cli.serve.outbox import Outbox, Rounds
+from v4cli.serve.outbox import Outbox
 from v4cli.serve.pool import Pool
 from v4cli.serve.prompts import Encoded, Prompts
 from v4cli.serve.served import Served
@@ -23,6 +23,8 @@ from v4cli.serve.workers import Workers
 
 BEAT_S = 2.0  # without anything sent
 MOST_QUEUED = 256  # requests
+EVERY_S, LONGEST_S = 0.02, 0.1  # from one delivery of what an answer says to the next:
+MOST_A_SECOND = 150  # deliveries of all answers together, as far as that takes no longer
 
 
 class Busy(Exception):
@@ -49,7 +51,6 @@ class Service:
         self.created = int(time.time())
         self.draining = False
         self._answers: set[Answer] = set()
-        self._rounds: Rounds | None = None
         self._lock = threading.RLock()  # a signal may come while its thread has it
 
     @property
@@ -100,13 +101,9 @@ class Service:
 
     def answering(self, encoded: Encoded) -> "Answering":
         """The answer, begun."""
-        loop = asyncio.get_running_loop()
-        if self._rounds is None or self._rounds.loop is not loop:
-            self._rounds = Rounds(loop)
-        box = Outbox(self._rounds)
-
+        box = Outbox(asyncio.get_running_loop(), self._every)
         answer = Answer(
-            encoded, self.tokenizer, self.pool, self.memory, self.metrics, box.put, self.constraints.of, self.log,
+            encoded, self.tokenizer, self.pool, self.memory, self.metrics, box, self.constraints.of, self.log,
             self.stops_loops,
         )  # fmt: skip
 
@@ -119,6 +116,9 @@ class Service:
             self._answers.add(answer)
         self.workers.submit(run)
         return Answering(answer, box)
+
+    def _every(self) -> float:
+        return min(max(EVERY_S, len(self._answers) / MOST_A_SECOND), LONGEST_S)
 
     def give_back_when_idle(self, seconds: float, ended: threading.Event) -> None:
         """Until `ended`: give back the model's memory when so long nothing has been asked for."""

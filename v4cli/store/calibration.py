@@ -3,15 +3,18 @@
 It is a safetensors file; `__metadata__` has its format, the tokens it was made of and a sha256 of everything else.
 Sizes: E experts, D hidden_size, I moe_intermediate_size, R, Q ranks.
 
-| tensor          | holds                                                                                   |
-|-----------------|-----------------------------------------------------------------------------------------|
-| layers.L.hits   | I64 [E]: tokens that were routed to each expert                                         |
-| layers.L.x      | BF16 [E, D]: mean square of each input of w1 and w3, over these tokens                  |
-| layers.L.z      | BF16 [E, I]: the same of w2, whose inputs are weighted by the route                     |
-| layers.L.common | BF16 [R, D]: second moments of the inputs of w1 and w3, of all tokens, are nearly C^T C |
-| layers.L.own    | BF16 [E, Q, I]: the same of each expert's w2                                            |
+| tensor            | holds                                                                                     |
+|-------------------|-------------------------------------------------------------------------------------------|
+| layers.L.hits     | I64 [E]: tokens that were routed to each expert                                           |
+| layers.L.x        | BF16 [E, D]: mean square of each input of w1 and w3, over these tokens                    |
+| layers.L.z        | BF16 [E, I]: the same of w2, whose inputs are weighted by the route                       |
+| layers.L.axes     | BF16 [R, D]: orthonormal directions in which inputs of w1 and w3 vary most, of all tokens |
+| layers.L.along    | BF16 [E, R]: root mean square of each expert's inputs along these axes                    |
+| layers.L.together | I8 [E, R (R + 1) / 2]: T by rows, an upper triangle, times 127: second moments along the  |
+|                   | axes, each divided by its root mean square, are T^T T                                     |
+| layers.L.own      | I8 [E, Q, I]: C times 127: second moments of w2's inputs, divided alike, are nearly C^T C |
 
-An expert with fewer than FEW tokens is rounded by what its layer has in the mean.
+Tokens are a sample: what is known of an expert counts as its hits do beside PRIOR tokens of its layer's mean.
 """
 
 import hashlib
@@ -34,12 +37,13 @@ from v4cli.store.header import read_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from v4cli.store.rounding import Carry
+    from v4cli.store.rounding import Inputs
 
-FORMAT = "v4cli calibration 1"
-FEW = 64
-RANK = 128  # of the common moments
-OWN_BYTES = 16 << 10  # of an expert's own moments
+FORMAT = "v4cli calibration 2"
+PRIOR = 256
+RANK = 256  # of axes
+OWN_BYTES = 16 << 10  # of the moments of an expert's w2
+UNIT = 127  # of what is stored as I8
 FORMATS = ("q3", "q2")  # what it helps to round to
 MATRIX = re.compile(r"layers\.(\d+)\.ffn\.experts\.(\d+)\.(w[123])\.weight")
 MAX_BYTES = 4 << 30
@@ -48,7 +52,7 @@ MAX_BYTES = 4 << 30
 def ranks(config: V4Config) -> tuple[int, int]:
     """R and Q."""
     d, i = config.hidden_size, config.moe_intermediate_size
-    return min(d, RANK), min(i, max(1, OWN_BYTES // (2 * i)))
+    return min(d, RANK), min(i, max(1, OWN_BYTES // i))
 
 
 def shapes(config: V4Config) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -56,7 +60,8 @@ def shapes(config: V4Config) -> dict[str, tuple[str, tuple[int, ...]]]:
     e, d, i = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
     r, q = ranks(config)
     own = {"hits": ("I64", (e,)), "x": ("BF16", (e, d)), "z": ("BF16", (e, i)),
-           "common": ("BF16", (r, d)), "own": ("BF16", (e, q, i))}  # fmt: skip
+           "axes": ("BF16", (r, d)), "along": ("BF16", (e, r)), "together": ("I8", (e, r * (r + 1) // 2)),
+           "own": ("I8", (e, q, i))}  # fmt: skip
     return {f"layers.{n}.{name}": about for n in range(config.num_hidden_layers) for name, about in own.items()}
 
 
@@ -103,7 +108,7 @@ class Calibration:
             raise ModelError(f"{path}: its checksum differs, so it is damaged", "v4 calibrate MODEL makes one")
         arrays = {}
         for name, place in places.items():
-            values = np.frombuffer(raw, {"BF16": "<u2", "I64": "<i8"}.get(place.spec.dtype, "u1"),
+            values = np.frombuffer(raw, {"BF16": "<u2", "I64": "<i8", "I8": "i1"}.get(place.spec.dtype, "u1"),
                                    int(np.prod(place.spec.shape)), place.offset)  # fmt: skip
             if place.spec.dtype == "BF16":
                 values = (values.astype(np.uint32) << 16).view(np.float32)
@@ -126,19 +131,13 @@ class Calibration:
         from v4cli.store import rounding
 
         layer, expert, matrix = self._matrix(name)
-        few = self.arrays[f"layers.{layer}.hits"][expert] < FEW
-        importance = self._importance(layer, "z" if matrix == "w2" else "x", None if few else expert)
-        if matrix != "w2":
-            carry = _common(self, layer)
-        else:
-            carry = None if few else _own(self, layer, expert)
-        return rounding.encode(w, form, importance, carry)
+        return rounding.encode(w, form, (_down if matrix == "w2" else _up)(self, layer, expert))
 
     def importance(self, name: str) -> "Tensor":
         """Sums of squares (in,) of the inputs of a routed expert's matrix, above zero: the more it is used the more."""
         layer, expert, matrix = self._matrix(name)
-        hits = float(self.arrays[f"layers.{layer}.hits"][expert])
-        return max(hits, 1.0) * self._importance(layer, "z" if matrix == "w2" else "x", None if hits < FEW else expert)
+        squares = self._squares(layer, "z" if matrix == "w2" else "x", expert)
+        return max(float(self.arrays[f"layers.{layer}.hits"][expert]), 1.0) * (squares + 0.01 * squares.mean())
 
     def knows(self, name: str) -> bool:
         """Whether it has anything on a matrix: those of draft blocks it has not."""
@@ -149,39 +148,57 @@ class Calibration:
         assert found is not None
         return int(found[1]), int(found[2]), found[3]
 
-    def _importance(self, layer: int, of: str, expert: int | None) -> "Tensor":
-        """Mean squares (in,) of an expert's inputs, or of its layer's, by hits; above zero, as any input may matter."""
+    def _share(self, layer: int, expert: int) -> float:
+        """How much what is known of an expert counts, beside its layer's mean."""
+        hits = float(self.arrays[f"layers.{layer}.hits"][expert])
+        return hits / (hits + PRIOR)
+
+    def _squares(self, layer: int, of: str, expert: int) -> "Tensor":
+        """Mean squares (n,) above zero of `x`, `z` or `along`."""
         import torch
 
-        squares, hits = self.arrays[f"layers.{layer}.{of}"], self.arrays[f"layers.{layer}.hits"].astype(np.float64)
-        if expert is None:
-            mean = (squares * hits[:, None]).sum(0) / max(hits.sum(), 1.0)
-        else:
-            mean = squares[expert]
-        mean = torch.from_numpy(np.asarray(mean, np.float32).copy())
-        return mean + (0.01 * mean.mean()).clamp_min(1e-20)
+        own, hits = self.arrays[f"layers.{layer}.{of}"], self.arrays[f"layers.{layer}.hits"].astype(np.float64)
+        own = own.astype(np.float64) ** (2 if of == "along" else 1)
+        share, mean = self._share(layer, expert), hits @ own / max(hits.sum(), 1.0)
+        return torch.from_numpy(share * own[expert] + (1 - share) * mean).float().clamp_min(1e-30)
 
 
-def _moments(factor: np.ndarray, squares: "Tensor") -> "Tensor":
-    """Second moments (in, in): those of the factor (R, in), with the diagonal that is known."""
+@lru_cache(maxsize=1)  # of w1, then of w3
+def _up(calibration: Calibration, layer: int, expert: int) -> "Inputs":
+    """What is known of the inputs of w1 and w3."""
     import torch
 
-    c = torch.from_numpy(factor.copy())
-    moments = c.t() @ c
-    moments.diagonal().add_((squares - moments.diagonal()).clamp_min(0))
-    return moments
-
-
-@lru_cache(maxsize=1)  # a layer's experts come one behind the other
-def _common(calibration: Calibration, layer: int) -> "Carry":
     from v4cli.store import rounding
 
-    squares = calibration._importance(layer, "x", None)
-    return rounding.Carry.by(_moments(calibration.arrays[f"layers.{layer}.common"], squares))
+    name, share = f"layers.{layer}.", calibration._share(layer, expert)
+    arrays = (calibration.arrays[name + "axes"], calibration.arrays[name + "along"][expert])
+    axes, along = (torch.from_numpy(array.astype(np.float64)) for array in arrays)
+    triangle = torch.zeros(len(axes), len(axes), dtype=torch.float64)
+    triangle[*torch.triu_indices(*triangle.shape)] = _unpacked(calibration.arrays[name + "together"][expert])
+    triangle *= along
+    moments = share * triangle.t() @ triangle
+    missing = calibration._squares(layer, "along", expert).double() - moments.diagonal()
+    moments.diagonal().add_(missing.clamp_min(0))
+    factor = torch.linalg.cholesky(moments + 1e-6 * moments.diagonal().mean() * torch.eye(len(axes)), upper=True)
+    return rounding.Inputs.by(factor @ axes, calibration._squares(layer, "x", expert))
 
 
-def _own(calibration: Calibration, layer: int, expert: int) -> "Carry":
+def _down(calibration: Calibration, layer: int, expert: int) -> "Inputs":
+    """What is known of the inputs of w2."""
+    import torch
+
     from v4cli.store import rounding
 
-    squares = calibration._importance(layer, "z", expert)
-    return rounding.Carry.by(_moments(calibration.arrays[f"layers.{layer}.own"][expert], squares))
+    name = f"layers.{layer}."
+    own = _unpacked(calibration.arrays[name + "own"][expert])
+    squares = torch.from_numpy(calibration.arrays[name + "z"][expert].astype(np.float64))
+    return rounding.Inputs.by(
+        own * (calibration._share(layer, expert) * squares).sqrt(), calibration._squares(layer, "z", expert)
+    )
+
+
+def _unpacked(values: np.ndarray) -> "Tensor":
+    """What is stored as I8, in fp64."""
+    import torch
+
+    return torch.from_numpy(values.astype(np.float64) / UNIT)

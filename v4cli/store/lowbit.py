@@ -56,7 +56,7 @@ def fit(w: Tensor, form: str, importance: Tensor | None = None) -> Scales:
 def numbers(w: Tensor, row: Tensor, form: str, importance: Tensor | None = None) -> Tensor:
     """The multipliers (out, in/16) of least squared error for runs of w (out, in), by row scales (out, 1);
     `importance` as in `fit`."""
-    unit = _unit(row)
+    unit = unit_of(row)
     runs, row, counts = _runs(w / unit), row / unit, _counts(w, importance)
     number = best = None
     for i in range(len(MULTIPLIERS)):
@@ -70,7 +70,7 @@ def _rows(w: Tensor, form: str, importance: Tensor | None) -> Tensor:
     """Row scales (out, 1) for w (out, in)."""
     top = w.abs().amax(-1, keepdim=True)
     top = torch.where(top < LEAST_PEAK, 0.0, top) / _REACH
-    unit = _unit(top)
+    unit = unit_of(top)
     runs, counts = _runs(w / unit), _counts(w, importance)
     peak = runs.gather(-1, runs.abs().argmax(-1, keepdim=True))
     sign = torch.where(peak.squeeze(-1) > 0, N_SIZES, 0)  # levels reach further below zero
@@ -96,7 +96,7 @@ def _counts(w: Tensor, importance: Tensor | None) -> Tensor | None:
     return None if importance is None else _runs(importance.to(w).expand_as(w))
 
 
-def _unit(row: Tensor) -> Tensor:
+def unit_of(row: Tensor) -> Tensor:
     """The power of two in each scale, by which rows are divided so that their squares are numbers; 1 for 0."""
     return torch.where(row == 0, 1.0, (row.view(torch.int32) & 0x7F800000).view(torch.float32))
 

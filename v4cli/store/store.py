@@ -133,8 +133,8 @@ def _is_recipe(data: object) -> bool:
 
 def _is_source(source: dict) -> bool:
     texts = [source.get(key) for key in ("repo", "revision")]
-    calibration = source.get("calibration", {"file": "", "sha256": ""})
-    if not isinstance(calibration, dict):
+    calibration = source.get("calibration", {"file": "", "sha256": "", "tokens": 0})
+    if not isinstance(calibration, dict) or not isinstance(calibration.get("tokens"), int):
         return False
     texts += [calibration.get(key) for key in ("file", "sha256")]
     return all(isinstance(text, str) and text.isprintable() for text in texts) and isinstance(source.get("files"), dict)

@@ -26,6 +26,7 @@ ROWS = 32  # outputs of a program without
 Constants = dict[str, Any]
 
 GEMV = {"int8": linear.linear_int8, "fp4": linear.linear_fp4, "int4": linear.linear_int4}
+GEMV |= {"q3": linear.linear_q3, "q2": linear.linear_q2}
 PLAIN = {"bf16": fp32.linear_bf16, "f32": fp32.linear_f32}
 
 

@@ -4,7 +4,7 @@
   FIRST   program of the layer
   CODES, SCALE, Y   addresses: of the matrix, and of what is made, fp32 [tokens, rows]
   ROWS
-  FORM    its format: one bit, of the number that it has in FORMS (of five numbers a compiler makes a jump table)
+  FORM    its format: one bit, of the number that it has in FORMS (of numbers a compiler makes a jump table)
 """
 
 import triton
@@ -16,7 +16,7 @@ from v4kernels.triton.types import f32p, i8p, i64p, u8p, u16p
 
 FIRST, CODES, SCALE, Y, ROWS, FORM = (tl.constexpr(i) for i in range(6))
 LINE = 8  # numbers of a line
-FORMS = ("int8", "fp4", "int4", "bf16", "f32")
+FORMS = ("int8", "fp4", "int4", "bf16", "f32", "q3", "q2")
 TILE = tl.constexpr(32)  # rows of a program
 PLAIN_TILE = tl.constexpr(4)  # of a format without scales
 
@@ -57,6 +57,8 @@ def fan(
     INT4: tl.constexpr,
     BF16: tl.constexpr,
     F32: tl.constexpr,
+    Q3: tl.constexpr,
+    Q2: tl.constexpr,
     ASM: tl.constexpr,  # see dots.py
 ):
     """Grid: (programs of all, tokens)."""
@@ -85,3 +87,9 @@ def fan(
     if F32:
         if form & 16:
             multiply_plain(line, number, t, x, K, f32p)
+    if Q3:
+        if form & 32:
+            multiply(line, number, t, codes, xscale, K, "q3", ASM)
+    if Q2:
+        if form & 64:
+            multiply(line, number, t, codes, xscale, K, "q2", ASM)

@@ -10,8 +10,10 @@ int4 four a group, eight codes each, whose inputs, int8 in every case, make an i
 import triton
 import triton.language as tl
 
+from v4kernels.triton import lowbit
 from v4kernels.triton.dots import dot_fp4, dot_int4, dot_int8
 from v4kernels.triton.hyper import put_back
+from v4kernels.triton.lowbit import has_runs
 from v4kernels.triton.quantize import quantized
 from v4kernels.triton.sums import from_bf16, from_e8m0, lanes_total
 from v4kernels.triton.types import f32p, i8p, i32p, i64p, u8p, u16p
@@ -25,19 +27,39 @@ def first_words(FORMAT: tl.constexpr):
 
 
 @triton.jit
-def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr):
-    """Pointers of the first step, to codes [ROWS, 8, words] and scales [ROWS, 8] of rows [ROWS, 1] of a matrix."""
-    WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
-    SCALE: tl.constexpr = tl.pointer_type(tl.uint8 if FORMAT == "fp4" else tl.uint16)
-    codes = w.to(tl.pointer_type(tl.int32)) + row[:, :, None] * (K // 32 * WORDS) + first_words(FORMAT)
-    return codes, wscale.to(SCALE) + row * (K // 32) + tl.arange(0, 8)[None, :]
+def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """What steps read of rows [ROWS] of a matrix, from the first one: pointers to codes [ROWS, 8, words] and scales
+    [ROWS, 8], or as lowbit.py has them."""
+    if has_runs(FORMAT):
+        found = lowbit.weights_at(w, wscale, row[:, None, None], K, FORMAT, ASM)
+    else:
+        WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
+        SCALE: tl.constexpr = tl.pointer_type(tl.uint8 if FORMAT == "fp4" else tl.uint16)
+        codes = w.to(tl.pointer_type(tl.int32)) + row[:, None, None] * (K // 32 * WORDS) + first_words(FORMAT)
+        found = codes, wscale.to(SCALE) + row[:, None] * (K // 32) + tl.arange(0, 8)[None, :]
+    return found
 
 
 @triton.jit
-def inputs_at(x, xscale, row, FORMAT: tl.constexpr):
+def inputs_at(x, xscale, row, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """The same of one token's inputs; a copy for every row, so that each thread loads what it multiplies."""
-    INPUTS: tl.constexpr = tl.pointer_type(tl.int32 if FORMAT == "int8" else tl.int64)
-    return x.to(INPUTS) + (row * 0)[:, :, None] + first_words(FORMAT), xscale + tl.arange(0, 8)[None, :]
+    if has_runs(FORMAT):
+        found = lowbit.inputs_at(x, xscale, row[:, None, None], ASM)
+    else:
+        INPUTS: tl.constexpr = tl.pointer_type(tl.int32 if FORMAT == "int8" else tl.int64)
+        codes = x.to(INPUTS) + (row * 0)[:, None, None] + first_words(FORMAT)
+        found = codes, xscale + tl.arange(0, 8)[None, :]
+    return found
+
+
+@triton.jit
+def no_lanes(ROWS: tl.constexpr, FORMAT: tl.constexpr):
+    """Eight of each row, all 0."""
+    if has_runs(FORMAT):
+        lanes = tl.zeros((ROWS, 4, 2), tl.float32)
+    else:
+        lanes = tl.zeros((ROWS, 8), tl.float32)
+    return lanes
 
 
 @triton.jit
@@ -56,34 +78,47 @@ def step(lanes, w, wscale, x, xscale, FORMAT: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def whole_step(lanes, i, w, wscale, x, xscale, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """Step i, from pointers of the first one."""
-    WORDS: tl.constexpr = 64 if FORMAT == "int8" else 32
-    return step(lanes, w + i * WORDS, wscale + i * 8, x + i * WORDS, xscale + i * 8, FORMAT, ASM)
+def whole_step(lanes, i, w, x, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """Step i, by what `weights_at` and `inputs_at` found."""
+    if has_runs(FORMAT):
+        lanes = lowbit.step(lanes, w, x, i * 8, i * 8, FORMAT, ASM)
+    else:
+        WORDS: tl.constexpr = 64 if FORMAT == "int8" else 32
+        lanes = step(lanes, w[0] + i * WORDS, w[1] + i * 8, x[0] + i * WORDS, x[1] + i * 8, FORMAT, ASM)
+    return lanes
 
 
 @triton.jit
-def last_step(lanes, w, wscale, x, xscale, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """The groups behind whole steps, if there are any, from pointers of the first step."""
-    WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
+def last_step(lanes, w, x, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """The groups behind whole steps, if there are any."""
     if K % 256:
-        lane = tl.arange(0, 8)[None, :]
-        at = K // 256 * 8 - tl.maximum(lane - (K // 32 % 8 - 1), 0)  # lanes without a group see the last one again
-        words = WORDS * at[:, :, None]
-        more = step(lanes, w + words, wscale + at, x + words, xscale + at, FORMAT, ASM)
-        lanes = tl.where(lane < K // 32 % 8, more, lanes)
+        if has_runs(FORMAT):
+            lanes = lowbit.last_step(lanes, w, x, K, FORMAT, ASM)
+        else:
+            WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
+            lane = tl.arange(0, 8)[None, :]
+            at = K // 256 * 8 - tl.maximum(lane - (K // 32 % 8 - 1), 0)  # lanes without a group see the last one again
+            words = WORDS * at[:, :, None]
+            more = step(lanes, w[0] + words, w[1] + at, x[0] + words, x[1] + at, FORMAT, ASM)
+            lanes = tl.where(lane < K // 32 % 8, more, lanes)
     return lanes
+
+
+@triton.jit
+def sum_of(lanes, ROWS: tl.constexpr):
+    """Of each row's."""
+    return lanes_total(tl.reshape(lanes, (ROWS, 8)), ROWS)
 
 
 @triton.jit
 def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Rows [ROWS] of a matrix times one token: [ROWS] fp32."""
-    w, wscale = weights_at(w, wscale, row[:, None], K, FORMAT)
-    x, xscale = inputs_at(x, xscale, row[:, None], FORMAT)
-    lanes = tl.zeros((ROWS, 8), tl.float32)
+    weights = weights_at(w, wscale, row, K, FORMAT, ASM)
+    inputs = inputs_at(x, xscale, row, FORMAT, ASM)
+    lanes = no_lanes(ROWS, FORMAT)
     for i in range(K // 256):
-        lanes = whole_step(lanes, i, w, wscale, x, xscale, FORMAT, ASM)
-    return lanes_total(last_step(lanes, w, wscale, x, xscale, K, FORMAT, ASM), ROWS)
+        lanes = whole_step(lanes, i, weights, inputs, FORMAT, ASM)
+    return sum_of(last_step(lanes, weights, inputs, K, FORMAT, ASM), ROWS)
 
 
 @triton.jit
@@ -144,6 +179,38 @@ def linear_int4(
 ):
     """Grid: (ceil(rows / ROWS), tokens)."""
     multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "int4", ASM)
+
+
+@triton.jit
+def linear_q3(
+    w: u8p,  # [rows, K*3/8]
+    wscale: u8p,  # [rows, 2 + K/32]
+    x: i64p,  # [tokens, K/8]: eight int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
+    K: tl.constexpr,  # inputs, a multiple of 32
+    ROWS: tl.constexpr,
+    ASM: tl.constexpr,  # see lowbit.py
+):
+    """Grid: (ceil(rows / ROWS), tokens)."""
+    multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "q3", ASM)
+
+
+@triton.jit
+def linear_q2(
+    w: u8p,  # [rows, K/4]
+    wscale: u8p,  # [rows, 2 + K/32]
+    x: i64p,  # [tokens, K/8]: eight int8 codes a word
+    xscale: f32p,  # [tokens, K/32]
+    y: f32p,  # out [tokens, rows]
+    rows: tl.int32,
+    K: tl.constexpr,  # inputs, a multiple of 32
+    ROWS: tl.constexpr,
+    ASM: tl.constexpr,  # see lowbit.py
+):
+    """Grid: (ceil(rows / ROWS), tokens)."""
+    multiplied(w, wscale, x, xscale, y, rows, K, ROWS, "q2", ASM)
 
 
 @triton.jit

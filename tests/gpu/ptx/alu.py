@@ -140,6 +140,13 @@ def dot(a: np.ndarray, b: np.ndarray, c: np.ndarray, kinds: tuple[str, str]) -> 
     return c + products[:, 0] + products[:, 1] + products[:, 2] + products[:, 3]
 
 
+def half_dot(a: np.ndarray, b: np.ndarray, c: np.ndarray, first: int, kinds: tuple[str, str]) -> np.ndarray:
+    """dp2a: two products of halves of a and bytes of b, from `first` on, added to c."""
+    halves, bytes_of = (np.ascontiguousarray(x).view(DTYPES[kind]) for x, kind in zip((a, b), kinds))
+    products = halves.reshape(-1, 2).astype(c.dtype) * bytes_of.reshape(-1, 4)[:, first : first + 2]
+    return c + products[:, 0] + products[:, 1]
+
+
 def define_integers() -> None:
     for kind in ("u16", "s16", "u32", "s32", "u64", "s64"):
         three = f"{kind} {kind} {kind}"
@@ -181,6 +188,9 @@ def define_integers() -> None:
         for b in ("s32", "u32"):
             total = "u32" if (a, b) == ("u32", "u32") else "s32"
             define(f"dp4a.{a}.{b}", f"{total} b32 b32 {total}", partial(dot, kinds=(f"{a[0]}8", f"{b[0]}8")))
+            for half, first in (("lo", 0), ("hi", 2)):
+                compute = partial(half_dot, first=first, kinds=(f"{a[0]}16", f"{b[0]}8"))
+                define(f"dp2a.{half}.{a}.{b}", f"{total} b32 b32 {total}", compute)
 
 
 def define_floats() -> None:

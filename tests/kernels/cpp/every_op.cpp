@@ -122,6 +122,16 @@ void products() {
       told("linear of encoded", v4k_linear(&encoded, 1, x, N, y), y, N * 32 * 4);
     }
   }
+  const float *factor = floats(288 * 8);
+  float *gains = array<float>(288 * 8), *within = array<float>(288 * 16);
+  told("carry_gains", v4k_carry_gains(factor, counts, 288, 8, gains, within), gains, 288 * 8 * 4);
+  told("carry_gains within", V4K_OK, within, 288 * 16 * 4);
+  const v4k_carry carry = {counts, factor, counts, gains, within, 8};
+  uint8_t *packed = array<uint8_t>(31 * 108), *runs = array<uint8_t>(31 * 11);
+  for (int64_t format : {V4K_Q3, V4K_Q2}) {
+    told("carry_lowbit", v4k_carry_lowbit(dense, 31, 288, format, &carry, packed, runs), runs, 31 * 11);
+    told("carry_lowbit codes", V4K_OK, packed, 31 * 288 / 32 * (format == V4K_Q3 ? 12 : 8));
+  }
   v4k_format_info about;
   for (int64_t format = V4K_FP4; !v4k_format(format, &about); ++format) {
     const v4k_matrix w = matrix(format, 96, 288);

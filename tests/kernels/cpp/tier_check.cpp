@@ -192,6 +192,37 @@ static void check_index(int64_t dims, int64_t heads, int64_t raising, int64_t n_
   }
 }
 
+// Rows to Q3 and Q2, and with errors carried; each step of gains.
+static void check_lowbit(int64_t format, int64_t n, int64_t cols, int64_t rank) {
+  const int64_t code_bytes = cols / 32 * V4K_FORMATS[format].info.code_bytes, scale_bytes = 2 + cols / 32;
+  const auto w = floats(n * cols), counts = floats(cols), factor = floats(cols * rank), gains = floats(cols * rank);
+  const auto within = floats(cols * 16);
+  for (int64_t i = 0; i < cols; ++i) counts[i] = counts[i] * counts[i] + 0.1f;
+  for (int64_t i = 0; i < cols * rank; ++i) gains[i] *= 0.001f;
+  for (int64_t i = 0; i < cols * 16; ++i) within[i] *= 0.01f;
+  const v4k_carry carry = {counts.get(), factor.get(), counts.get(), gains.get(), within.get(), rank};
+  std::unique_ptr<uint8_t[]> codes[2], scale[2], found(new uint8_t[V4K_ABREAST * (cols + cols / 16)]);
+  std::unique_ptr<double[]> left[2], next[2], v(new double[rank]);
+  for (int64_t i = 0; i < rank; ++i) v[i] = draw_float();
+  for (const v4k_tier *tier : {&v4k_tier_scalar, &TIER}) {
+    const int k = tier == &TIER;
+    codes[k].reset(new uint8_t[n * code_bytes]);
+    scale[k].reset(new uint8_t[n * scale_bytes]);
+    for (int64_t r = 0; r < n; ++r)
+      tier->encode_lowbit(w.get() + r * cols, counts.get(), cols, format, codes[k].get() + r * code_bytes,
+                          scale[k].get() + r * scale_bytes);
+    tier->carry_lowbit(w.get(), n, cols, format, &carry, found.get(), codes[k].get(), scale[k].get());
+    left[k].reset(new double[rank * rank]);
+    next[k].reset(new double[rank]);
+    for (int64_t i = 0; i < rank * rank; ++i) left[k][i] = 0.01 * static_cast<double>(i % 7);
+    tier->carry_step(left[k].get(), rank, v.get(), 3.0, factor.get(), next[k].get());
+  }
+  require(!std::memcmp(codes[0].get(), codes[1].get(), n * code_bytes), "codes", format, n, cols, rank);
+  require(!std::memcmp(scale[0].get(), scale[1].get(), n * scale_bytes), "scales", format, n, cols, rank);
+  require(!std::memcmp(left[0].get(), left[1].get(), rank * rank * 8), "directions", format, n, cols, rank);
+  require(!std::memcmp(next[0].get(), next[1].get(), rank * 8), "gains", format, n, cols, rank);
+}
+
 // Logits of every kind: their peak, their weights.
 static void check_logits(float spread, double inverse, float odd) {
   std::unique_ptr<float[]> x(new float[V4K_LOGITS]);
@@ -229,6 +260,9 @@ int main() {
         check_index(dims, heads, heads / 2, n_keys);
         check_index(dims, heads, 0, n_keys);
       }
+  for (int64_t format : {V4K_Q3, V4K_Q2})
+    for (int64_t n : {1, 9, 16})
+      for (int64_t rank : {4, 20}) check_lowbit(format, n, 160, rank);
   check_functions();
   check_swiglu();
   for (float spread : {0.0f, 1e-30f, 0.1f, 10.0f, 1e30f})
