@@ -11,6 +11,7 @@ import pkgutil
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import types
 
@@ -97,7 +98,8 @@ def become_windows() -> None:
     def no_select(*_):
         raise OSError(10038, "An operation was attempted on something that is not a socket")
 
-    may_be_read, statvfs = select.select, os.statvfs
+    may_be_read, statvfs, killing = select.select, os.statvfs, signal.SIGKILL
+    subprocess.Popen.kill = lambda process: process.send_signal(killing)
     sys.modules |= dict.fromkeys(WINDOWS_MODULES)
     sys.modules["_winapi"] = types.SimpleNamespace(PeekNamedPipe=peek)
     sys.modules["msvcrt"] = types.SimpleNamespace(

@@ -12,7 +12,7 @@ from v4kernels import native
 from v4cli import files, system
 
 RUN = Path(__file__).parent / "as_elsewhere.py"
-TESTS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SYSTEMS = pytest.mark.parametrize("on", ["windows", pytest.param("macos", marks=pytest.mark.slow)])
 UNLIKE_WINDOWS = ("test_write", "test_read_what_is_no_text", "test_new_files_have_the_permissions_of_the_umask",
                   "test_an_edit_keeps_permissions_and_attributes")  # fmt: skip
@@ -66,25 +66,24 @@ def test_doctor_says_what_holds(tmp_path, on, said):
 @pytest.mark.slow
 @SYSTEMS
 def test_a_conversation_through_a_pipe(tmp_path, on):
-    """With a tool for files, and a program that nobody can be asked about."""
+    """With a tool for files, and a command of the user's."""
     if not native.available():
         pytest.skip(native.reason())
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "notes.txt").write_bytes(b"The password is vexi.\r\n")
-    said = "What does the file notes.txt say?\n!echo from the user\nRun the command ls.\n/exit\n"
+    said = "What does the file notes.txt say?\n!echo from the user\n/exit\n"
     done = elsewhere(
         on, tmp_path, "chat", "--model", "nano", "--temp", "0", "--tools", "nano", library=True, input=said
     )
     assert "vexi" in done.stdout and "from the user" in done.stdout + done.stderr, done.stdout + done.stderr
-    assert "sandbox" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
 def test_tools_on_windows(tmp_path):
     """Tests of their own, and those of every system but for what needs other permissions and files than Windows has."""
-    left_out = [f"--deselect={TESTS}/agent/test_files.py::{name}" for name in UNLIKE_WINDOWS]
-    found = [TESTS / "cli" / "windows_files.py", TESTS / "agent" / "test_files.py"]
-    options = ["--noconftest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", f"--basetemp={tmp_path / 'made'}"]
+    left_out = [f"--deselect=tests/agent/test_files.py::{name}" for name in UNLIKE_WINDOWS]
+    found = [ROOT / "tests" / "cli" / "windows_files.py", ROOT / "tests" / "agent" / "test_files.py"]
+    options = ["--noconftest", "-p", "no:cacheprovider", f"--rootdir={ROOT}", f"--basetemp={tmp_path / 'made'}"]
     done = elsewhere("windows", tmp_path, "pytest", *options, *left_out, *found)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
 

@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -107,28 +108,59 @@ def test_every_function_gives_the_bits_of_this_machine(made, bits, tmp_path, tag
     assert len(found) == 2 * (tiers or len(native.isa_tiers())) and set(found) == {bits}
 
 
-def test_a_wheel_runs_without_a_compiler(made, tmp_path):
-    """In an environment of its own, with what torch and others are here; PATH has nothing but that."""
-    tag = f"manylinux_2_28_{platform.machine()}"
-    if sys.platform != "linux" or tag not in TARGETS:
-        pytest.skip("there is no wheel for this machine")
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
-    python = tmp_path / "env" / "bin" / "python"
-    env = {"PATH": str(python.parent), "HOME": str(tmp_path), "V4_HOME": str(tmp_path / "home")}
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", made(tag)]
-    subprocess.run(install, check=True, env=env)
+def installed(wheel, folder):
+    """Python and variables of an environment with the wheel in it, and with what torch and others are here; PATH has
+    nothing but that."""
+    subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+    python = folder / "env" / "bin" / "python"
+    env = {"PATH": str(python.parent), "HOME": str(folder), "V4_HOME": str(folder / "home")}
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True, env=env)
     others = next(path for path in sys.path if (Path(path) / "torch").is_dir())
-    site = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
+    site = next((folder / "env" / "lib").glob("python*/site-packages"))
     for name in os.listdir(others):  # all but this package, which is installed there in another way
         if "v4cli" not in name and "v4kernels" not in name and not (site / name).exists() and not name.endswith(".pth"):
             (site / name).symlink_to(Path(others) / name)
+    return python, env
+
+
+def runs(wheel, folder):
+    """Whether nano answers from the wheel's own library, with no compiler to be found."""
+    python, env = installed(wheel, folder)
     done = subprocess.run(
         [python.parent / "v4", "run", "--local", "--model", "nano", "--temp", "0", "Hello, who are you?"],
-        env=env, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env=env, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0 and "nano" in done.stdout, done.stderr
     told = subprocess.run(
-        [python, "-c", "from v4kernels import native; print(native.available(), native.__file__)"],
-        env=env, cwd=tmp_path, capture_output=True, text=True,
+        [python, "-c", "import shutil; from v4kernels import native; "
+         "print(native.available(), native.__file__, *map(shutil.which, ('c++', 'g++', 'cc', 'clang')))"],
+        env=env, cwd=folder, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    assert told.startswith("True") and str(tmp_path) in told
+    return told.startswith("True") and str(folder) in told and told.split()[-4:] == ["None"] * 4
+
+
+def test_a_wheel_runs_without_a_compiler(made, tmp_path):
+    tag = f"manylinux_2_28_{platform.machine()}"
+    if sys.platform != "linux" or tag not in TARGETS:
+        pytest.skip("there is no wheel for this machine")
+    assert runs(made(tag), tmp_path)
+
+
+def test_the_source_distribution_builds_with_a_plain_compiler(tmp_path):
+    """It holds all that a wheel is made of, and nothing else compiles it."""
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("no g++")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, ROOT], check=True, capture_output=True
+    )
+    (source,) = tmp_path.glob("v4cli-*.tar.gz")
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    needed = {name for name in tracked if name.startswith(("kernels/", "v4cli/", "tests/")) and (ROOT / name).is_file()}
+    assert needed <= names and not any(name.endswith((".o", ".so")) or name.startswith("build/") for name in names)
+    env = {name: value for name, value in os.environ.items() if name not in ("ZIG", "ZIG_TARGET")} | {"CXX": "g++"}
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, source]
+    subprocess.run(command, check=True, env=env, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("v4cli-*.whl")
+    assert runs(wheel, tmp_path)
