@@ -108,12 +108,6 @@ inline Int from256(__m256i v) {
   memcpy(&r, &v, 32);
   return r;
 }
-inline Int or_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] | b.q[i]; }); }
-inline Int mul32(Int a, Int b) { return each(16, [&](Int &r, int i) { r.d[i] = a.d[i] * b.d[i]; }); }
-inline Int srl64(Int a, int n) { return each(8, [&](Int &r, int i) { r.q[i] = (int64_t)((uint64_t)a.q[i] >> n); }); }
-inline Int srlv32(Int a, Int n) {
-  return each(16, [&](Int &r, int i) { r.d[i] = (int32_t)((uint32_t)a.d[i] >> n.d[i]); });
-}
 inline __m256i low256(Int a) { return _mm256_loadu_si256((const __m256i *)a.b); }
 inline Float load_ps(const float *p) {
   Float r;
@@ -193,10 +187,6 @@ inline unsigned greater(Float a, Float b) {
 #define _mm512_cvtepi8_epi32 emulated::widen8
 #define _mm512_cvtepi64_epi32 emulated::narrow64
 #define _mm512_castsi256_si512 emulated::from256
-#define _mm512_or_si512 emulated::or_
-#define _mm512_mullo_epi32 emulated::mul32
-#define _mm512_srli_epi64 emulated::srl64
-#define _mm512_srlv_epi32 emulated::srlv32
 #define _mm512_castsi512_ps emulated::bits_of
 #define _mm512_load_ps emulated::load_ps
 #define _mm512_loadu_ps emulated::load_ps
