@@ -8,7 +8,7 @@ import pytest
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.tools import Context
 from v4cli.nano import firsts, questions, wordings
-from v4cli.nano.dialogues import meeting
+from v4cli.nano.dialogues import drill, meeting
 from v4cli.nano.evaluate import fits
 from v4cli.nano.grammar import expanded, is_held_out, parsed, wording
 from v4cli.nano.keyboard import filled, typed
@@ -43,8 +43,8 @@ def test_typing_changes_no_value():
 def test_calls_are_what_the_tools_of_the_program_take():
     tools, rng = toolbox("nano"), random.Random(4)
     assert tools.schemas == TOOLS
-    for _ in range(150):
-        messages = meeting(rng).messages
+    for i in range(200):
+        messages = (drill if i % 4 == 3 else meeting)(rng).messages
         calls = [call for message in messages for call in message.get("tool_calls", ())]
         assert not [call.fault for call in map(tools.call, calls) if call.fault]
 
