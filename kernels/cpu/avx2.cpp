@@ -2,9 +2,11 @@
 //   nibbles   maddubs of codes <= 24: pairs <= 6,096. An int16 lane sums 16 products of signed codes, |sum| <=
 //             16 * 12 * 127 = 24,384; the unsigned form may wrap on the way, but with the (exact) offset it is that sum
 //             modulo 2^16.
-//   Q3, Q2    maddubs of level + 16 <= 23: pairs <= 5,842. An int16 lane sums 8 products, at most 23,368; in tiles with
-//             the offset of 16 inputs: |sum of 8 level * q - 16 * the 8 others| <= 8 * 127 * (10 + 16) = 26,416.
-//   INT8      |code| <= 128 by the sign trick: pairs <= 2 * 128 * 127 = 32,512, which int16 holds.
+//   Q3, Q2    maddubs of level + 16 <= 23: pairs <= 5,842. In rows an int16 lane sums 8 products, at most 23,368. In tiles
+//             it sums the 16 of one run, which are within 16 * 10 * 127 = 20,320 with the offset, 16 * 16 * 127 = 32,512
+//             at most; what wraps on the way is undone as above.
+//   INT8      in rows |code| <= 128 by the sign trick: pairs <= 2 * 128 * 127 = 32,512, which int16 holds. A second pair
+//             it would not hold, so tiles have int16 codes and sum in int32, within 32 * 128 * 127 = 520,192.
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -14,8 +16,18 @@
 
 namespace v4k_avx2 {
 
-static const int TILE_ROWS = 16, TILE_TOKENS = 4, PANEL_QUADS = 10;
+static const int TILE_ROWS = 32, TILE_TOKENS = 2, KEY_ROWS = 16;
 static const bool UNSIGNED8 = false;
+
+template <int F>
+static constexpr int steps() {
+  return F == V4K_INT8 ? 16 : 8;
+}
+
+template <int F>
+static constexpr int behind() {
+  return V4K_FORMATS[F].scale == V4K_SCALE_RUNS;
+}
 
 #include "x86.inl"
 
@@ -100,111 +112,66 @@ static const int ROWS_ONCE = 1, PAIR_ROWS = 4, PAIR_PARTS = 1;
 #include "elementary.inl"
 #include "fused.inl"
 
+// -- tiles ---------------------------------------------------------------------------------------------------------
+
+typedef __m256i Quads;
+typedef __m256i Dots;
+
 static inline __m256i load_dword(const void *p) { return _mm256_castps_si256(_mm256_broadcast_ss((const float *)p)); }
 
-// Integer dots of one group of Q3 or Q2: 16 rows by T tokens. The offset of a run goes to one of its two sums.
-template <int F, int T>
-static inline void run_dots(const __m256i *w, int g, const Tokens &x, __m256i d[T][2]) {
-  for (int run = 0; run < 2; ++run) {
-    __m256i s[T][2];
-    for (int t = 0; t < T; ++t) {
-      const uint32_t both = (uint32_t)x.offset[t][g];
-      s[t][0] = s[t][1] = _mm256_set1_epi32((int32_t)(run ? both >> 16 : both & 0xffff));
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) {
-      const int j = 2 * v + run;
-      const __m256i w0 = _mm256_load_si256(w + 2 * j), w1 = _mm256_load_si256(w + 2 * j + 1);
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        const __m256i q = load_dword(x.q[t] + quad_at<F>(g, j));
-        s[t][0] = _mm256_add_epi16(s[t][0], _mm256_maddubs_epi16(w0, q));
-        s[t][1] = _mm256_add_epi16(s[t][1], _mm256_maddubs_epi16(w1, q));
-      }
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t)
-      for (int k = 0; k < 2; ++k) {
-        const __m256i sums = _mm256_madd_epi16(s[t][k], _mm256_load_si256(w + 2 * (8 + run) + k));
-        d[t][k] = run ? _mm256_add_epi32(d[t][k], sums) : sums;
-      }
-  }
+static inline Quads load_quads(const uint8_t *p) {
+  __m256i codes = _mm256_load_si256((const __m256i *)p);
+  __asm__("" : "+x"(codes));  // in a register: not loaded again for every token
+  return codes;
 }
 
-// Integer dots of one group: 16 rows by T tokens.
-template <int F, int T>
-static inline void group_dots(const __m256i *w, int g, const Tokens &x, __m256i d[T][2]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int t = 0; t < T; ++t) d[t][0] = d[t][1] = F == V4K_INT8 ? _mm256_setzero_si256() : load_dword(x.offset[t] + g);
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    const __m256i w0 = _mm256_load_si256(w + 2 * j), w1 = _mm256_load_si256(w + 2 * j + 1);
+static inline Quads splat_quads(const int8_t *q) { return load_dword(q); }
+
+template <int F>
+static inline Dots first_dots(const int32_t *offset) {
+  return F == V4K_INT8 ? _mm256_setzero_si256() : load_dword(offset);
+}
+
+template <int F>
+static inline Dots add_dots(Dots d, Quads w, Quads q) {
+  d = F == V4K_INT8 ? _mm256_add_epi32(d, _mm256_madd_epi16(w, q)) : _mm256_add_epi16(d, _mm256_maddubs_epi16(w, q));
+  __asm__("" : "+x"(d));  // in this order: made a tree, the sums would not fit the registers
+  return d;
+}
+
+// `multipliers` of Q3 and Q2: of both runs in every dword.
+template <int F>
+static inline Wide product(Dots d, const uint8_t *multipliers) {
+  if (F == V4K_INT8) return Wide{_mm256_cvtepi32_ps(d)};
+  const __m256i times = behind<F>() ? _mm256_load_si256((const __m256i *)multipliers) : _mm256_set1_epi16(1);
+  return Wide{_mm256_cvtepi32_ps(_mm256_madd_epi16(d, times))};
+}
+
+// Inputs of a block in the order of a panel: of a group of INT8 the even ones as int16, then the odd ones; of Q3 and Q2,
+// whose quads are two inputs of each run, bytes 0 1 4 5, 2 3 6 7 of every eight.
+template <int F>
+static inline const int8_t *in_order(const int8_t *q, int8_t *to) {
+  if (F != V4K_INT8 && !Format<F>::fours) return q;
+  const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
+  for (int i = 0; i < V4K_BLOCK * V4K_GROUP / 32; ++i) {
+    const __m256i v = _mm256_loadu_si256((const __m256i *)q + i);
     if (F == V4K_INT8) {
-      const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        const __m256i q = load_dword(x.q[t] + quad_at<F>(g, j));
-        const __m256i p0 = _mm256_maddubs_epi16(a0, _mm256_sign_epi8(q, w0));
-        const __m256i p1 = _mm256_maddubs_epi16(a1, _mm256_sign_epi8(q, w1));
-        d[t][0] = _mm256_add_epi32(d[t][0], _mm256_madd_epi16(p0, ones));
-        d[t][1] = _mm256_add_epi32(d[t][1], _mm256_madd_epi16(p1, ones));
-      }
-      continue;
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const __m256i q = load_dword(x.q[t] + quad_at<F>(g, j));
-      d[t][0] = _mm256_add_epi16(d[t][0], _mm256_maddubs_epi16(w0, q));
-      d[t][1] = _mm256_add_epi16(d[t][1], _mm256_maddubs_epi16(w1, q));
+      _mm256_store_si256((__m256i *)to + 2 * i, even_bytes(v));
+      _mm256_store_si256((__m256i *)to + 2 * i + 1, odd_bytes(v));
+    } else {
+      _mm256_store_si256((__m256i *)to + i, _mm256_shuffle_epi8(v, order));
     }
   }
-  if (F == V4K_INT8) return;
-#pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) {
-    d[t][0] = _mm256_madd_epi16(d[t][0], ones);
-    d[t][1] = _mm256_madd_epi16(d[t][1], ones);
-  }
+  return to;
 }
 
-template <int F, int T>
-static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
-  for (int g = 0; g < n_groups; ++g) {
-    __m256i d[T][2];
-    if (Format<F>::fours)
-      run_dots<F, T>((const __m256i *)panel + 2 * PANEL_QUADS * g, g, x, d);
-    else
-      group_dots<F, T>((const __m256i *)panel + 16 * g, g, x, d);
-    const __m256 s0 = _mm256_load_ps(scales + g * TILE_ROWS), s1 = _mm256_load_ps(scales + g * TILE_ROWS + 8);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const __m256 xs = _mm256_broadcast_ss(x.scale[t] + g);
-      float *acc = x.acc[t] + g * TILE_ROWS;
-      _mm256_store_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(d[t][0]), _mm256_mul_ps(s0, xs), _mm256_load_ps(acc)));
-      acc += 8;
-      _mm256_store_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(d[t][1]), _mm256_mul_ps(s1, xs), _mm256_load_ps(acc)));
-    }
-  }
-}
+#include "tiles.inl"
 
 // -- index scores: codes + 12 <= 24 and |q| <= 12, so an int16 holds the sum of 16 products -------------------------
 
 static const int INDEX_HEADS = 4;
 
-typedef __m256i Quads;
-typedef __m256i Dots;
-
-static inline Quads load_quads(const uint8_t *p) {
-  __m256i codes = _mm256_load_si256((const __m256i *)p);
-  __asm__("" : "+x"(codes));  // in a register: not loaded again for every head
-  return codes;
-}
-static inline Quads splat_quads(const int8_t *q) { return load_dword(q); }
 static inline Dots no_dots() { return _mm256_setzero_si256(); }
-static inline Dots add_dots(Dots d, Quads codes, Quads q) {
-  d = _mm256_add_epi16(d, _mm256_maddubs_epi16(codes, q));
-  __asm__("" : "+x"(d));  // in this order: made a tree, the sums would not fit the registers
-  return d;
-}
 
 static inline Wide from_dots(Dots d, int32_t offset) {
   const __m256i sums = _mm256_madd_epi16(d, _mm256_set1_epi16(1));

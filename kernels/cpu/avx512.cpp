@@ -8,8 +8,18 @@
 
 namespace v4k_avx512 {
 
-static const int TILE_ROWS = 32, TILE_TOKENS = 4, PANEL_QUADS = 8;
+static const int TILE_ROWS = 32, TILE_TOKENS = 4, KEY_ROWS = 32;
 static const bool UNSIGNED8 = true;
+
+template <int F>
+static constexpr int steps() {
+  return 8;
+}
+
+template <int F>
+static constexpr int behind() {
+  return 0;
+}
 
 #include "x86.inl"
 
@@ -123,49 +133,10 @@ static const int ROWS_ONCE = 4, PAIR_ROWS = 4, PAIR_PARTS = 2;
 #include "elementary.inl"
 #include "fused.inl"
 
-template <int F, int T>
-static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
-  for (int g = 0; g < n_groups; ++g) {
-    const __m512i *w = (const __m512i *)panel + 16 * g;
-    __m512i d[T][2];
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const __m512i off = _mm512_set1_epi32(x.offset[t][g]);
-      const short times = 128 / (Format<F>::fours ? V4K_FORMATS[F].zero : 128);  // Q3, Q2: panels hold 128 more
-      d[t][0] = d[t][1] = F == V4K_INT8 ? off : _mm512_madd_epi16(off, _mm512_set1_epi16(times));
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      const __m512i w0 = _mm512_load_si512(w + 2 * j), w1 = _mm512_load_si512(w + 2 * j + 1);
-#pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) {
-        int32_t four;
-        __builtin_memcpy(&four, x.q[t] + quad_at<F>(g, j), 4);
-        const __m512i q = _mm512_set1_epi32(four);
-        d[t][0] = _mm512_dpbusd_epi32(d[t][0], w0, q);
-        d[t][1] = _mm512_dpbusd_epi32(d[t][1], w1, q);
-      }
-    }
-    const __m512 s0 = _mm512_load_ps(scales + g * TILE_ROWS), s1 = _mm512_load_ps(scales + g * TILE_ROWS + 16);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      const __m512 xs = _mm512_set1_ps(x.scale[t][g]);
-      float *acc = x.acc[t] + g * TILE_ROWS;
-      _mm512_store_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[t][0]), _mm512_mul_ps(s0, xs), _mm512_load_ps(acc)));
-      acc += 16;
-      _mm512_store_ps(acc, _mm512_fmadd_ps(_mm512_cvtepi32_ps(d[t][1]), _mm512_mul_ps(s1, xs), _mm512_load_ps(acc)));
-    }
-  }
-}
-
-// -- index scores -------------------------------------------------------------------------------------------------
+// -- tiles ---------------------------------------------------------------------------------------------------------
 
 typedef __m512i Quads;
 typedef __m512i Dots;
-
-static const int INDEX_HEADS = 4;
-
-static inline unsigned above(Wide a, Wide least) { return _mm512_cmp_ps_mask(a.v, least.v, _CMP_GT_OQ); }
 
 static inline Quads load_quads(const uint8_t *p) { return _mm512_load_si512(p); }
 
@@ -175,8 +146,37 @@ static inline Quads splat_quads(const int8_t *q) {
   return _mm512_set1_epi32(four);
 }
 
+template <int F>
+static inline Dots first_dots(const int32_t *offset) {
+  const __m512i off = _mm512_set1_epi32(*offset);
+  if (F == V4K_INT8) return off;
+  return _mm512_madd_epi16(off, _mm512_set1_epi16(Format<F>::fours ? 128 / V4K_FORMATS[F].zero : 1));  // panels: plus 128
+}
+
+template <int F>
+static inline Dots add_dots(Dots d, Quads w, Quads q) {
+  return _mm512_dpbusd_epi32(d, w, q);
+}
+
+template <int F>
+static inline Wide product(Dots d, const uint8_t *) {
+  return Wide{_mm512_cvtepi32_ps(d)};
+}
+
+template <int F>
+static inline const int8_t *in_order(const int8_t *q, int8_t *) {
+  return q;
+}
+
+#include "tiles.inl"
+
+// -- index scores --------------------------------------------------------------------------------------------------
+
+static const int INDEX_HEADS = 4;
+
+static inline unsigned above(Wide a, Wide least) { return _mm512_cmp_ps_mask(a.v, least.v, _CMP_GT_OQ); }
+
 static inline Dots no_dots() { return _mm512_setzero_si512(); }
-static inline Dots add_dots(Dots d, Quads codes, Quads q) { return _mm512_dpbusd_epi32(d, codes, q); }
 
 static inline Wide from_dots(Dots d, int32_t offset) {
   return Wide{_mm512_cvtepi32_ps(_mm512_add_epi32(d, _mm512_set1_epi32(offset)))};

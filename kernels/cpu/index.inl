@@ -1,21 +1,21 @@
 // Index scores, the same in every tier. Included inside the tier's namespace, after it has defined
 //
-//   TILE_ROWS, INDEX_HEADS        keys and heads of a register tile
+//   KEY_ROWS, INDEX_HEADS         keys and heads of a register tile
 //   above(a, b)                   a bit for each of WIDE keys (fused.inl has Wide)
 //   Quads, load_quads, splat_quads  four codes of each of WIDE keys; four of a query for all of them
-//   Dots, no_dots, add_dots       integer sums of their products
+//   Dots, no_dots, add_dots<F>    integer sums of their products
 //   from_dots(dots, offset)       Wide, adding the offset of a query where codes are unsigned
-//   pack_codes<F>                 codes [group][dword 8][key] of TILE_ROWS keys
+//   pack_codes<F, R>              codes [group][dword 8][key] of R keys
 //
-// A panel holds the codes of 64 keys, TILE_ROWS at a time, then their scales in fp32, [group][key] of each TILE_ROWS.
+// A panel holds the codes of 64 keys, KEY_ROWS at a time, then their scales in fp32, [group][key] of each KEY_ROWS.
 
-static const int KEY_VECTORS = TILE_ROWS / WIDE;
+static const int KEY_VECTORS = KEY_ROWS / WIDE;
 
-// Scale bytes of `rows` keys as fp32 [group][key], of TILE_ROWS keys.
+// Scale bytes of `rows` keys as fp32 [group][key], of KEY_ROWS keys.
 static inline void key_scales(const uint8_t *scales, int rows, int64_t groups, float *out) {
   for (int64_t g0 = 0; g0 < groups; g0 += 4) {
-    uint32_t bytes[TILE_ROWS], bits[TILE_ROWS];
-    for (int r = 0; r < TILE_ROWS; ++r) {
+    uint32_t bytes[KEY_ROWS], bits[KEY_ROWS];
+    for (int r = 0; r < KEY_ROWS; ++r) {
       const uint8_t *s = scales + (r < rows ? r : rows - 1) * groups + g0;
       if (groups >= 4)
         __builtin_memcpy(bytes + r, s, 4);
@@ -23,21 +23,21 @@ static inline void key_scales(const uint8_t *scales, int rows, int64_t groups, f
         bytes[r] = s[0] | s[groups - 1] << 8;
     }
     for (int g = 0; g < 4 && g0 + g < groups; ++g) {
-      for (int r = 0; r < TILE_ROWS; ++r) {
+      for (int r = 0; r < KEY_ROWS; ++r) {
         bits[r] = (bytes[r] >> 8 * g & 255) << 23;
         bits[r] = bits[r] > 0x400000 ? bits[r] : 0x400000;  // byte 0 is 2^-127
       }
-      __builtin_memcpy(out + (g0 + g) * TILE_ROWS, bits, sizeof bits);
+      __builtin_memcpy(out + (g0 + g) * KEY_ROWS, bits, sizeof bits);
     }
   }
 }
 
 static void index_panel(const uint8_t *codes, const uint8_t *scales, int64_t n_keys, int64_t dims, uint8_t *panel) {
   const int64_t groups = dims / V4K_GROUP;
-  for (int64_t first = 0; first < V4K_PANEL_KEYS; first += TILE_ROWS) {
+  for (int64_t first = 0; first < V4K_PANEL_KEYS; first += KEY_ROWS) {
     const int64_t at = first < n_keys ? first : n_keys - 1;
-    const int rows = n_keys - at < TILE_ROWS ? (int)(n_keys - at) : TILE_ROWS;
-    pack_codes<V4K_FP4>(codes + at * dims / 2, dims / 2, rows, (int)groups, panel + first * dims);
+    const int rows = n_keys - at < KEY_ROWS ? (int)(n_keys - at) : KEY_ROWS;
+    pack_codes<V4K_FP4, KEY_ROWS>(codes + at * dims / 2, dims / 2, rows, (int)groups, panel + first * dims);
     key_scales(scales + at * groups, rows, groups, (float *)(panel + V4K_PANEL_KEYS * dims) + first * groups);
   }
 }
@@ -66,7 +66,7 @@ static inline void add_heads(const Wide start[KEY_VECTORS], const HeadSum *sum, 
   for (int k = 0; k < KEY_VECTORS; ++k) score[k] = add(start[k], all[k]);
 }
 
-// R heads from h on times TILE_ROWS keys, added to their sums.
+// R heads from h on times KEY_ROWS keys, added to their sums.
 template <int R>
 static inline void index_tile(const uint8_t *codes, const float *scales, int64_t groups, const v4k_index_query *query,
                               int64_t h, HeadSum *heads) {
@@ -76,21 +76,21 @@ static inline void index_tile(const uint8_t *codes, const float *scales, int64_t
   Wide sum[R][KEY_VECTORS];
   for (int r = 0; r < R; ++r)
     for (int k = 0; k < KEY_VECTORS; ++k) sum[r][k] = splat_wide(0);
-  for (int64_t g = 0; g < groups; ++g, codes += V4K_GROUP * TILE_ROWS) {
+  for (int64_t g = 0; g < groups; ++g, codes += V4K_GROUP * KEY_ROWS) {
     Dots dots[R][KEY_VECTORS];
     for (int r = 0; r < R; ++r)
       for (int k = 0; k < KEY_VECTORS; ++k) dots[r][k] = no_dots();
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       Quads quads[KEY_VECTORS];
-      for (int k = 0; k < KEY_VECTORS; ++k) quads[k] = load_quads(codes + (j * TILE_ROWS + k * WIDE) * 4);
+      for (int k = 0; k < KEY_VECTORS; ++k) quads[k] = load_quads(codes + (j * KEY_ROWS + k * WIDE) * 4);
       for (int r = 0; r < R; ++r) {
         const Quads four = splat_quads(q + (r * groups + g) * V4K_GROUP + 4 * j);
-        for (int k = 0; k < KEY_VECTORS; ++k) dots[r][k] = add_dots(dots[r][k], quads[k], four);
+        for (int k = 0; k < KEY_VECTORS; ++k) dots[r][k] = add_dots<V4K_FP4>(dots[r][k], quads[k], four);
       }
     }
     for (int k = 0; k < KEY_VECTORS; ++k) {
-      const Wide scale = load_wide(scales + g * TILE_ROWS + k * WIDE);
+      const Wide scale = load_wide(scales + g * KEY_ROWS + k * WIDE);
       for (int r = 0; r < R; ++r)
         sum[r][k] = fma(from_dots(dots[r][k], offset[r * groups + g]),
                         mul(scale, splat_wide(q_scale[r * groups + g])), sum[r][k]);
@@ -126,7 +126,7 @@ static uint64_t index_scores(const uint8_t *panel, int64_t dims, const v4k_index
   const int64_t groups = dims / V4K_GROUP, raising = query->raising, heads = query->heads;
   const float *scales = (const float *)(panel + V4K_PANEL_KEYS * dims);
   uint64_t bits = 0;
-  for (int64_t first = 0; first < V4K_PANEL_KEYS; first += TILE_ROWS) {
+  for (int64_t first = 0; first < V4K_PANEL_KEYS; first += KEY_ROWS) {
     const uint8_t *codes = panel + first * dims;
     Wide none[KEY_VECTORS], raised[KEY_VECTORS], score[KEY_VECTORS];
     for (int k = 0; k < KEY_VECTORS; ++k) none[k] = splat_wide(0);

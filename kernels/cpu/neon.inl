@@ -3,7 +3,17 @@
 
 #define V4K_HAS_TILES
 
-static const int TILE_ROWS = 8, TILE_TOKENS = 4, PANEL_QUADS = 8;
+static const int TILE_ROWS = 8, TILE_TOKENS = 4, KEY_ROWS = 8;
+
+template <int F>
+static constexpr int steps() {
+  return 8;
+}
+
+template <int F>
+static constexpr int behind() {
+  return 0;
+}
 
 #include "row.inl"
 
@@ -167,9 +177,6 @@ static inline Lanes block(const Row &w, const int8_t *q, const float *xs, const 
   return acc;
 }
 
-template <int F>
-static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, float *scales);
-
 // 4 dwords of 4 rows -> d[j] = dword j of the rows.
 static inline void transpose(const uint8x16_t a[4], uint8x16_t d[4]) {
   uint32x4_t r[4];
@@ -184,10 +191,10 @@ static inline void transpose(const uint8x16_t a[4], uint8x16_t d[4]) {
   d[3] = vreinterpretq_u8_u64(vtrn2q_u64(t1, t3));
 }
 
-// n_groups groups of TILE_ROWS rows, of which there are `rows`, to panel [group][dword 8][row] of 4 signed codes.
-template <int F>
+// n_groups groups of R rows, of which there are `rows`, to panel [group][dword 8][row] of 4 signed codes.
+template <int F, int R>
 static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_groups, uint8_t *panel) {
-  for (int r0 = 0; r0 < TILE_ROWS; r0 += 4) {
+  for (int r0 = 0; r0 < R; r0 += 4) {
     const uint8_t *row[4];
     for (int k = 0; k < 4; ++k) row[k] = codes + (r0 + k < rows ? r0 + k : rows - 1) * row_bytes;
     for (int part = 0; part < n_groups * (F == V4K_INT8 ? 2 : 1); ++part) {
@@ -196,12 +203,12 @@ static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_
       transpose(a, d);
       for (int j = 0; j < 4; ++j) {
         if (F == V4K_INT8) {
-          vst1q_u8(panel + ((part * 4 + j) * TILE_ROWS + r0) * 4, d[j]);
+          vst1q_u8(panel + ((part * 4 + j) * R + r0) * 4, d[j]);
           continue;
         }
-        uint8_t *low = panel + ((part * 8 + j) * TILE_ROWS + r0) * 4;
+        uint8_t *low = panel + ((part * 8 + j) * R + r0) * 4;
         vst1q_u8(low, vreinterpretq_u8_s8(signed_codes<F>(vandq_u8(d[j], vdupq_n_u8(15)))));
-        vst1q_u8(low + 4 * TILE_ROWS * 4, vreinterpretq_u8_s8(signed_codes<F>(vshrq_n_u8(d[j], 4))));
+        vst1q_u8(low + 4 * R * 4, vreinterpretq_u8_s8(signed_codes<F>(vshrq_n_u8(d[j], 4))));
       }
     }
   }
@@ -228,6 +235,15 @@ static void pack_fours(Row w, int n_groups, uint8_t *panel) {
   }
 }
 
+// Scales of TILE_ROWS rows by n_groups groups as fp32 [group][row]; rows past the last repeat it.
+template <int F>
+static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, float *scales) {
+  for (int r = 0; r < TILE_ROWS; ++r) {
+    const Row w_r = from_group<F>(row_at<F>(w, row0 + (r < rows ? r : rows - 1)), g0);
+    for (int g = 0; g < n_groups; ++g) scales[g * TILE_ROWS + r] = scale_of<F>(w_r, g);
+  }
+}
+
 // The same of a matrix from row0 and group g0 on, and scales [group][row].
 template <int F>
 static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
@@ -239,7 +255,7 @@ static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_
   }
   const int code_bytes = V4K_FORMATS[F].info.code_bytes;
   const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
-  pack_codes<F>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
+  pack_codes<F, TILE_ROWS>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
   pack_scales<F>(w, row0, rows, g0, n_groups, scales);
 }
 
@@ -251,73 +267,7 @@ static const int ROWS_ONCE = 1, PAIR_ROWS = 4, PAIR_PARTS = 1;
 #include "elementary.inl"
 #include "fused.inl"
 
-#ifdef __ARM_FEATURE_MATMUL_INT8
-// d[t][k] = products of group g of rows 4k .. 4k + 3 with token t. vmmlaq does eight bytes of two rows by two tokens.
-template <int F, int T>
-static inline void products(const int8_t *w, int g, const Tokens &x, int32x4_t d[T][2]) {
-  const int PAIRS = (T + 1) / 2;  // of tokens; one without another is its own neighbour
-  int32x4_t sums[PAIRS][4];
-  for (int p = 0; p < PAIRS; ++p)
-    for (int k = 0; k < 4; ++k) sums[p][k] = vdupq_n_s32(0);
-#pragma GCC unroll 4
-  for (int j = 0; j < 8; j += 2) {
-    int8x16_t rows[4];
-    for (int k = 0; k < 2; ++k) {
-      const int32x4_t one = vld1q_s32((const int32_t *)(w + j * 32 + k * 16));
-      const int32x4_t next = vld1q_s32((const int32_t *)(w + (j + 1) * 32 + k * 16));
-      rows[2 * k] = vreinterpretq_s8_s32(vzip1q_s32(one, next));
-      rows[2 * k + 1] = vreinterpretq_s8_s32(vzip2q_s32(one, next));
-    }
-#pragma GCC unroll 2
-    for (int p = 0; p < PAIRS; ++p) {
-      const int8_t *first = x.q[2 * p] + quad_at<F>(g, j), *second = x.q[2 * p + 1 < T ? 2 * p + 1 : 2 * p] + quad_at<F>(g, j);
-      const int8x16_t q = vcombine_s8(vld1_s8(first), vld1_s8(second));
-      for (int k = 0; k < 4; ++k) sums[p][k] = vmmlaq_s32(sums[p][k], rows[k], q);
-    }
-  }
-  for (int t = 0; t < T; ++t)
-    for (int k = 0; k < 2; ++k) {
-      const int32x4_t a = sums[t / 2][2 * k], b = sums[t / 2][2 * k + 1];
-      d[t][k] = t % 2 ? vuzp2q_s32(a, b) : vuzp1q_s32(a, b);
-    }
-}
-#else
-// d[t][k] = products of group g of rows 4k .. 4k + 3 with token t.
-template <int F, int T>
-static inline void products(const int8_t *w, int g, const Tokens &x, int32x4_t d[T][2]) {
-  for (int t = 0; t < T; ++t) d[t][0] = d[t][1] = vdupq_n_s32(0);
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    const int8x16_t w0 = vld1q_s8(w + j * 32), w1 = vld1q_s8(w + j * 32 + 16);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      int32_t four;
-      __builtin_memcpy(&four, x.q[t] + quad_at<F>(g, j), 4);
-      const int8x16_t q = vreinterpretq_s8_s32(vdupq_n_s32(four));
-      d[t][0] = vdotq_s32(d[t][0], w0, q);
-      d[t][1] = vdotq_s32(d[t][1], w1, q);
-    }
-  }
-}
-#endif
-
-template <int F, int T>
-static void tile(const uint8_t *panel, const float *scales, int n_groups, const Tokens &x) {
-  for (int g = 0; g < n_groups; ++g) {
-    int32x4_t d[T][2];
-    products<F, T>((const int8_t *)panel + g * 8 * TILE_ROWS * 4, g, x, d);
-    for (int t = 0; t < T; ++t)
-      for (int k = 0; k < 2; ++k) {
-        float *acc = x.acc[t] + g * TILE_ROWS + 4 * k;
-        const float32x4_t s = vmulq_n_f32(vld1q_f32(scales + g * TILE_ROWS + 4 * k), x.scale[t][g]);
-        vst1q_f32(acc, vfmaq_f32(vld1q_f32(acc), vcvtq_f32_s32(d[t][k]), s));
-      }
-  }
-}
-
-// -- index scores -------------------------------------------------------------------------------------------------
-
-static const int INDEX_HEADS = 4;
+// -- tiles ---------------------------------------------------------------------------------------------------------
 
 struct Quads {
   int8x16_t low, high;
@@ -337,10 +287,69 @@ static inline Quads splat_quads(const int8_t *q) {
   return Quads{all, all};
 }
 
-static inline Dots no_dots() { return Dots{vdupq_n_s32(0), vdupq_n_s32(0)}; }
+template <int F>
 static inline Dots add_dots(Dots d, Quads codes, Quads q) {
   return Dots{vdotq_s32(d.low, codes.low, q.low), vdotq_s32(d.high, codes.high, q.high)};
 }
+
+template <int F>
+static inline Dots first_dots(const int32_t *) {
+  return Dots{vdupq_n_s32(0), vdupq_n_s32(0)};
+}
+
+template <int F>
+static inline Wide product(Dots d, const uint8_t *) {
+  return Wide{vcvtq_f32_s32(d.low), vcvtq_f32_s32(d.high)};
+}
+
+template <int F>
+static inline const int8_t *in_order(const int8_t *q, int8_t *) {
+  return q;
+}
+
+#ifdef __ARM_FEATURE_MATMUL_INT8
+#define V4K_OWN_PRODUCTS
+#endif
+#include "tiles.inl"
+
+#ifdef V4K_OWN_PRODUCTS
+// vmmlaq does eight bytes of two rows by two tokens.
+template <int F, int T>
+static inline void products(const uint8_t *panel, int g, const Tokens &x, Dots d[T][TILE_VECTORS]) {
+  const int32_t *w = (const int32_t *)panel;
+  const int PAIRS = (T + 1) / 2;  // of tokens; one without another is its own neighbour
+  int32x4_t sums[PAIRS][4];
+  for (int p = 0; p < PAIRS; ++p)
+    for (int k = 0; k < 4; ++k) sums[p][k] = vdupq_n_s32(0);
+#pragma GCC unroll 4
+  for (int j = 0; j < 8; j += 2) {
+    int8x16_t rows[4];
+    for (int k = 0; k < 2; ++k) {
+      const int32x4_t one = vld1q_s32(w + j * TILE_ROWS + k * 4);
+      const int32x4_t next = vld1q_s32(w + (j + 1) * TILE_ROWS + k * 4);
+      rows[2 * k] = vreinterpretq_s8_s32(vzip1q_s32(one, next));
+      rows[2 * k + 1] = vreinterpretq_s8_s32(vzip2q_s32(one, next));
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < PAIRS; ++p) {
+      const int at = group_at<F>(g) + quad_at<F>(j), second = 2 * p + 1 < T ? 2 * p + 1 : 2 * p;
+      const int8x16_t q = vcombine_s8(vld1_s8(x.q[2 * p] + at), vld1_s8(x.q[second] + at));
+      for (int k = 0; k < 4; ++k) sums[p][k] = vmmlaq_s32(sums[p][k], rows[k], q);
+    }
+  }
+  for (int t = 0; t < T; ++t) {
+    const int32x4_t *s = sums[t / 2];
+    d[t][0] = t % 2 ? Dots{vuzp2q_s32(s[0], s[1]), vuzp2q_s32(s[2], s[3])}
+                    : Dots{vuzp1q_s32(s[0], s[1]), vuzp1q_s32(s[2], s[3])};
+  }
+}
+#endif
+
+// -- index scores -------------------------------------------------------------------------------------------------
+
+static const int INDEX_HEADS = 4;
+
+static inline Dots no_dots() { return Dots{vdupq_n_s32(0), vdupq_n_s32(0)}; }
 static inline Wide from_dots(Dots d, int32_t) { return Wide{vcvtq_f32_s32(d.low), vcvtq_f32_s32(d.high)}; }
 
 static inline unsigned above(Wide a, Wide least) {

@@ -45,3 +45,17 @@ static inline float scale_of(const Row &w, int g) {
   __builtin_memcpy(&value, &bits, 4);
   return value;
 }
+
+// A copy of up to 8 groups of a row, with zeros behind them.
+struct Padded {
+  uint8_t codes[V4K_BLOCK * 32], second[V4K_BLOCK * 4], scale[V4K_BLOCK * 2];
+};
+
+template <int F>
+static inline Row padded(const Row &w, int64_t n_groups, Padded *copy) {
+  __builtin_memset(copy, 0, sizeof *copy);
+  __builtin_memcpy(copy->codes, w.codes, n_groups * Format<F>::first_bytes);
+  __builtin_memcpy(copy->second, w.second, n_groups * Format<F>::second_bytes);
+  __builtin_memcpy(copy->scale, w.scale, n_groups * Format<F>::scale_bytes);
+  return Row{copy->codes, copy->second, copy->scale, w.factor};
+}

@@ -143,7 +143,7 @@ static const int ROWS_ONCE = 1, PAIR_ROWS = 1, PAIR_PARTS = 1;
 
 // -- index scores -------------------------------------------------------------------------------------------------
 
-static const int TILE_ROWS = 8, INDEX_HEADS = 1;
+static const int KEY_ROWS = 8, INDEX_HEADS = 1;
 
 struct Quads {
   int8_t b[32];
@@ -166,6 +166,7 @@ static inline Quads splat_quads(const int8_t *q) {
 
 static inline Dots no_dots() { return Dots{{0, 0, 0, 0, 0, 0, 0, 0}}; }
 
+template <int F>
 static inline Dots add_dots(Dots d, const Quads &codes, const Quads &q) {
   for (int i = 0; i < 32; ++i) d.d[i / 4] += codes.b[i] * q.b[i];
   return d;
@@ -181,14 +182,14 @@ static inline unsigned above(const Wide &a, const Wide &least) {
   return bits;
 }
 
-template <int F>
+template <int F, int R>
 static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_groups, uint8_t *panel) {
   for (int i = 0; i < n_groups * 16; ++i)  // byte i of a row: inputs 2i and 2i + 1
-    for (int r = 0; r < TILE_ROWS; ++r) {
+    for (int r = 0; r < R; ++r) {
       const uint8_t pair = codes[(r < rows ? r : rows - 1) * row_bytes + i];
-      uint8_t *even = panel + ((i / 16 * 8 + i % 16 / 4) * TILE_ROWS + r) * 4 + i % 4;
+      uint8_t *even = panel + ((i / 16 * 8 + i % 16 / 4) * R + r) * 4 + i % 4;
       even[0] = (uint8_t)FP4_DOUBLED[pair & 15];
-      even[4 * TILE_ROWS * 4] = (uint8_t)FP4_DOUBLED[pair >> 4];
+      even[4 * R * 4] = (uint8_t)FP4_DOUBLED[pair >> 4];
     }
 }
 

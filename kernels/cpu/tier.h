@@ -6,7 +6,7 @@
 #include "formats.h"
 
 #define V4K_BLOCK 8         // groups handled together; activation rows are padded to whole blocks
-#define V4K_TOKEN_BLOCK 32  // tokens whose accumulators stay in cache together
+#define V4K_TOKEN_BLOCK 64  // tokens that weights are unpacked once for, and whose accumulators stay in L2
 #define V4K_PANEL_KEYS 64   // index keys unpacked together
 #define V4K_LOGITS 128      // logits weighed together
 #define V4K_ABREAST 16       // rows whose errors are carried together

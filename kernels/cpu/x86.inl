@@ -1,6 +1,7 @@
 // What the AVX2 and AVX-512 tiers share, in AVX2 and FMA intrinsics. Included inside the tier's namespace, after
-// TILE_ROWS (a multiple of 8), UNSIGNED8 (INT8 codes packed as code + 128, levels of Q3 and Q2 times multiplier + 128; if
-// not, as level + 16) and PANEL_QUADS (10: behind the codes of a group the multipliers of its runs, twice in each dword).
+// TILE_ROWS (a multiple of 8), UNSIGNED8, steps<F>() and behind<F>() (tiles.inl). With UNSIGNED8 panels hold INT8 codes + 128,
+// and levels of Q3 and Q2 times multiplier + 128. If not, INT8 codes as int16, and of Q3 and Q2 level + 16, quads of two
+// inputs of one run and two of the other, and behind them in each dword the multipliers of both.
 
 #include "row.inl"
 
@@ -129,55 +130,66 @@ static inline void transpose_4x8(const __m256i a[4], __m256i d[4]) {
   d[3] = _mm256_unpackhi_epi64(hi01, hi23);
 }
 
-static inline __m256i two_rows(const uint8_t *low, const uint8_t *high) {
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)low)),
-                                 _mm_loadu_si128((const __m128i *)high), 1);
+// Dwords of 8 rows, 4 of each from `at` bytes behind its start.
+static inline void dwords(const uint8_t *const row[8], int64_t at, __m256i d[4]) {
+  __m256i a[4];
+  for (int k = 0; k < 4; ++k)
+    a[k] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(row[k] + at))),
+                                   _mm_loadu_si128((const __m128i *)(row[k + 4] + at)), 1);
+  transpose_4x8(a, d);
 }
 
-// One group of 8 rows into its 8 dwords of the panel, TILE_ROWS dwords apart.
-template <int F>
+// 8 dwords of 8 rows, a[k] = row k -> a[j] = dword j of rows 0..7.
+static inline void transpose_8x8(__m256i a[8]) {
+  __m256i low[4], high[4], d[8];
+  for (int k = 0; k < 4; ++k) {
+    low[k] = _mm256_permute2x128_si256(a[k], a[k + 4], 0x20);
+    high[k] = _mm256_permute2x128_si256(a[k], a[k + 4], 0x31);
+  }
+  transpose_4x8(low, d);
+  transpose_4x8(high, d + 4);
+  for (int k = 0; k < 8; ++k) a[k] = d[k];
+}
+
+// Of signed bytes the even and the odd ones as int16.
+static inline __m256i even_bytes(__m256i v) { return _mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8); }
+static inline __m256i odd_bytes(__m256i v) { return _mm256_srai_epi16(v, 8); }
+
+// One group of 8 rows, `at` bytes behind their start, into its quads of a panel of R rows.
+template <int F, int R>
 static inline void pack_group(const uint8_t *const row[8], int64_t at, uint8_t *panel) {
   const __m256i low_nibble = _mm256_set1_epi8(15);
   for (int half = 0; half < (F == V4K_INT8 ? 2 : 1); ++half) {
-    __m256i a[4], d[4];
-    for (int k = 0; k < 4; ++k) a[k] = two_rows(row[k] + at + 16 * half, row[k + 4] + at + 16 * half);
-    transpose_4x8(a, d);
+    __m256i d[4];
+    dwords(row, at + 16 * half, d);
     for (int j = 0; j < 4; ++j) {
-      if (F == V4K_INT8) {
-        if (UNSIGNED8) d[j] = _mm256_xor_si256(d[j], _mm256_set1_epi8(-128));
-        _mm256_store_si256((__m256i *)(panel + (4 * half + j) * TILE_ROWS * 4), d[j]);
-        continue;
+      __m256i *to = (__m256i *)(panel + (4 * half + j) * R * 4);
+      if (F == V4K_INT8 && UNSIGNED8) {
+        _mm256_store_si256(to, _mm256_xor_si256(d[j], _mm256_set1_epi8(-128)));
+      } else if (F == V4K_INT8) {
+        _mm256_store_si256(to, even_bytes(d[j]));
+        _mm256_store_si256(to + R, odd_bytes(d[j]));
+      } else {
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(d[j], 4), low_nibble);
+        _mm256_store_si256(to, unsigned_codes<F>(_mm256_and_si256(d[j], low_nibble)));
+        _mm256_store_si256(to + R / 2, unsigned_codes<F>(high));
       }
-      const __m256i low = _mm256_and_si256(d[j], low_nibble);
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(d[j], 4), low_nibble);
-      _mm256_store_si256((__m256i *)(panel + j * TILE_ROWS * 4), unsigned_codes<F>(low));
-      _mm256_store_si256((__m256i *)(panel + (4 + j) * TILE_ROWS * 4), unsigned_codes<F>(high));
     }
   }
 }
 
-template <int F>
-static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, float *scales);
-
-// n_groups groups of TILE_ROWS rows, of which there are `rows`, to panel [group][dword 8][row] of 4 codes.
-template <int F>
+// n_groups groups of R rows, of which there are `rows`, to panel [group][dword 8][row] of 4 codes.
+template <int F, int R>
 static void pack_codes(const uint8_t *codes, int64_t row_bytes, int rows, int n_groups, uint8_t *panel) {
-  for (int r0 = 0; r0 < TILE_ROWS; r0 += 8) {
+  for (int r0 = 0; r0 < R; r0 += 8) {
     const uint8_t *row[8];
     for (int k = 0; k < 8; ++k) row[k] = codes + (r0 + k < rows ? r0 + k : rows - 1) * row_bytes;
     for (int g = 0; g < n_groups; ++g)
-      pack_group<F>(row, g * V4K_FORMATS[F].info.code_bytes, panel + (g * 8 * TILE_ROWS + r0) * 4);
+      pack_group<F, R>(row, g * V4K_FORMATS[F].info.code_bytes, panel + (g * 8 * R + r0) * 4);
   }
 }
 
-// A dword of each of 8 rows, `at` bytes from where they begin.
-static inline __m256i dwords(const uint8_t *const row[8], int64_t at) {
-  int32_t d[8];
-  for (int k = 0; k < 8; ++k) __builtin_memcpy(d + k, row[k] + at, 4);
-  return _mm256_loadu_si256((const __m256i *)d);
-}
-
-// Bytes (level + 16) times the multiplier that both halves of their dword hold: plus 128.
+// Bytes (level + 16) times the multiplier that their half of a dword holds: plus 128.
 static inline __m256i multiplied(__m256i codes, __m256i multiplier) {
   const __m256i low_byte = _mm256_set1_epi16(0xff);
   const __m256i each = _mm256_and_si256(multiplier, low_byte);  // of a pair the even byte only is multiplied
@@ -188,46 +200,78 @@ static inline __m256i multiplied(__m256i codes, __m256i multiplier) {
   return _mm256_xor_si256(_mm256_sub_epi8(products, excess), _mm256_set1_epi8(-128));
 }
 
-// Q3 and Q2: n_groups groups of 8 rows to their dwords of the panel.
+// One group of Q3 or Q2 of 8 rows: `runs` the code bytes of both runs, n2 of Q3, `multipliers` of both in each dword.
 template <int F>
-static void pack_fours(const Row w[8], int n_groups, uint8_t *panel) {
+static inline void pack_runs(const __m256i runs[2], __m256i n2, __m256i multipliers, uint8_t *panel) {
+  const __m256i nibble = _mm256_set1_epi8(15);
+  __m256i of[2][2] = {{runs[0], runs[1]}, {_mm256_and_si256(n2, nibble), _mm256_and_si256(_mm256_srli_epi16(n2, 4), nibble)}};
+  for (int k = 0; k < 2 && !UNSIGNED8; ++k) {  // two inputs of each run
+    const __m256i first = _mm256_blend_epi16(of[k][0], _mm256_slli_epi32(of[k][1], 16), 0xaa);
+    of[k][1] = _mm256_blend_epi16(_mm256_srli_epi32(of[k][0], 16), of[k][1], 0xaa);
+    of[k][0] = first;
+  }
+  const __m256i both[2] = {_mm256_shufflehi_epi16(_mm256_shufflelo_epi16(multipliers, 0xa0), 0xa0),
+                           _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(multipliers, 0xf5), 0xf5)};
+  for (int half = 0; half < 2; ++half) {
+    __m256i c[4];
+    four_levels<F>(of[0][half], of[1][half], c);
+    for (int v = 0; v < 4; ++v)
+      _mm256_store_si256((__m256i *)(panel + (2 * v + half) * TILE_ROWS * 4),
+                         UNSIGNED8 ? multiplied(c[v], both[half]) : c[v]);
+  }
+  if (!UNSIGNED8) _mm256_store_si256((__m256i *)(panel + steps<F>() * TILE_ROWS * 4), multipliers);
+}
+
+// Q3 and Q2: 8 groups of 8 rows to their quads of the panel.
+template <int F>
+static inline void pack_fours(const Row w[8], uint8_t *panel) {
   const uint8_t *codes[8], *second[8];
-  for (int k = 0; k < 8; ++k) codes[k] = w[k].codes, second[k] = w[k].second;
-  for (int g = 0; g < n_groups; ++g, panel += PANEL_QUADS * TILE_ROWS * 4) {
-    __m256i n2 = _mm256_setzero_si256();
-    if (F == V4K_Q3) n2 = dwords(second, g * 4);
-    for (int run = 0; run < 2; ++run) {
-      uint32_t m[8];  // twice in each
-      for (int k = 0; k < 8; ++k) m[k] = 0x10001u * (uint16_t)V4K_MULTIPLIERS[w[k].scale[g] >> 4 * run & 15];
-      __m256i c[4];
-      const __m256i nibbles = run ? _mm256_srli_epi16(n2, 4) : n2;
-      four_levels<F>(dwords(codes, g * 8 + run * 4), _mm256_and_si256(nibbles, _mm256_set1_epi8(15)), c);
-      const __m256i multiplier = _mm256_loadu_si256((const __m256i *)m);
-      for (int v = 0; v < 4; ++v)
-        _mm256_store_si256((__m256i *)(panel + (2 * v + run) * TILE_ROWS * 4),
-                           UNSIGNED8 ? multiplied(c[v], multiplier) : c[v]);
-      if (!UNSIGNED8) _mm256_store_si256((__m256i *)(panel + (8 + run) * TILE_ROWS * 4), multiplier);
-    }
+  __m256i m[8], runs[8], n2[4] = {};
+  for (int k = 0; k < 8; ++k) {
+    codes[k] = w[k].codes, second[k] = w[k].second;
+    m[k] = _mm256_cvtepi8_epi16(multipliers(w[k].scale));
+  }
+  transpose_8x8(m);
+  for (int g = 0; g < V4K_BLOCK; g += 4) {
+    dwords(codes, g * 8, runs);
+    dwords(codes, g * 8 + 16, runs + 4);
+    if (F == V4K_Q3) dwords(second, g * 4, n2);
+    for (int k = 0; k < 4; ++k)
+      pack_runs<F>(runs + 2 * k, n2[k], m[g + k], panel + (g + k) * (steps<F>() + behind<F>()) * TILE_ROWS * 4);
   }
 }
 
-// The same of a matrix from row0 and group g0 on, and scales [group][row].
+// Scales of 8 rows by 8 groups as fp32 [group][row], TILE_ROWS of them apart.
+template <int F>
+static inline void pack_scales(const Row w[8], float *scales) {
+  __m256i s[8];
+  for (int k = 0; k < 8; ++k) s[k] = _mm256_castps_si256(scales8<F>(w[k]));
+  transpose_8x8(s);
+  for (int g = 0; g < V4K_BLOCK; ++g) _mm256_store_si256((__m256i *)(scales + g * TILE_ROWS), s[g]);
+}
+
+// Up to 8 groups of a matrix from row0 and group g0 on; rows past the last repeat it.
 template <int F>
 static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
                  float *scales) {
-  if (Format<F>::fours) {
-    for (int r0 = 0; r0 < TILE_ROWS; r0 += 8) {
-      Row eight[8];
-      for (int k = 0; k < 8; ++k)
-        eight[k] = from_group<F>(row_at<F>(w, row0 + (r0 + k < rows ? r0 + k : rows - 1)), g0);
-      pack_fours<F>(eight, n_groups, panel + r0 * 4);
+  for (int r0 = 0; r0 < TILE_ROWS; r0 += 8, panel += 8 * 4, scales += 8) {
+    Row eight[8];
+    Padded copies[8];
+    const uint8_t *codes[8];
+    for (int k = 0; k < 8; ++k) {
+      eight[k] = from_group<F>(row_at<F>(w, row0 + (r0 + k < rows ? r0 + k : rows - 1)), g0);
+      if (n_groups < V4K_BLOCK) eight[k] = padded<F>(eight[k], n_groups, copies + k);
+      codes[k] = eight[k].codes;
+      for (int ahead = 0; ahead < V4K_BLOCK * Format<F>::first_bytes; ahead += 64)  // of the next block: rows are far apart
+        __builtin_prefetch(codes[k] + V4K_BLOCK * Format<F>::first_bytes + ahead);
     }
-    return pack_scales<F>(w, row0, rows, g0, n_groups, scales);
+    pack_scales<F>(eight, scales);
+    if constexpr (Format<F>::fours)
+      pack_fours<F>(eight, panel);
+    else
+      for (int g = 0; g < n_groups; ++g)
+        pack_group<F, TILE_ROWS>(codes, g * Format<F>::code_bytes, panel + g * steps<F>() * TILE_ROWS * 4);
   }
-  const int code_bytes = V4K_FORMATS[F].info.code_bytes;
-  const int64_t row_bytes = w->cols / V4K_GROUP * code_bytes;
-  pack_codes<F>((const uint8_t *)w->codes + row0 * row_bytes + g0 * code_bytes, row_bytes, rows, n_groups, panel);
-  pack_scales<F>(w, row0, rows, g0, n_groups, scales);
 }
 
 // -- activations -------------------------------------------------------------------------------------------------

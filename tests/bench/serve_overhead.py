@@ -4,7 +4,8 @@
 the first event of an answer, and tokens per second of sessions that decode together, over HTTP and by the library, in
 turns; `cpu` is what the process that computes took, which a busy machine changes less. Both sides sample the same
 tokens after the same prompts, at a temperature and with seeds with which no answer ends by itself; the library is given
-the prompts' tokens, over HTTP they are rendered and encoded.
+the prompts' tokens, over HTTP they are rendered and encoded. The server has room for the contexts of all rounds: that
+others are stored is no matter of HTTP.
 """
 
 import argparse
@@ -142,7 +143,7 @@ def main() -> None:
     def note(what: str, how: str, unit: str, value: float) -> None:
         rows.setdefault((what, how, unit), []).append(value)
 
-    with server(told.model, told.sessions) as (port, process):
+    with server(told.model, told.sessions * (told.rounds + 1)) as (port, process):
         connections = [Http(port) for _ in range(told.sessions)]
         for i in range(-5, told.requests):
             taken = library_first(chat, i)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pull.pulling import Listener
-from tiny import STORE_LIKE, random_checkpoint
+from tiny import STORE_LIKE, make_store, random_checkpoint
 
 from v4cli import files
 from v4cli.calibrate import layers, texts
@@ -26,7 +26,7 @@ from v4cli.pull.pull import pull
 from v4cli.store import calibration, rounding
 from v4cli.store.calibration import Calibration
 from v4cli.store.formats import DECODE, ENCODE
-from v4cli.store.recipe import named
+from v4cli.store.recipe import Rule, named
 from v4cli.store.store import Store, open_model
 
 LITTLE = STORE_LIKE | {"num_hidden_layers": 2, "compress_ratios": [0, 4], "num_hash_layers": 1, "n_routed_experts": 4}
@@ -209,6 +209,24 @@ def stored(source, dest, **options):
     return Store.open(dest)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["q3", "q2"])
+def test_of_random_weights_three_tenths_of_the_damage_go(tmp_path, form):
+    source, chance = random_checkpoint(tmp_path / "m", STORE_LIKE), np.random.default_rng(1)
+    calibrated, asked = chance.integers(512, size=(12, 512)), chance.integers(512, size=300).tolist()
+    layers.calibrate(open_model(source), calibrated.tolist(), tmp_path / "m.calibration")
+    options = {"reporter": Listener(), "readers": READERS}
+    pull(FolderSource(source), tmp_path / "plain", named(form), **options)
+    known = Calibration.open(tmp_path / "m.calibration")
+    pull(FolderSource(source), tmp_path / "by", named(form), calibration=known, **options)
+    teacher, plain, by = (
+        torch.from_numpy(Engine.open(path, "reference").session().feed(asked, all_logits=True)).log_softmax(-1)
+        for path in (source, tmp_path / "plain", tmp_path / "by")
+    )
+    before, after = (float((teacher.exp() * (teacher - other)).sum(-1).mean()) for other in (plain, by))
+    assert after < 0.7 * before
+
+
 def test_a_store_names_its_calibration_and_stays_with_it(source, made, tmp_path):
     plain, by = stored(source, tmp_path / "plain"), stored(source, tmp_path / "by", calibration=made)
     assert by.manifest.source["calibration"] == made.record and "calibration" not in plain.manifest.source
@@ -265,3 +283,13 @@ def test_texts_of_ones_own_are_cut_into_equal_shares(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="no text"):
         texts.of_files(tokenizer, [tmp_path / "a"])
+
+
+@pytest.mark.parametrize("form", ["keep", "int8", "int4", "fp4"])
+def test_only_the_rows_of_the_embedding_that_texts_have_are_decoded(source, tmp_path, form):
+    model = open_model(source)
+    if form != "keep":
+        rules = (Rule("experts", "keep"), Rule("linear", "int8"), Rule("embed", form), Rule("head", "int8"))
+        model = Store.open(make_store(source, tmp_path / form, recipe=rules))
+    rows = torch.tensor([0, 3, 511, 7])
+    assert torch.equal(model.dense("embed.weight", rows), model.dense("embed.weight")[rows])

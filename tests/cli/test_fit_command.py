@@ -74,8 +74,10 @@ def test_a_calibration_says_which_inputs_and_experts_count(source, tmp_path, mon
     arrays = {name: rng.random(shape, np.float32) for name, (_, shape) in calibration.shapes(config).items()}
     arrays |= {name: np.arange(6) * 100 for name in arrays if name.endswith("hits")}
     known = calibration.Calibration(tmp_path / "known", "", 1000, arrays)
-    for expert, times in ((3, 300), (0, 1)):  # of the latter too little is known: its layer's inputs stand for its own
-        mean = arrays["layers.1.z"][3] if expert else np.average(arrays["layers.1.z"], axis=0, weights=np.arange(6))
+    squares = arrays["layers.1.z"]
+    layer = calibration.PRIOR * np.average(squares, axis=0, weights=np.arange(6))
+    for expert, times in ((3, 300), (0, 1)):  # of the latter nothing is known: its layer's inputs stand for its own
+        mean = (300 * squares[3] + layer) / (300 + calibration.PRIOR) if expert else layer / calibration.PRIOR
         told = known.importance(f"layers.1.ffn.experts.{expert}.w2.weight").numpy()
         assert told == pytest.approx(times * (mean + 0.01 * mean.mean()), rel=1e-4)
 

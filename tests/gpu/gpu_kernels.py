@@ -191,13 +191,14 @@ def run_linear(
     q: torch.Tensor,
     q_scale: torch.Tensor,
     asm: str,
+    tile: int = 32,
 ) -> tuple[np.ndarray, ptx.Counters]:
-    """One linear layer of a quantized format: y fp32 [tokens, rows]."""
+    """One linear layer of a quantized format, `tile` rows a program: y fp32 [tokens, rows]."""
     kernel = getattr(linear, f"linear_{form}")
     rows, (tokens, k) = len(codes), q.shape
     y = np.full((tokens, rows), np.nan, np.float32)
-    made = program(kernel, gpu, K=k, ROWS=32, ASM=asm)
-    return y, run(made, (blocks(rows, 32), tokens), codes, scale, q, q_scale, y, rows)
+    made = program(kernel, gpu, K=k, ROWS=tile, ASM=asm)
+    return y, run(made, (blocks(rows, tile), tokens), codes, scale, q, q_scale, y, rows)
 
 
 def run_gemm(

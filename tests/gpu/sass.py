@@ -63,7 +63,7 @@ def inner_spans(jumps: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def summed(body: list[str]) -> Loop:
     opcodes = Counter(text.split()[0].split(".")[0] for text in body)
-    products = 4 * opcodes["IDP"]
+    products = 4 * sum(text.startswith("IDP.4A") for text in body)
     for text in body:
         if shape := re.match(r"IMMA\.(\d\d)(\d)(\d\d)\.|IMMA\.(\d\d)(\d\d)(\d\d)\.", text):
             m, n, k = (int(x) for x in shape.groups() if x)

@@ -11,7 +11,7 @@ from v4kernels.triton.device import Launch, Node, Recording
 from v4kernels.triton.memory import aligned
 
 from v4cli.model.schema import expected_tensors
-from v4cli.store.recipe import RECIPES, format_of
+from v4cli.store.recipe import RECIPES, formats_by
 
 RNG = np.random.default_rng(5)
 FIRST = 1 << 40  # address
@@ -88,13 +88,14 @@ class Zeros:
     """A source of weights of any size that are zeros, without memory."""
 
     def __init__(self, config, quant: str):
-        self.specs, self.recipe = expected_tensors(config, with_mtp=False), RECIPES[quant].rules
+        self.specs = expected_tensors(config, with_mtp=False)
+        self.formats = formats_by(RECIPES[quant].rules, self.specs)
         largest = max(spec.nbytes for spec in self.specs.values())
         self.zeros = np.frombuffer(mmap.mmap(-1, 2 * largest, prot=mmap.PROT_READ), np.uint8)
 
     def weight(self, name: str) -> PackedWeight:
         spec = self.specs[name]
-        form, at = format_of(self.recipe, name, spec), self.zeros.ctypes.data
+        form, at = self.formats.get(name, OFFICIAL[spec.dtype]), self.zeros.ctypes.data
         rows, cols = spec.shape[0], OFFICIAL[spec.dtype].cols(spec.shape[1])
         return PackedWeight(at, at if form.scale else None, rows, cols, form.name, (self.zeros,))
 

@@ -8,10 +8,11 @@ from v4kernels import native
 pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 from sized import Sized, Zeros
 from v4kernels.triton.ops import TritonOps
+from v4kernels.triton.weights import SlotKind
 
 from v4cli.bench.synthetic import shape
 from v4cli.engine.on_card import rooms_of
-from v4cli.experts.device import DeviceSlots, pools_of
+from v4cli.experts.device import DeviceSlots, pools_of, slot_bytes
 from v4cli.experts.rehearsal import Rehearsal
 from v4cli.experts.split import Split
 from v4cli.experts.tiers import InRam
@@ -57,3 +58,13 @@ def test_a_prefill_works_in_what_was_planned(tree, chunk, n_tokens):
         assert sum(device.hosted.values()) <= memory.pinned_bytes(FLASH) + memory.record_bytes(FLASH, chunk)
     finally:
         bank.close()
+
+
+@pytest.mark.parametrize("quant", ["native", "q3", "mix", "q2"])
+def test_slots_are_as_large_as_planned(quant):
+    """Of every kind of experts that a recipe makes."""
+    config = replace(shape("flash", 12), n_routed_experts=2)
+    kinds = InRam(build(config, Zeros(config, quant)).layers).examples
+    planned = cost.needs(config, cost.stored_tensors(layout(config, quant, False))).kinds
+    assert sorted(map(slot_bytes, kinds)) == sorted(SlotKind.of(kind).n_bytes for kind in kinds) == sorted(planned)
+    assert len(planned) == (2 if quant == "mix" else 1)

@@ -52,13 +52,13 @@ gemm.gemm[(1, 2)](codes, bits, q, scale, y, 20, 2, FORMAT="int4", **tile)
 print("gemm_int4", same(y, want))
 
 for form in ("q3", "q2"):
-    codes, steps = given.lowbit_weight(form, 20, 352)
-    want = native.linear(x, native.matrix(codes, steps, form))
-    y = torch.zeros(2, 20)
-    getattr(linear, "linear_" + form)[(2, 2)](codes, steps, q.view(torch.int64), scale, y, 20, **sizes)
+    codes, steps = given.lowbit_weight(form, 10, 352)
+    want = native.linear(x[:1], native.matrix(codes, steps, form))
+    y = torch.zeros(1, 10)
+    getattr(linear, "linear_" + form)[(1, 1)](codes, steps, q.view(torch.int64), scale, y, 10, **sizes)
     print("linear_" + form, same(y, want))
-    y = torch.zeros(2, 20)
-    gemm.gemm[(1, 2)](codes, steps, q, scale, y, 20, 2, FORMAT=form, **tile)
+    y = torch.zeros(1, 10)
+    gemm.gemm[(1, 1)](codes, steps, q, scale, y, 10, 1, FORMAT=form, **tile)
     print("gemm_" + form, same(y, want))
 """
 

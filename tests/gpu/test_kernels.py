@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is made for Linux on x86_64 only")
 import gpu_kernels
 import small_kernels
 from gpu_kernels import TARGETS, over_gpus
-from v4kernels.formats import FORMATS
+from v4kernels.formats import FORMATS, LEVELS
 from v4kernels.triton import gemm, linear, quantize
 
 GPUS = pytest.mark.parametrize("gpu", TARGETS)
@@ -145,7 +145,10 @@ WEIGHTS |= {form: partial(lowbit_weight, form) for form in ("q3", "q2")}
 FORMS = pytest.mark.parametrize("form", WEIGHTS)
 
 
-@over_gpus("rows k tokens form", ((*shape, form) for shape in SHAPES for form in WEIGHTS))
+@over_gpus(
+    "rows k tokens form",
+    ((*shape, form) for shape in SHAPES for form in WEIGHTS if form not in LEVELS or shape in SHAPES[1:3]),
+)
 @LIBRARY
 def test_a_linear_layer_is_the_librarys(gpu, rows, k, tokens, form):
     x = activations(tokens, k)
@@ -167,7 +170,17 @@ def test_linear_layers_of_random_sizes_are_the_librarys(form):
         assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0, (rows, k, tokens)
 
 
-@over_gpus("form", ((form,) for form in WEIGHTS))
+@over_gpus("form tile", [("q3", 8), ("q2", 16)])
+@LIBRARY
+def test_a_program_of_few_rows_gives_the_librarys_bits(gpu, form, tile):
+    """Of formats whose groups a thread needs to have as a whole."""
+    x = activations(1, 288)
+    codes, scale = WEIGHTS[form](20, 288)
+    y, _ = gpu_kernels.run_linear(gpu, form, codes, scale, *native.quantize(x), "ptx", tile)
+    assert differing(y, native.linear(x, native.matrix(codes, scale, form))) == 0
+
+
+@over_gpus("form", ((form,) for form in WEIGHTS if form not in LEVELS))
 @LIBRARY
 def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
     x = activations(2, 352)
@@ -178,7 +191,7 @@ def test_the_plain_form_of_a_linear_layer_is_the_librarys_too(gpu, form):
 
 
 @LIBRARY
-@over_gpus("form bytes_each", [("int8", 1 + 1 / 16), ("fp4", 0.5 + 1 / 32), ("int4", 0.5 + 1 / 16)])
+@over_gpus("form bytes_each", ((form, FORMATS[form].bits / 8) for form in WEIGHTS))
 def test_a_large_linear_layer_is_the_librarys_and_reads_its_weights_once(gpu, form, bytes_each):
     rows, k = 2048, 4096
     x = activations(1, k)

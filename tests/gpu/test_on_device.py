@@ -60,7 +60,7 @@ def by_rows(launch, form: str, x: torch.Tensor, codes: torch.Tensor, scale: torc
     """A linear layer for few tokens."""
     (tokens, k), rows = x.shape, len(codes)
     y = np.full((tokens, rows), np.nan, np.float32)
-    kernel = {"int8": linear.linear_int8, "fp4": linear.linear_fp4, "int4": linear.linear_int4}[form]
+    kernel = getattr(linear, f"linear_{form}")
     grid = blocks(rows, 32), tokens
     asm = assembly(launch.device.gpu)
     launch(kernel, grid, codes, scale, *native.quantize(x), y, rows, K=k, ROWS=32, ASM=asm)

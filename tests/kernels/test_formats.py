@@ -3,6 +3,7 @@
 import ctypes
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,13 +116,16 @@ def test_a_table_of_any_format_embeds_as_it_decodes(ops, form):
 
 
 @pytest.mark.parametrize("form", READ)
-def test_what_no_kernel_for_gpus_reads_is_refused_by_name(form):
-    weight = packed(form, weights(8, 64))
-    if form in ("q3", "q2"):
-        with pytest.raises(ValueError, match=f"no kernel for GPUs reads {form} weights"):
-            device_weights.stored(weight)
-    else:
-        assert tuple(part.nbytes for part in device_weights.stored(weight)) == FORMATS[form].n_bytes(8, 64)
+def test_a_weight_takes_as_many_bytes_of_a_gpu_as_the_table_says(form):
+    parts = device_weights.stored(packed(form, weights(8, 64)))
+    assert tuple(part.nbytes for part in parts) == FORMATS[form].n_bytes(8, 64)
+
+
+def test_what_no_kernel_for_gpus_reads_is_refused_by_name():
+    assert set(device_weights.READ) == set(READ)
+    weight = SimpleNamespace(form="fp8")
+    with pytest.raises(ValueError, match="no kernel for GPUs reads fp8 weights"):
+        device_weights.stored(weight)
 
 
 @needs_library

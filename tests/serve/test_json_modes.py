@@ -199,3 +199,11 @@ def test_a_format_that_is_none_is_refused(server, wrong):
     path, body = chat("hello", response_format=wrong)
     reply = server.http.post(path, json=body)
     assert (reply.status_code == 400 and "response_format" in reply.text) or "strict" in reply.text
+
+
+def test_a_grammar_that_allows_nothing_is_given_up_in_one_line(server):
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    whole = post(server.http, chat("Hello"), response_format=format_, max_tokens=6).json()
+    assert whole["usage"]["completion_tokens"] > 1
+    (line,) = [line for line in server.service.lines if "given up" in line]
+    assert "\n" not in line

@@ -8,6 +8,7 @@ import pytest
 
 from v4cli.errors import RequestError, UsageError
 from v4cli.serve import chat_api, completions_api, messages_api, responses_input
+from v4cli.serve.asked import MOST_STOPS
 from v4cli.serve.http import parsed
 
 TOOL = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
@@ -112,3 +113,23 @@ def test_numbers_that_are_none_are_refused(number):
 
 def test_a_mark_of_byte_order_before_the_body_does_not_matter():
     assert parsed(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+@pytest.mark.parametrize(("dialect", "name"), [(chat_api, "stop"), (messages_api, "stop_sequences")])
+def test_so_many_stop_strings_and_no_more(dialect, name):
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    assert len(dialect.read(body | {name: ["x"] * MOST_STOPS}).stop) == MOST_STOPS
+    with pytest.raises(RequestError, match=name):
+        dialect.read(body | {name: ["x"] * (MOST_STOPS + 1)})
+
+
+@pytest.mark.parametrize("ids", [[-1], [5, 1024], [2**70]])
+def test_tokens_that_are_none_are_refused_before_a_stream_begins(server, ids):
+    body = {"model": "nano", "prompt": ids, "max_tokens": 1, "stream": True}
+    reply = server.http.post("/v1/completions", json=body)
+    assert reply.status_code == 400 and str(ids[-1]) in reply.json()["error"]["message"]
+
+
+def test_text_that_is_no_text_is_named_by_its_place():
+    with pytest.raises(RequestError, match=r"messages\[0\]\.content\[0\]\.text must be text"):
+        chat_api.read({"messages": [{"role": "user", "content": [{"type": "text", "text": {}}]}]})

@@ -139,8 +139,8 @@ def test_stop_ends_the_answer_here_and_there(page):
     page.until("document.querySelector('.text') && $('send').textContent === 'Stop'")
     page.value("$('send').click()")
     page.until("!running && $('send').textContent === 'Send'")
-    until(lambda: service.pool.n_busy == 0)
-    assert service.metrics.cancelled == 1 and page.value("messages.length") == 2
+    until(lambda: service.pool.n_busy == 0 and service.metrics.cancelled == 1)
+    assert page.value("messages.length") == 2
     assert "stopped" in page.value("$('talk').textContent")
 
 

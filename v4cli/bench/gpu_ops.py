@@ -153,22 +153,22 @@ def product(sizes: Sizes, form: str, tokens: int) -> Makes:
     return cases
 
 
-def slot(inner: int, dim: int) -> dict[str, int]:
-    """Where the parts of an FP4 expert lie, by the kernels' names."""
+def slot(form: str, inner: int, dim: int) -> dict[str, int]:
+    """Where the parts of an expert lie, by the kernels' names."""
     at, end = {}, 0
     for part, shape in (("W1", (inner, dim)), ("W3", (inner, dim)), ("W2", (dim, inner))):
-        for name, n_bytes in zip((part, f"{part}_SCALE"), FORMATS["fp4"].n_bytes(*shape)):
+        for name, n_bytes in zip((part, f"{part}_SCALE"), FORMATS[form].n_bytes(*shape)):
             at[name], end = end, blocks(end + n_bytes, 256) * 256
     return at | {"SLOT": end}
 
 
-def routed(sizes: Sizes) -> Makes:
+def routed(sizes: Sizes, form: str) -> Makes:
     """The experts of a token, all of them in slots."""
     c = sizes.config
     inner, dim, top_k = c.moe_intermediate_size, c.hidden_size, c.num_experts_per_tok
 
     def cases(memory: Memory) -> Iterator[Case]:
-        at = slot(inner, dim)
+        at = slot(form, inner, dim)
         sets = max(2, blocks(sizes.rotated, top_k * at["SLOT"]))
         slots = memory.random(sets * top_k * at["SLOT"])
         table = memory.array(np.arange(sets * top_k, dtype=np.int16))
@@ -183,15 +183,16 @@ def routed(sizes: Sizes) -> Makes:
             chosen = slots, table, ids[i % sets]
             run(
                 memory, experts.gate_up, (top_k, inner // 32), (*chosen, shares, *x, *z, 10.0),
-                K=dim, N=inner, TOP_K=top_k, W1_FORMAT="fp4", W3_FORMAT="fp4", **first,
+                K=dim, N=inner, TOP_K=top_k, W1_FORMAT=form, W3_FORMAT=form, **first,
             )  # fmt: skip
             run(
-                memory, experts.down, (top_k, dim // 32), (*chosen, *z, y), K=inner, N=dim, ROWS=32, W2_FORMAT="fp4",
+                memory, experts.down, (top_k, dim // 32), (*chosen, *z, y), K=inner, N=dim, ROWS=32, W2_FORMAT=form,
                 **last,
             )  # fmt: skip
 
-        n_bytes = top_k * (2 * sum(FORMATS["fp4"].n_bytes(inner, dim)) + sum(FORMATS["fp4"].n_bytes(dim, inner)))
-        yield Case("fp4 experts", f"{top_k} of {dim}x{inner}", n_bytes, 3 * top_k * inner * dim, work)
+        about = FORMATS[form]
+        n_bytes = top_k * (2 * sum(about.n_bytes(inner, dim)) + sum(about.n_bytes(dim, inner)))
+        yield Case(f"{form} experts", f"{top_k} of {dim}x{inner}", n_bytes, 3 * top_k * inner * dim, work)
 
     return cases
 
@@ -327,11 +328,12 @@ def cases(sizes: Sizes) -> Iterator[tuple[str, Makes]]:
     """All of them, by a name, those first that acceptance asks for."""
     dense = sizes.dense()
     yield from ((f"int8 linear {name}", gemv(sizes, "int8", name)) for name in dense)
-    yield "fp4 experts", routed(sizes)
+    yield "fp4 experts", routed(sizes, "fp4")
     yield from ((f"attention, {keys} keys", attention(sizes, keys)) for keys in sizes.keys)
     yield from ((f"index, {keys} keys", indexed(sizes, keys)) for keys in sizes.scored)
     yield "hyper-connection", hyper_connection(sizes)
     for tokens in sizes.prompt:
         yield from ((f"{form} product, {tokens} rows", product(sizes, form, tokens)) for form in ("int8", "fp4"))
+    yield from ((f"{form} experts", routed(sizes, form)) for form in ("q3", "q2"))
     for form in ("int4", "fp4"):
         yield from ((f"{form} linear {name}", gemv(sizes, form, name)) for name in dense)

@@ -100,7 +100,7 @@ def _embed(model: Model, texts, out: Path) -> None:
 
 def _rows_of(model: Model, name: str, ids: np.ndarray) -> np.ndarray:
     used, where = np.unique(ids, return_inverse=True)
-    return model.dense(name)[torch.from_numpy(used)].numpy()[where]
+    return model.dense(name, torch.from_numpy(used)).numpy()[where]  # of Flash all of it takes gigabytes
 
 
 class _Layer:

@@ -86,7 +86,7 @@ class Matched:
         self._its, self._text, self._begin = its, text, begin
         self._matcher = its.guide.matcher(text)
         self._going_on = None if begin is None else its.without(its.tokenizer.eos_id)
-        self._waits, self._seen = begin is not None, 0
+        self._waits, self._seen, self._given_up = begin is not None, 0, False
         for token in before:
             self._matcher.consume_token(token)
 
@@ -100,6 +100,8 @@ class Matched:
 
     def __call__(self, tokens: Sequence[int]) -> np.ndarray | None:
         """(vocab,) bool: what may follow the tokens sampled so far; None if anything may."""
+        if self._given_up:
+            return None
         for token in tokens[self._seen :]:
             if self._waits:
                 self._waits = token != self._begin
@@ -111,6 +113,8 @@ class Matched:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, count=self._its.vocab_size, bitorder="little").view(bool)
         if self._matcher.is_error() or not mask.any():
-            self._its.log(f"a grammar was given up: {self._matcher.get_error() or 'no token is allowed'}")
+            why = self._matcher.get_error().partition("\n")[0] or "no token is allowed"
+            self._its.log(f"a grammar was given up: {why}")
+            self._given_up = True
             return None
         return mask

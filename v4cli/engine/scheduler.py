@@ -40,6 +40,7 @@ class Job:
     state: State
     all_logits: bool
     cancelled: Callable[[], bool]
+    turn: threading.Condition  # of its thread, which waits until it is done, or has to compute
     n_drafts: int = 0  # of the last tokens, guesses
     beside: int = 0  # rows of others in the step
     seconds: float = 0.0  # that the step took
@@ -109,7 +110,9 @@ class Scheduler:
         self.model, self.stream, self.before_step, self.fault = model, stream, before_step, fault
         self.counts, self.costs, self.head = counts, costs, head
         self.chunk = model.ops.chunk
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._brought = threading.Condition(self._lock)  # all that decode have brought a token, or fewer do
+        self._free = threading.Condition(self._lock)  # nobody computes
         self._waiting: list[Job] = []  # in the order of their coming, until they are done
         self._confirmed: list[tuple[Job, int]] = []
         self._computing = False
@@ -128,16 +131,17 @@ class Scheduler:
         """The job done: logits (n, vocab) of all or (1, vocab) of the last of the tokens, by which `state` advanced;
         None if cancelled. Whatever is raised, the state is where it was. The last n_drafts tokens are guesses: of those
         that are right `confirm` is to be told."""
-        job = Job(ids, state, all_logits, cancelled, n_drafts)
+        job = Job(ids, state, all_logits, cancelled, threading.Condition(self._lock), n_drafts)
         try:
             self._wait_or_compute(job)
         except BaseException:  # Ctrl-C, while others may compute our rows
-            with self._changed:
-                self._changed.wait_for(lambda: not job.taken)
+            with self._lock:
+                job.turn.wait_for(lambda: not job.taken)
                 if job in self._waiting:
                     self._waiting.remove(job)
                 elif job.error is None:
                     job.undo()
+                self._pass_on()  # it may have been ours
             raise
         if isinstance(job.error, Withdrawn):
             return None
@@ -147,12 +151,12 @@ class Scheduler:
 
     def confirm(self, job: Job, i: int) -> None:
         """Token number i of a job that is done, a guess, was right."""
-        with self._changed:
+        with self._lock:
             self._confirmed.append((job, i))
 
     def settle(self) -> None:
         """Between steps, by who computes: what was confirmed counts."""
-        with self._changed:
+        with self._lock:
             confirmed, self._confirmed = self._confirmed, []
         for job, i in confirmed:
             job.confirm(job.first_row + i)
@@ -167,37 +171,37 @@ class Scheduler:
     @contextmanager
     def busy(self, decoding: bool) -> Iterator[None]:
         """Within: a session prefills or decodes."""
-        with self._changed:
+        with self._lock:
             self._active += 1
             self._decoding += decoding
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._active -= 1
                 self._decoding -= decoding
-                self._changed.notify_all()
+                self._tell_if_all_brought()
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
         """Within: nothing is computed. Not for a thread that computes."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._computing)
+        with self._lock:
+            self._free.wait_for(lambda: not self._computing)
             self._computing = True
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._computing = False
-                self._changed.notify_all()
+                self._pass_on()
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def _wait_or_compute(self, job: Job) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting.append(job)
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: job.done or not self._computing)
+            self._tell_if_all_brought()
+            job.turn.wait_for(lambda: job.done or not self._computing)
             if job.done:
                 return
             self._computing = True
@@ -205,9 +209,21 @@ class Scheduler:
             while not job.done:
                 self._step(job)
         finally:
-            with self._changed:
+            with self._lock:
                 self._computing = False
-                self._changed.notify_all()
+                self._pass_on()
+
+    def _tell_if_all_brought(self) -> None:
+        if len(self._waiting) >= self._active:
+            self._brought.notify()
+
+    def _pass_on(self) -> None:
+        """Unless somebody computes: whoever waits for that may now, one of those who wait for their tokens, or who
+        wants nothing computed."""
+        if not self._computing:
+            self._free.notify_all()
+            if self._waiting:
+                self._waiting[0].turn.notify()
 
     def _step(self, own: Job) -> None:
         """Compute the rows that wait. Ctrl-C ends `own` only, whose thread this is; the others wait on."""
@@ -215,25 +231,26 @@ class Scheduler:
             jobs = self._take()
             self._compute(jobs)
         except BaseException as error:
-            with self._changed:
+            with self._lock:
                 jobs = [job for job in self._waiting if job.taken]
                 for job in jobs:
                     job.undo()
                     job.taken = False
+                    job.turn.notify()
                     if self._is_to_blame(job, jobs, own, error):
                         job.error = error
                         self._finish(job)
             if not isinstance(error, Exception):
                 raise
             return
-        with self._changed:
+        with self._lock:
             for job in jobs:
                 self._finish(job)
 
     def _finish(self, job: Job) -> None:
         job.done, job.taken = True, False
         self._waiting.remove(job)
-        self._changed.notify_all()
+        job.turn.notify()
 
     def _is_to_blame(self, job: Job, jobs: list[Job], own: Job, error: BaseException) -> bool:
         """Whether a step failed for this job; where that cannot be known, each is tried alone."""
@@ -246,10 +263,10 @@ class Scheduler:
 
     def _take(self) -> list[Job]:
         """Rows of the next step: all of few rows, and one slice of a prefill."""
-        with self._changed:
+        with self._lock:
             if self._decoding > 1 and self._step_s:
                 patience = max(PATIENCE * self._step_s, LEAST_PATIENCE_S)
-                self._changed.wait_for(lambda: len(self._waiting) >= self._active, patience)
+                self._brought.wait_for(lambda: len(self._waiting) >= self._active, patience)
             first = self._waiting[0]
             jobs, has_slice = [first], len(first.ids) > FEW
             for job in () if first.alone else self._waiting[1:]:

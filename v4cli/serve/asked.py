@@ -14,6 +14,8 @@ LEAST_TOP_P = 1e-6
 MOST_NUMBER = 1e300  # whole numbers may be larger than any float
 MOST_TOP_LOGPROBS = 20
 MOST_CHOICES = 16
+MOST_STOPS = 64  # each is looked for after every token
+TEXTS = ("text", "input_text", "output_text")  # kinds of parts
 EFFORTS = {  # as clients say it, as requests.py does
     "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max",
 }  # fmt: skip
@@ -111,6 +113,8 @@ def stops(value: Any, name: str = "stop") -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value or []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise RequestError(f"{name} must be text or a list of texts")
+    if len(texts) > MOST_STOPS:
+        raise RequestError(f"{name} must hold {MOST_STOPS} texts at most")
     return tuple(filter(None, texts))
 
 
@@ -153,6 +157,8 @@ def text_of(content: Any, where: str, lenient: bool = False) -> str:
             parts.append({"type": "text", "text": text})
         elif lenient:
             parts.append({"type": "text", "text": f"[{part.get('type')} left out]"})
+        elif part.get("type") in TEXTS:
+            raise RequestError(f"{where}[{i}].text must be text")
         else:
             raise RequestError(f"{where}[{i}]: this model reads text only, not {str(part.get('type'))[:40]}")
     return content_text(parts)

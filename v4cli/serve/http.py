@@ -92,7 +92,8 @@ class Guard:
         return None
 
     def _knows(self, headers: dict[str, str]) -> bool:
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else scheme)
         return hmac.compare_digest(given.encode("latin-1"), (self.key or "").encode())
 
 

@@ -42,7 +42,7 @@ class Prompts:
         """`defaults`: of sampling, those of generation_config.json."""
         self.tokenizer, self.defaults, self.memory = tokenizer, defaults, memory
         self.contract = config.contract
-        self.context = config.max_position_embeddings
+        self.context, self.vocab_size = config.max_position_embeddings, config.vocab_size
 
     def encode(self, asked: Asked, cancelled: Callable[[], bool] = lambda: False) -> Encoded:
         """RequestError; ContextError where no room is left for an answer."""
@@ -77,6 +77,9 @@ class Prompts:
             text.special(special.BOS)
             text.text(asked.prompt)
             ids = self._ids(text.build(), cancelled)
+        bad = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if bad is not None:
+            raise RequestError(f"prompt: token id {bad} is outside the vocabulary of {self.vocab_size}")
         defaults = (self.defaults.get("temperature", 1.0), 1.0, 16)
         return self._encoded(
             asked, ids, defaults, messages=[], thinking=False, forced="", forced_ids=[], prefixed=True, anchors=[]

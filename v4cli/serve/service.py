@@ -23,8 +23,8 @@ from v4cli.serve.workers import Workers
 
 BEAT_S = 2.0  # without anything sent
 MOST_QUEUED = 256  # requests
-EVERY_S, LONGEST_S = 0.02, 0.1  # from one delivery of what an answer says to the next:
-MOST_A_SECOND = 150  # deliveries of all answers together, as far as that takes no longer
+MOST_A_SECOND = 150  # deliveries of what answers say, all together,
+LONGEST_S = 0.1  # as far as for each no more than that lies between two
 
 
 class Busy(Exception):
@@ -118,7 +118,7 @@ class Service:
         return Answering(answer, box)
 
     def _every(self) -> float:
-        return min(max(EVERY_S, len(self._answers) / MOST_A_SECOND), LONGEST_S)
+        return min(len(self._answers) / MOST_A_SECOND, LONGEST_S)
 
     def give_back_when_idle(self, seconds: float, ended: threading.Event) -> None:
         """Until `ended`: give back the model's memory when so long nothing has been asked for."""

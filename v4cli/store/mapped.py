@@ -89,13 +89,20 @@ class MappedTensors:
         place = self.places[name]
         return torch.from_numpy(self.raw(name)).view(dtypes[place.spec.dtype]).view(place.spec.shape)
 
-    def dense(self, name: str):
-        """A tensor's values in fp32, decoded from its format. ModelError if any is not finite."""
+    def dense(self, name: str, rows=None):
+        """A tensor's values in fp32, decoded from its format. ModelError if any is not finite. `rows` (n,), a tensor:
+        just these, of a format in which each has scales of its own."""
+        import torch
+
         from v4cli.store.formats import DECODE
 
-        tensor, form = self.tensor(name), self.form(name)
+        def some(name: str):
+            whole = self.tensor(name)
+            return whole if rows is None else whole.view(torch.uint8)[rows].view(whole.dtype)
+
+        tensor, form = some(name), self.form(name)
         if form.scale:
-            tensor = DECODE[form.name](tensor, self.tensor(name.removesuffix("weight") + "scale"))
+            tensor = DECODE[form.name](tensor, some(name.removesuffix("weight") + "scale"))
         return self.finite(name, tensor.float())
 
     def all_finite(self, name: str) -> bool:

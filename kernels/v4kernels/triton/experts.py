@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from v4kernels.triton.hyper import put_back
-from v4kernels.triton.linear import inputs_at, last_step, no_lanes, products, sum_of, weights_at, whole_step
+from v4kernels.triton.linear import inputs_at, last_step, products, weights_at, whole_step
 from v4kernels.triton.quantize import quantized
-from v4kernels.triton.sums import exp_lanes
+from v4kernels.triton.sums import exp_lanes, lanes_total
 from v4kernels.triton.types import f32p, i8p, i16p, i32p, i64p, u8p
 
 
@@ -44,12 +44,12 @@ def make_group(
     w1 = weights_at(expert + W1, expert + W1_SCALE, row, K, W1_FORMAT, ASM)
     w3 = weights_at(expert + W3, expert + W3_SCALE, row, K, W3_FORMAT, ASM)
     x1, x3 = inputs_at(x, xscale, row, W1_FORMAT, ASM), inputs_at(x, xscale, row, W3_FORMAT, ASM)
-    gates, ups = no_lanes(32, W1_FORMAT), no_lanes(32, W3_FORMAT)
+    gates, ups = tl.zeros((32, 8), tl.float32), tl.zeros((32, 8), tl.float32)
     for i in range(K // 256):
         gates = whole_step(gates, i, w1, x1, W1_FORMAT, ASM)
         ups = whole_step(ups, i, w3, x3, W3_FORMAT, ASM)
-    gate = sum_of(last_step(gates, w1, x1, K, W1_FORMAT, ASM), 32)
-    up = sum_of(last_step(ups, w3, x3, K, W3_FORMAT, ASM), 32)
+    gate = lanes_total(last_step(gates, w1, x1, K, W1_FORMAT, ASM), 32)
+    up = lanes_total(last_step(ups, w3, x3, K, W3_FORMAT, ASM), 32)
     code, scale = quantized(tl.reshape(swiglu(gate, up, weight, limit), (1, 32)), 1)
     one = tl.arange(0, 1)
     tl.store(z + group * 32 + one[:, None] + tl.arange(0, 32)[None, :], code)

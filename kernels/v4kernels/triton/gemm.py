@@ -73,7 +73,7 @@ def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.co
     """Pointers of group 0 of rows [ROWS] of a matrix: to codes [ROWS, 32], or what is unpacked, and scales [ROWS]; or
     as lowbit.py has them."""
     if has_runs(FORMAT):
-        found = lowbit.groups_at(w, wscale, row, K, FORMAT)
+        found = lowbit.groups_at(w, wscale, row, K, FORMAT, ASM)
     else:
         WORDS: tl.constexpr = in_words(FORMAT, ASM)
         EACH: tl.constexpr = 32 if FORMAT == "int8" else 4 if WORDS else 16

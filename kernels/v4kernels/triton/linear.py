@@ -31,7 +31,7 @@ def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.co
     """What steps read of rows [ROWS] of a matrix, from the first one: pointers to codes [ROWS, 8, words] and scales
     [ROWS, 8], or as lowbit.py has them."""
     if has_runs(FORMAT):
-        found = lowbit.weights_at(w, wscale, row[:, None, None], K, FORMAT, ASM)
+        found = lowbit.weights_at(w, wscale, row[:, None], K, FORMAT, ASM)
     else:
         WORDS: tl.constexpr = 8 if FORMAT == "int8" else 4
         SCALE: tl.constexpr = tl.pointer_type(tl.uint8 if FORMAT == "fp4" else tl.uint16)
@@ -44,22 +44,12 @@ def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.co
 def inputs_at(x, xscale, row, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """The same of one token's inputs; a copy for every row, so that each thread loads what it multiplies."""
     if has_runs(FORMAT):
-        found = lowbit.inputs_at(x, xscale, row[:, None, None], ASM)
+        found = lowbit.inputs_at(x, xscale, row[:, None], ASM)
     else:
         INPUTS: tl.constexpr = tl.pointer_type(tl.int32 if FORMAT == "int8" else tl.int64)
         codes = x.to(INPUTS) + (row * 0)[:, None, None] + first_words(FORMAT)
         found = codes, xscale + tl.arange(0, 8)[None, :]
     return found
-
-
-@triton.jit
-def no_lanes(ROWS: tl.constexpr, FORMAT: tl.constexpr):
-    """Eight of each row, all 0."""
-    if has_runs(FORMAT):
-        lanes = tl.zeros((ROWS, 4, 2), tl.float32)
-    else:
-        lanes = tl.zeros((ROWS, 8), tl.float32)
-    return lanes
 
 
 @triton.jit
@@ -105,20 +95,15 @@ def last_step(lanes, w, x, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.conste
 
 
 @triton.jit
-def sum_of(lanes, ROWS: tl.constexpr):
-    """Of each row's."""
-    return lanes_total(tl.reshape(lanes, (ROWS, 8)), ROWS)
-
-
-@triton.jit
 def products(w, wscale, x, xscale, row, K: tl.constexpr, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Rows [ROWS] of a matrix times one token: [ROWS] fp32."""
-    weights = weights_at(w, wscale, row, K, FORMAT, ASM)
-    inputs = inputs_at(x, xscale, row, FORMAT, ASM)
-    lanes = no_lanes(ROWS, FORMAT)
+    FORM: tl.constexpr = lowbit.form_of(ASM, ROWS) if has_runs(FORMAT) else ASM
+    weights = weights_at(w, wscale, row, K, FORMAT, FORM)
+    inputs = inputs_at(x, xscale, row, FORMAT, FORM)
+    lanes = tl.zeros((ROWS, 8), tl.float32)
     for i in range(K // 256):
-        lanes = whole_step(lanes, i, weights, inputs, FORMAT, ASM)
-    return sum_of(last_step(lanes, weights, inputs, K, FORMAT, ASM), ROWS)
+        lanes = whole_step(lanes, i, weights, inputs, FORMAT, FORM)
+    return lanes_total(last_step(lanes, weights, inputs, K, FORMAT, FORM), ROWS)
 
 
 @triton.jit

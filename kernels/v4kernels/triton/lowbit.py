@@ -1,9 +1,9 @@
 """Products with weights in q3 and q2 (formats.py), whose integer dots have the multipliers in them.
 
-A thread takes two groups of a row at once, lanes 2i and 2i + 1, so that codes come in loads of 128 bits: lanes are
-[ROWS, 4, 2]. In PTX codes are int16, eight inputs of q2 each, and of q3 their first parts, whose second ones are as
-many bytes; inputs are int64, eight each. So all have one shape and layout, and a group is four elements, which one
-piece of assembly takes. For other GPUs and for Triton's interpreter they are words of int32, and codes of four inputs
+In PTX codes are int16, eight inputs of q2 each, and of q3 their first parts, whose second ones are as many bytes;
+inputs are int64, eight each. So all have one shape, [ROWS, 32] of a step, and one layout: a thread takes two groups of
+a row at once, lanes 2i and 2i + 1, whose codes are a load of 128 bits, and a group is four elements, which one piece of
+assembly takes. For other GPUs and for Triton's interpreter they are words of int32, [ROWS, 8], and codes of four inputs
 a byte: c0 of four bytes, then c1, c2 and c3.
 """
 
@@ -43,7 +43,7 @@ def dot_in_ptx(form: str) -> str:
         lines += ["shr.u32 above, $6, 1;", lop3("second", "above", "$6", "0x66666666")]
     for run, word in enumerate(("$4", "$5")):
         lines += [f"mov.b64 {{x{2 * i}, x{2 * i + 1}}}, ${inputs + 2 * run + i};" for i in range(2)]
-        lines += _selectors_q3(run, word) if q3 else _selectors_q2(word)
+        lines += _selectors_q3(word, "$6", run) if q3 else _selectors_q2(word)
         for i in range(4):
             selectors, pair = ("some", "other")[i % 2], f"x{i // 2 * 2}, x{i // 2 * 2 + 1}, {pairs[i % 2]}"
             lines += [f"shr.u32 {selectors}, {selectors}, 16;"] if i >= 2 else []
@@ -68,11 +68,12 @@ def _selectors_q2(word: str) -> list[str]:
     ]
 
 
-def _selectors_q3(run: int, word: str) -> list[str]:
-    """By nibbles: codes 0 and 1 of every four, and codes 2 and 3."""
-    of_second = ("shl.b32 shifted, $6, 3;", lop3("other", "shifted", "second", "0x10101010"))
+def _selectors_q3(word: str, raw: str, run: int = 0) -> list[str]:
+    """By nibbles: codes 0 and 1 of every four, and codes 2 and 3. `above` has the second part `raw` a bit lower, and
+    `second` the codes 2 of the first run."""
+    of_second = f"shl.b32 shifted, {raw}, 3;", lop3("other", "shifted", "second", "0x10101010")
     if run:
-        of_second = ("shr.u32 shifted, second, 4;", lop3("other", "above", "shifted", "0x10101010"))
+        of_second = "shr.u32 shifted, second, 4;", lop3("other", "above", "shifted", "0x10101010")
     return [
         *of_second,
         f"shr.u32 shifted, {word}, 1;",
@@ -104,20 +105,25 @@ TIMES = tl.constexpr(f"""
     """)
 
 
-def look_up_in_ptx(form: str) -> str:
-    """Operands in: `nibbles`, and two words of a table. Out: of every four codes a word, in their order."""
-    orders = ("0x5410", "0x7632") if form == "q3" else ("0x5140", "0x7362")
-    lines = [".reg .b32 some, other, one, two;", "and.b32 some, $4, 0x77777777;", "and.b32 other, $5, 0x77777777;"]
-    for i in range(4):
-        if i == 2:
-            lines += ["shr.u32 some, some, 16;", "shr.u32 other, other, 16;"]
-        if i % 2 == 0:
-            lines += ["prmt.b32 one, $6, $7, some;", "prmt.b32 two, $6, $7, other;"]
-        lines += [f"prmt.b32 ${i}, one, two, {orders[i % 2]};"]
+def values_in_ptx(form: str) -> str:
+    """Half a run: levels times its multiplier, looked up in a table of its own. Out: two words of four. In, all but
+    codes four times: the run's codes, of q3 the second part of its group, the table, and by how much the codes are
+    shifted down, of q3 the second part as well."""
+    q3 = form == "q3"
+    table, places, orders = ("$4, $8", "$12", ("0x5410", "0x7632")) if q3 else ("$3, $3", "$7", ("0x5140", "0x7362"))
+    lines = [".reg .b32 raw, above, second, shifted, some, other, one, two;"]
+    if q3:
+        lines += ["shr.u32 raw, $3, $16;", "shr.u32 above, raw, 1;", lop3("second", "above", "raw", "0x66666666")]
+        lines += _selectors_q3("$2", "raw")
+    else:
+        lines += ["and.b32 some, $2, 0x33333333;", "shr.u32 other, $2, 2;", "and.b32 other, other, 0x33333333;"]
+    for selectors, value in (("some", "one"), ("other", "two")):
+        lines += [f"shr.u32 {selectors}, {selectors}, {places};", f"prmt.b32 {value}, {table}, {selectors};"]
+    lines += [f"prmt.b32 ${i}, one, two, {order};" for i, order in enumerate(orders)]
     return "{\n" + "\n".join(lines) + "\n}"
 
 
-LOOK_UP_Q3, LOOK_UP_Q2 = tl.constexpr(look_up_in_ptx("q3")), tl.constexpr(look_up_in_ptx("q2"))
+VALUES_Q3, VALUES_Q2 = tl.constexpr(values_in_ptx("q3")), tl.constexpr(values_in_ptx("q2"))
 
 
 @triton.constexpr_function
@@ -140,6 +146,12 @@ def has_runs(FORMAT: str) -> bool:
 
 
 @triton.constexpr_function
+def form_of(ASM: str, ROWS: int) -> str:
+    """In PTX a thread must hold a whole group, which it does where a program has enough of them."""
+    return "plain" if ASM == "ptx" and ROWS < 16 else ASM
+
+
+@triton.constexpr_function
 def elements(ASM: str) -> int:
     """Of a group's codes."""
     return 4 if ASM == "ptx" else 1
@@ -147,18 +159,18 @@ def elements(ASM: str) -> int:
 
 @triton.jit
 def lane_of(EACH: tl.constexpr):
-    """Of every element, EACH a group: [1, 4, 2 * EACH]."""
-    return tl.arange(0, 4)[None, :, None] * 2 + tl.arange(0, 2 * EACH)[None, None, :] // EACH
+    """Of every element, EACH a group: [1, 8 * EACH]."""
+    return tl.arange(0, 8 * EACH)[None, :] // EACH
 
 
 @triton.jit
 def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """What `step` reads of rows [ROWS, 1, 1] of a matrix: pointers of the first step to codes, to their second parts
+    """What `step` reads of rows [ROWS, 1] of a matrix: pointers of the first step to codes, to their second parts
     (of q2 to nothing of its own) and to multipliers, and the scales of the rows."""
     GROUPS: tl.constexpr = K // 32
     BYTES: tl.constexpr = 12 if FORMAT == "q3" else 8
-    place = tl.arange(0, 4)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
     if ASM == "ptx":
+        place = tl.arange(0, 32)[None, :]
         codes = w.to(tl.pointer_type(tl.int16)) + row * (GROUPS * BYTES // 2) + place
         second = w.to(tl.pointer_type(tl.uint8)) + row * (GROUPS * BYTES) + GROUPS * 8 + place
     else:
@@ -172,8 +184,7 @@ def weights_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.co
 def inputs_at(x, xscale, row, ASM: tl.constexpr):
     """The same of one token's inputs, a copy for every row: pointers to codes and scales."""
     if ASM == "ptx":
-        place = tl.arange(0, 4)[None, :, None] * 8 + tl.arange(0, 8)[None, None, :]
-        codes = x.to(tl.pointer_type(tl.int64)) + row * 0 + place
+        codes = x.to(tl.pointer_type(tl.int64)) + row * 0 + tl.arange(0, 32)[None, :]
     else:
         codes = x.to(tl.pointer_type(tl.int32)) + row * 0 + lane_of(1) * 8
     return codes, xscale + row * 0 + lane_of(1)
@@ -181,7 +192,7 @@ def inputs_at(x, xscale, row, ASM: tl.constexpr):
 
 @triton.jit
 def step(lanes, w, x, group, of_codes, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """lanes [ROWS, 4, 2] and one more group of each, so many behind those of the first step; `of_codes`: the same by
+    """lanes [ROWS, 8] and one more group of each, so many behind those of the first step; `of_codes`: the same by
     elements of codes."""
     codes, second, runs, factor = w
     x, xscale = x
@@ -209,7 +220,7 @@ def last_step(lanes, w, x, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.conste
 
 @triton.jit
 def dots_in_ptx(codes, second, x, numbers, FORMAT: tl.constexpr):
-    """Of groups [ROWS, 4, 2], whose codes are [ROWS, 4, 8]."""
+    """Of groups [ROWS, 8], whose codes are [ROWS, 32]."""
     if FORMAT == "q3":
         sums = tl.inline_asm_elementwise(
             DOT_Q3, "=&r,=&r,=&r,=&r,r,r,r,l,l,l,l", [codes, second, x], dtype=tl.int32, is_pure=True, pack=4
@@ -218,7 +229,7 @@ def dots_in_ptx(codes, second, x, numbers, FORMAT: tl.constexpr):
         sums = tl.inline_asm_elementwise(
             DOT_Q2, "=&r,=&r,=&r,=&r,r,r,l,l,l,l", [codes, x], dtype=tl.int32, is_pure=True, pack=4
         )
-    sums = tl.sum(tl.reshape(sums, (codes.shape[0], 4, 2, 4)), axis=3)
+    sums = tl.sum(tl.reshape(sums, (codes.shape[0], 8, 4)), axis=2)
     return tl.inline_asm_elementwise(TIMES, "=r,r,r", [sums, numbers], dtype=tl.int32, is_pure=True, pack=1)
 
 
@@ -285,24 +296,21 @@ def run_dot(codes, second, x, RUN: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.c
 
 
 @triton.jit
-def looked_up(some, other, low, high, FORMAT: tl.constexpr):
-    """By the codes of a run, as `nibbles` has them, in tables of eight bytes: words of every four, in order."""
-    return tl.inline_asm_elementwise(
-        LOOK_UP_Q3 if FORMAT == "q3" else LOOK_UP_Q2, "=&r,=&r,=&r,=&r,r,r,r,r", [some, other, low, high],
-        dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
-def groups_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr):
+def groups_at(w, wscale, row, K: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """What `unpacked` reads of rows [ROWS] of a matrix: pointers of group 0 to codes, to their second parts and to
-    multipliers, all [ROWS, 2], and the scales of the rows [ROWS]."""
+    multipliers, and the scales of the rows [ROWS]. In PTX a run's codes are there twice, once for each half."""
     GROUPS: tl.constexpr = K // 32
     BYTES: tl.constexpr = 12 if FORMAT == "q3" else 8
-    run = tl.arange(0, 2)[None, :]
-    codes = w.to(tl.pointer_type(tl.int32)) + row[:, None] * (GROUPS * BYTES // 4)
     own = wscale.to(tl.pointer_type(tl.uint8)) + row * (GROUPS + 2)
-    return codes + run, codes + GROUPS * 2 + run * 0, own[:, None] + 2 + run * 0, row_scale(own)
+    if ASM == "ptx":
+        i = tl.arange(0, 16)[None, :]
+        codes = w.to(tl.pointer_type(tl.uint8)) + row[:, None] * (GROUPS * BYTES) + i % 4
+        found = codes + i // 8 * 4, codes + GROUPS * 8, own[:, None] + 2 + tl.arange(0, 4)[None, :] * 0, row_scale(own)
+    else:
+        run = tl.arange(0, 2)[None, :]
+        codes = w.to(tl.pointer_type(tl.int32)) + row[:, None] * (GROUPS * BYTES // 4)
+        found = codes + run, codes + GROUPS * 2 + run * 0, own[:, None] + 2 + run * 0, row_scale(own)
+    return found
 
 
 @triton.jit
@@ -315,26 +323,47 @@ def row_scale(own):
 def unpacked(w, g, ROWS: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """Group g of rows, by what `groups_at` found: [ROWS, 32] int8, levels times multipliers."""
     codes, second, runs, _ = w
-    run = tl.arange(0, 2)[None, :] * 4
-    word, times = tl.load(codes + g * 2), multiplier(tl.load(runs + g).to(tl.int32) >> run)
-    second = tl.load(second + g) >> run if FORMAT == "q3" else word
-    LEVELS: tl.constexpr = Q3 if FORMAT == "q3" else Q2
     if ASM == "ptx":
-        some, other = nibbles(word, second, FORMAT)
-        low, high = multiple(total(LEVELS, 0), times), multiple(total(LEVELS, 1), times)
-        one, two, three, four = looked_up(some, other, low, high, FORMAT)
-        fours = tl.reshape(tl.join(tl.join(one, three), tl.join(two, four)), (ROWS, 2, 4, 1))
-        values = fours >> (8 * tl.arange(0, 4)[None, None, None, :])
+        number = tl.load(runs + g).to(tl.int32) >> (tl.arange(0, 4)[None, :] // 2 * 4)
+        second = tl.load(second + g * 4) if FORMAT == "q3" else codes
+        low, high = values_of(tl.load(codes + g * 8), second, multiplier(number), ROWS, FORMAT)
+        fours = tl.join(tl.reshape(low, (ROWS, 4, 4)), tl.reshape(high, (ROWS, 4, 4)))
+        values = tl.permute(fours, (0, 1, 3, 2))
     else:
+        run = tl.arange(0, 2)[None, :] * 4
+        word, times = tl.load(codes + g * 2), multiplier(tl.load(runs + g).to(tl.int32) >> run)
+        second = tl.load(second + g) >> run if FORMAT == "q3" else word
+        LEVELS: tl.constexpr = Q3 if FORMAT == "q3" else Q2
         words = code_words(word, second, FORMAT)
         byte = 8 * tl.arange(0, 4)[None, None, :]
         some = tl.join(entry(LEVELS, words[0][:, :, None] >> byte), entry(LEVELS, words[2][:, :, None] >> byte))
         other = tl.join(entry(LEVELS, words[1][:, :, None] >> byte), entry(LEVELS, words[3][:, :, None] >> byte))
-        values = tl.reshape(tl.join(some, other), (ROWS, 2, 16)) * times[:, :, None]
-    return tl.reshape(values.to(tl.int8), (ROWS, 32))
+        values = (tl.reshape(tl.join(some, other), (ROWS, 2, 16)) * times[:, :, None]).to(tl.int8)
+    return tl.reshape(values, (ROWS, 32))
 
 
 @triton.jit
-def multiple(levels: tl.constexpr, times):
-    """Four levels, as `total` has them, times an int32: four int8. With 128 more, no byte borrows from the next."""
-    return (levels * times + -0x7F7F7F80) ^ -0x7F7F7F80
+def values_of(codes, second, times, ROWS: tl.constexpr, FORMAT: tl.constexpr):
+    """Of halves of runs [ROWS, 4], whose codes are [ROWS, 16] uint8: the first and the second four of each, int8."""
+    i = tl.arange(0, 16)[None, :]
+    places = i // 4 % 2 * 16
+    if FORMAT == "q3":
+        low, high = multiple(total(Q3, 0), times, ROWS), multiple(total(Q3, 1), times, ROWS)
+        first, other = tl.inline_asm_elementwise(
+            VALUES_Q3, "=&r,=r" + ",r" * 18, [codes, second, low, high, places, i // 8 * 4],
+            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+        )  # fmt: skip
+    else:
+        first, other = tl.inline_asm_elementwise(
+            VALUES_Q2, "=&r,=r" + ",r" * 9, [codes, multiple(total(Q2, 0), times, ROWS), places],
+            dtype=(tl.int8, tl.int8), is_pure=True, pack=4,
+        )  # fmt: skip
+    return first, other
+
+
+@triton.jit
+def multiple(levels: tl.constexpr, times, ROWS: tl.constexpr):
+    """Four levels, as `total` has them, times int32 [ROWS, 4]: four int8, for each of four codes [ROWS, 16]. With 128
+    more, no byte borrows from the next."""
+    word = (levels * times + -0x7F7F7F80) ^ -0x7F7F7F80
+    return tl.reshape(tl.broadcast_to(word[:, :, None], (ROWS, 4, 4)), (ROWS, 16))

@@ -15,6 +15,7 @@ from v4kernels.triton.memory import Block, Memory, aligned
 if TYPE_CHECKING:
     from v4kernels.triton.nf4 import Nf4
 
+READ = ("fp4", "int8", "int4", "bf16", "f32", "q3", "q2")  # formats, by the kernels for GPUs
 MATRICES = ("w1", "w3", "w2")  # in the order in which they lie in a slot, each with its scales behind it
 
 
@@ -48,7 +49,10 @@ class GroupedWeight:
 
 
 def stored(w: PackedWeight) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of a matrix of the host as uint8, without a copy; no scales where the format has none."""
+    """Codes and scales of a matrix of the host as uint8, without a copy; no scales where the format has none.
+    ValueError for a format that no kernel here reads."""
+    if w.form not in READ:
+        raise ValueError(f"no kernel for GPUs reads {w.form} weights")
     codes, scale = FORMATS[w.form].n_bytes(w.matrix.rows, w.matrix.cols)
     return _bytes(w.matrix.codes, codes), _bytes(w.matrix.scale, scale)
 

@@ -36,9 +36,13 @@ inline Int load(const void *p) {
   return r;
 }
 inline Int and_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] & b.q[i]; }); }
+inline Int or_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] | b.q[i]; }); }
 inline Int xor_(Int a, Int b) { return each(8, [&](Int &r, int i) { r.q[i] = a.q[i] ^ b.q[i]; }); }
 inline Int add32(Int a, Int b) { return each(16, [&](Int &r, int i) { r.d[i] = a.d[i] + b.d[i]; }); }
 inline Int srl16(Int a, int n) { return each(32, [&](Int &r, int i) { r.w[i] = (int16_t)((uint16_t)a.w[i] >> n); }); }
+inline Int srl64(Int a, int n) { return each(8, [&](Int &r, int i) { r.q[i] = (int64_t)((uint64_t)a.q[i] >> n); }); }
+inline Int srlv32(Int a, Int n) { return each(16, [&](Int &r, int i) { r.d[i] = (int32_t)((uint32_t)a.d[i] >> n.d[i]); }); }
+inline Int mul32(Int a, Int b) { return each(16, [&](Int &r, int i) { r.d[i] = a.d[i] * b.d[i]; }); }
 inline Int broadcast128(__m128i v) {
   Int r;
   for (int k = 0; k < 4; ++k) memcpy(r.b + 16 * k, &v, 16);
@@ -83,6 +87,26 @@ inline Int widen16(__m256i v) {
   uint16_t w[16];
   memcpy(w, &v, 32);
   return each(16, [&](Int &r, int i) { r.d[i] = w[i]; });
+}
+inline Int widen8(__m128i v) {
+  int8_t b[16];
+  memcpy(b, &v, 16);
+  return each(16, [&](Int &r, int i) { r.d[i] = b[i]; });
+}
+inline Int widen16_signed(__m256i v) {
+  int16_t w[16];
+  memcpy(w, &v, 32);
+  return each(16, [&](Int &r, int i) { r.d[i] = w[i]; });
+}
+inline __m256i narrow64(Int a) {
+  int32_t d[8];
+  for (int i = 0; i < 8; ++i) d[i] = (int32_t)a.q[i];
+  return _mm256_loadu_si256((const __m256i *)d);
+}
+inline Int from256(__m256i v) {
+  Int r = zero();
+  memcpy(&r, &v, 32);
+  return r;
 }
 inline __m256i low256(Int a) { return _mm256_loadu_si256((const __m256i *)a.b); }
 inline Float load_ps(const float *p) {
@@ -137,9 +161,13 @@ inline unsigned greater(Float a, Float b) {
 #define _mm512_loadu_si512 emulated::load
 #define _mm512_load_si512 emulated::load
 #define _mm512_and_si512 emulated::and_
+#define _mm512_or_si512 emulated::or_
 #define _mm512_xor_si512 emulated::xor_
 #define _mm512_add_epi32 emulated::add32
 #define _mm512_srli_epi16 emulated::srl16
+#define _mm512_srli_epi64 emulated::srl64
+#define _mm512_srlv_epi32 emulated::srlv32
+#define _mm512_mullo_epi32 emulated::mul32
 #define _mm512_broadcast_i32x4 emulated::broadcast128
 #define _mm512_shuffle_epi8 emulated::shuffle8
 #define _mm512_dpbusd_epi32 emulated::dpbusd
@@ -155,6 +183,10 @@ inline unsigned greater(Float a, Float b) {
 #define _mm512_castsi512_si256 emulated::low256
 #define _mm512_slli_epi32 emulated::shift_left32
 #define _mm512_cvtepu16_epi32 emulated::widen16
+#define _mm512_cvtepi16_epi32 emulated::widen16_signed
+#define _mm512_cvtepi8_epi32 emulated::widen8
+#define _mm512_cvtepi64_epi32 emulated::narrow64
+#define _mm512_castsi256_si512 emulated::from256
 #define _mm512_castsi512_ps emulated::bits_of
 #define _mm512_load_ps emulated::load_ps
 #define _mm512_loadu_ps emulated::load_ps

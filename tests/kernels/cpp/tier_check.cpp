@@ -45,19 +45,26 @@ static void require(bool ok, const char *what, int64_t format, int64_t rows, int
   std::exit(1);
 }
 
-static void check_rows(int64_t format, int64_t rows, int64_t k, int64_t n) {
+// `extreme`: all codes alike, of the highest magnitude, and inputs that are all +-127.
+static void check_rows(int64_t format, int64_t rows, int64_t k, int64_t n, bool extreme = false) {
   const int64_t groups = k / V4K_GROUP, code_bytes = groups * V4K_FORMATS[format].info.code_bytes;
-  const int64_t scale_bytes = groups * V4K_FORMATS[format].info.scale_bytes;
+  const int64_t row_scale = V4K_FORMATS[format].info.row_scale;
+  const int64_t scale_bytes = row_scale + groups * V4K_FORMATS[format].info.scale_bytes;
   std::unique_ptr<uint8_t[]> codes(new uint8_t[rows * code_bytes]), scale(new uint8_t[rows * scale_bytes]);
   for (int64_t i = 0; i < rows * code_bytes; ++i) codes[i] = static_cast<uint8_t>(draw());
   for (int64_t i = 0; i < rows * scale_bytes; ++i) {
     if (V4K_FORMATS[format].scale == V4K_SCALE_E8M0)
       scale[i] = static_cast<uint8_t>(draw() % 50 ? 100 + draw() % 40 : 0);
-    else  // bf16: exponents near 1, either sign
-      scale[i] = i % 2 ? static_cast<uint8_t>(0x3c + draw() % 4 + 128 * (draw() % 2)) : static_cast<uint8_t>(draw());
+    else  // bf16: exponents near 1, either sign; behind that of a row multipliers
+      scale[i] = (row_scale ? i % scale_bytes == 1 : i % 2) ? static_cast<uint8_t>(0x3c + draw() % 4 + 128 * (draw() % 2)) : static_cast<uint8_t>(draw());
   }
   std::unique_ptr<float[]> x(new float[n * k]), want(new float[n * rows]), got(new float[n * rows]);
   for (int64_t i = 0; i < n * k; ++i) x[i] = draw_float();
+  if (extreme) {
+    const uint8_t most = format == V4K_FP4 ? 0xff : format == V4K_INT8 ? 0x80 : 0;
+    std::memset(codes.get(), most, rows * code_bytes);
+    for (int64_t i = 0; i < n * k; ++i) x[i] = i / k % 2 ? 1.0f : -1.0f;
+  }
   const Activations a(v4k_tier_scalar, x.get(), n, k, format), b(TIER, x.get(), n, k, format);
   require(!std::memcmp(a.q.get(), b.q.get(), n * a.view.groups * 32), "q", format, rows, k, n);
   require(!std::memcmp(a.scale.get(), b.scale.get(), n * a.view.groups * 4), "scale", format, rows, k, n);
@@ -66,6 +73,12 @@ static void check_rows(int64_t format, int64_t rows, int64_t k, int64_t n) {
   v4k_tier_scalar.rows(&w, 0, rows, &a.view, nullptr, n, want.get(), rows);
   TIER.rows(&w, 0, rows, &b.view, nullptr, n, got.get(), rows);
   require(!std::memcmp(want.get(), got.get(), n * rows * 4), "rows", format, rows, k, n);
+  std::unique_ptr<int32_t[]> tokens(new int32_t[n]);  // others of them, and a part of the rows
+  for (int64_t i = 0; i < n; ++i) tokens[i] = static_cast<int32_t>(draw() % n);
+  const int64_t first = draw() % rows, some = 1 + draw() % (rows - first);
+  v4k_tier_scalar.rows(&w, first, some, &a.view, tokens.get(), n, want.get(), rows);
+  TIER.rows(&w, first, some, &b.view, tokens.get(), n, got.get(), rows);
+  require(!std::memcmp(want.get(), got.get(), n * rows * 4), "part of the rows", format, rows, k, n);
 }
 
 static void check_swiglu() {
@@ -245,6 +258,11 @@ int main() {
     for (int64_t k : widths)
       for (int64_t n : {1, 2, 3, 4, 5, 7, 35})
         for (int64_t rows : {1, 8, 19, 70}) check_rows(format, rows, k, n);
+  for (int64_t format : {V4K_QUANTIZED(EACH)}) {
+    for (int64_t n : {1, 6}) check_rows(format, 40, 512, n, true);
+    check_rows(format, 33, 288, 67);
+    for (int round = 0; round < 20; ++round) check_rows(format, 1 + draw() % 80, 32 * (1 + draw() % 20), 1 + draw() % 12);
+  }
   for (int64_t format : {V4K_BF16, V4K_F32})
     for (int64_t n : {1, 2, 3, 5})
       for (int64_t rows : {1, 4, 7})
