@@ -77,7 +77,7 @@ def test_hot_blocks_all_parse_and_suit_their_schemas(chat, n):
     assert any(len(parser.message()["tool_calls"]) > 1 for parser in parsers)
     assert {call["function"]["name"] for p in parsers for call in p.message()["tool_calls"]} > {"clock", "run_shell"}
     wrong = sum(bool(faults(parser, TOOLS)) for parser in blocks(chat, TOOLS, 25, False, limit=100))
-    assert wrong > 12
+    assert wrong > 25 // 3
 
 
 def test_values_are_of_their_types(chat):

@@ -24,10 +24,11 @@ class Lamp(BaseModel):
 
 
 class Shelf(BaseModel):
-    """Without tuples: of these the SDK of anthropic only tells that they are lists."""
+    """Without tuples, of which the SDK of anthropic only tells that they are lists, and without lists, of which no
+    grammar says when nano ends them."""
 
     on: bool
-    colors: list[Color] | None
+    color: Color | None
 
 
 @pytest.fixture
