@@ -52,6 +52,7 @@ def test_the_chat_tells_what_files_cost_and_what_is_in_force(there, columns, row
     with Terminal(columns=columns, rows=rows, **there) as terminal:
         terminal.wait(idle)
         terminal.line("/temp 0")
+        terminal.line("/set max_tokens 60")
         terminal.line("what is in @docs/plan.txt ?")
         terminal.wait(lambda t: "y sends it, Up brings it back" in said(t))
         assert re.search(r"adds [\d,]+ tokens?, about \d+ (s|min|h)", said(terminal))
@@ -78,6 +79,7 @@ def test_the_same_where_nothing_moves(there):
     there["env"]["TERM"] = "dumb"
     with Terminal(prompt="nano is ready", **there) as terminal:
         terminal.line("/temp 0")
+        terminal.line("/set max_tokens 60")
         terminal.line("what is in @docs/plan.txt ?")
         terminal.wait(lambda t: "y sends it, Up brings it back" in said(t))
         terminal.line("y")
