@@ -69,7 +69,7 @@ def faults(parser: StreamParser, tools: list[dict]) -> list[str]:
     return [fault for fault in checked if fault] if calls else ["no call"]
 
 
-@pytest.mark.parametrize("n", [240, pytest.param(800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [120, pytest.param(800, marks=pytest.mark.slow)])
 def test_hot_blocks_all_parse_and_suit_their_schemas(chat, n):
     parsers = list(blocks(chat, TOOLS, n, constrained=True))
     assert [faults(parser, TOOLS) for parser in parsers] == [[]] * n
