@@ -24,11 +24,10 @@ class Lamp(BaseModel):
 
 
 class Shelf(BaseModel):
-    """Without tuples, of which the SDK of anthropic only tells that they are lists, and without lists, of which no
-    grammar says when nano ends them."""
+    """Without tuples: of these the SDK of anthropic only tells that they are lists."""
 
     on: bool
-    color: Color | None
+    colors: list[Color] | None
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_anthropic_streams_tool_calls(anthropic):
 
 
 def test_anthropic_parses_structured_output(anthropic):
-    messages = [{"role": "user", "content": "What of the lamp?"}]
+    messages = [{"role": "user", "content": "Is the lamp on?"}]
     whole = anthropic.messages.parse(model="nano", max_tokens=300, messages=messages, output_format=Shelf)
     assert isinstance(whole.parsed_output, Shelf)
 
