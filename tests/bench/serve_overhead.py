@@ -52,13 +52,19 @@ class Http:
         start, said, first, piece = time.perf_counter(), b"", 0.0, 0.0
         self.sock.sendall(head.encode() + data)
         while b"[DONE]" not in said[-64:]:
-            said += self.sock.recv(1 << 16)
+            said += self._more()
             first = first or time.perf_counter() - start
             if not piece and b'"content": "' in said.replace(b'"content": ""', b""):
                 piece = time.perf_counter() - start
         if not said.endswith(b"0\r\n\r\n"):
-            said += self.sock.recv(1 << 16)
+            said += self._more()
         return first, piece, int(re.findall(rb'"completion_tokens": (\d+)', said)[-1])
+
+    def _more(self) -> bytes:
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the server has hung up")
+        return data
 
 
 @contextmanager

@@ -209,7 +209,7 @@ class Session:
     ) -> Job | None:
         """The job done; None if cancelled on the way, or where a signal wishes for an early end. The last n_drafts are
         guesses: the session is where it would be without them, and they are ahead."""
-        start, self._ahead = time.monotonic(), None
+        self._ahead = None
         self.engine.account.pledge(self, len(self.tokens) + len(tokens))
         with failures_told():
             done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled(), n_drafts)
@@ -223,7 +223,7 @@ class Session:
         if n_drafts:
             self.state.back(len(self.tokens))
             self._ahead = Ahead(done, n_sure)
-        self.unsaved_s += time.monotonic() - start
+        self.unsaved_s += done.seconds * len(tokens) / (len(tokens) + done.beside)
         self.counts = self.counts.plus(done.counts)
         return done
 

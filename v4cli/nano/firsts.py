@@ -287,6 +287,6 @@ TOOLED = (
     (cannot_file, 1),
 )  # fmt: skip
 DRILLED = (
-    (list_here, 3), (list_path, 3), (read, 5), (search, 9), (clock, 2), (calculate, 5), (shell, 4), (shell_task, 8),
-    (cannot_file, 1),
+    (list_here, 3), (list_path, 3), (read, 5), (search, 10), (clock, 2), (calculate, 7), (shell, 5), (shell_task, 10),
+    (cannot_file, 2),
 )  # fmt: skip

@@ -83,6 +83,8 @@ LIST = (
              "[|||the folder |the directory |folder |my ]{folder}"),
     question("[what is|what's|whats|which files are|what files are] [in|inside|in] the {folder} [folder|directory]"),
     question("what [does|files does] [|the folder |the directory ]{folder} [contain|have|hold]"),
+    imperative("[look into|go to|look in|open|go into] [|the folder |my folder ]{folder} and [list|show|tell|show me|"
+               "tell me|see] [what is there|what is in it|what's there|the files|its files|what you find]"),
     "[i want to see|let me see|can i see] [the files in|what is in|the contents of|inside] {folder} [|please|now]",
 )  # fmt: skip
 LIST_BARE = ("ls {folder}", "ls {folder}", "ls {folder}", "dir {folder}", "list {folder}", "ls in {folder}")
@@ -98,6 +100,8 @@ READ = (
              "[|||the file |file |my |this file: ]{file}"),
     question("what does [|||the file |file |my ]{file} [say|contain|have in it|hold|look like|tell us]"),
     question("[what are|what is] the [contents|content|text] of [|the file |my ]{file}"),
+    imperative("[look into|look in|open|check|go to|take] [|the file |my file ]{file} and [show|tell|show me|tell me|"
+               "say|give me|print] [what is there|what is in it|what it says|what's there|its text|its contents]"),
     "[i want to|i'd like to|can i|may i|let me|i need to] [see|read|look at] [|the file |what is in |the contents "
     "of ]{file} [||now]",
 )  # fmt: skip
@@ -126,6 +130,10 @@ SEARCH_HERE = (
     question("where [is|do you see|can i find|do i find] [|||the word |the text |the name ]{word} "
              "[used|mentioned|written|defined|in the files|in my files|in the code|in this folder|here]"),
     question("[which|what] [files|file|lines] [contain|contains|mention|has|have|include|use|uses|talk about] {word}"),
+    question("[which|what] [file|files|one of my files|of the files] [contains|contain|has|mentions|defines|uses] "
+             "[||the word |the text |the name |the function |the string ]{word}"),
+    imperative("find [the|all|every|each] [file|files|line|lines|place|places] [where|in which] {word} [is|occurs|"
+               "stands|is used|is defined|is mentioned|appears|is written]"),
     question("[in which|in what] [file|files|line|place] [is|does] {word} [|written|occur|mentioned|stand]"),
     question("[is|does] [|the word ]{word} [anywhere|somewhere|occur anywhere|in any file|mentioned in any file|"
              "mentioned anywhere] [|here|in the files|in this folder]"),
@@ -150,6 +158,8 @@ SEARCH = (
     question(f"where in [|the file |the folder ]{{place}} does [||the word ]{{word}} {OCCUR}"),
     question(f"where does [||the word |the name ]{{word}} {OCCUR} in [|the file |the folder ]{{place}}"),
     question("[is|where is|is there] [||the word |the text ]{word} in [|the file |the folder ]{place}"),
+    question("is [the word |the word |the text |the name ||]{word} [in|inside|mentioned in|used in|part of|somewhere "
+             "in|anywhere in] [||the file |my file |the folder ]{place}"),
     question("does {place} [contain|mention|include|have] [|the word |the text ]{word}"),
     question("[which|what] [lines|line|files] [in|of] {place} [contain|mention|have|has] {word}"),
 )  # fmt: skip
