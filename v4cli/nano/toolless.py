@@ -150,12 +150,16 @@ ATTACHED = ((SHOWN_FILE, "show"), (FILE_TASKS, "task"))
 
 
 def attached(s: Scene) -> list[dict]:
-    """A file, or what came through a pipe, before the question, as `v4 run -f` puts it there."""
+    """A text that comes with the question: a file as `v4 run -f` or a chat shows it, or what came through a pipe."""
     rng = s.rng
     found, task = one_of(rng, ATTACHED, s.held_out)
     lines = [line.strip() for line in s.words.lines(1, rng.choice((1, 1, 2, 3, 10, 30)))]
-    name, text = rng.choice(("stdin", *(s.words.path() for _ in range(4)))), "\n".join(lines)
-    question = f"{File(name, len(text) + 1, text).labelled()}\n\n{typed(rng, found)}"
+    name, text, asked = s.words.path(), "\n".join(lines), typed(rng, found)
+    shown = File(name, len(text) + 1, text).labelled()
+    kind = rng.choice(("file", "file", "chat", "pipe"))
+    if kind == "pipe":
+        name, shown = "The text", text
+    question = f"{asked} @{name}\n\n{shown}" if kind == "chat" else f"{shown}\n\n{asked}"
     if task == "task":
         return [user(question), answer(NO_IDEA, "This needs knowledge that I do not have.")]
     if len(lines) > FEW_LINES:
