@@ -54,7 +54,7 @@ nano: $(VENV)/installed  ## train the embedded model from nothing (about 100 min
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage settle
 
 nano-newcomers: $(VENV)/installed  ## after make nano: what newcomers say, beside what it could before (161 minutes on a core that other work shared)
-	for stages in "meet finish" drill; do \
+	for stages in "meet finish" drill again; do \
 	    rm -rf build/nano && mkdir -p build && cp -r v4cli/nano/checkpoint build/nano || exit 1; \
 	    for stage in $$stages; do $(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage $$stage || exit 1; done; \
 	    $(PYTHON) -m v4cli.nano.average build/nano v4cli/nano/checkpoint --share 0.8 || exit 1; \

@@ -7,8 +7,10 @@ import pytest
 from v4cli.cli import progress
 from v4cli.cli.output import table_lines
 from v4cli.cli.progress import Meter, Prefill, fitting, waiting
+from v4cli.cli.pull import _Progress
 from v4cli.model.known import known_config
 from v4cli.plan import flops
+from v4cli.pull.sizes import Plan
 from v4cli.words import span
 
 PARTS = ["part 3 of 46", "34.2 MiB/s", "18.4 GiB of 154.9 GiB"]
@@ -92,3 +94,14 @@ def test_tables_fit_the_terminal_and_say_everything(most):
     assert table_lines(rows, None)[1].split("  ")[0] == "flash" and len(table_lines(rows, None)) == 3
     many = [tuple("ABCDEFGH"), tuple(f"value-{i}-{i}" for i in range(8))]
     assert table_lines(many, 40)[:2] == ["value-0-0", "  B: value-1-1"]
+
+
+@pytest.mark.parametrize("fetched", [0, 1000])
+def test_what_lies_on_this_disk_is_not_waited_for(fetched):
+    plan = Plan("repo", "", "q4", 4.25, 2, 1, 1000, fetched, 1000, 0, 1000, 10**9)
+    with _Progress("m") as told:
+        told.plan(plan)
+        told.start("shard", 1000, True)
+        told.advance("shard", 1000)
+        line = told._whole(None)
+    assert line.startswith("m 50%" if fetched else "m 0%") and ("read" in line) == bool(fetched)

@@ -188,6 +188,7 @@ class _Progress:
         self._lock = threading.Lock()
         self._fetching: dict[str, bool] = {}
         self._fetched = self._written = Meter(0)
+        self._fetches = False  # any of it: what is on this disk already is not waited for
         self._parts, self._finished = 0, 0  # of the store: all that are to be written, and those that are
         self._start = self._told = time.monotonic()
         self._bars = _Bars() if streams.live(sys.stderr) else None
@@ -211,6 +212,7 @@ class _Progress:
         self.say(_in_words(plan, self.name))
         with self._lock:
             self._fetched, self._written, self._parts = Meter(plan.read), Meter(plan.written), plan.parts
+            self._fetches = plan.fetched > 0
 
     def start(self, name: str, n_bytes: int, fetching: bool) -> None:
         with self._lock:
@@ -237,12 +239,14 @@ class _Progress:
     def _whole(self, width: int | None) -> str:
         """The state of the whole, as a line."""
         fetched, written = self._fetched, self._written
-        pace = fetched if fetched.done < fetched.total else written  # only so many shards may wait for conversion
+        told = [(fetched, "read")] * self._fetches + [(written, "written")]
+        # Only so many shards may wait for conversion.
+        pace = fetched if self._fetches and fetched.done < fetched.total else written
         parts = [f"part {min(self._finished + 1, self._parts)} of {self._parts}"] if self._parts else []
         parts.append(f"{pace.rate / (1 << 20):,.1f} MiB/s")
-        for meter, what in ((fetched, "read"), (written, "written")):
+        for meter, what in told:
             parts.append(f"{output.size(meter.done)} of {output.size(meter.total)} {what}")
-        share = (fetched.done + written.done) / max(1, fetched.total + written.total)
+        share = sum(meter.done for meter, _ in told) / max(1, sum(meter.total for meter, _ in told))
         return fitting(self.name, share, parts, pace.left, width)
 
 

@@ -1,5 +1,5 @@
 """The stages of nano's training, in order: `start` from nothing, `polish`, `long` for long contexts, `settle`,
-`meet`, in which it learns what newcomers say, `finish`, and `drill` for calls."""
+`meet`, in which it learns what newcomers say, `finish`, and `drill` for calls, `again` with what was still wrong."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -113,4 +113,5 @@ STAGES = {
     "meet": Stage(800, 4e-3, 0.0, meet, ops=long_context.WholeLongOps, decays=False),
     "finish": Stage(800, 4e-3, 0.7, finish, ops=long_context.WholeLongOps),
     "drill": Stage(1300, 4e-3, 0.4, drilling, ops=long_context.WholeLongOps),
+    "again": Stage(1100, 4e-3, 0.4, drilling, ops=long_context.WholeLongOps),
 }
