@@ -121,17 +121,22 @@ def timed(times: dict[int, float], rows: int) -> float:
 
 
 def row_times(session: Session, most: int) -> dict[int, float]:
-    """Median time of steps of 1, 2, 4, ... rows, in that of one."""
-    here, taken = list(session.tokens), {}
-    for rows in [n for n in ROWS if n <= most + 1]:
-        seconds = []
-        for _ in range(TIMED):
-            start = perf_counter()
-            session.feed([int(token) for token in np.arange(rows) + 11])
-            seconds.append(perf_counter() - start)
-            session.sync(here)
-        taken[rows] = median(seconds)
-    return {rows: seconds / taken[1] for rows, seconds in taken.items()}
+    """Of steps of 1, 2, 4, ... rows of random tokens, with the logits of all, in the time of one just before: medians
+    of several rounds, since the machine's speed may drift."""
+    here, rng = list(session.tokens), np.random.default_rng(0)
+
+    def seconds(rows: int) -> float:
+        start = perf_counter()
+        session.feed(rng.integers(0, session.engine.config.vocab_size, rows).tolist(), all_logits=True)
+        taken = perf_counter() - start
+        session.sync(here)
+        return taken
+
+    rounds = []
+    for _ in range(TIMED):
+        one = seconds(1)
+        rounds.append({rows: seconds(rows) / one for rows in ROWS if 1 < rows <= most + 1})
+    return {1: 1.0} | {rows: median(times[rows] for times in rounds) for rows in rounds[0]}
 
 
 def _rate(session: Session, truth: list[int], right: float, expected: tuple[float, float]) -> Rate:
