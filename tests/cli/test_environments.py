@@ -3,6 +3,7 @@ never a traceback, never a hang."""
 
 import json
 import os
+import select
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import pytest
 from commands import COMMANDS, all_commands, material
 from v4kernels import native
+
+from v4cli import streams
 
 TIMEOUT = 120  # seconds; only a hang takes so long
 START = "import os, resource, signal, sys; {prelude}; os.execv(sys.executable, [sys.executable, *{command}])"
@@ -82,7 +85,7 @@ ENVIRONMENTS = {
     "warnings": Environment(variables={"PYTHONWARNINGS": "error"}),
     "optimized": Environment(variables={"PYTHONOPTIMIZE": "2", "PYTHONHASHSEED": "1"}),
 }  # fmt: skip
-PROBED = ("bench", "bench kernels")  # these measure for seconds
+PROBED = ("bench", "bench kernels", "calibrate")  # these measure or work for seconds
 
 
 def pairs() -> list:
@@ -279,30 +282,64 @@ def test_a_named_pipe_is_waited_for_with_a_word_and_read(tmp_path):
 
 
 def test_a_stdout_that_does_not_wait_is_waited_for(tmp_path):
-    process = started(["show", "pro", "--json"], Environment("os.set_blocking(1, False)"), tmp_path)
-    time.sleep(0.5)
-    out, err = process.communicate(b"", timeout=TIMEOUT)
-    assert process.returncode == 0 and json.loads(out), err
+    reader, writer = os.pipe()
+    where = Environment("os.set_blocking(1, False)")
+    process = started(["parse", "--in", "-"], where, tmp_path, stdout=writer)
+    process.stdin.write(b"</think>" + b"word " * 40_000)
+    process.stdin.close()
+    while process.poll() is None and select.select([], [writer], [], 0)[1]:
+        time.sleep(0.01)  # until the pipe is full
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        out = pipe.read()
+    assert process.wait(TIMEOUT) == 0 and json.loads(out)["content"].split() == ["word"] * 40_000
+    assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize(
-    ("variables", "coloured"),
-    [
-        ({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "0"}, False), ({"FORCE_COLOR": ""}, False),
-        ({"FORCE_COLOR": "false"}, False), ({"CLICOLOR_FORCE": "1"}, True), ({"CLICOLOR_FORCE": "0"}, False),
-        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False), ({"FORCE_COLOR": "1", "NO_COLOR": ""}, True),
-    ],
-)  # fmt: skip
+COLOURS = [
+    ({}, False), ({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ({"FORCE_COLOR": "0"}, False), ({"FORCE_COLOR": ""}, False), ({"FORCE_COLOR": "false"}, False),
+    ({"CLICOLOR_FORCE": "1"}, True), ({"CLICOLOR_FORCE": "0"}, False), ({"FORCE_COLOR": "1", "NO_COLOR": ""}, True),
+]  # fmt: skip
+NO_COLOURS = dict.fromkeys(("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"))
+
+
+@pytest.fixture
+def variables_of(monkeypatch):
+    """variables_of(variables): this process has them; None: unset."""
+
+    def have(variables: dict) -> None:
+        for name, value in variables.items():
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+
+    return have
+
+
+@pytest.mark.parametrize(("variables", "coloured"), COLOURS)
+def test_the_variables_say_what_is_styled(variables, coloured, variables_of):
+    variables_of(NO_COLOURS | variables)
+    with open(os.devnull, "w") as stream:
+        assert streams.styled(stream) == coloured
+
+
+@pytest.mark.parametrize(("variables", "coloured"), COLOURS[:3])
 def test_colour_is_what_the_variables_say(variables, coloured, tmp_path):
-    none = dict.fromkeys(("FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"))
-    _, _, err = v4("run", "hello", "--stats", "-n", "4", folder=tmp_path, **none | variables)
+    _, _, err = v4("run", "hello", "--stats", "-n", "4", folder=tmp_path, **NO_COLOURS | variables)
     assert ("\x1b[2m" in err) == coloured and "\r" not in err
 
 
-@pytest.mark.parametrize("term", [None, "", "dumb"])
-def test_a_terminal_that_is_none_gets_no_escapes(term, tmp_path):
+@pytest.mark.parametrize(("term", "screen"), [(None, False), ("", False), ("dumb", False), ("xterm", True)])
+def test_a_terminal_is_a_screen_if_it_has_a_name(term, screen, variables_of):
+    variables_of(NO_COLOURS | {"TERM": term})
     master, slave = os.openpty()
-    where = Environment(variables={"TERM": term, "FORCE_COLOR": None, "CLICOLOR_FORCE": None})
+    with open(slave, "w") as stream:
+        assert streams.is_screen(stream) == streams.styled(stream) == streams.live(stream) == screen
+    os.close(master)
+
+
+def test_a_terminal_that_is_none_gets_no_escapes(tmp_path):
+    master, slave = os.openpty()
+    where = Environment(variables={"TERM": "dumb", "FORCE_COLOR": None, "CLICOLOR_FORCE": None})
     process = started(["run", "hello", "--stats", "-n", "4"], where, tmp_path, stderr=slave)
     process.communicate(b"", timeout=TIMEOUT)
     os.close(slave)

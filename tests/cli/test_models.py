@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from inside import v4_inside as v4_inside
 from tiny import STORE_LIKE, make_store, random_checkpoint
 
 from v4cli import hardware, paths
@@ -53,11 +54,17 @@ def home(made, tmp_path):
     return tmp_path
 
 
-def v4(home, *args, stdin=""):
-    """Run v4 to its end."""
-    variables = os.environ | {"OMP_NUM_THREADS": "1", "V4_HOME": str(home)}
-    command = [*V4, *map(str, args)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, env=variables)
+@pytest.fixture
+def v4(v4_inside, monkeypatch):
+    """v4(home, argument, ...): what it ends with and prints; of the machine it measures little."""
+    for name, value in {"PROBE_RAM": 16 << 20, "PROBE_DISK": 8 << 20, "PROBE_SECONDS": 0.02}.items():
+        monkeypatch.setattr(hardware, name, value)
+
+    def run(home, *args):
+        monkeypatch.setenv("V4_HOME", str(home))
+        return v4_inside(*args)
+
+    return run
 
 
 def flip(path):
@@ -66,7 +73,7 @@ def flip(path):
     path.write_bytes(data)
 
 
-def test_ls_tells_every_state(home):
+def test_ls_tells_every_state(v4, home):
     models = home / "models"
     for name in ("gone", "half", "hurt", "newer", "short"):
         shutil.copytree(models / "little", models / name)
@@ -85,7 +92,7 @@ def test_ls_tells_every_state(home):
     (models / ".left.lock").touch()
     (models / "other").mkdir()
     (models / "other" / "V4.gguf").write_bytes(b"GGUF")
-    rows = {row["name"]: row for row in json.loads(v4(home, "ls", "--json").stdout)}
+    rows = {row["name"]: row for row in json.loads(v4(home, "ls", "--json").out)}
     assert {name: row["state"] for name, row in rows.items()} == {
         "nano": "complete",
         "little": "complete",
@@ -104,16 +111,16 @@ def test_ls_tells_every_state(home):
     assert little["parameters"] > 5e6 and little["complete"] and not rows["half"]["complete"]
     for command, code, says in (("rm", 3, "not v4's to delete"), ("pull", 2, "does not tell what it was made from")):
         done = v4(home, command, "other")
-        assert done.returncode == code and says in done.stderr and (models / "other" / "V4.gguf").exists()
+        assert done.code == code and says in done.err and (models / "other" / "V4.gguf").exists()
     refused = v4(home, "verify", "newer")
-    assert refused.returncode == 3 and "upgrade" in refused.stderr
-    assert v4(home, "pull", "newer").returncode == 3 and (models / "newer" / MANIFEST).exists()
-    text = v4(home, "ls").stdout
+    assert refused.code == 3 and "upgrade" in refused.err
+    assert v4(home, "pull", "newer").code == 3 and (models / "newer" / MANIFEST).exists()
+    text = v4(home, "ls").out
     assert len(text.splitlines()) == 1 + len(rows) and "incomplete, 9 of 10 parts" in text
 
 
-def test_show_a_store(home):
-    about = json.loads(v4(home, "show", "little", "--json").stdout)
+def test_show_a_store(v4, home):
+    about = json.loads(v4(home, "show", "little", "--json").out)
     folder = home / "models" / "little"
     assert about["path"] == str(folder) and about["quant"] == "native" and about["state"] == "complete"
     assert about["source"] == "test/model@abc" and about["bytes_on_disk"] == disk_bytes(folder)
@@ -124,13 +131,13 @@ def test_show_a_store(home):
     assert about["read_bytes_per_token"]["embed"] == width + width // 16
     assert set(about["weight_errors"]) == {"embed", "head", "linear"}
     assert all(0.001 < error < 0.01 for error in about["weight_errors"].values())
-    assert v4(home, "show").stdout == v4(home, "show", "little").stdout  # the one model pulled is the default
-    by_path = json.loads(v4(home, "show", folder, "--json").stdout)
+    assert v4(home, "show").out == v4(home, "show", "little").out  # the one model pulled is the default
+    by_path = json.loads(v4(home, "show", folder, "--json").out)
     assert by_path | {"model": "little"} == about
 
 
-def test_show_a_release_that_is_not_here(home):
-    about = json.loads(v4(home, "show", "flash", "--json").stdout)
+def test_show_a_release_that_is_not_here(v4, home):
+    about = json.loads(v4(home, "show", "flash", "--json").out)
     assert about["path"] is None and about["state"] == "not on this machine"
     assert about["bytes"] == FLASH
     assert {about["stores"][quant]["bytes"]["experts"] for quant in ("native", "q4")} == {FLASH["experts"]}
@@ -163,23 +170,23 @@ def test_names_and_paths(home, monkeypatch):
         assert hint in caught.value.hint
 
 
-def test_verify_names_the_damage_and_its_command_mends_it(source, tmp_path):
+def test_verify_names_the_damage_and_its_command_mends_it(v4, source, tmp_path):
     """The printed command is run as it stands."""
-    assert v4(tmp_path, "pull", source, "--name", "made").returncode == 0
+    assert v4(tmp_path, "pull", source, "--name", "made").code == 0
     folder = tmp_path / "models" / "made"
     fine = v4(tmp_path, "verify", "made")
-    assert fine.returncode == 0 and "nothing is wrong" in fine.stdout
+    assert fine.code == 0 and "nothing is wrong" in fine.out
     names = ["layer-001.safetensors", "config.json", MANIFEST]
     for name in names:
         flip(folder / name)
     found = v4(tmp_path, "verify", "made", "--json")
-    assert found.returncode == 3 and "not as recorded" in found.stderr
-    damage = {item["file"]: item["repair"] for item in json.loads(found.stdout)["damage"]}
+    assert found.code == 3 and "not as recorded" in found.err
+    damage = {item["file"]: item["repair"] for item in json.loads(found.out)["damage"]}
     assert sorted(damage) == sorted(names)
     for name in names:
         command = shlex.split(damage[name])
-        assert command[0] == "v4" and v4(tmp_path, *command[1:]).returncode == 0
-    assert v4(tmp_path, "verify", "made").returncode == 0
+        assert command[0] == "v4" and v4(tmp_path, *command[1:]).code == 0
+    assert v4(tmp_path, "verify", "made").code == 0
 
 
 def forget_tokenizer(folder):
@@ -190,28 +197,28 @@ def forget_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
-def test_a_store_without_tokenizer_is_not_complete_and_is_mended(source, tmp_path):
-    assert v4(tmp_path, "pull", source, "--name", "made").returncode == 0
+def test_a_store_without_tokenizer_is_not_complete_and_is_mended(v4, source, tmp_path):
+    assert v4(tmp_path, "pull", source, "--name", "made").code == 0
     folder = tmp_path / "models" / "made"
     forget_tokenizer(folder)
-    (row,) = [row for row in json.loads(v4(tmp_path, "ls", "--json").stdout) if row["name"] == "made"]
+    (row,) = [row for row in json.loads(v4(tmp_path, "ls", "--json").out) if row["name"] == "made"]
     assert not row["complete"] and row["state"] == "damaged: tokenizer.json is missing"
     shutil.rmtree(tmp_path / "models" / "little")
     assert only_model(tmp_path / "models") is None
-    assert json.loads(v4(tmp_path, "show", "made", "--json").stdout)["state"] == row["state"]
+    assert json.loads(v4(tmp_path, "show", "made", "--json").out)["state"] == row["state"]
     ran = v4(tmp_path, "run", "-m", "made", "hi")
-    assert ran.returncode == 3 and "tokenizer.json is missing" in ran.stderr and "v4 verify" in ran.stderr
+    assert ran.code == 3 and "tokenizer.json is missing" in ran.err and "v4 verify" in ran.err
     found = v4(tmp_path, "verify", "made", "--json")
-    (damage,) = json.loads(found.stdout)["damage"]
-    assert found.returncode == 3 and (damage["file"], damage["problem"]) == ("tokenizer.json", "is missing")
-    assert v4(tmp_path, *shlex.split(damage["repair"])[1:]).returncode == 0
-    assert v4(tmp_path, "verify", "made").returncode == 0
+    (damage,) = json.loads(found.out)["damage"]
+    assert found.code == 3 and (damage["file"], damage["problem"]) == ("tokenizer.json", "is missing")
+    assert v4(tmp_path, *shlex.split(damage["repair"])[1:]).code == 0
+    assert v4(tmp_path, "verify", "made").code == 0
     forget_tokenizer(folder)
-    assert v4(tmp_path, "pull", "made").returncode == 0 and (folder / "tokenizer.json").is_file()
+    assert v4(tmp_path, "pull", "made").code == 0 and (folder / "tokenizer.json").is_file()
 
 
-def test_verify_opens_small_files_as_run_does(source, tmp_path):
-    assert v4(tmp_path, "pull", source, "--name", "made").returncode == 0
+def test_verify_opens_small_files_as_run_does(v4, source, tmp_path):
+    assert v4(tmp_path, "pull", source, "--name", "made").code == 0
     folder = tmp_path / "models" / "made"
     manifest, text = Manifest.load(folder), b"{}"
     (folder / "tokenizer.json").write_bytes(text)
@@ -221,15 +228,15 @@ def test_verify_opens_small_files_as_run_does(source, tmp_path):
         if target != "made":
             (target / "tokenizer.json").write_bytes(text)
         found = v4(tmp_path, "verify", target, "--json")
-        (damage,) = json.loads(found.stdout)["damage"]
-        assert found.returncode == 3 and damage["file"] == "tokenizer.json" and "model" in damage["problem"]
+        (damage,) = json.loads(found.out)["damage"]
+        assert found.code == 3 and damage["file"] == "tokenizer.json" and "model" in damage["problem"]
     (tmp_path / "official" / "tokenizer.json").unlink()
-    about = json.loads(v4(tmp_path, "show", tmp_path / "official", "--json").stdout)
+    about = json.loads(v4(tmp_path, "show", tmp_path / "official", "--json").out)
     assert about["state"] == "incomplete: tokenizer.json is missing"
 
 
-def test_pull_goes_on_with_any_name_that_ls_lists(source, tmp_path):
-    assert v4(tmp_path, "pull", source, "--name", "mine", "--quant", "q4").returncode == 0
+def test_pull_goes_on_with_any_name_that_ls_lists(v4, source, tmp_path):
+    assert v4(tmp_path, "pull", source, "--name", "mine", "--quant", "q4").code == 0
     folder = tmp_path / "models" / "mine"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     manifest = Manifest.load(folder)
@@ -239,20 +246,20 @@ def test_pull_goes_on_with_any_name_that_ls_lists(source, tmp_path):
         del manifest.files[name]
     manifest.save(folder)
     refused = v4(tmp_path, "run", "-m", "mine", "hi")
-    assert refused.returncode == 3 and "incomplete, 2 of 10 parts" in refused.stderr
-    command = refused.stderr.split("hint: ")[1].removesuffix(" goes on\n")
+    assert refused.code == 3 and "incomplete, 2 of 10 parts" in refused.err
+    command = refused.err.split("hint: ")[1].removesuffix(" goes on\n")
     assert command == f"v4 pull {source} --name mine"
     for wrong, says in (("--quant", "is q4, not native"), ("--revision", "made from the folder")):
         done = v4(tmp_path, "pull", "mine", wrong, "native")
-        assert done.returncode == 2 and says in done.stderr
+        assert done.code == 2 and says in done.err
     dry = v4(tmp_path, "pull", "mine", "--dry-run", "--json")
     real = v4(tmp_path, "pull", "mine", "--json")
-    assert (dry.returncode, real.returncode) == (0, 0)
-    assert json.loads(dry.stdout)["written"] == json.loads(real.stdout)["written"]
+    assert (dry.code, real.code) == (0, 0)
+    assert json.loads(dry.out)["written"] == json.loads(real.out)["written"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
     again = v4(tmp_path, "pull", "mine")
-    assert again.returncode == 0 and "nothing to do" in again.stderr
-    assert json.loads(v4(tmp_path, "pull", "mine", "--dry-run", "--json").stdout)["peak"] == 0
+    assert again.code == 0 and "nothing to do" in again.err
+    assert json.loads(v4(tmp_path, "pull", "mine", "--dry-run", "--json").out)["peak"] == 0
 
 
 def test_a_dry_run_that_does_not_fit_prints_the_plan_and_exits_4(tmp_path, monkeypatch, capsys):
@@ -266,18 +273,18 @@ def test_a_dry_run_that_does_not_fit_prints_the_plan_and_exits_4(tmp_path, monke
 
 
 @pytest.mark.parametrize("place", ["file", "below a file", "dangling link"])
-def test_where_nothing_can_be_written_pull_doctor_and_plan_say_so(source, tmp_path, place):
+def test_where_nothing_can_be_written_pull_doctor_and_plan_say_so(v4, source, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     home = tmp_path / {"file": "file", "below a file": "file/x", "dangling link": "link"}[place]
     for arguments in (("pull", source, "--name", "m"), ("pull", source, "--name", "m", "--dry-run")):
         done = v4(home, *arguments)
-        assert done.returncode == 4 and "not a folder" in done.stderr and "V4_HOME" in done.stderr
-    checks = {row["check"]: row for row in json.loads(v4(home, "doctor", "--json").stdout)}
+        assert done.code == 4 and "not a folder" in done.err and "V4_HOME" in done.err
+    checks = {row["check"]: row for row in json.loads(v4(home, "doctor", "--json").out)}
     assert checks["disk"]["status"] == "fail" and str(home) in checks["disk"]["detail"]
     assert "V4_HOME" in checks["disk"]["fix"]
     planned = v4(home, "plan", "flash", "--ram", "64G", "--vram", "0")
-    assert planned.returncode == 0 and "no model can be brought to" in planned.stdout
+    assert planned.code == 0 and "no model can be brought to" in planned.out
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -323,13 +330,13 @@ def test_doctor_tells_a_missing_bubblewrap_from_a_kernel_that_forbids_it(monkeyp
     assert ("apt install" in told) != has_bwrap
 
 
-def test_verify_checkpoints_says_what_it_cannot_know(home):
+def test_verify_checkpoints_says_what_it_cannot_know(v4, home):
     done = v4(home, "verify", "nano")
-    assert done.returncode == 0 and "no checksums" in done.stdout
+    assert done.code == 0 and "no checksums" in done.out
     broken = shutil.copytree(NANO, home / "broken")
     shard = next(broken.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert v4(home, "verify", broken).returncode == 3
+    assert v4(home, "verify", broken).code == 3
 
 
 def answer(home, text, *args):
@@ -349,10 +356,10 @@ def answer(home, text, *args):
     return process.wait(timeout=60), screen.decode()
 
 
-def test_rm_asks_and_deletes_pulled_models_only(home, monkeypatch):
+def test_rm_asks_and_deletes_pulled_models_only(v4, home, monkeypatch):
     folder = home / "models" / "little"
     refused = v4(home, "rm", "little")
-    assert refused.returncode == 2 and "--yes" in refused.stderr and folder.is_dir()
+    assert refused.code == 2 and "--yes" in refused.err and folder.is_dir()
     code, screen = answer(home, "n\n", "rm", "little")
     assert code == 0 and "nothing was deleted" in screen and (folder / MANIFEST).exists()
     outside = shutil.copytree(folder, home / "outside")
@@ -366,21 +373,21 @@ def test_rm_asks_and_deletes_pulled_models_only(home, monkeypatch):
     assert code == 0 and f"{n_bytes / 2**20:.2f} MiB freed" in screen and not folder.exists()
 
 
-def test_rm_waits_for_no_pull_and_keeps_what_a_link_points_to(home):
+def test_rm_waits_for_no_pull_and_keeps_what_a_link_points_to(v4, home):
     models = home / "models"
     with FileLock(models / ".little.lock"):
         busy = v4(home, "rm", "little", "-y")
-    assert busy.returncode == 3 and "running" in busy.stderr and (models / "little" / MANIFEST).exists()
+    assert busy.code == 3 and "running" in busy.err and (models / "little" / MANIFEST).exists()
     (models / "link").symlink_to(models / "little")
-    assert v4(home, "rm", "link", "-y").returncode == 0
+    assert v4(home, "rm", "link", "-y").code == 0
     assert not (models / "link").exists() and (models / "little" / MANIFEST).exists()
     (models / "little" / MANIFEST).unlink()  # as a crash within rm leaves it
-    assert v4(home, "rm", "little", "-y").returncode == 0 and not (models / "little").exists()
+    assert v4(home, "rm", "little", "-y").code == 0 and not (models / "little").exists()
 
 
-def test_plan_a_release_on_this_machine_and_others(home):
+def test_plan_a_release_on_this_machine_and_others(v4, home):
     done = v4(home, "plan", "flash", "--ram", "20G", "--vram", "0", "--ctx", "1048576", "--json")
-    plan = json.loads(done.stdout)
+    plan = json.loads(done.out)
     assert plan["quant"] == "native" and plan["state"] == "not on this machine"
     tiers = {tier["tier"]: tier for tier in plan["tiers"]}
     assert tiers["RAM"]["budget"] == 20 << 30
@@ -413,18 +420,18 @@ def test_plan_a_release_on_this_machine_and_others(home):
         (["nowhere"], 3, "v4 ls"),
     ],
 )
-def test_plan_says_what_would_fit(home, args, code, says):
+def test_plan_says_what_would_fit(v4, home, args, code, says):
     done = v4(home, "plan", *args)
-    assert done.returncode == code and says in done.stderr
-    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert done.code == code and says in done.err
+    assert "Traceback" not in done.err and done.out == ""
 
 
-def test_the_hinted_context_is_the_longest_that_fits(home):
+def test_the_hinted_context_is_the_longest_that_fits(v4, home):
     failed = v4(home, "plan", "little", "--ram", "340M", "--vram", "0", "--ctx", "1048576")
-    longest = int(failed.stderr.split("--ctx ")[1].split()[0])
-    assert failed.returncode == 4 and longest > 1000
+    longest = int(failed.err.split("--ctx ")[1].split()[0])
+    assert failed.code == 4 and longest > 1000
     fits, short = (
         v4(home, "plan", "little", "--ram", "340M", "--vram", "0", "--ctx", n) for n in (longest, longest + 1)
     )
-    assert fits.returncode == 0 and short.returncode == 4
-    assert "64 GB + RTX 4090" in fits.stdout and "tokens/s" in fits.stdout
+    assert fits.code == 0 and short.code == 4
+    assert "64 GB + RTX 4090" in fits.out and "tokens/s" in fits.out

@@ -17,7 +17,12 @@ echo "1, NVIDIA GeForce RTX 4090, GPU-large, 580.1, 8.9, 24564, 20000"
 """
 
 
-_offers = functools.cache(plan_module.offers)  # each adds up 72,000 tensors
+def _once(function, kind=lambda found: found):
+    """A function that adds up 72,000 tensors, for each question once."""
+    return functools.cache(lambda *asked: kind(function(*asked)))
+
+
+_offers, _request = _once(plan_module.offers, tuple), _once(plan_module._request)
 
 
 @pytest.fixture
@@ -27,6 +32,7 @@ def plan(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(hardware, "ram_speed", lambda: 80e9)
     monkeypatch.setattr(hardware, "disk_speed", lambda *_: 3e9)
     monkeypatch.setattr(plan_module, "offers", _offers)
+    monkeypatch.setattr(plan_module, "_request", _request)
 
     def run(*options: str, model: str = "flash", then=lambda told: None) -> str:
         app(["plan", model, "--ram", "192G", *options], standalone_mode=False)

@@ -136,7 +136,7 @@ def _does_not_fit(request: Request, memory: Budget) -> ResourceError:
     if longest:
         ways.append(f"--ctx {longest} fits")
     if request.recipe.name != SMALLEST:
-        small = cost.needs(config, request.subject.weights(RECIPES[SMALLEST])[0])
+        small = cost.needs_of_release(config, RECIPES[SMALLEST].rules, request.subject.with_mtp)
         small = cost.at_context(small, config, request.n_tokens, sessions)
         if shortage(small, memory) <= 0:
             ways.append(f"--quant {SMALLEST} fits")

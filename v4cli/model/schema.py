@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from v4kernels.formats import DTYPES, FORMATS, OFFICIAL, Format
 
@@ -16,7 +16,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property  # of tens of thousands of experts all share theirs
     def nbytes(self) -> int:
         return DTYPES[self.dtype].n_bytes * math.prod(self.shape)
 

@@ -73,6 +73,7 @@ class Part:
     name: str
     tensors: dict[str, Stored] = field(default_factory=dict)
     end: int = 0  # of the data, counted from its start
+    n_pads: int = 0
 
     @property
     def file(self) -> str:
@@ -107,8 +108,8 @@ class Part:
         """Append a tensor at the next multiple of `align`."""
         gap = -self.end % align
         if gap:
-            pad = f"pad.{sum(t.format == 'pad' for t in self.tensors.values())}"
-            self.tensors[pad] = Stored(TensorSpec("U8", (gap,)), self.end, "pad", "")
+            self.tensors[f"pad.{self.n_pads}"] = Stored(TensorSpec("U8", (gap,)), self.end, "pad", "")
+            self.n_pads += 1
             self.end += gap
         self.tensors[name] = Stored(spec, self.end, form, source)
         self.end += spec.nbytes
