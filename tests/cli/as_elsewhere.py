@@ -52,10 +52,13 @@ DISK = collections.namedtuple("DISK", "total used free")
 
 
 class Process(psutil.Process):
-    """With the one field more that Windows tells of memory."""
+    """With the one field more that Windows tells of memory, and without its signals, which are hidden."""
 
     def memory_info(self):
         return types.SimpleNamespace(**super().memory_info()._asdict(), peak_wset=1 << 20)
+
+    def kill(self):
+        os.kill(self.pid, 9)
 
 
 def hide(module, names) -> None:

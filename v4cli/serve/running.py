@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v4cli import jsonfile, paths
+from v4cli import jsonfile, paths, system
 from v4cli.errors import SnapshotError, V4Error
 from v4cli.files import write_atomically
 
@@ -42,7 +42,7 @@ class Running:
     def stop(self) -> None:
         """Ask it to end."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+            system.kill(self.pid, signal.SIGTERM)
 
 
 def servers() -> list[Running]:
