@@ -127,6 +127,12 @@ def replace(old: str | Path, new: str | Path) -> None:
             time.sleep(0.01)
 
 
+def remove(path: str | Path) -> None:
+    """Delete a file, if it is there. On Windows one that somebody has open stays, for the next time. OSError."""
+    with contextlib.suppress(FileNotFoundError, *([PermissionError] if WINDOWS else [])):
+        os.unlink(extended(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where folders can be opened."""
     if WINDOWS:

@@ -57,7 +57,7 @@ def servers() -> list[Running]:
         if server.is_alive:
             found.append(server)
         else:
-            path.unlink(missing_ok=True)
+            system.remove(path)
     return found
 
 
@@ -78,4 +78,4 @@ def registered(url: str, model: str, sessions: int, folder: Path, has_key: bool)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        system.remove(path)
