@@ -8,6 +8,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -17,6 +18,7 @@ from v4cli.agent import approval, commands, files, outside, places, sandbox
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.process import Limits
 from v4cli.agent.tools import Context, ToolError
+from v4cli.calibrate import layers
 
 BOX = toolbox("all")
 
@@ -291,3 +293,26 @@ def test_links_are_counted_although_a_folder_lists_no_counts(tmp_path):
             return os.stat_result((0,) * 10)
 
     assert outside._is_linked(Entry())
+
+
+def test_files_that_are_mapped_are_not_renamed(tmp_path, monkeypatch):
+    """Which as_elsewhere.py refuses, as Windows does."""
+    held = np.memmap(tmp_path / "held", np.uint8, "w+", shape=(4,))
+    with pytest.raises(PermissionError):
+        os.replace(tmp_path / "held", tmp_path / "x")
+    system.remove(tmp_path / "held")  # stays until it is free
+    assert (tmp_path / "held").exists()
+    del held
+    system.remove(tmp_path / "held")
+    assert not (tmp_path / "held").exists()
+    monkeypatch.setattr(layers, "_rows_of", lambda model, name, ids: np.ones((len(ids), 8), np.float32))
+    model = types.SimpleNamespace(config=types.SimpleNamespace(hc_mult=2, hidden_size=8))
+    layers._embed(model, [[1, 2], [3]], tmp_path / "before")
+    layer = object.__new__(layers._Layer)
+    layer.layer = types.SimpleNamespace(attn=None)
+    layer._attention = lambda ids, streams, state, start: streams.numpy() + 1
+    layer._mixture = lambda ids, streams, progress: {"n": np.array(len(ids))}
+    monkeypatch.setattr(layers, "Timeline", lambda attentions: None)
+    found = layer.run([[1, 2], [3]], tmp_path / "before", tmp_path / "after", lambda n: None)
+    (tmp_path / "before").unlink()
+    assert found["n"] == 3 and (np.load(tmp_path / "after") == 2).all()
