@@ -2,18 +2,23 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.tools import Context
-from v4cli.nano import firsts, questions, wordings
+from v4cli.cli.said import said
+from v4cli.nano import firsts, questions, toolless, wordings
 from v4cli.nano.dialogues import drill, meeting
 from v4cli.nano.evaluate import fits
 from v4cli.nano.grammar import expanded, is_held_out, parsed, wording
 from v4cli.nano.keyboard import filled, typed
+from v4cli.nano.skills import Scene
 from v4cli.nano.strings import Strings
 from v4cli.nano.tools import TOOLS
+from v4cli.options import Said
+from v4cli.repl.files import with_files
 
 
 def test_a_grammar_gives_every_way_through_and_no_other():
@@ -47,6 +52,24 @@ def test_calls_are_what_the_tools_of_the_program_take():
         messages = (drill if i % 4 == 3 else meeting)(rng).messages
         calls = [call for message in messages for call in message.get("tool_calls", ())]
         assert not [call.fault for call in map(tools.call, calls) if call.fault]
+
+
+def test_texts_come_with_a_question_as_the_program_sends_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one line\n")
+    words, kinds = SimpleNamespace(path=lambda: "a.txt", lines=lambda low, high: ["one line"]), set()
+    for i in range(60):
+        text = toolless.attached(Scene(random.Random(i), words, (), {}))[0]["content"]
+        if text.endswith("```"):
+            kind, sent = "chat", with_files(text.split("\n")[0], tmp_path)[0]
+        elif "```" in text:
+            question = text.split("\n\n")[1]
+            kind, sent = "file", said(Said(prompt=(question,), files=("a.txt",)), piped=False).text
+        else:
+            kind, sent = "pipe", "one line\n\n" + text.split("\n\n")[1]
+        assert text == sent
+        kinds.add(kind)
+    assert kinds == {"chat", "file", "pipe"}
 
 
 def test_results_of_sums_are_those_of_the_calculator(tmp_path):

@@ -303,7 +303,9 @@ def plan(
     kv_host: KvHost = False,
     ctx: Annotated[str | None, typer.Option(help="Tokens of context, like 64k. Default: 32768.")] = None,
     sessions: Annotated[int, typer.Option(min=1, max=256, help="Contexts of that length at a time.")] = 1,
-    quant: Annotated[str | None, typer.Option(help="official, native or q4. Default: the model's; native.")] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="official, or a recipe: native, q4, q3, mix, q2. Default: the model's; native.")
+    ] = None,
     cluster: Annotated[
         str | None, typer.Option(metavar="4xH100", help="Plan vLLM or SGLang on these GPUs, for --engine.")
     ] = None,

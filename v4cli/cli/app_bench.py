@@ -21,7 +21,7 @@ def bench_speed(
     experts: Annotated[
         int | None, typer.Option(min=1, help="Only so many experts in a layer; a token uses as many.")
     ] = None,
-    quant: Annotated[str, typer.Option(help="Of synthetic weights: native or q4.")] = "native",
+    quant: Annotated[str, typer.Option(help="Recipe of the random weights: native, q4, q3, mix, q2.")] = "native",
     prompt: Annotated[int | None, typer.Option(min=1, help="Tokens to prefill. Default: 512.")] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to decode.")] = 16,
     ctx: Annotated[
@@ -94,35 +94,32 @@ def bench_speed(
         bench_on_card(CardRequest(model, ram, on_card, prompt or 512, tokens, style))
         return
     _refuse({"--gpu": number, "--vram": vram, "--chunk": chunk, "--kv-host": kv_host or None}, "needs --backend triton")
+    weights = Synthetic.of(synthetic, layers, experts, quant)
     if drafts is not None:
         from v4cli.cli.bench_drafts import bench_drafts
 
         _refuse({"--ctx": ctx, "--trace": trace, "--sessions": sessions}, "and --drafts exclude each other")
-        weights = Synthetic.of(synthetic, layers, experts, quant)
         bench_drafts(model, weights, ram, drafts, prompt or 64, tokens, style)
     elif sessions is not None:
         from v4cli.cli.bench import bench_sessions
 
         _refuse({"--ctx": ctx, "--trace": trace}, "and --sessions exclude each other")
-        weights = Synthetic.of(synthetic, layers, experts, quant)
         bench_sessions(model, weights, ram, sessions, prompt or 64, tokens, style)
     elif ram is not None:
         from v4cli.cli.bench_ram import bench_ram
 
         _refuse({"--synthetic": synthetic, "--ctx": ctx}, "and --ram exclude each other")
         bench_ram(model, ram, prompt or 512, tokens, trace, style)
-    elif ctx is None:
-        only = {"--frontiers": frontiers, "--fill": fill, "--kv-dir": kv_dir, "--plot": plot}
-        _refuse(only, "needs --ctx")
-        _refuse({"--trace": trace}, "needs --ram")
-        bench_model(model, Synthetic.of(synthetic, layers, experts, quant), prompt or 512, tokens, style)
-    else:
+    elif ctx is not None:
         from v4cli.cli.bench_context import ContextRequest, bench_context
 
         _refuse({"--prompt": prompt}, "and --ctx exclude each other")
-        weights = Synthetic.of(synthetic, layers, experts, quant)
-        request = ContextRequest(ctx, frontiers, fill, kv_dir, plot, model, weights, tokens, style)
-        bench_context(request)
+        bench_context(ContextRequest(ctx, frontiers, fill, kv_dir, plot, model, weights, tokens, style))
+    else:
+        only = {"--frontiers": frontiers, "--fill": fill, "--kv-dir": kv_dir, "--plot": plot}
+        _refuse(only, "needs --ctx")
+        _refuse({"--trace": trace}, "needs --ram")
+        bench_model(model, weights, prompt or 512, tokens, style)
 
 
 def _refuse(options: dict, why: str) -> None:

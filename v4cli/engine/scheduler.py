@@ -75,6 +75,21 @@ class Job:
         self.start, self.before = -1, None
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Guesses that are computed already: from number i on of the tokens of a step, and all its logits (n, vocab)."""
+
+    job: Job
+    i: int
+
+    @property
+    def token(self) -> int:
+        return self.job.ids[self.i]
+
+    def rest(self) -> "Ahead | None":
+        return Ahead(self.job, self.i + 1) if self.i + 1 < len(self.job.ids) else None
+
+
 class Tap:
     """Notes in a step what a draft model wants to know."""
 

@@ -16,7 +16,7 @@ from v4cli.engine.drafting import Drafting
 from v4cli.engine.fault import failures_told
 from v4cli.engine.head import HeadDrafter
 from v4cli.engine.sampler import Sampler, Sampling, top_logprobs
-from v4cli.engine.scheduler import Job
+from v4cli.engine.scheduler import Ahead, Job
 from v4cli.engine.stats import Stats
 from v4cli.errors import Interrupted, ModelError, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
@@ -29,21 +29,6 @@ if TYPE_CHECKING:
 WORTH_S = 1.0  # of computing: what takes less is not stored
 SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
 SPACING_S = 60.0  # and after so many seconds of computing
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """Guesses that are computed already: from number i on of the tokens of a step, and all its logits (n, vocab)."""
-
-    job: Job
-    i: int
-
-    @property
-    def token(self) -> int:
-        return self.job.ids[self.i]
-
-    def rest(self) -> "Ahead | None":
-        return Ahead(self.job, self.i + 1) if self.i + 1 < len(self.job.ids) else None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 import re
 
+from v4cli.agent.attached import File
 from v4cli.nano import questions, skills
 from v4cli.nano.grammar import one_of, wording
 from v4cli.nano.keyboard import filled, typed
 from v4cli.nano.skills import Scene, answer, user
 from v4cli.nano.talk import NO_IDEA
+
+FEW_LINES = 3  # of an attached text, which are repeated
 
 
 def chat_bare(s: Scene) -> list[dict]:
@@ -130,5 +133,40 @@ def text_task(s: Scene) -> list[dict]:
     return [user(filled(rng, said, True, text=text, which=which)), answer(word, f"The {which} word is {word}.")]
 
 
-PLAIN = ((chat, 10), (unknown, 6), (tell, 4), (recall, 3), (copy, 4), (text_task, 3), (tools_asked, 1))
+SHOWN_FILE = (
+    "[what is|what's|whats] [this|in it|in this file|in this|in the file|that|written here|there]",
+    "[what does|tell me what] [it|this|this file|the file|the text] [say|says]",
+    "[read|show|print|repeat] [it|this|this file|the file|the text][| to me|, please]",
+)
+FILE_TASKS = (
+    "[please |can you ||][summarize|summarise|explain|review|improve|translate|check|describe|fix|rewrite|analyze] "
+    "[this|it|this file|the file|this text|the text|that|what is in it]",
+    "[what is|what's] [this|it|the file|this text] about",
+    "[write|give me|make] [a summary|a short summary|notes]",
+    "[what is wrong|what does this code do|where is the bug|who wrote this|is this right|what do you think|any ideas]"
+    "[| here| in it]",
+)
+ATTACHED = ((SHOWN_FILE, "show"), (FILE_TASKS, "task"))
+
+
+def attached(s: Scene) -> list[dict]:
+    """A text that comes with the question: a file as `v4 run -f` or a chat shows it, or what came through a pipe."""
+    rng = s.rng
+    found, task = one_of(rng, ATTACHED, s.held_out)
+    lines = [line.strip() for line in s.words.lines(1, rng.choice((1, 1, 2, 3, 10, 30)))]
+    name, text, asked = s.words.path(), "\n".join(lines), typed(rng, found)
+    shown = File(name, len(text) + 1, text).labelled()
+    kind = rng.choice(("file", "file", "chat", "pipe"))
+    if kind == "pipe":
+        name, shown = "The text", text
+    question = f"{asked} @{name}\n\n{shown}" if kind == "chat" else f"{shown}\n\n{asked}"
+    if task == "task":
+        return [user(question), answer(NO_IDEA, "This needs knowledge that I do not have.")]
+    if len(lines) > FEW_LINES:
+        return [user(question), answer("I have read it. It is too long for me to repeat.", "This is a long text.")]
+    said = f"{name} says:{chr(10) if len(lines) > 1 else ' '}{text}"
+    return [user(question), answer(said, "The text is there.")]
+
+
+PLAIN = ((chat, 10), (unknown, 6), (tell, 4), (recall, 3), (copy, 4), (text_task, 3), (attached, 2), (tools_asked, 1))
 PRACTICE = (*PLAIN, (chat, 6), (chat_bare, 4))
