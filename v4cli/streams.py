@@ -30,7 +30,8 @@ def prepare() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     os.umask(os.umask(0o077) & 0o077)  # files are at least their owner's
-    sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), "utf-8-sig", "replace")
+    keyboard = system.console(0, "rb") or _Input(0, "rb", closefd=False)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(keyboard), "utf-8-sig", "replace")
     sys.stdout = _text(_Stdout, 1, sys.stdout, "replace")
     sys.stderr = _text(_Stderr, 2, sys.stderr, "backslashreplace")
 
@@ -63,7 +64,7 @@ def is_screen(stream) -> bool:
 
 def read_stdin(limit: int) -> bytes:
     """All of stdin, at most `limit` bytes. Says so if it has to wait for the first of them. UsageError."""
-    return _read_all(0, "stdin", limit, "; Ctrl-D ends it, and < /dev/null is none")
+    return _read_all(0, "stdin", limit, f"; {system.ENDS_INPUT} ends it, and < {os.devnull} is none")
 
 
 def read_path(path: Path, limit: int, name: str = "") -> bytes:
@@ -84,7 +85,7 @@ def _read_all(handle: int, what: str, limit: int, advice: str = "") -> bytes:
     try:
         if not system.can_read(handle, PATIENCE_S):
             terminal.err.write(f"v4: waiting for text on {visible(what)}{advice}\n")
-        while system.can_read(handle) and (piece := os.read(handle, 1 << 20)):
+        while system.can_read(handle) and (piece := system.read(handle, 1 << 20)):
             data += piece
             if len(data) > limit:
                 raise UsageError(f"{what}: more than {limit >> 20} MiB of text")
@@ -94,15 +95,32 @@ def _read_all(handle: int, what: str, limit: int, advice: str = "") -> bytes:
 
 
 def _text(kind: type, number: int, before, errors: str) -> io.TextIOWrapper:
-    encoding = before.encoding if before is not None else "utf-8"
+    """The stream anew. On Windows it is UTF-8 unless another encoding is asked for: the one that it has for files and
+    pipes lacks most characters, and what is read is UTF-8."""
     raw = kind(number, "wb", closefd=False)
+    is_told = not system.WINDOWS or ("PYTHONIOENCODING" in os.environ and not raw.isatty())
+    encoding = before.encoding if before is not None and is_told else "utf-8"
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=number == 2 or raw.isatty())
+
+
+class _Input(io.FileIO):
+    def isatty(self) -> bool:
+        return system.is_terminal(self.fileno())
 
 
 class _Patient(io.FileIO):
     """Waits where another program has made the stream one that does not wait."""
 
+    def __init__(self, number: int, mode: str, closefd: bool):
+        super().__init__(number, mode, closefd)
+        self._screen = system.console(number, mode)
+
+    def isatty(self) -> bool:
+        return system.is_terminal(self.fileno())
+
     def write(self, data) -> int:
+        if self._screen is not None:
+            return self._screen.write(data)
         while (n := super().write(data)) is None:
             system.can_write(self.fileno())
         return n

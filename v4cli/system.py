@@ -3,10 +3,12 @@ imported here and nowhere else; what the kernels need of systems is in v4kernels
 
 import contextlib
 import errno
+import io
 import os
 import platform
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,11 @@ LONGEST = 240  # characters of a path that Windows takes as it is: of a folder 1
 DEVICE = re.compile(r"(?is)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?")
 NOT_IN_NAMES = re.compile(r'[<>:"|?*\\\0-\x1f]')
 ESCAPES = 4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
+ENDS_INPUT = "Ctrl-Z and Enter" if WINDOWS else "Ctrl-D"
+APART = (  # for subprocess.Popen: a program that does not hear the Ctrl-C of this terminal
+    {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)} if WINDOWS else {"start_new_session": True}
+)
+NEEDED = ("ComSpec", "PATH", "PATHEXT", "SystemDrive", "SystemRoot", "windir")  # variables, for Windows to run much
 _place = threading.Lock()  # where reading moves the one place that a file has
 
 
@@ -120,6 +127,12 @@ def replace(old: str | Path, new: str | Path) -> None:
             time.sleep(0.01)
 
 
+def remove(path: str | Path) -> None:
+    """Delete a file, if it is there. On Windows one that somebody has open stays, for the next time. OSError."""
+    with contextlib.suppress(FileNotFoundError, *([PermissionError] if WINDOWS else [])):
+        os.unlink(extended(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` survive a power cut, where folders can be opened."""
     if WINDOWS:
@@ -138,9 +151,21 @@ def lock(handle: int) -> None:
     at = os.lseek(handle, 0, os.SEEK_CUR)
     os.lseek(handle, LOCKED_AT, os.SEEK_SET)
     try:
-        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+        while not _locked(handle):
+            pass
     finally:
         os.lseek(handle, at, os.SEEK_SET)
+
+
+def _locked(handle: int) -> bool:
+    """Whether the byte could be locked within the ten seconds that Windows waits."""
+    try:
+        msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+    except OSError as error:
+        if error.errno != errno.EDEADLK:
+            raise
+        return False
+    return True
 
 
 def read_at(handle: int, target: bytearray | memoryview, offset: int) -> int:
@@ -154,6 +179,22 @@ def read_at(handle: int, target: bytearray | memoryview, offset: int) -> int:
         os.lseek(handle, before, os.SEEK_SET)
     memoryview(target)[: len(data)] = data
     return len(data)
+
+
+def is_terminal(handle: int) -> bool:
+    """Whether somebody sits there. Windows takes any device for that, NUL too, and knows better of consoles."""
+    return os.isatty(handle) and (not WINDOWS or _console_mode(handle) is not None)
+
+
+def console(handle: int, mode: str) -> io.RawIOBase | None:
+    """A console of Windows to read or write in UTF-8: as bytes it has an old encoding. None for all else."""
+    return io._WindowsConsoleIO(handle, mode, closefd=False) if WINDOWS and is_terminal(handle) else None
+
+
+def read(handle: int, most: int) -> bytes:
+    """As os.read; of a console a line in UTF-8. OSError."""
+    keyboard = console(handle, "rb")
+    return os.read(handle, most) if keyboard is None else keyboard.read(most) or b""
 
 
 def can_read(handle: int, seconds: float | None = None) -> bool:
@@ -171,7 +212,7 @@ def can_read(handle: int, seconds: float | None = None) -> bool:
 
 def _has_come(handle: int) -> bool:
     """Whether a pipe of Windows, or the console, has something now, or has ended."""
-    if os.isatty(handle):
+    if is_terminal(handle):
         return msvcrt.kbhit()
     try:
         return _winapi.PeekNamedPipe(msvcrt.get_osfhandle(handle), 0)[0] > 0
@@ -185,9 +226,36 @@ def can_write(handle: int, seconds: float | None = None) -> bool:
 
 
 def kill_group(leader: int, number: int) -> None:
-    """Signal a program that was started in a session of its own, and all that it started there; on Windows itself only.
-    ProcessLookupError, PermissionError."""
-    (os.kill if WINDOWS else os.killpg)(leader, number)
+    """Signal a program that was started in a session of its own, and all that it started there; on Windows end it and
+    what has come from it. ProcessLookupError, PermissionError."""
+    if not WINDOWS:
+        return os.killpg(leader, number)
+    import psutil
+
+    try:
+        first = psutil.Process(leader)
+        for process in [*first.children(recursive=True), first]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    except psutil.NoSuchProcess:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    except psutil.AccessDenied:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+
+
+def kill(process: int, number: int) -> None:
+    """As os.kill, also of a process that has ended on Windows. ProcessLookupError, PermissionError."""
+    try:
+        os.kill(process, number)
+    except OSError as error:
+        if WINDOWS and error.errno == errno.EINVAL:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+        raise
+
+
+def program(name: str, path: str | None) -> str:
+    """What a name means on a PATH: Windows itself finds .exe only, not what npm and others install."""
+    return shutil.which(name, path=path) or name if WINDOWS else name
 
 
 def home_of(user: int | str) -> str:
@@ -230,11 +298,22 @@ def understands_escapes(stream) -> bool:
     """Whether a terminal acts on escape sequences. A console of Windows is told to here; older ones cannot."""
     if not WINDOWS:
         return os.environ.get("TERM", "dumb") not in ("", "dumb")
+    mode = _console_mode(stream.fileno())
+    if mode is None:
+        return False
     import ctypes
 
+    handle = ctypes.c_void_p(msvcrt.get_osfhandle(stream.fileno()))
+    return bool(ctypes.windll.kernel32.SetConsoleMode(handle, mode | ESCAPES))
+
+
+def _console_mode(handle: int) -> int | None:
+    """How a console of Windows is set; None for what is no console."""
+    import ctypes
+
+    mode = ctypes.c_ulong()
     try:
-        kernel, handle, mode = ctypes.windll.kernel32, msvcrt.get_osfhandle(stream.fileno()), ctypes.c_ulong()
-        found = kernel.GetConsoleMode(ctypes.c_void_p(handle), ctypes.byref(mode))
-        return bool(found and kernel.SetConsoleMode(ctypes.c_void_p(handle), mode.value | ESCAPES))
+        place = ctypes.c_void_p(msvcrt.get_osfhandle(handle))
+        return mode.value if ctypes.windll.kernel32.GetConsoleMode(place, ctypes.byref(mode)) else None
     except (OSError, ValueError, AttributeError):
-        return False
+        return None

@@ -248,7 +248,7 @@ static inline void pack_scales(const v4k_matrix *w, int64_t row0, int rows, int6
 template <int F>
 static void pack(const v4k_matrix *w, int64_t row0, int rows, int64_t g0, int n_groups, uint8_t *panel,
                  float *scales) {
-  if (Format<F>::fours) {
+  if constexpr (Format<F>::fours) {
     for (int r = 0; r < TILE_ROWS; ++r)
       pack_fours<F>(from_group<F>(row_at<F>(w, row0 + (r < rows ? r : rows - 1)), g0), n_groups, panel + r * 4);
     return pack_scales<F>(w, row0, rows, g0, n_groups, scales);

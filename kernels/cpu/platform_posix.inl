@@ -114,7 +114,8 @@ extern "C" int v4k_commit(void *at, int64_t bytes) { return at && bytes >= 0 ? V
 extern "C" void v4k_release(void *at, int64_t bytes) { munmap(at, static_cast<size_t>(bytes)); }
 
 extern "C" int64_t v4k_file_read(int64_t file, void *to, int64_t bytes, int64_t offset) {
-  const auto count = v4k::uninterrupted([&] { return pread(static_cast<int>(file), to, static_cast<size_t>(bytes), offset); });
+  const auto most = static_cast<size_t>(bytes < INT64_C(1) << 30 ? bytes : INT64_C(1) << 30);  // macOS refuses 2^31
+  const auto count = v4k::uninterrupted([&] { return pread(static_cast<int>(file), to, most, offset); });
   return count < 0 ? -errno : count;
 }
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <process.h>
+#include <wchar.h>
 
 #include "memory.h"
 #include "platform.h"
@@ -46,6 +47,18 @@ int error_number() {
 
 SRWLOCK *lock_in(unsigned char *state) { return reinterpret_cast<SRWLOCK *>(state); }
 CONDITION_VARIABLE *condition_in(unsigned char *state) { return reinterpret_cast<CONDITION_VARIABLE *>(state); }
+
+// The path of a file as Windows takes it: one that is long, whole and behind a mark. NULL without memory; in `room`.
+const wchar_t *path_in(Array<wchar_t> &room, const wchar_t *path) {
+  const DWORD most = GetFullPathNameW(path, 0, nullptr, nullptr);
+  if (most < MAX_PATH) return path;
+  if (!room.reset(most + 8)) return nullptr;
+  wchar_t *whole = room.get() + 8;
+  GetFullPathNameW(path, most, whole, nullptr);
+  if (wcsncmp(whole, L"\\\\", 2)) return wmemcpy(whole - 4, L"\\\\?\\", 4);
+  if (whole[2] == L'?' || whole[2] == L'.') return whole;
+  return wmemcpy(whole - 6, L"\\\\?\\UNC", 7);  // in the place of the first of two
+}
 
 HANDLE handle(int64_t file) { return reinterpret_cast<HANDLE>(static_cast<intptr_t>(file)); }
 
@@ -147,8 +160,11 @@ extern "C" int64_t v4k_file_open(const char *path, int direct) {
   const v4k::Array<wchar_t> name(length);
   if (!name) return -ENOMEM;
   if (!MultiByteToWideChar(CP_UTF8, 0, path, -1, name.get(), length)) return -ENOENT;
+  v4k::Array<wchar_t> room;
+  const wchar_t *place = v4k::path_in(room, name.get());
+  if (!place) return -ENOMEM;
   const DWORD shared = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
-  const HANDLE file = CreateFileW(name.get(), GENERIC_READ, shared, nullptr, OPEN_EXISTING,
+  const HANDLE file = CreateFileW(place, GENERIC_READ, shared, nullptr, OPEN_EXISTING,
                                   direct ? FILE_FLAG_NO_BUFFERING : FILE_ATTRIBUTE_NORMAL, nullptr);
   return file == INVALID_HANDLE_VALUE ? -v4k::error_number() : static_cast<int64_t>(reinterpret_cast<intptr_t>(file));
 }

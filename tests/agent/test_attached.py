@@ -78,6 +78,14 @@ def test_without_git_a_repository_is_refused_and_another_folder_read(tree, hide)
         attached(["sub"], tree, no_stdin)
 
 
+def test_git_of_a_mac_without_tools_is_none(tree, tmp_path_factory, monkeypatch):
+    place = tmp_path_factory.mktemp("bin")
+    (place / "git").write_text("#!/bin/sh\necho 'xcrun: error: invalid active developer path' >&2\nexit 1\n")
+    (place / "git").chmod(0o700)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    assert "a.py" in names(attached(["."], tree, no_stdin))
+
+
 def test_each_file_is_there_once_with_its_name_and_size(tree):
     found = attached(["a.py", "./a.py", "*.py", "link", "my file.md", "-"], tree, lambda: b"from a pipe\n")
     assert names(found) == ["a.py", "my file.md", "stdin"]

@@ -83,7 +83,7 @@ def machine(request, hide):
     """One with the optional programs, as far as this is one, and one without."""
     if request.param == "neither":
         hide("bwrap", "bash")
-        assert sandbox.missing() and commands._shell("ls") == ["sh", "-c", "ls"]
+        assert sandbox.missing() and commands.shell("ls") == ["sh", "-c", "ls"]
 
 
 def test_run_shell(tmp_path, machine):

@@ -93,6 +93,7 @@ def test_only_the_folder_and_what_is_the_runs_own_can_be_written():
         "/private/etc/passwd",
     ):
         assert not allowed(profile, "file-write-create", path) and not allowed(profile, "file-write-data", path)
+    assert allowed(profile, "file-write-data", "/dev/fd/2") and allowed(profile, "file-read-data", "/dev/fd/63")
     assert allowed(profile, "file-write-data", "/dev/null") and not allowed(profile, "file-write-data", "/dev/disk0")
     assert not allowed(seatbelt.profile(FOLDER, HOME, writable=False), "file-write-data", f"{FOLDER}/x")
 

@@ -52,10 +52,13 @@ DISK = collections.namedtuple("DISK", "total used free")
 
 
 class Process(psutil.Process):
-    """With the one field more that Windows tells of memory."""
+    """With the one field more that Windows tells of memory, and without its signals, which are hidden."""
 
     def memory_info(self):
         return types.SimpleNamespace(**super().memory_info()._asdict(), peak_wset=1 << 20)
+
+    def kill(self):
+        os.kill(self.pid, 9)
 
 
 def hide(module, names) -> None:
@@ -83,6 +86,28 @@ def no_proc(event: str, arguments: tuple) -> None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), arguments[0])
 
 
+def unless_open(change):
+    """A function of os that refuses files that this process has open or mapped."""
+
+    def call(*paths, dir_fd=None, **more):
+        process = psutil.Process()
+        held = {file.path for file in process.open_files()} | {place.path for place in process.memory_maps()}
+        for path in map(os.fsdecode, paths):
+            if dir_fd is None and os.path.abspath(path) in held:
+                raise PermissionError(errno.EACCES, "used by another process", path)
+        return change(*paths, **more) if dir_fd is None else change(*paths, dir_fd=dir_fd, **more)
+
+    return call
+
+
+def keep_for(package: str) -> None:
+    """A package that chose its code for Linux when it was imported keeps what that needs."""
+    theirs = types.SimpleNamespace(**vars(os))
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == package and getattr(module, "os", None) is os:
+            module.os = theirs
+
+
 def become_windows() -> None:
     import fcntl
     import termios
@@ -108,6 +133,9 @@ def become_windows() -> None:
     hide(os, WINDOWS)
     hide(signal, [f"SIG{name}" for name in WINDOWS_SIGNALS])
     os.supports_dir_fd, os.supports_fd = set(), set()
+    for name in ("unlink", "remove", "replace", "rename"):
+        setattr(os, name, unless_open(getattr(os, name)))
+    shutil._use_fd_functions = False
     shutil.disk_usage = lambda path: DISK(*(n * statvfs(path).f_frsize for n in (1 << 30, 0, 1 << 28)))
     psutil.disk_usage = shutil.disk_usage
     select.select = no_select
@@ -152,6 +180,7 @@ def import_all() -> None:
 
 def main() -> None:
     system = sys.argv.pop(1)
+    keep_for("filelock")
     become_neither()
     become_windows() if system == "windows" else become_macos()
     if sys.argv[1:] == ["modules"]:

@@ -52,6 +52,12 @@ def test_commands_that_only_tell(tmp_path, arguments, shown, on):
     assert done.returncode == 0 and shown in done.stdout, done.stderr
 
 
+POWERSHELL = f"""#!{sys.executable}
+import base64, subprocess, sys
+words = base64.b64decode(sys.argv[-1]).decode("utf-16-le").splitlines()
+assert words[0].startswith("[Console]::OutputEncoding") and words[-1].startswith("if (-not $?)")
+sys.exit(subprocess.run(["sh", "-c", words[1]]).returncode)
+"""
 WINDOWS_HAS_NONE = "there is no sandbox on this system; every program that a model runs is asked about"
 MACOS_LACKS_IT = "/usr/bin/sandbox-exec is not there; every program that a model runs is asked about"
 
@@ -65,10 +71,15 @@ def test_doctor_says_what_holds(tmp_path, on, said):
 
 @pytest.mark.slow
 @SYSTEMS
-def test_a_conversation_through_a_pipe(tmp_path, on):
+def test_a_conversation_through_a_pipe(tmp_path, monkeypatch, on):
     """With a tool for files, and a command of the user's."""
     if not native.available():
         pytest.skip(native.reason())
+    shell = tmp_path / "System32" / "WindowsPowerShell" / "v1.0" / "powershell.exe"
+    shell.parent.mkdir(parents=True)
+    shell.write_text(POWERSHELL)
+    shell.chmod(0o700)
+    monkeypatch.setenv("SystemRoot", str(tmp_path))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "notes.txt").write_bytes(b"The password is vexi.\r\n")
     said = "What does the file notes.txt say?\n!echo from the user\n/exit\n"

@@ -1,10 +1,15 @@
 """Tools for files and programs as Windows has them; as_elsewhere.py runs these."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from v4cli import files as whole_files
@@ -13,6 +18,7 @@ from v4cli.agent import approval, commands, files, outside, places, sandbox
 from v4cli.agent.builtin import toolbox
 from v4cli.agent.process import Limits
 from v4cli.agent.tools import Context, ToolError
+from v4cli.calibrate import layers
 
 BOX = toolbox("all")
 
@@ -130,7 +136,7 @@ def test_programs_run_without_a_sandbox_and_are_asked_about(tmp_path, monkeypatc
     for _ in range(2):
         assert rules.decide(call, Context(tmp_path)).allowed
     assert [request.pattern for request in asked] == ["", ""] and "no sandbox" in asked[0].unprotected
-    shell = commands._shell('echo "ä"')
+    shell = commands.shell('echo "ä"')
     assert shell[0].endswith("powershell.exe") and shell[-2] == "-EncodedCommand"
     code = "import os; print(os.getcwd(), 'é', sorted(os.environ)); open('made', 'w')"
     told = do(tmp_path, "run_python", code=code)
@@ -173,3 +179,140 @@ def test_the_home_folder_is_known(monkeypatch, tmp_path):
     monkeypatch.delenv("HOME")
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert outside.homes() == [str(tmp_path)]
+
+
+class Screen:
+    """Stands for io._WindowsConsoleIO: takes and gives UTF-8."""
+
+    written = bytearray()
+
+    def __init__(self, number, mode, closefd):
+        assert mode in ("rb", "wb") and not closefd
+
+    def write(self, data):
+        Screen.written += data
+        return len(data)
+
+    def read(self, most):
+        return "né\r\n".encode()
+
+
+def test_a_console_is_written_and_read_in_characters(monkeypatch):
+    monkeypatch.setattr(system, "is_terminal", lambda handle: True)
+    monkeypatch.setattr(io, "_WindowsConsoleIO", Screen)
+    stream = streams._text(streams._Stdout, 1, io.TextIOWrapper(io.BytesIO(), "cp1252"), "replace")
+    stream.write("┌ 漢字\n")
+    stream.flush()
+    assert Screen.written.decode() == "┌ 漢字\n"
+    assert system.read(0, 100).decode() == "né\r\n"
+
+
+@pytest.mark.parametrize("told, encoding", [(None, "utf-8"), ("cp850", "cp850")])
+def test_what_goes_into_a_file_is_utf_8_unless_the_user_wants_another_encoding(monkeypatch, told, encoding):
+    monkeypatch.setattr(os, "environ", {"PYTHONIOENCODING": told} if told else {})
+    before = io.TextIOWrapper(io.BytesIO(), told or "cp1252")
+    assert streams._text(streams._Stdout, 1, before, "replace").encoding == encoding
+
+
+def test_nul_is_no_terminal(monkeypatch):
+    """Windows says of every device that it is one; only a console has a mode."""
+    monkeypatch.setattr(os, "isatty", lambda handle: True)
+    with open(os.devnull, "rb", buffering=0) as file:
+        assert not system.is_terminal(file.fileno()) and not streams._Input(file.fileno(), closefd=False).isatty()
+        assert system.can_read(file.fileno(), 0) and system.read(file.fileno(), 9) == b""
+        monkeypatch.setattr(system, "_console_mode", lambda handle: 3)
+        assert system.is_terminal(file.fileno())
+
+
+def test_a_lock_is_waited_for_longer_than_windows_does(tmp_path, monkeypatch):
+    refused = []
+
+    def locking(handle, mode, n_bytes):
+        assert os.lseek(handle, 0, os.SEEK_CUR) == system.LOCKED_AT
+        if len(refused) < 3:
+            refused.append(handle)
+            raise OSError(errno.EDEADLK, "Resource deadlock avoided")
+
+    monkeypatch.setattr(sys.modules["msvcrt"], "locking", locking)
+    with open(tmp_path / "x", "w+b") as file:
+        system.lock(file.fileno())
+        assert len(refused) == 3 and file.tell() == 0
+
+
+def test_all_that_a_program_started_is_ended():
+    code = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    code += "print(p.pid, flush=True); time.sleep(600)"
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    second = psutil.Process(int(first.stdout.readline()))
+    system.kill_group(first.pid, 15)
+    first.wait()
+    psutil.wait_procs([second], 60)
+    assert not second.is_running() or second.status() == psutil.STATUS_ZOMBIE
+    with pytest.raises(ProcessLookupError):
+        system.kill_group(first.pid, 15)
+
+
+def test_a_process_that_has_ended_is_not_there(monkeypatch):
+    def none(pid, number):
+        raise OSError(errno.EINVAL, "The parameter is incorrect")
+
+    monkeypatch.setattr(os, "kill", none)
+    with pytest.raises(ProcessLookupError):
+        system.kill(1, 15)
+
+
+def test_programs_are_found_whatever_their_ending(monkeypatch):
+    there = {"npx": "C:\\npm\\npx.cmd"}
+    monkeypatch.setattr(system.shutil, "which", lambda name, path: there.get(name) if path == "C:\\npm" else None)
+    assert system.program("npx", "C:\\npm") == there["npx"] and system.program("none", "C:\\npm") == "none"
+
+
+def test_a_program_with_an_ending_that_may_be_executed_can_be_edited(tmp_path, monkeypatch):
+    """Its handle does not tell that it may."""
+    (tmp_path / "x.bat").write_bytes(b"a\r\n")
+    (tmp_path / "x.bat").chmod(0o755)
+    real = os.fstat
+
+    def without(handle):
+        about = {name: getattr(real(handle), name) for name in dir(real(handle)) if name.startswith("st_")}
+        return types.SimpleNamespace(**about | {"st_mode": about["st_mode"] & ~0o111})
+
+    monkeypatch.setattr(os, "fstat", without)
+    do(tmp_path, "edit_file", path="x.bat", old="a", new="b")
+    assert (tmp_path / "x.bat").read_bytes() == b"b\r\n"
+
+
+def test_links_are_counted_although_a_folder_lists_no_counts(tmp_path):
+    (tmp_path / "x").write_text("")
+    os.link(tmp_path / "x", tmp_path / "y")
+
+    class Entry:
+        path, is_symlink, is_file = str(tmp_path / "x"), lambda self: False, lambda self: True
+
+        def stat(self):
+            return os.stat_result((0,) * 10)
+
+    assert outside._is_linked(Entry())
+
+
+def test_files_that_are_mapped_are_not_renamed(tmp_path, monkeypatch):
+    """Which as_elsewhere.py refuses, as Windows does."""
+    held = np.memmap(tmp_path / "held", np.uint8, "w+", shape=(4,))
+    with pytest.raises(PermissionError):
+        os.replace(tmp_path / "held", tmp_path / "x")
+    system.remove(tmp_path / "held")  # stays until it is free
+    assert (tmp_path / "held").exists()
+    del held
+    system.remove(tmp_path / "held")
+    assert not (tmp_path / "held").exists()
+    monkeypatch.setattr(layers, "_rows_of", lambda model, name, ids: np.ones((len(ids), 8), np.float32))
+    model = types.SimpleNamespace(config=types.SimpleNamespace(hc_mult=2, hidden_size=8))
+    layers._embed(model, [[1, 2], [3]], tmp_path / "before")
+    layer = object.__new__(layers._Layer)
+    layer.layer = types.SimpleNamespace(attn=None)
+    layer._attention = lambda ids, streams, state, start: streams.numpy() + 1
+    layer._mixture = lambda ids, streams, progress: {"n": np.array(len(ids))}
+    monkeypatch.setattr(layers, "Timeline", lambda attentions: None)
+    found = layer.run([[1, 2], [3]], tmp_path / "before", tmp_path / "after", lambda n: None)
+    (tmp_path / "before").unlink()
+    assert found["n"] == 3 and (np.load(tmp_path / "after") == 2).all()

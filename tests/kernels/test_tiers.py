@@ -38,7 +38,7 @@ def check_tier(out: Path, tier: str, source_flags=(), compiler="g++", flags=(), 
 @pytest.mark.parametrize("tier, more", [("neon", ""), ("i8mm", "+i8mm")])
 def test_arm_under_qemu(tmp_path, tier, more):
     need("aarch64-linux-gnu-g++", "qemu-aarch64")
-    check_tier(tmp_path, tier, (f"-mcpu=generic+dotprod{more}",), "aarch64-linux-gnu-g++", ("-static",),
+    check_tier(tmp_path, tier, (f"-march=armv8.2-a+dotprod{more}",), "aarch64-linux-gnu-g++", ("-static",),
                ("qemu-aarch64", "-cpu", "max"))  # fmt: skip
 
 

@@ -66,7 +66,10 @@ def program(folder, wheel, target):
 
 
 def lines(command, folder):
-    done = subprocess.run([*command, folder / "file"], capture_output=True, text=True, timeout=1200)
+    deep = folder / ("deep" * 40) / ("deeper" * 40)
+    deep.mkdir(parents=True, exist_ok=True)
+    (deep / "file").write_bytes(b"\7")
+    done = subprocess.run([*command, folder / "file", deep / "file"], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-500:]
     return done.stdout.split("\n# ")
 

@@ -4,6 +4,7 @@ import glob
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,6 +23,7 @@ MOST_FILES = 10_000
 MOST_SEEN = 1_000_000  # files and folders that are looked at for them
 NAMED = 3  # files that a note names
 GIT = ["git", "-c", "core.fsmonitor=false", "-c", "core.untrackedCache=false"]  # settings that make it run programs
+GET_GIT = {"darwin": "xcode-select --install", "win32": "winget install Git.Git"}.get(sys.platform, "apt install git")
 PATTERN = "*?["  # characters that make a name a pattern
 
 
@@ -165,10 +167,12 @@ def _git(arguments: list[str], folder: Path, given: bytes = b"") -> bytes | None
     environment = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run([*GIT, *arguments], cwd=folder, input=given, capture_output=True, env=environment)
+        if done.stderr.startswith(b"xcrun:"):  # macOS has a program of this name that only says so
+            raise FileNotFoundError
     except FileNotFoundError:
         if not any((above / ".git").exists() for above in (folder.resolve(), *folder.resolve().parents)):
             return None
-        raise UsageError("git is not installed, which knows what this repository ignores", "apt install git") from None
+        raise UsageError("git is not installed, which knows what this repository ignores", GET_GIT) from None
     if done.returncode in (0, 1):
         return done.stdout
     said = done.stderr.decode(errors="replace").strip()

@@ -11,6 +11,8 @@ from v4cli.agent.sandbox import Access
 from v4cli.agent.tools import Context, Kind, Tool, argument, parameters
 
 POWERSHELL = os.path.join("System32", "WindowsPowerShell", "v1.0", "powershell.exe")
+BEGIN = "[Console]::OutputEncoding = New-Object Text.UTF8Encoding $false; $ProgressPreference = 'SilentlyContinue'"
+END = "if (-not $?) { if ($LASTEXITCODE) { exit $LASTEXITCODE }; exit 1 }"  # as of a program, where it was one
 
 
 def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
@@ -27,7 +29,7 @@ def tools(limits: Limits = STANDARD, network: bool = False) -> list[Tool]:
             "Run a shell command",
             parameters(["command"], command={"type": "string"}),
             Kind.RUN,
-            lambda arguments, context: run(_shell(argument(arguments["command"])), context),
+            lambda arguments, context: run(shell(argument(arguments["command"])), context),
             lambda arguments, context: arguments["command"],
         ),
         Tool(
@@ -51,10 +53,10 @@ def report(done: Finished) -> str:
     return "\n".join(part for part in (done.note, text, ending) if part) or "[no output]"
 
 
-def _shell(command: str) -> list[str]:
+def shell(command: str) -> list[str]:
     """What runs a command line: bash, where there is one; on Windows PowerShell, which knows ls, cat and others too."""
     if system.WINDOWS:
         program = os.path.join(os.environ.get("SystemRoot", ""), POWERSHELL)
-        coded = base64.b64encode(command.encode("utf-16-le")).decode()  # which needs no quotes
-        return [program, "-NoProfile", "-NonInteractive", "-EncodedCommand", coded]
+        coded = base64.b64encode(f"{BEGIN}\n{command}\n{END}\n".encode("utf-16-le")).decode()  # which needs no quotes
+        return [program, "-NoProfile", "-NonInteractive", "-OutputFormat", "Text", "-EncodedCommand", coded]
     return ["bash" if shutil.which("bash", path=sandbox.PATH) else "sh", "-c", command]

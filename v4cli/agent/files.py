@@ -178,11 +178,15 @@ def _check_unchanged(before: os.stat_result | None, name: str, parent: Held | Na
         now = parent.about(name)
     except FileNotFoundError:
         now = None
-    keys = ("st_ino", "st_mode", "st_size", "st_mtime_ns")
-    if [getattr(before, key, None) for key in keys] != [getattr(now, key, None) for key in keys]:
+    if _state(before) != _state(now):
         raise ToolError("nothing was changed: another program has changed the file meanwhile; read it again")
     if now and not (now.st_mode & 0o222 and parent.may_be_written(name)):
         raise ToolError("nothing was changed: the file is read-only")
+
+
+def _state(about: os.stat_result | None) -> tuple[int, ...] | None:
+    """What is another if a file was changed. Windows says who may execute it by its name, which a handle has not."""
+    return about and (about.st_ino, about.st_mode & ~0o111, about.st_size, about.st_mtime_ns)
 
 
 def _parts(folder: Path, path: str) -> tuple[str, ...]:

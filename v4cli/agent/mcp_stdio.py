@@ -16,6 +16,10 @@ from v4cli.interrupts import killing
 from v4cli.settings import McpServer
 
 INHERITED = ("PATH", "HOME", "LANG")
+WINDOWS = (  # the same there
+    *system.NEEDED, "APPDATA", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PROCESSOR_ARCHITECTURE", "ProgramFiles",
+    "TEMP", "TMP", "USERNAME", "USERPROFILE",
+)  # fmt: skip
 MAX_LINE = 8 << 20  # bytes of one message
 MAX_UNASKED = 32 << 20  # bytes without a message of ours in between
 MAX_GARBAGE = 100  # lines that are no messages
@@ -115,12 +119,13 @@ async def stdio(server: McpServer, children: list[Child]) -> AsyncIterator[tuple
 
     OSError if it cannot be started.
     """
-    given = {name: os.environ[name] for name in INHERITED if name in os.environ} | server.env
+    inherited = WINDOWS if system.WINDOWS else INHERITED
+    given = {name: os.environ[name] for name in inherited if name in os.environ} | server.env
     cwd = os.path.expanduser(server.cwd) if server.cwd else None
     process = await create_subprocess_exec(
-        *server.command,
+        system.program(server.command[0], given.get("PATH")), *server.command[1:],
         stdin=PIPE, stdout=PIPE, stderr=PIPE,
-        env=given, cwd=cwd, limit=MAX_LINE, start_new_session=True,
+        env=given, cwd=cwd, limit=MAX_LINE, **system.APART,
     )  # fmt: skip
     child = Child(process)
     children.append(child)

@@ -98,6 +98,6 @@ def _listed(folder: str) -> list[os.DirEntry]:
 
 def _is_linked(entry: os.DirEntry) -> bool:
     try:
-        return entry.is_symlink() or (entry.is_file() and entry.stat().st_nlink > 1)
+        return entry.is_symlink() or (entry.is_file() and os.stat(entry.path).st_nlink > 1)  # Windows lists no counts
     except OSError:
         return False

@@ -30,7 +30,6 @@ SETTINGS = (  # of /etc: what programs need, nothing about this machine's servic
     "pki/tls/certs", "protocols", "python3*", "services", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )  # fmt: skip
 NETWORK_SETTINGS = ("gai.conf", "host.conf", "hosts", "resolv.conf")
-INHERITED = ("ComSpec", "PATH", "PATHEXT", "SystemDrive", "SystemRoot", "windir")  # without which Windows runs little
 KERNEL = ("/proc/sys", "/proc/sysrq-trigger")  # root may write there even without capabilities
 
 Output = Callable[[str], None]
@@ -117,7 +116,7 @@ def environment(home: str = HOME) -> dict[str, str]:
     if MACOS:
         told |= {"TMPDIR": home, "LANG": "en_US.UTF-8"}
     if system.WINDOWS:
-        told |= {name: os.environ[name] for name in INHERITED if name in os.environ}
+        told |= {name: os.environ[name] for name in system.NEEDED if name in os.environ}
         told |= dict.fromkeys(("USERPROFILE", "APPDATA", "LOCALAPPDATA", "TEMP", "TMP"), home) | {"PYTHONUTF8": "1"}
     return told
 

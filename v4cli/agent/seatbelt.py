@@ -15,8 +15,9 @@ SYSTEM = (  # folders that programs need, with nothing of the user's
 FILES = (
     "/", "/etc", "/var", "/tmp", "/private/etc/group", "/private/etc/localtime", "/private/etc/passwd",
     "/private/etc/protocols", "/private/etc/services", "/private/etc/shells", "/private/var/db/xcode_select_link",
-    "/dev/random", "/dev/urandom", "/dev/null", "/dev/zero", "/dev/fd",
+    "/dev/random", "/dev/urandom", "/dev/null", "/dev/zero", "/dev/stdin", "/dev/stdout", "/dev/stderr",
 )  # fmt: skip
+OPEN = "/dev/fd"  # what a process has open, under names that shells use: for <(...), and as /dev/stderr
 WRITTEN = ("/dev/null", "/dev/zero")
 SERVICES = (  # programs of the system that may be asked: about users and groups; to log
     "com.apple.system.opendirectoryd.libinfo", "com.apple.system.opendirectoryd.membership",
@@ -55,6 +56,7 @@ def profile(
         _rule("allow file-read*", "literal", FILES),
         _rule("allow file-read-metadata", "literal", _above(seen)),
         _rule("allow file-write-data", "literal", WRITTEN),
+        _rule("allow file-read* file-write-data", "subpath", [OPEN]),
         _rule("allow file-write*", "subpath", [temporary, *([folder] if writable else [])]),
         _rule("deny file-write*", "subpath", kept),
         # who moves a folder above it would write it under another name

@@ -95,6 +95,7 @@ def _embed(model: Model, texts, out: Path) -> None:
     )
     streams[:] = rows[:, None]
     streams.flush()
+    del streams  # Windows renames no file that is mapped
     replace(temporary, out)
 
 
@@ -132,6 +133,7 @@ class _Layer:
             first += len(ids)
         found = self._mixture(np.concatenate([np.asarray(text) for text in texts]), streams, lambda k: progress(n + k))
         streams.flush()
+        del streams  # Windows renames no file that is mapped
         replace(temporary, after)
         return found
 

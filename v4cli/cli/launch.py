@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from v4cli import interrupts, settings
+from v4cli import interrupts, settings, system
 from v4cli.cli import output
 from v4cli.cli.clients import CLIENTS, Place
 from v4cli.cli.found import at, of_model, running
@@ -64,7 +64,7 @@ def _started(told: LaunchOptions, log: Path) -> Iterator[Running]:
     command = [sys.executable, "-m", "v4cli", "serve", model, "--port", "0", *typed(told.loading)]
     output.note(f"v4: a server of {model} is started", dim=True)
     with open(log, "wb") as to:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=to, stderr=to, start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=to, stderr=to, **system.APART)
     try:
         with interrupts.killing(process.terminate):
             yield _there(process, log)
@@ -91,12 +91,13 @@ def _there(process: subprocess.Popen, log: Path) -> Running:
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Let a program have the terminal; its exit code. Ctrl-C there is for the program, which hears it by itself."""
+    """Let a program have the terminal; its exit code. Ctrl-C there is for the program, which hears it by itself, and
+    on Windows whatever else there is."""
     hears_itself = sys.stdin.isatty()
     process = subprocess.Popen(command, env=environment)
 
     def heard(number: int, frame: object) -> None:
-        if number != signal.SIGINT or not hears_itself:
+        if not system.WINDOWS and (number != signal.SIGINT or not hears_itself):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 

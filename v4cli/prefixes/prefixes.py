@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from v4cli import jsonfile
+from v4cli import jsonfile, system
 from v4cli.errors import SnapshotError
 from v4cli.files import write_atomically
 from v4cli.model.state import Checkpoint, State
@@ -269,10 +269,10 @@ def remove(files: Folder, snapshots: list[Snapshot]) -> None:
     rest = [snapshot for snapshot in files.all_snapshots() if snapshot not in snapshots]
     needed = {key for snapshot in rest for key in files.path_of(snapshot)}
     for snapshot in snapshots:
-        snapshot.path.unlink(missing_ok=True)
+        system.remove(snapshot.path)
         for key in files.path_of(snapshot):
             if key not in needed:
-                files.chunks[key].path.unlink(missing_ok=True)
+                system.remove(files.chunks[key].path)
 
 
 def stored(root: Path) -> list[Prefixes]:
@@ -310,7 +310,7 @@ def trim(root: Path, budget: int) -> None:
         doomed |= {chunk.path for chunk in files.chunks.values() if chunk.made < old}
         doomed |= {path for path in files.path.glob("*.tmp") if _age(path) > ORPHAN_AGE}
     for path in doomed - kept:
-        path.unlink(missing_ok=True)
+        system.remove(path)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable, arguments: list[tuple]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from v4cli import paths, settings, system
 from v4cli.agent.approval import Approvals
 from v4cli.agent.attached import Attached
+from v4cli.agent.commands import shell
 from v4cli.agent.conversation import Conversation, fenced
 from v4cli.agent.loop import Agent, shortened
 from v4cli.agent.tools import Context, Toolbox
@@ -278,8 +279,8 @@ class Dialogue:
         if not command:
             raise UsageError("! needs a command", "!ls")
         process = subprocess.Popen(
-            command, shell=True, cwd=self.setup.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            shell(command) if system.WINDOWS else command, shell=not system.WINDOWS, cwd=self.setup.folder,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **system.APART,
         )  # fmt: skip
         printed, n_bytes, done = bytearray(), 0, threading.Event()
         watcher = threading.Thread(target=self._end_on_interrupt, args=(process.pid, done), daemon=True)

@@ -1,7 +1,6 @@
 """The same conversation line by line, for pipes, screen readers and terminals that cannot move the cursor: the answer
 goes to stdout, everything else to stderr, nothing is drawn twice."""
 
-import os
 import sys
 import time
 from collections import deque
@@ -65,7 +64,7 @@ def _read(lines: "Lines") -> str:
             if time.monotonic() < left_at + LEAVE_WITHIN or not spare():
                 raise
             left_at = time.monotonic()
-            _say("\nCtrl-C again, or Ctrl-D, leaves\n")
+            _say(f"\nCtrl-C again, or {system.ENDS_INPUT}, leaves\n")
 
 
 class Lines:
@@ -102,7 +101,7 @@ class Lines:
         return system.can_read(sys.stdin.fileno(), seconds)
 
     def _read(self) -> None:
-        piece = os.read(sys.stdin.fileno(), PIECE)
+        piece = system.read(sys.stdin.fileno(), PIECE)
         self._begun += piece
         if len(self._begun) > LONGEST:
             raise UsageError(f"stdin: a line of more than {LONGEST >> 20} MiB")

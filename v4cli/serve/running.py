@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from v4cli import jsonfile, paths
+from v4cli import jsonfile, paths, system
 from v4cli.errors import SnapshotError, V4Error
 from v4cli.files import write_atomically
 
@@ -42,7 +42,7 @@ class Running:
     def stop(self) -> None:
         """Ask it to end."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+            system.kill(self.pid, signal.SIGTERM)
 
 
 def servers() -> list[Running]:
@@ -57,7 +57,7 @@ def servers() -> list[Running]:
         if server.is_alive:
             found.append(server)
         else:
-            path.unlink(missing_ok=True)
+            system.remove(path)
     return found
 
 
@@ -78,4 +78,4 @@ def registered(url: str, model: str, sessions: int, folder: Path, has_key: bool)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        system.remove(path)
