@@ -57,7 +57,8 @@ nano-newcomers: $(VENV)/installed  ## after make nano: what newcomers say, besid
 	for stages in "meet finish" drill again; do \
 	    rm -rf build/nano && mkdir -p build && cp -r v4cli/nano/checkpoint build/nano || exit 1; \
 	    for stage in $$stages; do $(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage $$stage || exit 1; done; \
-	    $(PYTHON) -m v4cli.nano.average build/nano v4cli/nano/checkpoint --share 0.8 || exit 1; \
+	    share=0.8; [ "$$stages" != again ] || share=0.6; \
+	    $(PYTHON) -m v4cli.nano.average build/nano v4cli/nano/checkpoint --share $$share || exit 1; \
 	done
 
 nano-drafter: $(VENV)/installed  ## train a DSpark drafter for the embedded model as it is, and say how often it is right (10 minutes on an idle core)
