@@ -142,7 +142,7 @@ def test_tokens_are_recorded_as_sampled(chat, tmp_path):
 
 
 def test_rollouts_are_the_same_whenever_and_beside_whichever_others_they_run(chat, tmp_path):
-    settings = answering(temperature=1.2, thinking=True)
+    settings = answering(temperature=3.0, thinking=True)
     records = [{"id": f"t{i}", "prompt": f"what is {i}*23?", "tools": "calculator"} for i in range(2, 8)]
     (tmp_path / "alone").mkdir()
     (tmp_path / "beside").mkdir()
@@ -183,7 +183,7 @@ def test_workspaces_are_fresh_and_leave_nothing(chat, tmp_path):
 
 @in_sandbox
 def test_limits_end_a_rollout_which_is_checked_all_the_same(chat, tmp_path):
-    slow = {"id": "slow", "prompt": "execute sleep 60", "check": "sleep 60"}
+    slow = {"id": "slow", "prompt": "execute sh slow.sh", "files": {"slow.sh": "sleep 60\n"}, "check": "sleep 60"}
     (record,) = play(chat, tmp_path, slow, settings=replace(SETTINGS, timeout_s=1.0))
     assert record["finish"] == "timeout" and record["reward"] == 0 and "longer than 1 s" in record["check"]["stopped"]
     (tmp_path / "b").mkdir()

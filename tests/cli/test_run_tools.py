@@ -342,10 +342,11 @@ def test_an_error_is_an_event_too(run):
 
 
 @pytest.mark.skipif(sandbox.missing() != "", reason=sandbox.missing())
-def test_ctrl_c_ends_a_running_call_and_exits_130():
+def test_ctrl_c_ends_a_running_call_and_exits_130(tmp_path):
+    (tmp_path / "slow.sh").write_text("sleep 60\n")
     args = [*V4, "run", "--temp", "0", "--tools", "nano", "--approve", "all", "--output-format", "stream-json"]
     process = subprocess.Popen(
-        [*args, "run the command sleep 60"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        [*args, "execute sh slow.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
     for line in process.stdout:
         if json.loads(line)["type"] == "tool_use":
