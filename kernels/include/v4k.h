@@ -51,7 +51,7 @@
 extern "C" {
 #endif
 
-#define V4K_ABI_VERSION 11 /* of these functions, and of the bits of their results */
+#define V4K_ABI_VERSION 12 /* of these functions, and of the bits of their results */
 #ifndef V4K_API
 #define V4K_API __attribute__((visibility("default")))
 #endif
@@ -133,6 +133,14 @@ V4K_API int v4k_threads(void);
 
 /* Set the above; 1 <= n <= 1024. */
 V4K_API int v4k_set_threads(int n);
+
+/* out [rows, cols] = w, any format, in fp32. */
+V4K_API int v4k_decode(const v4k_matrix *w, float *out);
+
+/* How far w, any format, is from values [rows, cols] fp32: out[0] = the sum of squared differences, out[1] = that of
+ * squared values, in fp64: of a row eight sums, of input i in sum i mod 8, added in order, then rows in order. Not finite
+ * where a value is not. */
+V4K_API int v4k_rounding(const v4k_matrix *w, const float *values, double *out);
 
 /* Weights [rows, cols] to INT8: codes [rows, cols], scale [rows, cols/32] bf16. Per group the better, by squared error, of
  * amax/127 rounded up to bf16 and the next power of two. `block_scale` NULL: values are bf16; else they are e4m3 with a

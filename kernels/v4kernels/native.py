@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-ABI_VERSION = 11  # of the functions, and of the bits of their results
+ABI_VERSION = 12  # of the functions, and of the bits of their results
 KV_GROUP, KEY_GROUP = 64, 32  # values per scale of a KV entry, of an index key
 SPARE_ROWS = 16  # V4K_SPARE_ROWS
 ETIMEOUT, ESTOPPED, EFETCH = -4, -5, -6  # V4K_E codes that serve.py tells apart
@@ -96,6 +96,8 @@ SIGNATURES = {
     "v4k_cpus": (c_int, ()),
     "v4k_threads": (c_int, ()),
     "v4k_set_threads": (c_int, (c_int,)),
+    "v4k_decode": (c_int, (_P, _P)),
+    "v4k_rounding": (c_int, (_P, _P, _P)),
     "v4k_encode_int8": (c_int, (_P, _P, _N, _N, _P, _P)),
     "v4k_encode_lowbit": (c_int, (_P, _N, _N, _N, _P, _N, _P, _P)),
     "v4k_carry_gains": (c_int, (_P, _P, _N, _N, _P, _P)),
@@ -230,6 +232,26 @@ def matrix(codes: Tensor, scale: Tensor, form: str) -> Matrix:
     described = Matrix(codes.data_ptr(), scale.data_ptr(), rows, cols, about.id)
     described.tensors = codes, scale
     return described
+
+
+def decode(codes: Tensor, scale: Tensor, form: str) -> Tensor:
+    """A weight of a format with scales, as in `matrix`, in fp32."""
+    import torch
+
+    weight = matrix(codes, scale, form)
+    out = torch.empty((weight.rows, weight.cols))
+    checked(library().v4k_decode(ctypes.byref(weight), out.data_ptr()))
+    return out
+
+
+def rounding(codes: Tensor, scale: Tensor, form: str, values: Tensor) -> tuple[float, float]:
+    """Sums of the squared differences between such a weight and values (out, in) fp32, and of their squares; not finite
+    where a value is not."""
+    weight, values, sums = matrix(codes, scale, form), _fp32(values), (ctypes.c_double * 2)()
+    if values.shape != (weight.rows, weight.cols):
+        raise ValueError(f"values {tuple(values.shape)} are not those of {weight.rows} x {weight.cols}")
+    checked(library().v4k_rounding(ctypes.byref(weight), values.data_ptr(), sums))
+    return sums[0], sums[1]
 
 
 def encode_lowbit(w: Tensor, form: str, importance: Tensor | None, codes: bool = True) -> tuple[Tensor | None, Tensor]:

@@ -14,7 +14,7 @@ from v4cli.store.store import open_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.reason() or "built")
 RNG = np.random.default_rng(11)
-N = 64  # greedy tokens
+N = 32  # greedy tokens
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def greedy(model, ids: list[int], n: int) -> list[int]:
 def test_greedy_tokens_and_logits_are_the_cpus_while_entries_grow(model, monkeypatch):
     """The tokens that the CPU chooses are fed, eight at a time. Where logits are the same the device would have chosen
     them, and rows do not see what comes behind them, so this is what it gives one by one."""
-    monkeypatch.setattr(device_state, "LEAST_ROOM", 4)
+    monkeypatch.setattr(device_state, "LEAST_ROOM", 1)
     first, states = prompt(8), model.states()
     tokens = [*first, *greedy(model, first, N)]
     rooms, chosen = set(), []

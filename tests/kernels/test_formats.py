@@ -13,7 +13,7 @@ from v4kernels.cpu import PackedWeight
 from v4kernels.formats import DTYPES, FORMATS, GROUP, OFFICIAL, finite
 from v4kernels.triton import weights as device_weights
 
-from v4cli.store.formats import DECODE, ENCODE
+from v4cli.store.formats import DECODE, ENCODE, decode, rounding
 
 HEADER = Path(__file__).parents[2] / "kernels" / "include" / "v4k.h"
 SCALED = [name for name, form in FORMATS.items() if form.scale]
@@ -143,3 +143,34 @@ def test_an_unknown_format_is_an_error_and_never_another_one(ops, number):
         table = (native.Expert * 1)(native.Expert(*matrices))
         with pytest.raises(ValueError, match="out of range"):
             native.experts(torch.ones(1, 32), ids, one, table, None, 10.0, torch.zeros(1, 32))
+
+
+@needs_library
+@pytest.mark.parametrize("form", [name for name in SCALED if name in READ])
+def test_the_library_decodes_and_measures_what_was_rounded(form):
+    """To the bit, and to the last digits of sums in another order; of many rows, in several threads, the same."""
+    w = weights(70, 352)
+    codes, scale = ENCODE[form](w)
+    plain = DECODE[form](codes, scale)
+    assert torch.equal(native.decode(codes, scale, form), plain) and torch.equal(decode(form, codes, scale), plain)
+    sums = native.rounding(codes, scale, form, w)
+    assert sums == pytest.approx(
+        (float((plain.double() - w).square().sum()), float(w.double().square().sum())), rel=1e-12
+    )
+    assert rounding(form, codes, scale, w) == sums
+    rows = torch.cat([w] * 40), *(torch.cat([x.view(torch.uint8)] * 40).view(x.dtype) for x in (codes, scale))
+    assert native.rounding(rows[1], rows[2], form, rows[0]) == pytest.approx([40 * x for x in sums], rel=1e-12)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        w[69, 351] = bad
+        assert not np.isfinite(native.rounding(codes, scale, form, w)[1])
+    with pytest.raises(ValueError):
+        native.rounding(codes, scale, form, w[:69])
+
+
+def test_without_the_library_roundings_are_measured_all_the_same(monkeypatch):
+    w = weights(4, 64)
+    codes, scale = ENCODE["int8"](w)
+    monkeypatch.setattr(native, "available", lambda: False)
+    error, squares = rounding("int8", codes, scale, w)
+    assert 0 < error < 1e-4 * squares == pytest.approx(1e-4 * float(w.double().square().sum()))
+    assert torch.equal(decode("int8", codes, scale), DECODE["int8"](codes, scale))

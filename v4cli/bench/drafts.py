@@ -21,7 +21,7 @@ from v4cli.engine.sampler import Sampling
 from v4cli.engine.session import Session
 
 RIGHT = (0.0, 0.4, 0.6, 0.8, 0.95)
-ROUNDS = 3  # of each, in turn with plain decoding: the machine's speed may drift
+ROUNDS = 5  # of each, in turn with plain decoding: the machine's speed may drift
 TIMED = 5  # steps of each number of rows,
 ROWS = 1, 2, 4, 8, 16
 MOST_TOKENS = 160  # of an answer

@@ -12,11 +12,13 @@ from v4cli.model.config import V4Config
 from v4cli.model.known import MODELS, known_config
 from v4cli.model.schema import TensorSpec, expected_tensors
 from v4cli.plan import apple, cost
+from v4cli.plan.placement import Needs
+from v4cli.plan.recipes import offers
 from v4cli.store import library, price
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.library import COMPLETE, disk_bytes, entries, inspect, weight_errors
 from v4cli.store.parts import lay_out
-from v4cli.store.recipe import LAYOUT_1, RECIPES, Named, check, formats_by
+from v4cli.store.recipe import LAYOUT_1, Named, check, formats_by
 from v4cli.store.record import expert_bits
 from v4cli.store.store import NEEDED, Manifest, is_store, open_model, source_name
 
@@ -180,21 +182,32 @@ def describe(model: str) -> dict:
         about["weight_errors"] = weight_errors(subject.manifest)
         about["calibration"] = subject.manifest.source.get("calibration")
     if subject.folder is None:
-        about["stores"] = {name: _weights(subject, recipe) for name, recipe in RECIPES.items()}
+        made = offers(config, subject.with_mtp, 0, 1)
+        about["stores"] = {offer.recipe.name: _of_needs(offer.needs) for offer in made}
     else:
         about["bytes_on_disk"] = disk_bytes(subject.folder)
     return about
 
 
-def _weights(subject: Subject, recipe: Named | None = None) -> dict:
-    """Bytes of the weights as they are, or by a recipe, and those a token reads."""
-    tensors, file_bytes = subject.weights(recipe)
+def _weights(subject: Subject) -> dict:
+    """Bytes of the weights, and those a token reads; a release that is not here has too many tensors to list them."""
+    if subject.folder is None:
+        needs = cost.needs_of_release(subject.config, AS_OFFICIAL.rules, subject.with_mtp)
+        return _of_needs(needs)
+    tensors, file_bytes = subject.weights()
     payload = cost.payload_bytes(tensors)
-    return {
-        "bytes": {name: getattr(payload, name) for name in ("experts", "dense", "embed", "head", "mtp", "total")},
-        "file_bytes": file_bytes,
-        "read_bytes_per_token": cost.read_bytes_per_token(subject.config, tensors),
-    }
+    held = {name: getattr(payload, name) for name in ("experts", "dense", "embed", "head", "mtp", "total")}
+    return _told(held, file_bytes, cost.read_bytes_per_token(subject.config, tensors))
+
+
+def _of_needs(needs: Needs) -> dict:
+    held = cost.held_by_part(needs)
+    total = sum(held.values())
+    return _told(held | {"total": total}, total, cost.read_by_part(needs))
+
+
+def _told(held: dict[str, int], file_bytes: int, read: dict[str, int]) -> dict:
+    return {"bytes": held, "file_bytes": file_bytes, "read_bytes_per_token": read}
 
 
 def show_model(model: str, as_json: bool) -> None:

@@ -187,12 +187,27 @@ def scratch_bytes(config: V4Config, n_tokens: int, sessions: int) -> int:
 
 def read_bytes_per_token(config: V4Config, tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
     """Weight bytes that one decoded token reads, by component; draft blocks are not used."""
-    asked = needs(config, tensors)
+    return read_by_part(needs(config, tensors))
+
+
+def read_by_part(needs: Needs) -> dict[str, int]:
+    """The same, of what running takes."""
     return {
-        "experts": asked.experts_per_token * asked.expert,
-        "dense": sum(use.read for use in asked.dense),
-        "head": asked.head,
-        "embed": asked.embed.read,
+        "experts": needs.experts_per_token * needs.expert,
+        "dense": sum(use.read for use in needs.dense),
+        "head": needs.head,
+        "embed": needs.embed.read,
+    }
+
+
+def held_by_part(needs: Needs) -> dict[str, int]:
+    """Bytes of the weights, by component."""
+    return {
+        "experts": needs.n_experts * needs.expert,
+        "dense": sum(use.held for use in needs.dense),
+        "embed": needs.embed.held,
+        "head": needs.head,
+        "mtp": needs.draft,
     }
 
 

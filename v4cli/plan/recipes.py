@@ -22,16 +22,12 @@ class Offer:
     @property
     def file_bytes(self) -> int:
         """All of its tensors on disk."""
-        needs = self.needs
-        dense = sum(use.held for use in needs.dense) + needs.head + needs.embed.held + needs.draft
-        return dense + needs.n_experts * needs.expert
+        return sum(cost.held_by_part(self.needs).values())
 
     @property
     def read_bytes_per_token(self) -> int:
         """Of its weights."""
-        needs = self.needs
-        dense = sum(use.read for use in needs.dense) + needs.head + needs.embed.read
-        return dense + needs.experts_per_token * needs.expert
+        return sum(cost.read_by_part(self.needs).values())
 
     @property
     def ram(self) -> int:

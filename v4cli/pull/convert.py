@@ -7,6 +7,7 @@ BLOCK_VALUES whatever the tensor; files are read with plain reads (a mapping wou
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -186,17 +187,18 @@ def _quantized(
 
     from v4cli.store import formats
 
-    encode, decode = formats.ENCODE[stored.format], formats.DECODE[stored.format]
+    encode = formats.ENCODE[stored.format]
     place, least = places[stored.source], FORMATS[stored.format].block_rows
     if calibration is not None and stored.format in CALIBRATED and calibration.knows(stored.source):
         encode, least = partial(calibration.encode, stored.source, stored.format), place.spec.shape[0]
     totals = errors.setdefault(tensor_class(stored.source, place.official or place.spec.dtype), [0.0, 0.0])
     for values in dense_blocks(stored.source, places, least):
-        if not values.isfinite().all():
-            raise ModelError(f"{place.path}: tensor {stored.source} holds values that are not finite")
         codes, scale = encode(values)
-        totals[0] += float(decode(codes, scale).sub_(values).square_().sum(dtype=torch.float64))
-        totals[1] += float(values.square().sum(dtype=torch.float64))
+        error, squares = formats.rounding(stored.format, codes, scale, values)
+        if not math.isfinite(squares):
+            raise ModelError(f"{place.path}: tensor {stored.source} holds values that are not finite")
+        totals[0] += error
+        totals[1] += squares
         yield codes.view(torch.uint8).numpy().tobytes(), scale.view(torch.uint8).numpy().tobytes()
 
 
@@ -223,4 +225,4 @@ def dense_blocks(name: str, places: Mapping[str, TensorPlace], block_rows: int =
             yield values.float()
         else:
             first, last = row // form.block_rows, (row + len(values) - 1) // form.block_rows
-            yield formats.DECODE[form.name](values, scales[first : last + 1])
+            yield formats.decode(form.name, values, scales[first : last + 1])

@@ -67,10 +67,10 @@ def measure(
 
 def _add_errors(sums: dict[str, float], values: Tensor, weight: Tensor | None) -> float:
     """Add the squared errors of each format on values (rows, cols) fp32, inputs weighted (cols,); their squares."""
-    from v4cli.store.formats import DECODE, ENCODE
+    from v4cli.store.formats import ENCODE, decode
 
     weight = values.new_ones(values.shape[1]) if weight is None else weight
     for form in sums:
-        error = DECODE[form](*ENCODE[form](values)).sub_(values)
+        error = decode(form, *ENCODE[form](values)).sub_(values)
         sums[form] += float(error.square_().mul_(weight).sum())
     return float(values.square().mul_(weight).sum())

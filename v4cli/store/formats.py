@@ -6,6 +6,7 @@ ue8m0 bytes, 2^(byte - 127). The store's own: symmetric int8 and int4 with one B
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from v4kernels import native
 from v4kernels.formats import FORMATS, GROUP
 from v4kernels.reference.quant import FP4_MAX, FP8_MAX, pow2_ceil, round_e2m1
 
@@ -170,3 +171,19 @@ ENCODE = {
 DECODE = {
     "fp8": decode_fp8, "fp4": decode_fp4, "int8": decode_int8, "int4": decode_int4, "q3": decode_q3, "q2": decode_q2,
 }  # fmt: skip
+
+
+def decode(form: str, codes: Tensor, scale: Tensor) -> Tensor:
+    """What DECODE gives, to the bit, by the library where there is one."""
+    if native.available() and FORMATS[form].id:
+        return native.decode(codes, scale, form)
+    return DECODE[form](codes, scale)
+
+
+def rounding(form: str, codes: Tensor, scale: Tensor, values: Tensor) -> tuple[float, float]:
+    """Sums of the squared errors of codes and scales that stand for values (out, in) fp32, and of their squares; not
+    finite where a value is not."""
+    if native.available() and FORMATS[form].id:
+        return native.rounding(codes, scale, form, values)
+    values = values.double()
+    return float((DECODE[form](codes, scale) - values).square_().sum()), float(values.square().sum())

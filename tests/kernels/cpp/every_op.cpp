@@ -122,6 +122,13 @@ void products() {
       told("linear of encoded", v4k_linear(&encoded, 1, x, N, y), y, N * 32 * 4);
     }
   }
+  float *decoded = array<float>(32 * 288);
+  double *rounding = array<double>(2);
+  for (int64_t format : {V4K_FP4, V4K_INT8, V4K_INT4, V4K_BF16, V4K_F32, V4K_Q3, V4K_Q2}) {
+    const v4k_matrix w = matrix(format, 32, 288);
+    told("decode", v4k_decode(&w, decoded), decoded, 32 * 288 * 4);
+    told("rounding", v4k_rounding(&w, dense, rounding), rounding, 2 * 8);
+  }
   const float *factor = floats(288 * 8);
   float *gains = array<float>(288 * 8), *within = array<float>(288 * 16);
   told("carry_gains", v4k_carry_gains(factor, counts, 288, 8, gains, within), gains, 288 * 8 * 4);
