@@ -18,7 +18,7 @@ from v4cli.store import library, price
 from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.library import COMPLETE, disk_bytes, entries, inspect, weight_errors
 from v4cli.store.parts import lay_out
-from v4cli.store.recipe import LAYOUT_1, Named, check, formats_by
+from v4cli.store.recipe import LAYOUT_1, RECIPES, Named, check, formats_by
 from v4cli.store.record import expert_bits
 from v4cli.store.store import NEEDED, Manifest, is_store, open_model, source_name
 
@@ -73,6 +73,16 @@ class Subject:
             check(recipe, official)
             parts = lay_out(official, formats_by(recipe.rules, official))
         return cost.stored_tensors(parts), sum(part.n_bytes for part in parts.values())
+
+    def needs(self, recipe: Named | None = None) -> tuple[Needs, int]:
+        """What running takes, at a context of 0 tokens, and the bytes of the files, as `weights` has them. A release
+        that is not here has too many tensors to list them for a recipe that comes along; of it the payload is told."""
+        recipe = recipe or (AS_OFFICIAL if self.folder is None else None)
+        if self.folder is None and recipe in (AS_OFFICIAL, *RECIPES.values()):
+            needs = cost.needs_of_release(self.config, recipe.rules, self.with_mtp)
+            return needs, sum(cost.held_by_part(needs).values())
+        tensors, file_bytes = self.weights(recipe)
+        return cost.needs(self.config, tensors), file_bytes
 
     @property
     def recipe(self) -> Named:
@@ -168,7 +178,7 @@ def describe(model: str) -> dict:
         "parameters": counts.total,
         "active_parameters": counts.active,
         "layers": config.num_hidden_layers,
-        **_weights(subject),
+        **_weights(*subject.needs()),
         "kv_bytes_per_token": cost.kv_bytes_per_token(config),
         "kv_bytes_at_full_context": cost.kv_bytes(config, context).total,
         "context_tokens": context,
@@ -183,31 +193,20 @@ def describe(model: str) -> dict:
         about["calibration"] = subject.manifest.source.get("calibration")
     if subject.folder is None:
         made = offers(config, subject.with_mtp, 0, 1)
-        about["stores"] = {offer.recipe.name: _of_needs(offer.needs) for offer in made}
+        about["stores"] = {offer.recipe.name: _weights(offer.needs, offer.file_bytes) for offer in made}
     else:
         about["bytes_on_disk"] = disk_bytes(subject.folder)
     return about
 
 
-def _weights(subject: Subject) -> dict:
-    """Bytes of the weights, and those a token reads; a release that is not here has too many tensors to list them."""
-    if subject.folder is None:
-        needs = cost.needs_of_release(subject.config, AS_OFFICIAL.rules, subject.with_mtp)
-        return _of_needs(needs)
-    tensors, file_bytes = subject.weights()
-    payload = cost.payload_bytes(tensors)
-    held = {name: getattr(payload, name) for name in ("experts", "dense", "embed", "head", "mtp", "total")}
-    return _told(held, file_bytes, cost.read_bytes_per_token(subject.config, tensors))
-
-
-def _of_needs(needs: Needs) -> dict:
+def _weights(needs: Needs, file_bytes: int) -> dict:
+    """Bytes of the weights, and those a token reads."""
     held = cost.held_by_part(needs)
-    total = sum(held.values())
-    return _told(held | {"total": total}, total, cost.read_by_part(needs))
-
-
-def _told(held: dict[str, int], file_bytes: int, read: dict[str, int]) -> dict:
-    return {"bytes": held, "file_bytes": file_bytes, "read_bytes_per_token": read}
+    return {
+        "bytes": held | {"total": sum(held.values())},
+        "file_bytes": file_bytes,
+        "read_bytes_per_token": cost.read_by_part(needs),
+    }
 
 
 def show_model(model: str, as_json: bool) -> None:

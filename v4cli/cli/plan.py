@@ -110,9 +110,8 @@ def _request(model: str, n_tokens: int | None, sessions: int, quant: str | None)
     n_tokens = min(CONTEXT, longest) if n_tokens is None else n_tokens
     if n_tokens > longest:
         raise UsageError(f"--ctx {n_tokens} is more than the model's {longest}", f"--ctx {longest}")
-    tensors, file_bytes = subject.weights(wanted)
-    needs = cost.at_context(cost.needs(config, tensors), config, n_tokens, sessions)
-    return Request(subject, recipe, n_tokens, needs, file_bytes)
+    bare, file_bytes = subject.needs(wanted)
+    return Request(subject, recipe, n_tokens, cost.at_context(bare, config, n_tokens, sessions), file_bytes)
 
 
 def _with_speeds(memory: Budget, card: Card | None, folder: Path) -> tuple[Budget, list[str]]:

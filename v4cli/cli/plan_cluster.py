@@ -12,7 +12,7 @@ def plan_cluster(model: str, cluster: str, ctx: str | None, sessions: int, as_js
     asked, subject = named(cluster), Subject.find(model)
     config, longest = subject.config, subject.config.max_position_embeddings
     n_tokens = min(CONTEXT if ctx is None else output.parse_tokens(ctx, "--ctx"), longest)
-    n_bytes = subject.weights(AS_OFFICIAL)[1]
+    n_bytes = subject.needs(AS_OFFICIAL)[1]
     own = subject.source in ("embedded", "folder")
     repository = str(subject.folder) if own else subject.source.partition("@")[0]
     its = fit(asked, config, n_bytes, n_tokens, sessions)
