@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -19,6 +19,7 @@ from v4cli.serve.dialect import Machine
 from v4cli.serve.events import Failed
 from v4cli.serve.http import EventStream, Guard, Refused, Reply, aside, body_of, error_response, unless_hung_up
 from v4cli.serve.messages_api import MessagesMachine
+from v4cli.serve.metrics import MEDIA_TYPE
 from v4cli.serve.page import page
 from v4cli.serve.prompts import Encoded
 from v4cli.serve.responses_api import ResponsesMachine
@@ -138,13 +139,11 @@ def _models(service: Service) -> Endpoint:
 def _model(service: Service) -> Endpoint:
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
-        found = next((model for model in service.models() if model["id"] == name), None)
-        if found is None:
-            there = ", ".join(service.names)
-            return error_response(request.url.path, Failed(f"no such model; there is {there}", 404, "model_not_found"))
+        service.check_model(name or "/")  # a path that ends too early names none
+        found = next((model for model in service.models() if model["id"] == name), service.models()[0])
         return Reply(found)
 
-    return model
+    return _safely(model)
 
 
 def _health(service: Service, pid: int) -> Endpoint:
@@ -166,7 +165,7 @@ def _state(service: Service) -> Endpoint:
 
 def _metrics(service: Service) -> Endpoint:
     async def metrics(request: Request) -> Response:
-        return PlainTextResponse(service.metrics.text(service.engine, service.pool))
+        return Response(service.metrics.text(service.engine, service.pool), media_type=MEDIA_TYPE)
 
     return metrics
 

@@ -169,6 +169,28 @@ def unique(tools: Iterable[dict]) -> tuple[dict, ...]:
     return tuple({tool["function"]["name"]: tool for tool in reversed(list(tools))}.values())[::-1]
 
 
+def joined(namespace: Any, name: str) -> str:
+    """What the model calls a tool of a namespace."""
+    return f"{namespace}__{name}" if isinstance(namespace, str) and namespace else name
+
+
+def allowed(tools: tuple[dict, ...], choice: Any) -> tuple[tuple[dict, ...], Any]:
+    """The tools that a choice of kind allowed_tools leaves, and the choice among them; of other kinds, both as they
+    are. RequestError."""
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return tools, choice
+    about = choice["allowed_tools"] if isinstance(choice.get("allowed_tools"), dict) else choice
+    names = set()
+    for tool in listed(about.get("tools"), "tool_choice.tools"):
+        its = next((tool[kind] for kind in ("function", "custom") if isinstance(tool.get(kind), dict)), tool)
+        if isinstance(its.get("name"), str):
+            names.add(joined(tool.get("namespace"), its["name"]))
+    left = tuple(tool for tool in tools if tool["function"]["name"] in names)
+    if about.get("mode") == "required" and not left:
+        raise RequestError("tool_choice.tools names none of tools")
+    return left, about.get("mode")
+
+
 def function(name: Any, description: Any, parameters: Any, where: str) -> dict:
     """A tool as the encoder takes it."""
     if not isinstance(name, str) or not name:

@@ -10,6 +10,7 @@ from v4cli.serve.dialect import COMMENT, Machine, new_id, openai_error, sse
 from v4cli.serve.events import Call, End, Event, Failed, Finish, Logprob, Text, Thinking, Usage
 
 REASONING = ("reasoning_content", "reasoning", "reasoning_text")  # names that clients send it back under
+THOUGHTS = ("thinking", "reasoning", "redacted_thinking")  # kinds of parts
 
 
 def read(body: dict) -> Asked:
@@ -19,12 +20,13 @@ def read(body: dict) -> Asked:
     )
     if not messages:
         raise RequestError("messages must not be empty")
-    choice, named = _choice(body.get("tool_choice"))
+    tools, wanted = fields.allowed(_tools(body), body.get("tool_choice"))
+    choice, named = _choice(wanted)
     thinking, effort = _thinking(body)
     return Asked(
         model=fields.model_of(body),
         messages=messages,
-        tools=_tools(body),
+        tools=tools,
         choice=choice,
         named=named,
         one_call=body.get("parallel_tool_calls") is False,
@@ -51,10 +53,14 @@ def _message(message: dict, at: str) -> dict:
         return {"role": "tool", "tool_call_id": str(call_id), "content": content}
     if role != "assistant":
         raise RequestError(f"{at}.role must be system, developer, user, assistant or tool, not {str(role)[:40]!r}")
-    out: dict = {"role": "assistant", "content": fields.text_of(message.get("content"), f"{at}.content", lenient=True)}
-    if reasoning := _reasoning(message):
+    content, thoughts = _parted(message.get("content"))
+    out: dict = {"role": "assistant", "content": fields.text_of(content, f"{at}.content", lenient=True)}
+    if reasoning := _reasoning(message) or thoughts:
         out["reasoning_content"] = reasoning
     calls = fields.listed(message.get("tool_calls"), f"{at}.tool_calls")
+    about = message.get("function_call")
+    if not calls and isinstance(about, dict):  # of before there were tools: its result comes under its name
+        calls = [{"id": about.get("name"), "function": about}]
     if calls:
         out["tool_calls"] = [_call(call, f"{at}.tool_calls[{i}]") for i, call in enumerate(calls)]
     return out
@@ -65,8 +71,22 @@ def _reasoning(message: dict) -> str:
         if isinstance(message.get(name), str) and message[name]:
             return message[name]
     details = message.get("reasoning_details")
-    texts = [part.get("text") for part in details if isinstance(part, dict)] if isinstance(details, list) else []
-    return "".join(text for text in texts if isinstance(text, str))
+    return "".join(map(_thought, details)) if isinstance(details, list) else ""
+
+
+def _thought(part: Any) -> str:
+    """The text of a part of reasoning, in any client's words."""
+    texts = [part.get(name) for name in ("text", "thinking", "summary")] if isinstance(part, dict) else []
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def _parted(content: Any) -> tuple[Any, str]:
+    """What an assistant said, without the parts that are reasoning, and these."""
+    if not isinstance(content, list):
+        return content, ""
+    is_thought = [isinstance(part, dict) and part.get("type") in THOUGHTS for part in content]
+    thoughts = (_thought(part) for part, its in zip(content, is_thought, strict=True) if its)
+    return [part for part, its in zip(content, is_thought, strict=True) if not its], "".join(thoughts)
 
 
 def _call(call: dict, at: str) -> dict:

@@ -93,8 +93,9 @@ class Guard:
 
     def _knows(self, headers: dict[str, str]) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else scheme)
-        return hmac.compare_digest(given.encode("latin-1"), (self.key or "").encode())
+        given = (headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else scheme)
+        known = (self.key or "").encode()
+        return any([hmac.compare_digest(key.encode("latin-1"), known) for key in given])  # clients may send two
 
 
 KNOWN = frozenset({
@@ -116,6 +117,8 @@ async def body_of(request: Request) -> dict:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise Refused(415, "the body must be application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Refused(415, "the body must not be compressed")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MOST_BODY:
         raise Refused(413, f"the body is larger than {MOST_BODY >> 20} MiB")

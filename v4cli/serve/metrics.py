@@ -13,6 +13,8 @@ from v4cli.serve.events import Usage
 if TYPE_CHECKING:
     from v4cli.serve.pool import Pool
 
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 
 class Metrics:
     """Counters since the start; any thread may add."""
@@ -52,7 +54,7 @@ class Metrics:
 
         def tell(name: str, kind: str, values: dict[str, float], help: str) -> None:
             lines.extend((f"# HELP v4_{name} {help}", f"# TYPE v4_{name} {kind}"))
-            lines.extend(f"v4_{name}{labels} {value:g}" for labels, value in values.items())
+            lines.extend(f"v4_{name}{labels} {_number(value)}" for labels, value in values.items())
 
         requests = {f'{{path="{path}",status="{status}"}}': n for (path, status), n in self.requests.items()}
         tell("requests_total", "counter", requests, "HTTP requests.")
@@ -80,3 +82,8 @@ class Metrics:
         tell("experts", "counter", counts, "Experts on demand, by what became of them.")
         tell("start_time_seconds", "gauge", {"": self.start}, "When the server started.")
         return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """With all its digits: a counter that is rounded stands still."""
+    return repr(float(value)).removesuffix(".0")

@@ -25,7 +25,8 @@ def read(body: dict) -> Asked:
     messages = [{"role": "system", "content": instructions}] if instructions else []
     messages += _conversation(body.get("input"))
     tools, names = _tools(body)
-    choice, named = _choice(body.get("tool_choice"))
+    tools, wanted = fields.allowed(tools, body.get("tool_choice"))
+    choice, named = _choice(wanted)
     reasoning, text = body.get("reasoning"), body.get("text")
     thinking, effort = fields.effort_of(reasoning.get("effort") if isinstance(reasoning, dict) else None)
     return Asked(
@@ -126,14 +127,9 @@ def _call(item: dict, at: str) -> dict:
         arguments = json.dumps({"input": arguments if isinstance(arguments, str) else ""}, ensure_ascii=False)
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
-    name = _joined(item.get("namespace"), item["name"])
+    name = fields.joined(item.get("namespace"), item["name"])
     call_id = str(item.get("call_id") or item.get("id") or "")
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-
-
-def _joined(namespace: Any, name: str) -> str:
-    """What the model calls a tool of a namespace."""
-    return f"{namespace}__{name}" if isinstance(namespace, str) and namespace else name
 
 
 def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
@@ -152,7 +148,7 @@ def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
             name = about.get("name")
             parameters = CUSTOM if kind == "custom" else about.get("parameters")
             made = fields.function(name, _description(about), parameters, f"tools[{i}]")
-            made["function"]["name"] = _joined(space, name)
+            made["function"]["name"] = fields.joined(space, name)
             names[made["function"]["name"]] = ToolName(name, space, kind == "custom")
             tools.append(made)
     return fields.unique(tools), names
@@ -171,6 +167,6 @@ def _choice(wanted: Any) -> tuple[str, str | None]:
         if wanted.get("type") in ("function", "custom"):
             if not isinstance(wanted.get("name"), str):
                 raise RequestError("tool_choice.name is missing")
-            return "auto", _joined(wanted.get("namespace"), wanted["name"])
+            return "auto", fields.joined(wanted.get("namespace"), wanted["name"])
         wanted = wanted.get("mode")
     return (wanted if wanted in ("none", "required") else "auto"), None

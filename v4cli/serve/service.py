@@ -67,7 +67,8 @@ class Service:
         return [
             {
                 "id": name, "object": "model", "type": "model", "created": self.created, "created_at": made,
-                "owned_by": "v4cli", "display_name": name, "context_length": context, "max_model_len": context,
+                "owned_by": "v4cli", "display_name": name, "lifecycle": "active", "context_length": context,
+                "max_model_len": context,
             }
             for name in self.names
         ]  # fmt: skip
