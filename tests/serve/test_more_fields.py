@@ -96,3 +96,23 @@ def test_usage_of_responses_has_every_field(server):
     path, body = responses(HELLO, max_output_tokens=1)
     details = server.http.post(path, json=body).json()["usage"]["input_tokens_details"]
     assert details.keys() == {"cached_tokens", "cache_write_tokens"}
+
+
+@pytest.mark.parametrize("wanted", [{"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}])
+def test_responses_tells_how_likely_each_token_was(server, wanted):
+    path, body = responses(HELLO, max_output_tokens=6, temperature=0, **wanted)
+    part = server.http.post(path, json=body).json()["output"][0]["content"][0]
+    entries = part["logprobs"]
+    assert len(entries) == 6 and part["text"] == "".join(entry["token"] for entry in entries)
+    assert all(len(entry["top_logprobs"]) == wanted.get("top_logprobs", 0) for entry in entries)
+    told = server.http.post(path, json=body | {"stream": True}).text.split("data: ")[1:]
+    events = [json.loads(text.partition("\n")[0]) for text in told]
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [entry for event in deltas for entry in event["logprobs"]] == entries
+    done = next(event for event in events if event["type"] == "response.output_text.done")
+    assert (done["text"], done["logprobs"]) == (part["text"], entries)
+
+
+def test_responses_tells_no_likelihood_unasked(server):
+    path, body = responses(HELLO, max_output_tokens=2)
+    assert server.http.post(path, json=body).json()["output"][0]["content"][0]["logprobs"] == []

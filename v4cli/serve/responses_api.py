@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from v4cli.serve.asked import Asked, ToolName
+from v4cli.serve.chat_api import logprob_entry
 from v4cli.serve.dialect import Machine, new_id, sse
-from v4cli.serve.events import Call, End, Event, Failed, Finish, Text, Thinking, Usage
+from v4cli.serve.events import Call, End, Event, Failed, Finish, Logprob, Text, Thinking, Usage
 from v4cli.serve.responses_input import sealed
 
 ECHOED = ("instructions", "metadata", "temperature", "top_p", "max_output_tokens", "reasoning", "text", "user")
@@ -31,6 +32,7 @@ class ResponsesMachine(Machine):
         self._open = False
         self._failed: Failed | None = None
         self._cut_off = False
+        self._likely: list[dict] = []  # of tokens whose text has not come yet
 
     # -- the stream -----------------------------------------------------------------------------------------------
 
@@ -46,7 +48,11 @@ class ResponsesMachine(Machine):
                 return self._in("reasoning") + self._grow(text, "reasoning_text") + self._grow_summary(text)
             case Text(text):
                 return self._in("message") + self._grow(text, "output_text")
+            case Logprob():
+                self._likely.append(logprob_entry(event))
+                return self._grow("", "output_text") if self._open and self.output[-1]["type"] == "message" else []
             case Call():
+                self._likely.clear()
                 return self._close() + self._call(event)
             case Finish():
                 self._cut_off = event.reason == "length"
@@ -111,8 +117,11 @@ class ResponsesMachine(Machine):
         return [self._event("response.output_item.added", output_index=len(self.output) - 1, item=item)]
 
     def _grow(self, text: str, kind: str) -> list[str]:
-        self.output[-1]["content"][0]["text"] += text
-        more = {"logprobs": []} if kind == "output_text" else {}
+        part, more = self.output[-1]["content"][0], {}
+        part["text"] += text
+        if kind == "output_text":
+            more["logprobs"], self._likely = self._likely, []
+            part["logprobs"] += more["logprobs"]
         return [self._event(f"response.{kind}.delta", **self._at, content_index=0, delta=text, **more)]
 
     def _grow_summary(self, text: str) -> list[str]:
@@ -127,7 +136,7 @@ class ResponsesMachine(Machine):
         self._open, item = False, self.output[-1]
         part, out = item["content"][0], []
         about = {**self._at, "content_index": 0}
-        more = {"logprobs": []} if part["type"] == "output_text" else {}
+        more = {"logprobs": part["logprobs"]} if part["type"] == "output_text" else {}
         out.append(self._event(f"response.{part['type']}.done", **about, text=part["text"], **more))
         out.append(self._event("response.content_part.done", **about, part=part))
         for summary in item.get("summary", ()):

@@ -14,6 +14,7 @@ from v4cli.serve.asked import Asked, ToolName
 SEALED = "v4r1."  # begins our encrypted_content
 MOST_SEALED = 16 << 20  # bytes of reasoning in one
 CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+LOGPROBS = "message.output_text.logprobs"  # as `include` names them
 CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 
 
@@ -40,10 +41,19 @@ def read(body: dict) -> Asked:
         thinking=thinking,
         effort=effort,
         max_tokens=fields.limit(body, "max_output_tokens"),
+        top_logprobs=_top_logprobs(body),
         format=fields.format_of(text.get("format") if isinstance(text, dict) else None, "text.format"),
         stream=fields.boolean(body, "stream"),
         **fields.sampling(body),
     )
+
+
+def _top_logprobs(body: dict) -> int | None:
+    """Wanted if they are to be included, or a number of them is given."""
+    include, most = body.get("include"), fields.integer(body, "top_logprobs")
+    if not most and not (isinstance(include, list) and LOGPROBS in include):
+        return None
+    return min(max(most or 0, 0), fields.MOST_TOP_LOGPROBS)
 
 
 def _conversation(given: Any) -> list[dict]:
