@@ -53,7 +53,7 @@ nano: $(VENV)/installed  ## train the embedded model from nothing (about 100 min
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage long
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage settle
 
-nano-newcomers: $(VENV)/installed  ## after make nano: what newcomers say, beside what it could before (about 220 minutes on a core that other work shared)
+nano-newcomers: $(VENV)/installed  ## after make nano: what newcomers say, beside what it could before (about 110 minutes on 2 idle cores)
 	for stages in "meet finish" drill again; do \
 	    rm -rf build/nano && mkdir -p build && cp -r v4cli/nano/checkpoint build/nano || exit 1; \
 	    for stage in $$stages; do $(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train --stage $$stage || exit 1; done; \

@@ -293,3 +293,14 @@ def test_only_the_rows_of_the_embedding_that_texts_have_are_decoded(source, tmp_
         model = Store.open(make_store(source, tmp_path / form, recipe=rules))
     rows = torch.tensor([0, 3, 511, 7])
     assert torch.equal(model.dense("embed.weight", rows), model.dense("embed.weight")[rows])
+
+
+@pytest.mark.parametrize("n", [1, 20, 200, 300])
+def test_directions_of_rows_are_those_of_their_moments(n):
+    """Few rows, and more than are looked at one by one, with fewer directions than inputs."""
+    rows = torch.randn((n, 256), generator=torch.Generator().manual_seed(n)) * torch.logspace(0, -2, 256)
+    values, vectors = torch.linalg.eigh(rows.double().t() @ rows.double() / n)
+    nearest = (vectors[:, -32:] * values[-32:]) @ vectors[:, -32:].t()
+    factor = layers._factor_of_rows(rows, 32).double()
+    assert factor.shape == (32, 256)
+    assert float((factor.t() @ factor - nearest).norm() / nearest.norm()) < 1e-6

@@ -66,7 +66,8 @@ def test_answers_are_the_same(chat, seeds):
 
 def test_what_copies_takes_fewer_steps(chat):
     text = " ".join(np.random.default_rng(1).choice("river stone cloud seven lamp green under walk".split(), 24))
-    asked = [{"role": "user", "content": f"repeat: {text}"}], None, Options(thinking=False, temperature=0.0)
+    options = Options(thinking=False, temperature=0.0, max_tokens=120)
+    asked = [{"role": "user", "content": f"repeat: {text}"}], None, options
     chat.engine.drafts = "off"
     wanted = told(chat.twin(), asked)
     chat.engine.drafts, other = "ngram", chat.twin()

@@ -24,7 +24,7 @@ from v4cli.errors import UsageError
 from v4cli.nano.recall import Question, ask, haystack
 from v4cli.plan import cost, flops
 from v4cli.plan.memory import CHUNK
-from v4cli.store.parts import layout
+from v4cli.store.recipe import RECIPES
 
 INT8, FP32 = "v4k int8", "torch fp32"  # products whose rates bound index scores and attention
 WEIGHTS = ("experts", "dense", "head", "embed")  # components of what is read that are not cache
@@ -138,8 +138,7 @@ class _Run:
         self.engine, self.plan, self.progress = engine, plan, progress
         config, read = engine.config, {}
         for name, shape in (("own", config), ("whole", plan.whole)):
-            tensors = cost.stored_tensors(layout(shape, plan.quant, with_mtp=False))
-            read[name] = cost.read_bytes_per_token(shape, tensors)
+            read[name] = cost.read_by_part(cost.needs_of_release(shape, RECIPES[plan.quant].rules))
         self.weight_reads = read
         n_ids = plan.tail if plan.synthetic_fill else plan.frontiers[-1]
         self.questions: list[Question] = []

@@ -22,7 +22,7 @@ from v4cli.engine.engine import Engine
 from v4cli.model.v4 import V4
 from v4cli.model.weights import build
 from v4cli.plan import cost, flops
-from v4cli.store.parts import layout
+from v4cli.store.recipe import RECIPES
 
 PRODUCT = (512, 4096, 2048)  # tokens, inputs, outputs of the products that stand for the machine's int8 rate
 
@@ -172,7 +172,7 @@ def measure(engine: Engine, quant: str, synthetic: bool, prompt: int, tokens: in
     with clocked(ops) as clock:
         slower = [seconds(lambda i=i: session.feed([ids[i]])) for i in range(prompt + tokens, prompt + 2 * tokens)]
     kernels = {name: s / tokens for name, s in sorted(clock.seconds().items())}
-    read = cost.read_bytes_per_token(config, cost.stored_tensors(layout(config, quant, with_mtp=False)))
+    read = cost.read_by_part(cost.needs_of_release(config, RECIPES[quant].rules))
     read["kv"] = cost.kv_read_bytes(config, prompt + tokens // 2)
     macs = flops.token_macs(config, prompt // 2)
     with Others() as last:

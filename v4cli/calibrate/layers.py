@@ -197,7 +197,7 @@ class _Layer:
                 moments.diagonal().add_(1e-6 * moments.diagonal().mean() + 1e-30)
                 along[number] = moments.diagonal().sqrt()
                 together[number] = _parts(torch.linalg.cholesky(moments, upper=True), along[number])[*upper]
-                own[number] = _parts(_factor((z.t() @ z).double() / len(rows), own_rank), of_z[number].sqrt())
+                own[number] = _parts(_factor_of_rows(z, own_rank), of_z[number].sqrt())
             progress(len(x) * (number + 1) // len(hits))
         found = {"axes": axes, "x": of_x, "z": of_z, "along": along}
         packed = {"hits": hits, "together": together.numpy(), "own": own.numpy()}
@@ -215,6 +215,17 @@ def _factor(moments: Tensor, rank: int) -> Tensor:
         values, inside = torch.linalg.eigh(space.t() @ moments @ space)
         vectors = space @ inside
     return (vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()).t().float()
+
+
+def _factor_of_rows(rows: Tensor, rank: int) -> Tensor:
+    """The same for the second moments of rows (n, in); few rows tell their directions without them, and exactly."""
+    n, rows = len(rows), rows.double()
+    if n > 8 * rank:
+        return _factor(rows.t() @ rows / n, rank)
+    directions = torch.linalg.eigh(rows @ rows.t())[1][:, -rank:]
+    factor = torch.zeros(rank, rows.shape[1])
+    factor[: directions.shape[1]] = directions.t() @ rows / n**0.5
+    return factor
 
 
 def _parts(factor: Tensor, spread: Tensor) -> Tensor:

@@ -170,10 +170,10 @@ def _random(wanted: Synthetic):
 
     from v4cli.bench import speed
     from v4cli.plan import cost
-    from v4cli.store.parts import layout
+    from v4cli.store.recipe import RECIPES
 
     config = config_of("", wanted)
-    need = cost.payload_bytes(cost.stored_tensors(layout(config, wanted.quant, with_mtp=False))).total
+    need = sum(cost.held_by_part(cost.needs_of_release(config, RECIPES[wanted.quant].rules)).values())
     free = psutil.virtual_memory().available
     name = f"{wanted.shape}, {config.num_hidden_layers} layers"
     if wanted.experts:

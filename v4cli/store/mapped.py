@@ -1,5 +1,6 @@
 """Tensors of a model read as views of mapped safetensors files: what official checkpoints and stores share."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -94,7 +95,7 @@ class MappedTensors:
         just these, of a format in which each has scales of its own."""
         import torch
 
-        from v4cli.store.formats import DECODE
+        from v4cli.store import formats
 
         def some(name: str):
             whole = self.tensor(name)
@@ -102,7 +103,7 @@ class MappedTensors:
 
         tensor, form = some(name), self.form(name)
         if form.scale:
-            tensor = DECODE[form.name](tensor, some(name.removesuffix("weight") + "scale"))
+            tensor = formats.decode(form.name, tensor, some(name.removesuffix("weight") + "scale"))
         return self.finite(name, tensor.float())
 
     def all_finite(self, name: str) -> bool:
@@ -124,6 +125,6 @@ class MappedTensors:
 
     def finite(self, name: str, values):
         """`values`, or ModelError if one is not finite."""
-        if not values.isfinite().all():
+        if values.numel() and not all(math.isfinite(value) for value in values.aminmax()):  # NaN is both
             raise ModelError(f"{self.places[name].path}: tensor {name} holds values that are not finite")
         return values
