@@ -1,7 +1,7 @@
 """A session that says what it is told to, and the words of tool calls."""
 
 from v4cli.chat.special import PromptBuilder
-from v4cli.engine.session import Step
+from v4cli.engine.generation import Step
 
 D = "｜DSML｜"
 CLOSE = f"</{D}tool_calls>"

@@ -8,6 +8,7 @@ import pytest
 from v4kernels import native
 
 from v4cli.engine.engine import Engine
+from v4cli.engine.generation import generation
 from v4cli.engine.sampler import Sampling
 from v4cli.errors import ModelError
 
@@ -58,6 +59,77 @@ def test_eight_sessions_get_the_bits_that_each_gets_alone(engine, monkeypatch):
     assert together(8, lambda number: answer(engine, number)) == alone
     assert max(map(len, steps)) > 1, "no step was shared"
     assert all(sum(rows > 16 for rows in step) <= 1 for step in steps), "one slice of a prefill at a time"
+
+
+def driven(engine, number: int, take=lambda step: False, n_tokens: int = 12):
+    """The same answer, whose tokens are taken by whoever computes."""
+    session, said = engine.session(), []
+    session.sync(IDS[number : number + 150 + 37 * number])
+
+    def taken(step) -> bool:
+        said.append((step.token, step.logprob))
+        return take(session)
+
+    engine.scheduler.drive(generation(session, Sampling(temperature=1.0, seed=number), n_tokens), taken)
+    return said, session.logits.tobytes()
+
+
+def test_driven_sessions_get_the_same_beside_those_that_are_not(engine, monkeypatch):
+    alone = [answer(engine, number) for number in range(8)]
+    steps = rows_of_steps(engine, monkeypatch)
+    assert together(8, lambda number: (driven if number % 2 else answer)(engine, number)) == alone
+    assert max(map(len, steps)) > 1, "no step was shared"
+
+
+def test_what_goes_wrong_in_a_driven_session_is_raised_in_its_own_thread(engine):
+    """Wherever it was computed; the others go on, and so can it."""
+    alone = [answer(engine, number) for number in range(3)]
+    threads = {}
+
+    def fails(session) -> bool:
+        if len(session.tokens) > 160:
+            raise MemoryError(threading.current_thread().name)
+        return False
+
+    def work(number: int):
+        threads[number] = threading.current_thread().name
+        if number:
+            return driven(engine, number)
+        with pytest.raises(MemoryError):
+            driven(engine, 0, fails)
+        return answer(engine, 0)
+
+    assert together(3, work) == alone
+    assert engine.scheduler._active == engine.scheduler._decoding == 0
+
+
+def test_a_driven_session_ends_where_enough_was_taken_and_can_be_copied_there(engine):
+    """A copy is made by the thread that computes, and may be made of one that goes on."""
+    twins = []
+
+    def take(session) -> bool:
+        if len(session.tokens) == 153:
+            twins.append(session.fork())
+        return len(session.tokens) == 155
+
+    said, _ = together(2, lambda number: driven(engine, 0, take) if not number else driven(engine, 1))[0]
+    whole, _ = answer(engine, 0)
+    assert said == whole[:6], "the token that was enough is not fed"
+    [twin] = twins
+    rest = [step.token for step in twin.generate(Sampling(temperature=1.0, seed=0), 9)]
+    assert rest == [token for token, _ in whole[3:]]
+
+
+def test_a_driven_session_ends_when_it_is_cancelled(engine):
+    session, stop = engine.session(), threading.Event()
+    session.sync(IDS[:100])
+
+    def take(step) -> bool:
+        stop.set()
+        return False
+
+    engine.scheduler.drive(generation(session, Sampling(temperature=0.0), 12, cancelled=stop.is_set), take)
+    assert session.tokens[:100] == IDS[:100] and session.state.n_tokens == len(session.tokens) < 102
 
 
 def test_a_step_that_fails_fails_for_whom_it_must(engine, monkeypatch):

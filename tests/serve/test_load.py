@@ -1,6 +1,5 @@
 """Many conversations, few places in memory: little is computed twice, nothing stored is lost (load.py)."""
 
-import threading
 from contextlib import contextmanager
 
 import pytest
@@ -15,15 +14,13 @@ def counted(service, served, nano, tmp_path, monkeypatch):
     """`counted(sessions)`: a client of a server, and what was computed there and where it has been."""
     computed: list[int] = []
     been: list[list[int]] = []
-    run, lock = nano.engine.scheduler.run, threading.Lock()
+    compute = nano.engine.scheduler._compute
 
-    def counting(ids, *args, **more):
-        done = run(ids, *args, **more)
-        with lock:
-            computed.append(len(ids) if done else 0)
-        return done
+    def counting(jobs):
+        compute(jobs)
+        computed.extend(len(job.ids) for job in jobs)
 
-    monkeypatch.setattr(nano.engine.scheduler, "run", counting)
+    monkeypatch.setattr(nano.engine.scheduler, "_compute", counting)
     monkeypatch.setattr(nano.engine, "drafts", "off")  # guesses are computed in vain, and how many depends on the time
 
     def made(sessions: int):

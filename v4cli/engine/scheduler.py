@@ -3,21 +3,25 @@
 There is no thread of its own. Of the threads that wait for their tokens one computes for all of them, so that a session
 alone pays for no others. A step takes the few rows of every session that decodes, and with them one slice of a prefill;
 prefills take turns, slice by slice. Rows do not see each other: what a session gets does not depend on its company.
+
+What lies between two steps of a session, sampling above all, is its `Work`. A caller can do that in its own thread
+(`steps`), or leave it to whoever computes (`drive`): then no thread has to wake for every token of every session.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from v4cli.engine.control import Costs
+from v4cli.engine.jobs import Job, T, Waiter, Withdrawn, Work
 from v4cli.experts.slots import Counts, ExpertStream
 from v4cli.model.draft import DraftModel
-from v4cli.model.state import Checkpoint, State
+from v4cli.model.state import State
 from v4cli.model.v4 import V4
 from v4cli.plan.memory import FEW
 
@@ -26,68 +30,6 @@ LEAST_SLICE = 32  # rows
 HEED_S = 0.005  # from one question whether a job is cancelled to the next, within a step
 PATIENCE = 0.1  # of a step's time that it may wait for sessions which decode to bring their next token,
 LEAST_PATIENCE_S = 0.002  # or so long: about what eight of them take for that
-
-
-class Withdrawn(Exception):
-    """Nobody wants the result of a step any more."""
-
-
-@dataclass(eq=False)
-class Job:
-    """Tokens that continue a timeline, and what becomes of them: logits (n or 1, vocab), or why there are none."""
-
-    ids: Sequence[int]
-    state: State
-    all_logits: bool
-    cancelled: Callable[[], bool]
-    turn: threading.Condition  # of its thread, which waits until it is done, or has to compute
-    n_drafts: int = 0  # of the last tokens, guesses
-    beside: int = 0  # rows of others in the step
-    seconds: float = 0.0  # that the step took
-    features: np.ndarray | None = None  # (n, F) of its tokens, where a draft model wants to know
-    confirm: Callable[[int], None] = lambda row: None  # told of a row of the step, a guess that was right
-    first_row: int = 0
-    alone: bool = False  # it may be to blame for a step that failed
-    taken: bool = False  # its rows are being computed
-    done: bool = False
-    logits: np.ndarray | None = None
-    error: BaseException | None = None
-    counts: Counts = field(default_factory=Counts)
-    start: int = -1  # of the timeline before the step; -1: not begun
-    before: Checkpoint | None = None  # where its own memory of that does not outlast the step
-
-    @property
-    def rows(self) -> range:
-        """Of the step."""
-        return range(self.first_row, self.first_row + len(self.ids))
-
-    def begin(self) -> None:
-        """Remember where the timeline is."""
-        self.before = None if self.state.can_return(len(self.ids)) else self.state.checkpoint()
-        self.start = self.state.n_tokens
-
-    def undo(self) -> None:
-        """Be there again: some layers may have advanced."""
-        if self.before is not None:
-            self.state.restore(self.before)
-        elif self.start >= 0:
-            self.state.back(self.start)
-        self.start, self.before = -1, None
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """Guesses that are computed already: from number i on of the tokens of a step, and all its logits (n, vocab)."""
-
-    job: Job
-    i: int
-
-    @property
-    def token(self) -> int:
-        return self.job.ids[self.i]
-
-    def rest(self) -> "Ahead | None":
-        return Ahead(self.job, self.i + 1) if self.i + 1 < len(self.job.ids) else None
 
 
 class Tap:
@@ -130,39 +72,72 @@ class Scheduler:
         self._free = threading.Condition(self._lock)  # nobody computes
         self._waiting: list[Job] = []  # in the order of their coming, until they are done
         self._confirmed: list[tuple[Job, int]] = []
-        self._computing = False
+        self._computing: int | None = None  # the thread that does
         self._decoding = self._active = 0  # sessions
         self._step_s = 0.0  # of the last step of few rows
         self._row_s = 0.0  # of a prefill
 
-    def run(
-        self,
-        ids: Sequence[int],
-        state: State,
-        all_logits: bool = False,
-        cancelled: Callable[[], bool] = lambda: False,
-        n_drafts: int = 0,
-    ) -> Job | None:
-        """The job done: logits (n, vocab) of all or (1, vocab) of the last of the tokens, by which `state` advanced;
-        None if cancelled. Whatever is raised, the state is where it was. The last n_drafts tokens are guesses: of those
-        that are right `confirm` is to be told."""
-        job = Job(ids, state, all_logits, cancelled, threading.Condition(self._lock), n_drafts)
+    def run(self, job: Job) -> Job | None:
+        """The job done: logits (n, vocab) of all or (1, vocab) of the last of its tokens, by which its state advanced;
+        None if it was cancelled. Whatever is raised, the state is where it was."""
+        job.owner = owner = Waiter(self._lock)
         try:
-            self._wait_or_compute(job)
+            with self._lock:
+                self._waiting.append(job)
+            self._wait_or_compute(owner)
         except BaseException:  # Ctrl-C, while others may compute our rows
             with self._lock:
-                job.turn.wait_for(lambda: not job.taken)
+                owner.turn.wait_for(lambda: not job.taken)
                 if job in self._waiting:
                     self._waiting.remove(job)
                 elif job.error is None:
                     job.undo()
                 self._pass_on()  # it may have been ours
             raise
-        if isinstance(job.error, Withdrawn):
-            return None
-        if job.error is not None:
-            raise job.error
-        return job
+        return job.result
+
+    def steps(self, work: Work[T]) -> Iterator[T]:
+        """What `work` yields beside its jobs, for which the caller's thread waits."""
+        with closing(work):
+            go_on = partial(next, work)
+            while True:
+                try:
+                    item = go_on()
+                except StopIteration:
+                    return
+                go_on = partial(next, work)
+                if not isinstance(item, Job):
+                    yield item
+                    continue
+                try:
+                    go_on = partial(work.send, self.run(item))
+                except Exception as error:
+                    go_on = partial(work.throw, error)
+
+    def drive(self, work: Work[T], take: Callable[[T], bool]) -> None:
+        """The same, but `take` hears of it, and says when that is enough. Both are run by whoever computes, so they
+        must not wait for anything; what they raise is raised here. Not for a thread that Ctrl-C may interrupt."""
+
+        def go_on(job: Job | None) -> Job | None:
+            try:
+                done = job and job.result
+            except Exception as error:
+                item = work.throw(error)
+            else:
+                item = work.send(done)
+            while not isinstance(item, Job):
+                if take(item):
+                    work.close()
+                    return None
+                item = next(work)
+            return item
+
+        owner = Waiter(self._lock, go_on)
+        with closing(work):
+            self._go_on(owner, None)
+            self._wait_or_compute(owner)
+        if owner.error is not None:
+            raise owner.error
 
     def confirm(self, job: Job, i: int) -> None:
         """Token number i of a job that is done, a guess, was right."""
@@ -199,34 +174,56 @@ class Scheduler:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Within: nothing is computed. Not for a thread that computes."""
+        """Within: nothing is computed."""
+        me = threading.get_ident()
         with self._lock:
-            self._free.wait_for(lambda: not self._computing)
-            self._computing = True
+            is_driven = self._computing == me
+            if not is_driven:
+                self._free.wait_for(lambda: self._computing is None)
+                self._computing = me
         try:
             yield
         finally:
-            with self._lock:
-                self._computing = False
-                self._pass_on()
+            if not is_driven:
+                with self._lock:
+                    self._computing = None
+                    self._pass_on()
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _wait_or_compute(self, job: Job) -> None:
+    def _wait_or_compute(self, owner: Waiter) -> None:
         with self._lock:
-            self._waiting.append(job)
             self._tell_if_all_brought()
-            job.turn.wait_for(lambda: job.done or not self._computing)
-            if job.done:
+            owner.turn.wait_for(lambda: owner.done or self._computing is None)
+            if owner.done:
                 return
-            self._computing = True
+            self._computing = threading.get_ident()
         try:
-            while not job.done:
-                self._step(job)
+            while not owner.done:
+                for job in self._step(owner):
+                    if job.owner.is_driven:
+                        self._go_on(job.owner, job)
         finally:
             with self._lock:
-                self._computing = False
+                self._computing = None
                 self._pass_on()
+
+    def _go_on(self, owner: Waiter, job: Job | None) -> None:
+        """What is driven brings its next job, or has ended. Whatever goes wrong there is its own affair."""
+        following = None
+        try:
+            following = owner.go_on(job)
+        except StopIteration:
+            pass
+        except BaseException as error:
+            owner.error = error
+        with self._lock:
+            if following is None:
+                owner.done = True
+                owner.turn.notify()
+            else:
+                following.owner = owner
+                self._waiting.append(following)
 
     def _tell_if_all_brought(self) -> None:
         if len(self._waiting) >= self._active:
@@ -235,44 +232,50 @@ class Scheduler:
     def _pass_on(self) -> None:
         """Unless somebody computes: whoever waits for that may now, one of those who wait for their tokens, or who
         wants nothing computed."""
-        if not self._computing:
+        if self._computing is None:
             self._free.notify_all()
             if self._waiting:
-                self._waiting[0].turn.notify()
+                self._waiting[0].owner.turn.notify()
 
-    def _step(self, own: Job) -> None:
-        """Compute the rows that wait. Ctrl-C ends `own` only, whose thread this is; the others wait on."""
+    def _step(self, own: Waiter) -> list[Job]:
+        """Compute the rows that wait: the jobs that have ended with it. Ctrl-C ends what is `own`, whose thread this
+        is; the others wait on."""
         try:
             jobs = self._take()
             self._compute(jobs)
         except BaseException as error:
+            ended = []
             with self._lock:
                 jobs = [job for job in self._waiting if job.taken]
                 for job in jobs:
                     job.undo()
                     job.taken = False
-                    job.turn.notify()
+                    job.owner.turn.notify()
                     if self._is_to_blame(job, jobs, own, error):
                         job.error = error
+                        ended.append(job)
                         self._finish(job)
             if not isinstance(error, Exception):
                 raise
-            return
+            return ended
         with self._lock:
             for job in jobs:
                 self._finish(job)
+        return jobs
 
     def _finish(self, job: Job) -> None:
-        job.done, job.taken = True, False
+        job.taken = False
         self._waiting.remove(job)
-        job.turn.notify()
+        if not job.owner.is_driven:
+            job.owner.done = True
+            job.owner.turn.notify()
 
-    def _is_to_blame(self, job: Job, jobs: list[Job], own: Job, error: BaseException) -> bool:
+    def _is_to_blame(self, job: Job, jobs: list[Job], own: Waiter, error: BaseException) -> bool:
         """Whether a step failed for this job; where that cannot be known, each is tried alone."""
         if isinstance(error, Withdrawn):
             return job.cancelled()
         if not isinstance(error, Exception):
-            return job is own
+            return job.owner is own
         job.alone = True
         return len(jobs) == 1
 

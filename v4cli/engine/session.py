@@ -4,8 +4,7 @@ the longest prefix it has in memory or finds on disk, and prefills the rest. `Se
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +13,12 @@ import numpy as np
 from v4cli.engine.draft import Drafter, NGram
 from v4cli.engine.drafting import Drafting
 from v4cli.engine.fault import failures_told
+from v4cli.engine.generation import Step, generation
 from v4cli.engine.head import HeadDrafter
-from v4cli.engine.sampler import Sampler, Sampling, top_logprobs
-from v4cli.engine.scheduler import Ahead, Job
+from v4cli.engine.jobs import Ahead, Job
+from v4cli.engine.sampler import Sampling
 from v4cli.engine.stats import Stats
-from v4cli.errors import Interrupted, ModelError, ResourceError, SnapshotError, UsageError
+from v4cli.errors import Interrupted, ResourceError, SnapshotError, UsageError
 from v4cli.experts.slots import Counts
 from v4cli.interrupts import wished
 from v4cli.prefixes.prefixes import Prefixes, Snapshot
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 WORTH_S = 1.0  # of computing: what takes less is not stored
 SPACING = 16384  # tokens: a long prefill is stored about this often on the way,
 SPACING_S = 60.0  # and after so many seconds of computing
-
-
-@dataclass(frozen=True)
-class Step:
-    """One generated token; `finish` is "stop" at a stop token, "length" at the limit, else None. `likeliest`: as many
-    tokens as were asked for that were so at its place, with their log-probabilities."""
-
-    token: int
-    logprob: float
-    finish: str | None
-    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 class Session:
@@ -64,8 +53,8 @@ class Session:
         self.title = ""
         self.notes: list[str] = []  # what went wrong with stored prefixes, for people
         self.counts = Counts()  # of experts on demand, since the last sync or generate began
-        self._ahead: Ahead | None = None
-        self._beside = 0  # rows of others in the last step
+        self.ahead: Ahead | None = None
+        self.beside = 0  # rows of others in the last step
         drafters: list[Drafter] = [NGram()]
         if engine.model.head:
             drafters.append(HeadDrafter(engine.model.head, engine.scheduler.between_steps))
@@ -112,7 +101,7 @@ class Session:
         self.stats.prefill_tokens = len(self.tokens) - common
         self.stats.prefill_s = time.monotonic() - start
         self.stats.prefill_experts = self.counts.to_dict() if self.engine.counts() else None
-        self._say_memory()
+        self.say_memory()
         return len(self.tokens) == len(tokens)
 
     def _take_up(self, tokens: list[int]) -> None:
@@ -190,16 +179,31 @@ class Session:
         tokens: Sequence[int],
         all_logits: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
-        n_drafts: int = 0,
     ) -> Job | None:
-        """The job done; None if cancelled on the way, or where a signal wishes for an early end. The last n_drafts are
-        guesses: the session is where it would be without them, and they are ahead."""
-        self._ahead = None
-        self.engine.account.pledge(self, len(self.tokens) + len(tokens))
+        """The job done; None if cancelled on the way, or where a signal wishes for an early end."""
+        job = self.job(tokens, all_logits, cancelled)
         with failures_told():
-            done = self.engine.scheduler.run(tokens, self.state, all_logits, lambda: wished() or cancelled(), n_drafts)
+            return self.fed(self.engine.scheduler.run(job))
+
+    def job(
+        self,
+        tokens: Sequence[int],
+        all_logits: bool = False,
+        cancelled: Callable[[], bool] = lambda: False,
+        n_drafts: int = 0,
+    ) -> Job:
+        """That the tokens be computed, the last n_drafts of which are guesses. ResourceError where the budget does not
+        hold them."""
+        self.ahead = None
+        self.engine.account.pledge(self, len(self.tokens) + len(tokens))
+        return Job(tokens, self.state, all_logits, lambda: wished() or cancelled(), n_drafts)
+
+    def fed(self, done: Job | None) -> Job | None:
+        """Be behind its tokens, where it was not cancelled. With guesses the session is where it would be without, and
+        they are ahead."""
         if done is None:
             return None
+        tokens, n_drafts = done.ids, done.n_drafts
         assert done.logits is not None
         n_sure = len(tokens) - n_drafts
         self.drafting.fed(len(self.tokens), None if done.features is None else done.features[:n_sure])
@@ -207,7 +211,7 @@ class Session:
         self.logits = done.logits[-1 - n_drafts]
         if n_drafts:
             self.state.back(len(self.tokens))
-            self._ahead = Ahead(done, n_sure)
+            self.ahead = Ahead(done, n_sure)
         self.unsaved_s += done.seconds * len(tokens) / (len(tokens) + done.beside)
         self.counts = self.counts.plus(done.counts)
         return done
@@ -216,7 +220,7 @@ class Session:
     def kv_nbytes(self) -> int:
         """Bytes of RAM taken, rewind points not counted."""
         state = self.engine.kv_in_ram(self.state) if self._in_ram is None else self._in_ram
-        ahead = self._ahead.job.logits if self._ahead else self.logits
+        ahead = self.ahead.job.logits if self.ahead else self.logits
         return state + (0 if ahead is None else ahead.nbytes) + self.drafting.nbytes
 
     def make_room(self, n_tokens: int) -> None:
@@ -304,85 +308,15 @@ class Session:
         allowed: Callable[[Sequence[int]], np.ndarray | None] | None = None,
         n_likeliest: int = 0,
     ) -> Iterator[Step]:
-        """Sample up to `max_tokens` tokens after a sync. A token is fed only when the next one is asked for.
-        ResourceError where the memory that may be used holds no more: what was said so far stays.
-
-        `allowed(tokens)`: (vocab,) bool, what may follow the tokens sampled so far; None if anything may.
-        """
-        if self.logits is None:
-            raise UsageError("nothing to continue: sync the session to a prompt first")
-        sampler, start_at, self.counts = Sampler(sampling), len(self.tokens), Counts()
-        self.stats.completion_tokens, self.stats.decode_s = 0, 0.0
-        self.drafting.begin(self.engine.drafts, sampler)
-        with self.engine.scheduler.busy(decoding=True), self._counted():
-            for count in range(1, max_tokens + 1):
-                if cancelled():
-                    return
-                start = time.monotonic()
-                open_to = allowed(self.tokens[start_at:]) if allowed else None
-                token, logprob = sampler.pick(self.logits, len(self.tokens), open_to)
-                finish = "stop" if token in stop_tokens else "length" if count == max_tokens else None
-                self.stats.completion_tokens = count
-                self.stats.decode_s += time.monotonic() - start
-                likeliest = tuple(top_logprobs(self.logits, n_likeliest)) if n_likeliest else ()
-                yield Step(token, logprob, finish, likeliest)
-                if finish:
-                    return
-                start = time.monotonic()
-                if not self._feed(token, max_tokens - count, cancelled):
-                    return
-                self.stats.decode_s += time.monotonic() - start
-
-    def _feed(self, token: int, left: int, cancelled: Callable[[], bool]) -> bool:
-        """Go on with a token that was sampled, `left` more of which may follow: where that was guessed, it is computed
-        already; else compute it, and verify what is guessed to come next. False if cancelled."""
-        ahead, drafting = self._ahead, self.drafting
-        drafting.decide(token)
-        if ahead and ahead.token == token:
-            assert ahead.job.logits is not None
-            if ahead.job.features is not None:
-                drafting.fed(len(self.tokens), ahead.job.features[ahead.i : ahead.i + 1])
-            self.tokens.append(token)
-            self.state.again(len(self.tokens))
-            self.logits, self._ahead = ahead.job.logits[ahead.i], ahead.rest()
-            self.engine.scheduler.confirm(ahead.job, ahead.i)
-            return True
-        room = self.engine.config.max_position_embeddings - len(self.tokens) - 1
-        most = min(self.engine.most_drafts, left - 1, room)
-        drafts = drafting.propose(self.tokens, token, most, self._beside)
-        done = self._verified(token, drafts, cancelled) if drafts else self._run([token], cancelled=cancelled)
-        if done is None:
-            return False
-        self._beside = done.beside
-        drafting.stepped(done.seconds)
-        return True
-
-    def _verified(self, token: int, drafts: list[int], cancelled: Callable[[], bool]) -> Job | None:
-        """Guesses that cannot be computed, or not held, are no reason to end an answer."""
-        try:
-            return self._run([token, *drafts], True, cancelled, len(drafts))
-        except (ModelError, ResourceError):
-            self.drafting.drop()
-            return self._run([token], cancelled=cancelled)
+        """Up to `max_tokens` tokens after a sync, as `generation` says, computed when they are asked for."""
+        work = generation(self, sampling, max_tokens, stop_tokens, cancelled, allowed, n_likeliest)
+        return self.engine.scheduler.steps(work)
 
     def forget_drafts(self) -> None:
         """What was guessed is of no use any more."""
-        self._ahead = None
+        self.ahead = None
         self.drafting.drop()
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Within: tokens are generated; what that took is told by the stats."""
-        try:
-            yield
-        finally:
-            self.forget_drafts()
-            self.stats.drafts = self.drafting.done
-            self._say_memory()
-            self.stats.decode_experts = self.counts.to_dict() if self.engine.counts() else None
-            fed, seconds = self.stats.completion_tokens - 1, self.stats.decode_s
-            self.stats.reached = self.engine.reached(self.counts, fed, seconds, len(self.tokens))
-
-    def _say_memory(self) -> None:
+    def say_memory(self) -> None:
         self.stats.kv_bytes, self.stats.memory = self.state.nbytes, self.engine.memory()
         self.stats.vram = self.engine.vram()

@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from v4cli.engine.generation import Step
 from v4cli.engine.sampler import Sampling
-from v4cli.engine.session import Step
 from v4cli.engine.stats import Stats
 from v4cli.errors import NetworkError, ResourceError, UsageError
 from v4cli.interrupts import wished

@@ -5,7 +5,7 @@ as events. Nothing that happens to it touches another.
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from v4cli.chat import parser as parsed
 from v4cli.chat import special
@@ -16,8 +16,9 @@ from v4cli.chat.messages import readable_arguments
 from v4cli.chat.parser import StreamParser
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.chat.turn import MAX_BLOCK, sampled
+from v4cli.engine.generation import Step, generation
 from v4cli.engine.sampler import Sampling, top_logprobs
-from v4cli.engine.session import Session, Step
+from v4cli.engine.session import Session
 from v4cli.errors import Interrupted, ResourceError, UsageError, V4Error
 from v4cli.serve import events
 from v4cli.serve.events import End, Event
@@ -142,7 +143,7 @@ class Answer:
         if encoded.forced:
             opened = encoded.forced.split("\n", 3)[3]  # what follows the tag of the block
             voice.say(parser.push(opened))
-        decoder, ids, finish = self.tokenizer.stream(), [], "interrupted"
+        decoder, ids, finish, loop = self.tokenizer.stream(), [], "interrupted", False
         self._thinks, tells_tokens = encoded.thinking, asked.token_ids or asked.top_logprobs is not None
         unread: list[int] = []
 
@@ -150,7 +151,8 @@ class Answer:
             voice.say(parser.push("".join(map(decoder.push, unread))))
             unread.clear()
 
-        for step in self._steps(session, choice):
+        def take(step: Step) -> bool:
+            nonlocal finish, loop
             ids.append(step.token)
             self.pool.passed(session)
             self._count(step.token)
@@ -165,10 +167,11 @@ class Answer:
             loop = self._stops_loops and is_loop(ids)
             ended = "stop" if parser.stopped or voice.has_said_enough else step.finish
             finish = ended or ("length" if runaway or loop else "interrupted")
-            if loop:
-                self.log("an answer that says the same over and over is ended (--loops keep lets it go on)")
-            if finish != "interrupted":
-                break
+            return finish != "interrupted"
+
+        self._drive(session, choice, take)
+        if loop:
+            self.log("an answer that says the same over and over is ended (--loops keep lets it go on)")
         if self.cancel.is_set() and finish == "interrupted":
             raise Interrupted("the client has hung up")
         finish = "length" if finish == "interrupted" else finish
@@ -178,15 +181,15 @@ class Answer:
         voice.end(parser, finish)
         self._remember(voice, parser, ids)
 
-    def _steps(self, session: Session, choice: int) -> Iterator[Step]:
-        """Tokens of a choice. Where memory holds no more of them, it ends as at a limit."""
-        encoded, eos = self.encoded, self.tokenizer.eos_id
-        sampling, last = _nth(encoded.sampling, choice), None
+    def _drive(self, session: Session, choice: int, take: Callable[[Step], bool]) -> None:
+        """Have the tokens of a choice taken. Where memory holds no more of them, it ends as at a limit."""
+        encoded, n_before = self.encoded, self._n_sampled
+        sampling, stops = _nth(encoded.sampling, choice), (self.tokenizer.eos_id,)
+        work = generation(session, sampling, encoded.limit, stops, self.cancel.is_set, self._allowed(encoded))
         try:
-            for last in session.generate(sampling, encoded.limit, (eos,), self.cancel.is_set, self._allowed(encoded)):
-                yield last
+            session.engine.scheduler.drive(work, take)
         except ResourceError as error:
-            if last is None:
+            if self._n_sampled == n_before:
                 raise
             self.log(f"an answer ends early: {error}")
 

@@ -23,7 +23,7 @@ from v4cli.serve.workers import Workers
 
 BEAT_S = 2.0  # without anything sent
 MOST_QUEUED = 256  # requests
-MOST_A_SECOND = 150  # deliveries of what answers say, all together,
+MOST_A_SECOND = 80  # deliveries of what answers say, all together,
 LONGEST_S = 0.1  # as far as for each no more than that lies between two
 
 
