@@ -13,6 +13,7 @@ class Guesser:
     """Knows what will come, and says it with a chance of `right` each."""
 
     name = "guesser"
+    effort = 0.0, 1
 
     def __init__(self, truth: Sequence[int], right: float, seed: int, vocab: int = 512):
         self.truth, self.right, self.vocab = list(truth), right, vocab
@@ -35,11 +36,14 @@ class Reckless:
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
+        self.can_pay = True
 
     def may_ask(self, beside):
         return True
 
     def made(self, seconds): ...
+
+    def noted(self, seconds): ...
 
     def worth(self, draft, beside):
         return int(self.rng.integers(0, len(draft.tokens) + 1))

@@ -24,6 +24,13 @@ def engine(tmp_path_factory) -> Engine:
     return Engine.open(tiny.with_drafts(trunk, home / "model"), "cpu")
 
 
+def opened(engine):
+    """A session that lets its draft model know all, whatever that costs."""
+    session = engine.session()
+    heed(session, [session.drafting.head], 0)
+    return session
+
+
 def guessed(session, tokens: list[int]):
     """What the session's draft model says after these tokens, the last of them not computed."""
     session.drafting.head.sampler = Sampler(Sampling(0.0))
@@ -31,7 +38,7 @@ def guessed(session, tokens: list[int]):
 
 
 def fresh(engine, tokens: list[int]):
-    session = engine.session()
+    session = opened(engine)
     session.sync(tokens[:-1])
     return guessed(session, tokens)
 
@@ -43,7 +50,7 @@ def alike(some, others) -> bool:
 
 
 def test_it_follows_the_timeline(engine):
-    session, tokens = engine.session(), IDS[:200]
+    session, tokens = opened(engine), IDS[:200]
     session.sync(tokens[:-1])
     assert alike(guessed(session, tokens), fresh(engine, tokens)) and len(guessed(session, tokens).tokens) == 0
     session.sync(IDS[:205])
@@ -66,7 +73,7 @@ def test_answers_are_those_without_drafts(engine):
         session.sync(IDS[:140])
         plain[seed] = [(s.token, s.logprob) for s in session.generate(Sampling(temperature, seed=seed), 25)]
         engine.drafts, again = "model", engine.session()
-        head = HeadDrafter(engine.model.head, engine.scheduler.between_steps)
+        head = HeadDrafter(engine.model.head, 6, engine.scheduler.between_steps)
         heed(again, [head], seed)
         again.sync(IDS[:140])
         assert [(s.token, s.logprob) for s in again.generate(Sampling(temperature, seed=seed), 25)] == plain[seed]
@@ -106,6 +113,7 @@ def test_within_a_budget_it_is_counted_and_experts_make_room_where_it_is_asked_f
 def test_a_draft_model_that_fails_ends_no_answer(engine, monkeypatch):
     engine.drafts = "model"
     session = engine.session()
+    heed(session, [session.drafting.head], 0)
     session.sync(IDS[:50])
     monkeypatch.setattr(engine.model.head, "noted", lambda streams: np.full((streams.rows, 256), np.nan, np.float32))
     session.sync(IDS[:60])
@@ -117,7 +125,7 @@ def test_a_draft_model_that_fails_ends_no_answer(engine, monkeypatch):
 def test_what_it_remembers_of_a_session_is_in_the_budget(engine):
     """What is pledged before the first token holds what is remembered after many."""
     budgeted = Engine.open(engine.path, "cpu", ram=1 << 30)
-    session, most = budgeted.session(), budgeted.model.head.timeline_bytes
+    session, most = opened(budgeted), budgeted.model.head.timeline_bytes
     session.sync(IDS[:400])
     assert guessed(session, IDS[:401]).tokens
     session.sync(IDS[:700])  # more than a window waits

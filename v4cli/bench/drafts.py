@@ -31,7 +31,7 @@ WORDS = "river stone cloud seven lamp green under walk paper north quiet salt".s
 class Forced:
     """Guesses of which each is right with the same chance, whatever is said: it knows what will be."""
 
-    name = "forced"
+    name, effort = "forced", (0.0, 1)
 
     def __init__(self, truth: Sequence[int], right: float, vocab_size: int, seed: int):
         self.truth, self.right, self.vocab_size = list(truth), right, vocab_size

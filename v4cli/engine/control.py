@@ -105,11 +105,28 @@ class Control:
     more than that share, whatever is guessed; where they pay, the purse is full and does not matter.
     """
 
-    def __init__(self, costs: Costs, share: float):
-        self.costs, self.share = costs, share
+    def __init__(self, costs: Costs, share: float, effort: tuple[float, int] = (0.0, 1)):
+        """`effort` of the drafter (draft.py)."""
+        self.costs, self.share, self.effort = costs, share, effort
         self.purse = FIRST
-        self._making = 0.0  # what a draft takes
+        self._made = 0.0  # what a draft took, as far as that is known
         self._vain = 0  # drafts, and steps without one, since the last that was of use
+
+    @property
+    def _making(self) -> float:
+        """What a draft takes."""
+        layers, rows = self.effort
+        return self._made or layers * self.costs.of(rows)
+
+    @property
+    def can_pay(self) -> bool:
+        """For a draft and the verification of a token of it, in a step of this timeline alone."""
+        return self.purse > self._making + self.costs.of(2) - 1.0
+
+    def noted(self, seconds: float) -> None:
+        """To let the drafter know what happens took so long."""
+        if self.costs.single:
+            self.purse -= seconds / self.costs.single
 
     def may_ask(self, beside: int) -> bool:
         """Whether to ask for a draft: it can be paid, with the verification of a token of it."""
@@ -121,8 +138,8 @@ class Control:
     def made(self, seconds: float) -> None:
         """To ask for a draft took so long."""
         took = seconds / self.costs.single
-        took = min(took, LEAP * self._making) if self._making else took
-        self._making = EASE * self._making + (1 - EASE) * took if self._making else took
+        took = min(took, LEAP * self._made) if self._made else took
+        self._made = EASE * self._made + (1 - EASE) * took if self._made else took
         self.purse -= took
 
     def worth(self, draft: Draft, beside: int) -> int:

@@ -24,9 +24,11 @@ class Draft:
 
 
 class Drafter(Protocol):
-    """Guesses for one timeline."""
+    """Guesses for one timeline. `effort`: share of the model's layers that a draft goes through, and for how many rows;
+    what it takes, until that was measured."""
 
     name: str
+    effort: tuple[float, int]
 
     def draft(self, tokens: Sequence[int], last: int, most: int) -> Draft:
         """Up to `most` tokens after these and `last`, which the model has not computed yet."""
@@ -44,6 +46,7 @@ class NGram:
     are. A match goes on as long as it is right. How often that is, is counted by its length, in octaves."""
 
     name = "ngram"
+    effort = 0.0, 1
 
     def __init__(self) -> None:
         self._ids = array("i")  # of the timeline

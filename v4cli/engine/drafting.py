@@ -77,7 +77,8 @@ class Drafting:
 
     def __init__(self, costs: Costs, drafters: Sequence[Drafter]):
         share = SHARE / max(len(drafters), 1)
-        self.costs, self.all = costs, [Heard(drafter, Control(costs, share)) for drafter in drafters]
+        self.costs = costs
+        self.all = [Heard(drafter, Control(costs, share, drafter.effort)) for drafter in drafters]
         self.head = next((drafter for drafter in drafters if isinstance(drafter, HeadDrafter)), None)
         self.done = Drafted()
         self.heard = self.all
@@ -136,10 +137,25 @@ class Drafting:
                 self.done.accepted += 1
                 self.done.single_s += self.costs.single * self.costs.of(1 + self._beside)
 
-    def fed(self, at: int, features: np.ndarray | None) -> None:
-        """What the trunk's layers gave (m, F) for tokens of the timeline from position `at` on, if it was noted."""
+    @property
+    def wants_features(self) -> bool:
+        """Whether the draft model is to know what the trunk's layers give for tokens: not while it could not be asked
+        anyway, since on a small model that takes a good part of a step."""
+        return any(one.drafter is self.head and one.control.can_pay for one in self.heard)
+
+    def is_in_window(self, distance: int) -> bool:
+        """Whether a draft after a prompt looks at tokens so far before its end."""
+        return self.head is not None and distance < self.head.model.window
+
+    def fed(self, at: int, features: np.ndarray | None, seconds: float = 0.0) -> None:
+        """What the trunk's layers gave (m, F) for tokens of the timeline from position `at` on, if it was noted, which
+        took so long."""
         if self.head and features is not None:
+            start = time.perf_counter()
             self.head.fed(at, features)
+            for one in self.heard:
+                if one.drafter is self.head:
+                    one.control.noted(seconds + time.perf_counter() - start)
 
     def drop(self) -> None:
         """Nothing is being decided, nothing is verified."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,10 @@ class HeadDrafter:
 
     name = "model"
 
-    def __init__(self, model: DraftModel, alone: Callable[[], AbstractContextManager]):
-        """`alone`: within it nothing else is computed."""
+    def __init__(self, model: DraftModel, trunk_layers: int, alone: Callable[[], AbstractContextManager]):
+        """`trunk_layers` of the model; `alone`: within it nothing else is computed."""
         self.model, self._alone = model, alone
+        self.effort = len(model.weights.tree.layers) / trunk_layers, model.most
         self.sampler: Sampler | None = None
         self._right, self._seen = np.zeros(BINS), np.zeros(BINS)
         self._said: list[int] = []  # bins of the last draft
@@ -28,19 +30,16 @@ class HeadDrafter:
 
     def _restart(self, at: int) -> None:
         """Remember nothing before this position."""
-        self._timeline = self.model.new_timeline()
+        self._timeline: Any = None  # made when a draft is
         self._start, self._taken = at, 0
-        self._waiting: np.ndarray | None = None  # (m, F)
+        self._waiting: list[np.ndarray] = []  # (m, F) each
+        self._n_waiting = 0
 
     @property
     def nbytes(self) -> int:
         """RAM taken."""
-        remembered = sum(layer.nbytes for layer in self._timeline.layers)
-        return remembered + (0 if self._waiting is None else self._waiting.nbytes)
-
-    @property
-    def _n_waiting(self) -> int:
-        return 0 if self._waiting is None else len(self._waiting)
+        remembered = sum(layer.nbytes for layer in self._timeline.layers) if self._timeline else 0
+        return remembered + sum(features.nbytes for features in self._waiting)
 
     @property
     def _end(self) -> int:
@@ -50,37 +49,52 @@ class HeadDrafter:
         """What the trunk's layers gave (m, F) for the tokens from position `at` on."""
         if at != self._end:
             self._restart(at)
-        waiting = features if self._waiting is None else np.concatenate([self._waiting, features])
-        surplus = len(waiting) - self.model.window
-        if surplus > 0:
-            end = at + len(features)
-            self._restart(end - self.model.window)
-        self._waiting = waiting[-self.model.window :].copy()
+        self._waiting.append(features[-self.model.window :].copy())
+        self._n_waiting += len(features)
+        if self._n_waiting > self.model.window:  # what was remembered lies before the window
+            self._timeline, self._start, self._taken = None, self._end - self.model.window, 0
+            self._leave_out(self._n_waiting - self.model.window)
+
+    def _leave_out(self, n: int) -> None:
+        """The first n of those that wait."""
+        self._n_waiting -= n
+        held = sum(map(len, self._waiting))
+        n = held - self._n_waiting
+        while n and len(self._waiting[0]) <= n:
+            n -= len(self._waiting.pop(0))
+        if n:
+            self._waiting[0] = self._waiting[0][n:].copy()
 
     def back(self, n_tokens: int) -> None:
         surplus = self._end - n_tokens
         if surplus <= 0:
             return
-        waiting, left = self._n_waiting, self._timeline.spare - self.model.most
-        if surplus <= waiting:
-            assert self._waiting is not None
-            self._waiting = self._waiting[: waiting - surplus]
-        elif surplus - waiting <= min(left, self._taken):
-            self._taken, self._waiting = self._taken - (surplus - waiting), None
+        spare = self._timeline.spare - self.model.most if self._timeline else 0
+        if surplus <= self._n_waiting:
+            waiting = np.concatenate(self._waiting)[: self._n_waiting - surplus]
+            self._waiting, self._n_waiting = [waiting], len(waiting)
+        elif surplus - self._n_waiting <= min(spare, self._taken):
+            self._taken -= surplus - self._n_waiting
+            self._waiting, self._n_waiting = [], 0
         else:
             self._restart(n_tokens)
 
     def draft(self, tokens: Sequence[int], last: int, most: int) -> Draft:
         m = self._n_waiting
-        if self._waiting is None or not m or self._end != len(tokens) or self.sampler is None:
+        if not m or self._end != len(tokens) or self.sampler is None:
             return Draft()
+        self._timeline = self._timeline or self.model.new_timeline()
         sampler, place = self.sampler, len(tokens) + 1
         following = [*tokens[len(tokens) - m + 1 :], last]
         with self._alone():
             said, chances = self.model.guesses(
-                self._waiting, following, self._timeline, self._taken, lambda row, i: sampler.pick(row, place + i)[0]
+                np.concatenate(self._waiting),
+                following,
+                self._timeline,
+                self._taken,
+                lambda row, i: sampler.pick(row, place + i)[0],
             )
-        self._taken, self._waiting = self._taken + m, None
+        self._taken, self._waiting, self._n_waiting = self._taken + m, [], 0
         self._said = [min(int(BINS * chance), BINS - 1) for chance in chances]
         sure = [self._chance(bin, chance) for bin, chance in zip(self._said, chances)]
         return Draft(said[:most], sure[:most])

@@ -27,10 +27,12 @@ class Job:
     all_logits: bool = False
     cancelled: Callable[[], bool] = lambda: False
     n_drafts: int = 0
+    watched: bool = False  # a draft model wants to know what layers give for its tokens
     owner: "Waiter" = field(init=False)
     beside: int = 0  # rows of others in the step
     seconds: float = 0.0  # that the step took
-    features: np.ndarray | None = None  # (n, F) of its tokens, where a draft model wants to know
+    features: np.ndarray | None = None  # (n, F) of its tokens, if watched,
+    noting_s: float = 0.0  # and what it took to note them
     confirm: Callable[[int], None] = lambda row: None  # told of a row of the step, a guess that was right
     first_row: int = 0
     alone: bool = False  # it may be to blame for a step that failed

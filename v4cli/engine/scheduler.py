@@ -37,10 +37,13 @@ class Tap:
 
     def __init__(self, head: DraftModel):
         self.head, self._noted = head, dict[str, np.ndarray]()
+        self.seconds = 0.0
 
     def __call__(self, name: str, streams: Any) -> None:
         if name in self.head.watched:
+            start = time.perf_counter()
             self._noted[name] = self.head.noted(streams)
+            self.seconds += time.perf_counter() - start
 
     def of(self, rows: range) -> np.ndarray:
         """(n, F)."""
@@ -314,7 +317,8 @@ class Scheduler:
             if any(job.cancelled() for job in jobs):
                 raise Withdrawn
 
-        tap = Tap(head) if (head := self.head()) else None
+        head = self.head() if any(job.watched for job in jobs) else None
+        tap = Tap(head) if head else None
         with model.ops.inference():
             hidden = model.forward([(job.ids, job.state) for job in jobs], tap, pause)
             wanted: list[int] = []
@@ -334,7 +338,8 @@ class Scheduler:
         seconds = time.perf_counter() - start
         for job in jobs:
             job.seconds, job.beside, job.confirm = seconds, rows - len(job.ids), confirm
-            job.features = tap.of(job.rows) if tap else None
+            if tap and job.watched:
+                job.features, job.noting_s = tap.of(job.rows), tap.seconds * len(job.ids) / rows
         if any(len(job.ids) > FEW for job in jobs):
             self._row_s = seconds / rows
         else:

@@ -57,7 +57,8 @@ class Session:
         self.beside = 0  # rows of others in the last step
         drafters: list[Drafter] = [NGram()]
         if engine.model.head:
-            drafters.append(HeadDrafter(engine.model.head, engine.scheduler.between_steps))
+            layers = engine.config.num_hidden_layers
+            drafters.append(HeadDrafter(engine.model.head, layers, engine.scheduler.between_steps))
         self.drafting = Drafting(engine.scheduler.costs, drafters)
         self.stats = Stats(load_s=engine.load_s, planned_bytes=engine.place.ledger.held if engine.place else 0)
 
@@ -87,7 +88,8 @@ class Session:
                 at = len(self.tokens)
                 whole = (at // scheduler.chunk + 1) * scheduler.chunk
                 end = min(whole, at + scheduler.slice_rows(), len(tokens), *stops[:1])
-                if self._run(tokens[at:end], cancelled=cancelled) is None:
+                is_last = self.drafting.is_in_window(len(tokens) - end)
+                if self._run(tokens[at:end], cancelled=cancelled, watched=is_last) is None:
                     break
                 if end in (whole, len(tokens), *stops[:1]):
                     self._mark()
@@ -179,9 +181,11 @@ class Session:
         tokens: Sequence[int],
         all_logits: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
+        watched: bool = True,
     ) -> Job | None:
-        """The job done; None if cancelled on the way, or where a signal wishes for an early end."""
-        job = self.job(tokens, all_logits, cancelled)
+        """The job done; None if cancelled on the way, or where a signal wishes for an early end. `watched`: a draft
+        model may want to know of these tokens."""
+        job = self.job(tokens, all_logits, cancelled, watched=watched)
         with failures_told():
             return self.fed(self.engine.scheduler.run(job))
 
@@ -191,12 +195,14 @@ class Session:
         all_logits: bool = False,
         cancelled: Callable[[], bool] = lambda: False,
         n_drafts: int = 0,
+        watched: bool = True,
     ) -> Job:
         """That the tokens be computed, the last n_drafts of which are guesses. ResourceError where the budget does not
         hold them."""
         self.ahead = None
         self.engine.account.pledge(self, len(self.tokens) + len(tokens))
-        return Job(tokens, self.state, all_logits, lambda: wished() or cancelled(), n_drafts)
+        watched = watched and self.drafting.wants_features
+        return Job(tokens, self.state, all_logits, lambda: wished() or cancelled(), n_drafts, watched)
 
     def fed(self, done: Job | None) -> Job | None:
         """Be behind its tokens, where it was not cancelled. With guesses the session is where it would be without, and
@@ -206,7 +212,7 @@ class Session:
         tokens, n_drafts = done.ids, done.n_drafts
         assert done.logits is not None
         n_sure = len(tokens) - n_drafts
-        self.drafting.fed(len(self.tokens), None if done.features is None else done.features[:n_sure])
+        self.drafting.fed(len(self.tokens), None if done.features is None else done.features[:n_sure], done.noting_s)
         self.tokens.extend(tokens[:n_sure])
         self.logits = done.logits[-1 - n_drafts]
         if n_drafts:

@@ -33,7 +33,7 @@ from v4cli.store.checkpoint import Checkpoint
 from v4cli.store.sources import DenseSource
 from v4cli.store.writer import encoded, write_stored
 
-STEPS, PEAK_LR, WARMUP_STEPS = 450, 8e-3, 20
+STEPS, PEAK_LR, WARMUP_STEPS = 900, 8e-3, 20
 TOKENS, PLACES = 1024, 192  # of a timeline, and where guesses are learned in it
 MEETINGS_SHARE = 0.7
 SHARE_OF_VARIATION = 0.9
