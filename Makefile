@@ -61,7 +61,7 @@ nano-newcomers: $(VENV)/installed  ## after make nano: what newcomers say, besid
 	    $(PYTHON) -m v4cli.nano.average build/nano v4cli/nano/checkpoint --share $$share || exit 1; \
 	done
 
-nano-drafter: $(VENV)/installed  ## train a DSpark drafter for the embedded model as it is, and say how often it is right (10 minutes on an idle core)
+nano-drafter: $(VENV)/installed  ## train a DSpark drafter for the embedded model as it is, and say how often it is right (20 minutes of a core)
 	$(KEEP_MEMORY) $(PYTHON) -m v4cli.nano.train_heads
 	$(PYTHON) -m v4cli.nano.acceptance
 

@@ -13,7 +13,7 @@ from v4cli.chat.turn import Chat
 from v4cli.cli.models import describe
 from v4cli.engine.engine import Engine
 from v4cli.errors import ModelError
-from v4cli.model.config import V4Config
+from v4cli.model.config import DSPARK_FIELDS, V4Config
 from v4cli.model.known import known_config
 from v4cli.paths import NANO
 from v4cli.pull.hub import FolderSource
@@ -49,9 +49,9 @@ def refused(asked, folder, words):
 
 
 CONFIGS = {
-    "n_routed_experts: 6 blocks": {"n_routed_experts": 65_536},
+    "n_routed_experts: 9 blocks": {"n_routed_experts": 65_536},
     "n_routed_experts": {"n_routed_experts": 8192},
-    "more than 1024 blocks": {"num_nextn_predict_layers": (1 << 24) - 1},
+    "more than 1024 blocks": {"num_nextn_predict_layers": (1 << 24) - 1} | dict.fromkeys(DSPARK_FIELDS),
     "than 1024 blocks": {"num_hidden_layers": 4000, "compress_ratios": [0] * 4096},
     "vocab_size must be": {"vocab_size": 1 << 31},
     "num_attention_heads must be": {"num_attention_heads": 1 << 40},
