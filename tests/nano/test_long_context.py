@@ -18,6 +18,7 @@ from v4cli.nano.parameters import Parameters
 from v4cli.nano.recall import ask, haystack
 from v4cli.nano.skills import Scene
 from v4cli.nano.timelines import told_and_asked, turn_ids
+from v4cli.nano.training_ops import TrainingOps
 from v4cli.nano.words import Words
 from v4cli.paths import NANO
 
@@ -76,6 +77,26 @@ def test_crowding_counts_an_entry_several_times():
     torch.testing.assert_close(crowded, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_attention_in_blocks_and_its_gradients_are_those_of_the_equations():
+    """Of a timeline of eight windows, in layers without entries, with few, and with many."""
+    draw = torch.Generator().manual_seed(6)
+
+    def tensor(*shape):
+        return torch.randn(shape, generator=draw).requires_grad_()
+
+    for ratio in (None, 16, 4):
+        inputs = [tensor(128, 2, 32), tensor(128, 32), tensor(2), *([tensor(128 // ratio, 32)] if ratio else [])]
+        q, window, sink, entries = *inputs[:3], inputs[3] if ratio else None
+        visible = (torch.arange(128) + 1) // ratio if ratio else None
+        wanted = torch.randn((128, 2, 32), generator=draw)
+        got = []
+        for ops in (TrainingOps(None, 128), Equations("exact")):
+            out = ops.attention(q, window, 0, entries, visible, None, sink, 16)
+            got.append((out.detach(), *torch.autograd.grad((out * wanted).sum(), inputs)))
+        for in_blocks, plain in zip(*got):
+            torch.testing.assert_close(in_blocks, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_indexers_learn_from_their_own_loss_alone():
     """It reaches every tensor of an indexer, and nothing else; the answer's loss reaches no indexer."""
     config = recipe.config()
@@ -89,7 +110,7 @@ def test_indexers_learn_from_their_own_loss_alone():
 
     def reached(loss) -> set[str]:
         tensors = {n: t for n, t in parameters.tensors.items() if t.requires_grad}
-        grads = torch.autograd.grad(loss, tensors.values(), allow_unused=True, retain_graph=True)
+        grads = torch.autograd.grad(loss, tensors.values(), allow_unused=True)
         return {name for name, grad in zip(tensors, grads) if grad is not None}
 
     indexer = {name for name in parameters.tensors if name.startswith("layers.3.attn.indexer.")}

@@ -24,7 +24,6 @@ from v4cli.nano.training_ops import TrainingOps
 LONGEST = 2**20
 STRETCHED = 0.75  # share of timelines whose positions jump
 MOST_JUMPS = 6
-PARTS = 4  # of a timeline: the early ones see fewer entries
 
 
 def trains(name: str) -> bool:
@@ -90,44 +89,8 @@ class LongOps(TrainingOps):
             self.crowd = None
         return super().attend(attn, q, turns, start, kv, selected)
 
-    def attention(self, q, window, first, entries, visible, selected, sink, window_size):
-        """The same, of a whole timeline: N is a multiple of the window's size. Its blocks see themselves, the block
-        before and entries; few large products are several times as fast as many small ones."""
-        n, _, d = q.shape
-        width = window_size
-        blocks = window.new_zeros(width, d), *window.split(width)
-        pairs = torch.cat(blocks).unfold(0, 2 * width, width).mT  # (N / width, 2 * width, d)
-        hidden = self._hidden(n // width, width)
-        if entries is None:
-            return self._attend_blocks(q, pairs, hidden, sink)
-        # log(c) on top of an entry's score counts it c times.
-        late = torch.arange(len(entries)) >= visible[:, None]
-        later = self.crowd.masked_fill(late, -torch.inf).unflatten(0, (-1, width))  # (N / width, width, n)
-        out, per_part = [], max(1, len(pairs) // PARTS)
-        for i in range(0, len(pairs), per_part):
-            part = slice(i, i + per_part)
-            seen = max(1, int(visible[min(n, (i + per_part) * width) - 1]))
-            keys = torch.cat((pairs[part], entries[:seen].expand(len(pairs[part]), -1, -1)), 1)
-            mask = torch.cat((hidden[part], later[part, :, :seen]), -1)
-            out.append(self._attend_blocks(q[i * width : (i + per_part) * width], keys, mask, sink))
-        return torch.cat(out)
-
-    def _hidden(self, n_blocks: int, width: int) -> Tensor:
-        """0 where a row of a block sees a key of its two blocks, else -inf: (n_blocks, width, 2 * width)."""
-        age = torch.arange(width, 2 * width)[:, None] - torch.arange(2 * width)
-        hidden = torch.zeros(n_blocks, width, 2 * width).masked_fill((age < 0) | (age >= width), -torch.inf)
-        hidden[0, :, :width] = -torch.inf
-        return hidden
-
-    def _attend_blocks(self, q: Tensor, keys: Tensor, mask: Tensor, sink: Tensor) -> Tensor:
-        """q (b * w, H, d), keys (b, m, d), mask (b, w, m) added to scores -> (b * w, H, d). Heads are rows of one
-        product, as they share the keys."""
-        _, heads, d = q.shape
-        rows = q.reshape(len(keys), -1, d)  # (b, w * H, d)
-        scores = torch.matmul(rows * d**-0.5, keys.mT).unflatten(1, (-1, heads)) + mask[:, :, None]
-        sinks = sink[:, None].expand(*scores.shape[:2], -1, -1)
-        weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
-        return torch.matmul(weights.flatten(1, 2), keys).reshape(q.shape)
+    def crowding(self, n_entries):
+        return self.crowd
 
     def append_compressed(self, compressor, x, start, part):
         super().append_compressed(compressor, x.detach() if compressor.is_index else x, start, part)
