@@ -8,6 +8,7 @@ from test_answers import HELLO, PARAMETERS, chat, responses
 
 from v4cli.errors import RequestError
 from v4cli.serve import chat_api, responses_input
+from v4cli.serve.events import Call, Finish
 
 USER = {"role": "user", "content": "x"}
 NAMES = ("f", "g")
@@ -116,3 +117,21 @@ def test_responses_tells_how_likely_each_token_was(server, wanted):
 def test_responses_tells_no_likelihood_unasked(server):
     path, body = responses(HELLO, max_output_tokens=2)
     assert server.http.post(path, json=body).json()["output"][0]["content"][0]["logprobs"] == []
+
+
+def test_custom_tools_of_chat_are_called_with_text():
+    tool = {"type": "custom", "custom": {"name": "patch", "description": "Edits.", "format": {
+        "type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /.+/"},
+    }}}  # fmt: skip
+    called = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    asked = chat_api.read({"messages": [USER, {"role": "assistant", "tool_calls": [called]}], "tools": [tool]})
+    function = asked.tools[0]["function"]
+    assert function["parameters"]["required"] == ["input"] and "start: /.+/" in function["description"]
+    assert json.loads(asked.messages[1]["tool_calls"][0]["function"]["arguments"]) == {"input": "*** Begin"}
+    machine = chat_api.ChatMachine(asked, "m", 3)
+    machine.begin()
+    [chunk] = machine.take(0, Call("c", "patch", '{"input": "*** Begin"}'))
+    machine.take(0, Finish("tool_calls"))
+    delta = json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"]["tool_calls"]
+    assert delta == [{"index": 0, **called}]
+    assert machine.final()["choices"][0]["message"]["tool_calls"] == [called]
