@@ -135,3 +135,19 @@ def test_custom_tools_of_chat_are_called_with_text():
     delta = json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"]["tool_calls"]
     assert delta == [{"index": 0, **called}]
     assert machine.final()["choices"][0]["message"]["tool_calls"] == [called]
+
+
+def test_each_of_several_choices_ends_at_a_stop_string(server):
+    asked = {"model": "nano", "n": 3, "temperature": 0, "max_tokens": 40, "thinking": {"type": "disabled"}}
+    asked["messages"] = [{"role": "user", "content": "Hello, who are you?"}]
+
+    def choices(**more):
+        return server.http.post("/v1/chat/completions", json=asked | more).json()["choices"]
+
+    whole = choices()
+    stop = whole[0]["message"]["content"][3:5]
+    cut = choices(stop=stop)
+    assert stop and [choice["index"] for choice in cut] == [0, 1, 2]
+    for before, after in zip(whole, cut, strict=True):
+        assert after["finish_reason"] == "stop"
+        assert after["message"]["content"] == before["message"]["content"].partition(stop)[0]
