@@ -151,3 +151,24 @@ def test_each_of_several_choices_ends_at_a_stop_string(server):
     for before, after in zip(whole, cut, strict=True):
         assert after["finish_reason"] == "stop"
         assert after["message"]["content"] == before["message"]["content"].partition(stop)[0]
+
+
+@pytest.mark.parametrize("choice", [{"name": "g"}, "auto", "none", None])
+def test_functions_of_before_there_were_tools(choice):
+    functions = [{"name": name, "parameters": PARAMETERS} for name in NAMES]
+    asked = chat_api.read({"messages": [USER], "functions": functions, "function_call": choice})
+    assert [tool["function"]["name"] for tool in asked.tools] == ["f", "g"] and asked.one_call
+    assert (asked.choice, asked.named) == (
+        "none" if choice == "none" else "auto",
+        "g" if choice == {"name": "g"} else None,
+    )
+    machine, call = chat_api.ChatMachine(asked, "m", 3), {"name": "g", "arguments": "{}"}
+    machine.begin()
+    [chunk], [last] = machine.take(0, Call("c", "g", "{}")), machine.take(0, Finish("tool_calls"))
+    assert json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"] == {"function_call": call}
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "function_call"
+    [whole] = machine.final()["choices"]
+    assert whole["message"]["function_call"] == call and "tool_calls" not in whole["message"]
+    assert whole["finish_reason"] == "function_call"
+    with pytest.raises(RequestError, match="functions"):
+        chat_api.read({"messages": [USER], "functions": "f"})

@@ -47,6 +47,7 @@ class Asked:
     choice: str = "auto"  # auto, none, required,
     named: str | None = None  # or this tool
     one_call: bool = False
+    as_function: bool = False  # a call is told as it was before there were tools
     thinking: bool = True
     effort: str | None = None
     max_tokens: int | None = None

@@ -20,6 +20,9 @@ def read(body: dict) -> Asked:
     )
     if not messages:
         raise RequestError("messages must not be empty")
+    legacy = "functions" in body and "tools" not in body
+    if legacy:
+        body = body | {"tools": _functions(body), "tool_choice": body.get("function_call")}
     tools, names = _tools(body)
     tools, wanted = fields.allowed(tools, body.get("tool_choice"))
     choice, named = _choice(wanted)
@@ -31,7 +34,8 @@ def read(body: dict) -> Asked:
         names=names,
         choice=choice,
         named=named,
-        one_call=body.get("parallel_tool_calls") is False,
+        one_call=legacy or body.get("parallel_tool_calls") is False,
+        as_function=legacy,
         thinking=thinking,
         effort=effort,
         max_tokens=fields.limit(body, "max_completion_tokens", "max_tokens"),
@@ -107,6 +111,11 @@ def _call(call: dict, at: str) -> dict:
     }  # fmt: skip
 
 
+def _functions(body: dict) -> list[dict]:
+    """As tools, those of a request of before there were tools."""
+    return [{"type": "function", "function": its} for its in fields.listed(body["functions"], "functions")]
+
+
 def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
     """Functions and custom tools, and of these how the client knows them."""
     tools, names = [], {}
@@ -180,10 +189,13 @@ class ChatMachine(Machine):
             case Call():
                 call = self._call(event)
                 its["calls"].append(call)
+                if self.asked.as_function:
+                    return [self._chunk(choice, {"function_call": call["function"]})]
                 return [self._chunk(choice, {"tool_calls": [{"index": len(its["calls"]) - 1, **call}]})]
             case Finish():
-                its["finish"] = event.reason
-                return [self._chunk(choice, {}, event.reason)]
+                is_call = self.asked.as_function and event.reason == "tool_calls"
+                its["finish"] = "function_call" if is_call else event.reason
+                return [self._chunk(choice, {}, its["finish"])]
 
     def _call(self, call: Call) -> dict:
         known = self.asked.names.get(call.name)
@@ -216,7 +228,10 @@ class ChatMachine(Machine):
                 "refusal": None,
             }
             message |= {"reasoning_content": its["reasoning"]} if its["reasoning"] else {}
-            message |= {"tool_calls": its["calls"]} if its["calls"] else {}
+            if its["calls"] and self.asked.as_function:
+                message["function_call"] = its["calls"][0]["function"]
+            elif its["calls"]:
+                message["tool_calls"] = its["calls"]
             logprobs = None if self.asked.top_logprobs is None else {"content": its["logprobs"], "refusal": None}
             choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": its["finish"]})
         return self._head("chat.completion") | {"choices": choices, "usage": usage_of(self.usage)}
