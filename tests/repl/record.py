@@ -16,7 +16,8 @@ from v4cli.bench.synthetic import write_synthetic
 from v4cli.model.config import V4Config
 from v4cli.paths import NANO
 
-sys.path.append(str(Path(__file__).parent.parent / "pull"))  # whose hub a model is pulled from
+TESTS = Path(__file__).parent.parent
+sys.path += [str(TESTS), str(TESTS / "pull")]  # whose hub a model is pulled from
 
 V4 = (sys.executable, "-m", "v4cli")
 PATIENCE_S = 300.0

@@ -169,7 +169,7 @@ def service() -> Service:
     its = Service(Served(lambda: Chat.open(paths.NANO), print), "nano", 4, lambda line: None)
     usual = its.encoded
 
-    def encoded(asked: Asked) -> Encoded:
+    def encoded(asked: Asked) -> list[Encoded]:
         is_first = asked.tools and not any(message["role"] == "tool" for message in asked.messages)
         return usual(replace(asked, choice="required") if is_first else asked)
 

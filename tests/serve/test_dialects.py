@@ -123,7 +123,7 @@ def test_responses(answer, sums_up):
 
 @given(answers)
 def test_completions(answer):
-    chunks, whole = played(CompletionsMachine(ASKED, "m", 9), (*[[], answer[1], []], *answer[3:]))
+    chunks, whole = played(CompletionsMachine(ASKED, "m", [range(9)]), (*[[], answer[1], []], *answer[3:]))
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["choices"][0]["text"] == joined(answer[1])
 
 
@@ -141,7 +141,7 @@ def test_custom_and_namespaced_calls_are_told_as_the_client_knows_them():
 
 @pytest.mark.parametrize("machine", [ChatMachine, MessagesMachine, CompletionsMachine])
 def test_a_failure_ends_the_stream(machine):
-    made = machine(ASKED, "m", 9)
+    made = machine(ASKED, "m", [range(9)] if machine is CompletionsMachine else 9)
     made.begin()
     assert "broken" in "".join(made.end(Failed("broken")))
 

@@ -8,6 +8,7 @@ from test_answers import HELLO, PARAMETERS, chat, responses
 
 from v4cli.errors import RequestError
 from v4cli.serve import chat_api, responses_input
+from v4cli.serve.events import Call, Finish
 
 USER = {"role": "user", "content": "x"}
 NAMES = ("f", "g")
@@ -116,3 +117,58 @@ def test_responses_tells_how_likely_each_token_was(server, wanted):
 def test_responses_tells_no_likelihood_unasked(server):
     path, body = responses(HELLO, max_output_tokens=2)
     assert server.http.post(path, json=body).json()["output"][0]["content"][0]["logprobs"] == []
+
+
+def test_custom_tools_of_chat_are_called_with_text():
+    tool = {"type": "custom", "custom": {"name": "patch", "description": "Edits.", "format": {
+        "type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /.+/"},
+    }}}  # fmt: skip
+    called = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    asked = chat_api.read({"messages": [USER, {"role": "assistant", "tool_calls": [called]}], "tools": [tool]})
+    function = asked.tools[0]["function"]
+    assert function["parameters"]["required"] == ["input"] and "start: /.+/" in function["description"]
+    assert json.loads(asked.messages[1]["tool_calls"][0]["function"]["arguments"]) == {"input": "*** Begin"}
+    machine = chat_api.ChatMachine(asked, "m", 3)
+    machine.begin()
+    [chunk] = machine.take(0, Call("c", "patch", '{"input": "*** Begin"}'))
+    machine.take(0, Finish("tool_calls"))
+    delta = json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"]["tool_calls"]
+    assert delta == [{"index": 0, **called}]
+    assert machine.final()["choices"][0]["message"]["tool_calls"] == [called]
+
+
+def test_each_of_several_choices_ends_at_a_stop_string(server):
+    asked = {"model": "nano", "n": 3, "temperature": 0, "max_tokens": 40, "thinking": {"type": "disabled"}}
+    asked["messages"] = [{"role": "user", "content": "Hello, who are you?"}]
+
+    def choices(**more):
+        return server.http.post("/v1/chat/completions", json=asked | more).json()["choices"]
+
+    whole = choices()
+    stop = whole[0]["message"]["content"][3:5]
+    cut = choices(stop=stop)
+    assert stop and [choice["index"] for choice in cut] == [0, 1, 2]
+    for before, after in zip(whole, cut, strict=True):
+        assert after["finish_reason"] == "stop"
+        assert after["message"]["content"] == before["message"]["content"].partition(stop)[0]
+
+
+@pytest.mark.parametrize("choice", [{"name": "g"}, "auto", "none", None])
+def test_functions_of_before_there_were_tools(choice):
+    functions = [{"name": name, "parameters": PARAMETERS} for name in NAMES]
+    asked = chat_api.read({"messages": [USER], "functions": functions, "function_call": choice})
+    assert [tool["function"]["name"] for tool in asked.tools] == ["f", "g"] and asked.one_call
+    assert (asked.choice, asked.named) == (
+        "none" if choice == "none" else "auto",
+        "g" if choice == {"name": "g"} else None,
+    )
+    machine, call = chat_api.ChatMachine(asked, "m", 3), {"name": "g", "arguments": "{}"}
+    machine.begin()
+    [chunk], [last] = machine.take(0, Call("c", "g", "{}")), machine.take(0, Finish("tool_calls"))
+    assert json.loads(chunk.removeprefix("data: "))["choices"][0]["delta"] == {"function_call": call}
+    assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "function_call"
+    [whole] = machine.final()["choices"]
+    assert whole["message"]["function_call"] == call and "tool_calls" not in whole["message"]
+    assert whole["finish_reason"] == "function_call"
+    with pytest.raises(RequestError, match="functions"):
+        chat_api.read({"messages": [USER], "functions": "f"})

@@ -27,6 +27,7 @@ BODY = chat("Hello", max_tokens=1)
         ({"content-type": "text/plain"}, 415),
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
         ({"content-type": "application/json; charset=utf-8"}, 200),
+        ({"content-type": ""}, 200),
     ],
 )
 def test_who_may_ask(server, headers, status):

@@ -45,6 +45,7 @@ class Constraints:
             raise RequestError(f"{name} needs llguidance here: pip install 'v4cli[grammar]'")
         if format_ is not None:
             schemas.check_answer(format_.schema, format_.at)
+            schemas.check_end(format_.schema, format_.at)
             if note := self.guide.json_options(format_.schema, format_.at, format_.strict)[1]:
                 self.log(note)
         if grammar is not None and (why := self.guide.refusal(grammar)):

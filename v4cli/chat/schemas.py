@@ -23,6 +23,7 @@ _SCHEMA = ("additionalItems", "additionalProperties", "contains", "else", "if", 
            "unevaluatedItems", "unevaluatedProperties")  # fmt: skip
 _SCHEMAS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+PASSES = 64  # over all schemas of one, after which it is believed to have an end
 _NUMBERS = ("maximum", "minimum", "maxItems", "minItems")
 
 
@@ -99,6 +100,38 @@ def check_answer(root: dict, at: str) -> None:
         if not isinstance(schema, dict):
             raise RequestError(f"{at_schema} must be a schema: an object, true or false")
         _check_values(schema, at_schema)
+
+
+def check_end(root: dict, at: str) -> None:
+    """RequestError for a checked schema that only a value without end would fit, since it asks for itself."""
+    found, ending = [schema for schema, _ in places(root, at) if isinstance(schema, dict)], set()
+    for _ in range(PASSES):
+        more = {id(schema) for schema in reversed(found) if _ends(root, schema, ending)} - ending
+        ending |= more
+        if id(root) in ending:
+            return
+        if not more:
+            raise RequestError(f"{at}: no value fits it, since every one would have to hold another such value")
+
+
+def _ends(root: dict, schema: dict, ending: set[int]) -> bool:
+    """Whether a value fits that has an end, if one fits those that are known to be `ending`."""
+
+    def ends(inner: object) -> bool:
+        return not isinstance(inner, dict) or id(inner) in ending
+
+    if "$ref" in schema:
+        return ends(referred(root, schema["$ref"]))
+    any_of = (schema[key] for key in ("anyOf", "oneOf") if schema.get(key))
+    if not all(map(ends, schema.get("allOf", ()))) or not all(any(map(ends, some)) for some in any_of):
+        return False
+    types, listed = _listed(schema.get("type", TYPES[0])), schema.get("properties", {})
+    if "type" not in schema or "enum" in schema or "const" in schema or set(types) - {"array", "object"}:
+        return True
+    if "object" in types and all(ends(listed.get(name)) for name in schema.get("required", ())):
+        return True
+    items = schema.get("items")
+    return "array" in types and (schema.get("minItems", 0) < 1 or isinstance(items, list) or ends(items))
 
 
 def places(root: dict, at: str) -> Iterator[tuple[object, str]]:

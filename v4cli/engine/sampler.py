@@ -70,6 +70,17 @@ def _mixed(x: int) -> int:
     return x ^ x >> 31
 
 
+def logprob(logits: np.ndarray, token: int) -> float:
+    """logits (vocab,) fp32: the log-probability of a token."""
+    return min(float(logits[token]) - _norm(logits), 0.0)
+
+
+def _norm(logits: np.ndarray) -> float:
+    """What a logit is above its log-probability."""
+    top = float(logits.max())
+    return top + float(np.log(np.exp(logits.astype(np.float64) - top).sum()))
+
+
 def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
     """logits (vocab,) fp32: the n likeliest tokens and their log-probabilities."""
     if not n:
@@ -77,6 +88,5 @@ def top_logprobs(logits: np.ndarray, n: int) -> list[tuple[int, float]]:
     n = min(n, len(logits))
     likeliest = np.argpartition(-logits, n - 1)[:n]
     likeliest = likeliest[np.argsort(-logits[likeliest], kind="stable")]
-    top = float(logits.max())
-    norm = top + float(np.log(np.exp(logits.astype(np.float64) - top).sum()))
+    norm = _norm(logits)
     return [(int(token), min(float(logits[token]) - norm, 0.0)) for token in likeliest]

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from v4cli.chat import parser as parsed
 from v4cli.chat import special
 from v4cli.chat.constraints import Allowed
@@ -17,7 +19,7 @@ from v4cli.chat.parser import StreamParser
 from v4cli.chat.tokenizer import Tokenizer
 from v4cli.chat.turn import MAX_BLOCK, sampled
 from v4cli.engine.generation import Step, generation
-from v4cli.engine.sampler import Sampling, top_logprobs
+from v4cli.engine.sampler import Sampling, logprob, top_logprobs
 from v4cli.engine.session import Session
 from v4cli.errors import Interrupted, ResourceError, UsageError, V4Error
 from v4cli.serve import events
@@ -28,6 +30,7 @@ from v4cli.serve.outbox import Outbox
 from v4cli.serve.pool import Pool, common
 from v4cli.serve.prompts import Encoded
 
+ROWS = 64  # of a prompt whose logits are held at a time
 SHOWN = 40  # characters of a text that a log line shows
 
 
@@ -37,7 +40,7 @@ class Answer:
 
     def __init__(
         self,
-        encoded: Encoded,
+        prompts: Sequence[Encoded],
         tokenizer: Tokenizer,
         pool: Pool,
         memory: Memory,
@@ -47,7 +50,8 @@ class Answer:
         log: Callable[[str], None],
         stops_loops: bool,
     ):
-        self.encoded, self.tokenizer, self.pool, self.memory = encoded, tokenizer, pool, memory
+        self.prompts, self.tokenizer, self.pool, self.memory = prompts, tokenizer, pool, memory
+        self.encoded = encoded = prompts[0]  # that which is being answered
         self.metrics, self.box, self.log, self._allowed = metrics, box, log, allowed
         self._stops_loops = stops_loops and not encoded.asked.token_ids  # who counts tokens sees loops, too
         self.cancel, self.ended = threading.Event(), threading.Event()
@@ -79,23 +83,54 @@ class Answer:
         self.ended.set()
 
     def _usage(self) -> events.Usage:
-        return events.Usage(len(self.encoded.ids), self._cached, self._n_sampled, self._n_reasoning)
+        n_prompt = sum(len(encoded.ids) for encoded in self.prompts)
+        return events.Usage(n_prompt, self._cached, self._n_sampled, self._n_reasoning)
 
     def _answer(self) -> None:
-        encoded, cancelled = self.encoded, self.cancel.is_set
-        with self.pool.session(encoded.ids, cancelled) as session:
-            self._say_why_it_missed(session)
-            self._sync(session)
-            self._cached = session.stats.cached_tokens
-            last = encoded.asked.n - 1
-            for choice in range(encoded.asked.n):
-                own = session if choice == last else session.fork()
-                self._choice(choice, own)
-            for note in session.notes:
-                self.log(note)
-            session.notes.clear()
-            if session.is_worth_keeping():
-                self._end(self._usage())
+        for i, encoded in enumerate(self.prompts):
+            self.encoded = encoded
+            with self.pool.session(self.encoded.ids, self.cancel.is_set) as session:
+                self._answer_in(session, i * self.encoded.asked.n)
+                if session.is_worth_keeping() and self.encoded is self.prompts[-1]:
+                    self._end(self._usage())
+
+    def _answer_in(self, session: Session, first: int) -> None:
+        """All choices of the prompt, counted from `first` on."""
+        asked = self.encoded.asked
+        self._say_why_it_missed(session)
+        echoed = self._echoed(session)
+        self._sync(session)
+        self._cached += 0 if echoed[1:] else session.stats.cached_tokens
+        for choice in range(first, first + asked.n):
+            own = session if choice == first + asked.n - 1 else session.fork()
+            for event in echoed:
+                self.box.put(choice, event)
+            self._choice(choice, own)
+        for note in session.notes:
+            self.log(note)
+        session.notes.clear()
+
+    def _echoed(self, session: Session) -> list[Event]:
+        """The prompt again, if that was asked for: its text, and of all its tokens how likely they were, which takes
+        computing them all. Interrupted."""
+        ids, asked = self.encoded.ids, self.encoded.asked
+        if not asked.echo:
+            return []
+        is_text = isinstance(asked.prompt, str)
+        echoed: list[Event] = [events.Text(asked.prompt if is_text else self.tokenizer.decode(ids))]
+        if asked.top_logprobs is None:
+            return echoed
+        echoed.append(events.Logprob(b"" if is_text else self._bytes(ids[0]), None, (), ids[0], True))
+        session.sync(ids[:1])
+        for at in range(1, len(ids), ROWS):
+            if self.cancel.is_set():
+                raise Interrupted("the client has hung up")
+            before, part = session.logits, ids[at : at + ROWS]
+            after = session.feed(part, all_logits=True)
+            for token, logits in zip(part, [before, *after[:-1]], strict=True):
+                named = self._named(logits)
+                echoed.append(events.Logprob(self._bytes(token), logprob(logits, token), named, token, True))
+        return echoed
 
     def _end(self, end: End) -> None:
         """Tell it, unless that has been done."""
@@ -184,7 +219,7 @@ class Answer:
     def _drive(self, session: Session, choice: int, take: Callable[[Step], bool]) -> None:
         """Have the tokens of a choice taken. Where memory holds no more of them, it ends as at a limit."""
         encoded, n_before = self.encoded, self._n_sampled
-        sampling, stops = _nth(encoded.sampling, choice), (self.tokenizer.eos_id,)
+        sampling, stops = _nth(encoded.sampling, choice % encoded.asked.n), (self.tokenizer.eos_id,)
         work = generation(session, sampling, encoded.limit, stops, self.cancel.is_set, self._allowed(encoded))
         try:
             session.engine.scheduler.drive(work, take)
@@ -210,9 +245,13 @@ class Answer:
         is_text = not self._thinks and step.token not in self._specials
         if not asked.token_ids and (asked.top_logprobs is None or not is_text):
             return
-        top = top_logprobs(session.logits, asked.top_logprobs or 0) if session.logits is not None else []
-        named = tuple((self._bytes(token), logprob, token) for token, logprob in top)
+        named = self._named(session.logits)
         self.box.put(choice, events.Logprob(self._bytes(step.token), min(step.logprob, 0.0), named, step.token))
+
+    def _named(self, logits: np.ndarray | None) -> tuple[tuple[bytes, float, int], ...]:
+        """The likeliest tokens, as many as were asked for."""
+        top = top_logprobs(logits, self.encoded.asked.top_logprobs or 0) if logits is not None else []
+        return tuple((self._bytes(token), likely, token) for token, likely in top)
 
     def _bytes(self, token: int) -> bytes:
         if token in self._specials:

@@ -27,7 +27,7 @@ from v4cli.serve.service import Busy, Service, UnknownModel
 from v4cli.serve.state import state
 
 Read = Callable[[dict], Asked]
-Makes = Callable[[Encoded, dict, str], Machine]
+Makes = Callable[[list[Encoded], dict, str], Machine]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -54,20 +54,20 @@ def application(service: Service, hosts: frozenset[str] | None, key: str | None,
     return Guard(Starlette(routes=posts + gets, exception_handlers=handlers), hosts, key, service.metrics)
 
 
-def _chat(encoded: Encoded, body: dict, model: str) -> Machine:
-    return ChatMachine(encoded.asked, model, len(encoded.ids), _wants_usage(body))
+def _chat(encoded: list[Encoded], body: dict, model: str) -> Machine:
+    return ChatMachine(encoded[0].asked, model, len(encoded[0].ids), _wants_usage(body))
 
 
-def _completions(encoded: Encoded, body: dict, model: str) -> Machine:
-    return CompletionsMachine(encoded.asked, model, len(encoded.ids), _wants_usage(body), encoded.ids)
+def _completions(encoded: list[Encoded], body: dict, model: str) -> Machine:
+    return CompletionsMachine(encoded[0].asked, model, [one.ids for one in encoded], _wants_usage(body))
 
 
-def _messages(encoded: Encoded, body: dict, model: str) -> Machine:
-    return MessagesMachine(encoded.asked, model, len(encoded.ids))
+def _messages(encoded: list[Encoded], body: dict, model: str) -> Machine:
+    return MessagesMachine(encoded[0].asked, model, len(encoded[0].ids))
 
 
-def _responses(encoded: Encoded, body: dict, model: str) -> Machine:
-    return ResponsesMachine(encoded.asked, model, len(encoded.ids), body)
+def _responses(encoded: list[Encoded], body: dict, model: str) -> Machine:
+    return ResponsesMachine(encoded[0].asked, model, len(encoded[0].ids), body)
 
 
 def _wants_usage(body: dict) -> bool:
@@ -121,7 +121,7 @@ def _safely(answer: Endpoint) -> Endpoint:
 def _counter(service: Service) -> Endpoint:
     async def count_tokens(request: Request) -> Response:
         asked = messages_api.read(await body_of(request))
-        encoded = await aside(request, service.encoded, asked)
+        [encoded] = await aside(request, service.encoded, asked)
         return Reply({"input_tokens": len(encoded.ids)})
 
     return count_tokens

@@ -1,5 +1,6 @@
 """What a client asks for, in no dialect; and how fields of a request are read: permissive, but never misunderstood."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +15,10 @@ LEAST_TOP_P = 1e-6
 MOST_NUMBER = 1e300  # whole numbers may be larger than any float
 MOST_TOP_LOGPROBS = 20
 MOST_CHOICES = 16
+MOST_PROMPTS = 128  # of a request
 MOST_STOPS = 64  # each is looked for after every token
 TEXTS = ("text", "input_text", "output_text")  # kinds of parts
+CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}  # of custom tools
 EFFORTS = {  # as clients say it, as requests.py does
     "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max",
 }  # fmt: skip
@@ -32,16 +35,19 @@ class ToolName:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A request. Messages are those of chat/messages.py; `prompt` are token ids, or text, in place of them."""
+    """A request. Messages are those of chat/messages.py; `prompt` are token ids, or text, in place of them; `others`:
+    the same for further prompts."""
 
     model: str
     messages: tuple[dict, ...] = ()
     prompt: tuple[int, ...] | str | None = None
+    others: tuple["Asked", ...] = ()
     tools: tuple[dict, ...] = ()
     names: Mapping[str, ToolName] = field(default_factory=dict)
     choice: str = "auto"  # auto, none, required,
     named: str | None = None  # or this tool
     one_call: bool = False
+    as_function: bool = False  # a call is told as it was before there were tools
     thinking: bool = True
     effort: str | None = None
     max_tokens: int | None = None
@@ -197,6 +203,26 @@ def function(name: Any, description: Any, parameters: Any, where: str) -> dict:
         raise RequestError(f"{where}: its name is missing")
     about = {"name": name, "description": description if isinstance(description, str) else ""}
     return {"type": "function", "function": about | {"parameters": parameters or {}}}
+
+
+def description(tool: dict) -> str:
+    """Of a tool; of one whose input is text by a grammar, with the grammar."""
+    text, form = tool.get("description") or "", tool.get("format")
+    form = form["grammar"] if isinstance(form, dict) and isinstance(form.get("grammar"), dict) else form
+    if isinstance(form, dict) and isinstance(form.get("definition"), str):
+        text = f"{text}\n\nIts input follows this {form.get('syntax') or ''} grammar:\n{form['definition']}"
+    return text
+
+
+def custom_arguments(text: Any) -> str:
+    """The arguments of a call of a custom tool, as the model writes them."""
+    return json.dumps({"input": text if isinstance(text, str) else ""}, ensure_ascii=False)
+
+
+def custom_input(arguments: str) -> str:
+    """The text that a custom tool is called with."""
+    value = json.loads(arguments).get("input")
+    return value if isinstance(value, str) else arguments
 
 
 def format_of(wanted: Any, name: str, strict: bool = False) -> Format | None:

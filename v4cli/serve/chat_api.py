@@ -5,7 +5,7 @@ from typing import Any
 
 from v4cli.errors import RequestError
 from v4cli.serve import asked as fields
-from v4cli.serve.asked import Asked
+from v4cli.serve.asked import Asked, ToolName
 from v4cli.serve.dialect import COMMENT, Machine, new_id, openai_error, sse
 from v4cli.serve.events import Call, End, Event, Failed, Finish, Logprob, Text, Thinking, Usage
 
@@ -20,16 +20,22 @@ def read(body: dict) -> Asked:
     )
     if not messages:
         raise RequestError("messages must not be empty")
-    tools, wanted = fields.allowed(_tools(body), body.get("tool_choice"))
+    legacy = "functions" in body and "tools" not in body
+    if legacy:
+        body = body | {"tools": _functions(body), "tool_choice": body.get("function_call")}
+    tools, names = _tools(body)
+    tools, wanted = fields.allowed(tools, body.get("tool_choice"))
     choice, named = _choice(wanted)
     thinking, effort = _thinking(body)
     return Asked(
         model=fields.model_of(body),
         messages=messages,
         tools=tools,
+        names=names,
         choice=choice,
         named=named,
-        one_call=body.get("parallel_tool_calls") is False,
+        one_call=legacy or body.get("parallel_tool_calls") is False,
+        as_function=legacy,
         thinking=thinking,
         effort=effort,
         max_tokens=fields.limit(body, "max_completion_tokens", "max_tokens"),
@@ -93,8 +99,10 @@ def _call(call: dict, at: str) -> dict:
     about = call.get("function") or call.get("custom")
     if not isinstance(about, dict) or not isinstance(about.get("name"), str):
         raise RequestError(f"{at}.function.name is missing")
-    arguments = about.get("arguments", about.get("input"))
-    if not isinstance(arguments, str):
+    arguments = about.get("arguments")
+    if "function" not in call:
+        arguments = fields.custom_arguments(about.get("input"))
+    elif not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     call_id = call.get("id")
     return {
@@ -103,15 +111,25 @@ def _call(call: dict, at: str) -> dict:
     }  # fmt: skip
 
 
-def _tools(body: dict) -> tuple[dict, ...]:
-    tools = []
+def _functions(body: dict) -> list[dict]:
+    """As tools, those of a request of before there were tools."""
+    return [{"type": "function", "function": its} for its in fields.listed(body["functions"], "functions")]
+
+
+def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
+    """Functions and custom tools, and of these how the client knows them."""
+    tools, names = [], {}
     for i, tool in enumerate(fields.listed(body.get("tools"), "tools")):
         about = tool.get("function") or tool.get("custom") or (tool if "name" in tool else None)
         if not isinstance(about, dict):
             raise RequestError(f"tools[{i}].function is missing")
-        name, description = about.get("name"), about.get("description")
-        tools.append(fields.function(name, description, about.get("parameters"), f"tools[{i}]"))
-    return fields.unique(tools)
+        is_custom = tool.get("type") == "custom"
+        parameters = fields.CUSTOM if is_custom else about.get("parameters")
+        made = fields.function(about.get("name"), fields.description(about), parameters, f"tools[{i}]")
+        tools.append(made)
+        if is_custom:
+            names[made["function"]["name"]] = ToolName(made["function"]["name"], custom=True)
+    return fields.unique(tools), names
 
 
 def _choice(wanted: Any) -> tuple[str, str | None]:
@@ -169,15 +187,23 @@ class ChatMachine(Machine):
                 its["logprobs"].append(entry)
                 return [self._chunk(choice, {}, logprobs={"content": [entry]})]
             case Call():
-                call = {
-                    "id": event.id, "type": "function",
-                    "function": {"name": event.name, "arguments": event.arguments},
-                }  # fmt: skip
+                call = self._call(event)
                 its["calls"].append(call)
+                if self.asked.as_function:
+                    return [self._chunk(choice, {"function_call": call["function"]})]
                 return [self._chunk(choice, {"tool_calls": [{"index": len(its["calls"]) - 1, **call}]})]
             case Finish():
-                its["finish"] = event.reason
-                return [self._chunk(choice, {}, event.reason)]
+                is_call = self.asked.as_function and event.reason == "tool_calls"
+                its["finish"] = "function_call" if is_call else event.reason
+                return [self._chunk(choice, {}, its["finish"])]
+
+    def _call(self, call: Call) -> dict:
+        known = self.asked.names.get(call.name)
+        if known and known.custom:
+            about = {"name": call.name, "input": fields.custom_input(call.arguments)}
+            return {"id": call.id, "type": "custom", "custom": about}
+        about = {"name": call.name, "arguments": call.arguments}
+        return {"id": call.id, "type": "function", "function": about}
 
     def end(self, end: End) -> list[str]:
         if isinstance(end, Failed):
@@ -202,7 +228,10 @@ class ChatMachine(Machine):
                 "refusal": None,
             }
             message |= {"reasoning_content": its["reasoning"]} if its["reasoning"] else {}
-            message |= {"tool_calls": its["calls"]} if its["calls"] else {}
+            if its["calls"] and self.asked.as_function:
+                message["function_call"] = its["calls"][0]["function"]
+            elif its["calls"]:
+                message["tool_calls"] = its["calls"]
             logprobs = None if self.asked.top_logprobs is None else {"content": its["logprobs"], "refusal": None}
             choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": its["finish"]})
         return self._head("chat.completion") | {"choices": choices, "usage": usage_of(self.usage)}

@@ -8,13 +8,14 @@ from v4cli.chat.parser import Thinking as Thinking
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token of the answer and how likely it was; `top`: the likeliest at its place, as (token, log-probability,
-    id)."""
+    """A token of the answer and how likely it was, or of the prompt, whose first one nothing is known of; `top`: the
+    likeliest at its place, as (token, log-probability, id)."""
 
     token: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[bytes, float, int], ...] = ()
     id: int = -1
+    of_prompt: bool = False
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ def _name(url: str) -> str:
 
 async def body_of(request: Request) -> dict:
     """The JSON object in a request. Refused, RequestError."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json") and not kind.endswith("+json"):
         raise Refused(415, "the body must be application/json")
     if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise Refused(415, "the body must not be compressed")

@@ -1,9 +1,8 @@
 """Responses: the events of /v1/responses, and the response that they make up."""
 
-import json
 from typing import Any
 
-from v4cli.serve.asked import Asked, ToolName
+from v4cli.serve.asked import Asked, ToolName, custom_input
 from v4cli.serve.chat_api import logprob_entry
 from v4cli.serve.dialect import Machine, new_id, sse
 from v4cli.serve.events import Call, End, Event, Failed, Finish, Logprob, Text, Thinking, Usage
@@ -157,7 +156,7 @@ class ResponsesMachine(Machine):
         known = self.asked.names.get(call.name, ToolName(call.name))
         kind, field, event, said = "function_call", "arguments", "function_call_arguments", call.arguments
         if known.custom:
-            kind, field, event, said = "custom_tool_call", "input", "custom_tool_call_input", _custom_input(said)
+            kind, field, event, said = "custom_tool_call", "input", "custom_tool_call_input", custom_input(said)
         item = {"id": new_id("ctc_" if known.custom else "fc_"), "type": kind, "call_id": call.id, "name": known.name}
         item |= {field: "", "status": "in_progress"} | ({"namespace": known.namespace} if known.namespace else {})
         out = self._added(item)
@@ -166,12 +165,6 @@ class ResponsesMachine(Machine):
         named = {} if known.custom else {"name": known.name}
         out.append(self._event(f"response.{event}.done", **self._at, **{field: said}, **named))
         return [*out, self._done()]
-
-
-def _custom_input(arguments: str) -> str:
-    """The text that a custom tool is called with."""
-    value = json.loads(arguments).get("input")
-    return value if isinstance(value, str) else arguments
 
 
 def usage_of(usage: Usage) -> dict:

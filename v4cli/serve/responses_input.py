@@ -13,7 +13,6 @@ from v4cli.serve.asked import Asked, ToolName
 
 SEALED = "v4r1."  # begins our encrypted_content
 MOST_SEALED = 16 << 20  # bytes of reasoning in one
-CUSTOM = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 LOGPROBS = "message.output_text.logprobs"  # as `include` names them
 CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 
@@ -134,7 +133,7 @@ def _call(item: dict, at: str) -> dict:
         raise RequestError(f"{at}.name is missing")
     arguments = item.get(CALLS[item["type"]])
     if item["type"] == "custom_tool_call":
-        arguments = json.dumps({"input": arguments if isinstance(arguments, str) else ""}, ensure_ascii=False)
+        arguments = fields.custom_arguments(arguments)
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     name = fields.joined(item.get("namespace"), item["name"])
@@ -156,20 +155,12 @@ def _tools(body: dict) -> tuple[tuple[dict, ...], dict[str, ToolName]]:
                 continue
             about = one.get("function") if isinstance(one.get("function"), dict) else one
             name = about.get("name")
-            parameters = CUSTOM if kind == "custom" else about.get("parameters")
-            made = fields.function(name, _description(about), parameters, f"tools[{i}]")
+            parameters = fields.CUSTOM if kind == "custom" else about.get("parameters")
+            made = fields.function(name, fields.description(about), parameters, f"tools[{i}]")
             made["function"]["name"] = fields.joined(space, name)
             names[made["function"]["name"]] = ToolName(name, space, kind == "custom")
             tools.append(made)
     return fields.unique(tools), names
-
-
-def _description(tool: dict) -> str:
-    """Of a tool; of one whose input is text by a grammar, with the grammar."""
-    text, form = tool.get("description") or "", tool.get("format")
-    if isinstance(form, dict) and isinstance(form.get("definition"), str):
-        text = f"{text}\n\nIts input follows this {form.get('syntax') or ''} grammar:\n{form['definition']}"
-    return text
 
 
 def _choice(wanted: Any) -> tuple[str, str | None]:

@@ -86,9 +86,12 @@ class Service:
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    def encoded(self, asked: Asked) -> Encoded:
-        """RequestError, ContextError, UnknownModel."""
+    def encoded(self, asked: Asked) -> list[Encoded]:
+        """Its prompts, one or several. RequestError, ContextError, UnknownModel."""
         self.check_model(asked.model)
+        return [self._encoded(one) for one in (asked, *asked.others)]
+
+    def _encoded(self, asked: Asked) -> Encoded:
         encoded = self.prompts.encode(asked)
         if not self.served.has_room(len(encoded.ids) + 1):
             raise ContextError(f"no memory holds its {len(encoded.ids):,} tokens and an answer, with --ram as it is")
@@ -100,7 +103,7 @@ class Service:
         if self.draining or self.pool.n_waiting >= MOST_QUEUED:
             raise Busy("the server is shutting down" if self.draining else "too many requests are waiting")
 
-    def answering(self, encoded: Encoded) -> "Answering":
+    def answering(self, encoded: list[Encoded]) -> "Answering":
         """The answer, begun."""
         box = Outbox(asyncio.get_running_loop(), self._every)
         answer = Answer(
