@@ -64,7 +64,10 @@ class Terminal:
         return self
 
     def __exit__(self, *_) -> None:
-        self.child.close(force=True)
+        try:
+            self.child.close(force=True)
+        except pexpect.ExceptionPexpect:  # it has been killed, which takes a busy machine a while
+            self.child.wait()
 
     def pump(self, seconds: float = 0.05) -> bool:
         """Take what the program has written; False once it has ended."""
