@@ -130,10 +130,10 @@ def test_no_more_is_spent_than_is_there():
 def test_a_drafter_that_could_not_be_asked_need_not_know_what_happens():
     times = {n: 1 + 0.25 * (n - 1) for n in (1, 2, 4, 8)}
     half, whole = (Control(costs_of(times), 0.02, (layers, 4)) for layers in (0.4, 0.5))
-    assert half.can_pay and half.may_ask(0), "0.4 of a step of four rows, and another row"
-    assert not whole.can_pay and not whole.may_ask(0)
+    assert half.can_pay() and half.may_ask(0), "0.4 of a step of four rows, and another row"
+    assert not whole.can_pay() and not whole.may_ask(0)
     half.noted(0.1)
-    assert half.purse == pytest.approx(FIRST - 0.1) and not half.can_pay
+    assert half.purse == pytest.approx(FIRST - 0.1) and not half.can_pay()
 
 
 class Machine:

@@ -84,7 +84,6 @@ def test_driven_sessions_get_the_same_beside_those_that_are_not(engine, monkeypa
 def test_what_goes_wrong_in_a_driven_session_is_raised_in_its_own_thread(engine):
     """Wherever it was computed; the others go on, and so can it."""
     alone = [answer(engine, number) for number in range(3)]
-    threads = {}
 
     def fails(session) -> bool:
         if len(session.tokens) > 160:
@@ -92,7 +91,6 @@ def test_what_goes_wrong_in_a_driven_session_is_raised_in_its_own_thread(engine)
         return False
 
     def work(number: int):
-        threads[number] = threading.current_thread().name
         if number:
             return driven(engine, number)
         with pytest.raises(MemoryError):

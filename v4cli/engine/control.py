@@ -118,10 +118,9 @@ class Control:
         layers, rows = self.effort
         return self._made or layers * self.costs.of(rows)
 
-    @property
-    def can_pay(self) -> bool:
-        """For a draft and the verification of a token of it, in a step of this timeline alone."""
-        return self.purse > self._making + self.costs.of(2) - 1.0
+    def can_pay(self, beside: int = 0) -> bool:
+        """For a draft and the verification of a token of it, in a step with so many rows of others."""
+        return self.purse > self._making + self.costs.of(2 + beside) - self.costs.of(1 + beside)
 
     def noted(self, seconds: float) -> None:
         """To let the drafter know what happens took so long."""
@@ -133,7 +132,7 @@ class Control:
         self._vain += 1
         if not self.costs.single or (self._vain > VAIN and self._vain % SELDOM):
             return False
-        return self.purse > self._making + self.costs.of(2 + beside) - self.costs.of(1 + beside)
+        return self.can_pay(beside)
 
     def made(self, seconds: float) -> None:
         """To ask for a draft took so long."""

@@ -141,7 +141,7 @@ class Drafting:
     def wants_features(self) -> bool:
         """Whether the draft model is to know what the trunk's layers give for tokens: not while it could not be asked
         anyway, since on a small model that takes a good part of a step."""
-        return any(one.drafter is self.head and one.control.can_pay for one in self.heard)
+        return any(one.drafter is self.head and one.control.can_pay() for one in self.heard)
 
     def is_in_window(self, distance: int) -> bool:
         """Whether a draft after a prompt looks at tokens so far before its end."""

@@ -49,21 +49,16 @@ class HeadDrafter:
         """What the trunk's layers gave (m, F) for the tokens from position `at` on."""
         if at != self._end:
             self._restart(at)
-        self._waiting.append(features[-self.model.window :].copy())
+        window = self.model.window
+        self._waiting.append(features[-window:].copy())
         self._n_waiting += len(features)
-        if self._n_waiting > self.model.window:  # what was remembered lies before the window
-            self._timeline, self._start, self._taken = None, self._end - self.model.window, 0
-            self._leave_out(self._n_waiting - self.model.window)
-
-    def _leave_out(self, n: int) -> None:
-        """The first n of those that wait."""
-        self._n_waiting -= n
-        held = sum(map(len, self._waiting))
-        n = held - self._n_waiting
-        while n and len(self._waiting[0]) <= n:
-            n -= len(self._waiting.pop(0))
-        if n:
-            self._waiting[0] = self._waiting[0][n:].copy()
+        if self._n_waiting > window:  # what was remembered lies before the window, and so do the first that wait
+            self._timeline, self._start, self._taken, self._n_waiting = None, self._end - window, 0, window
+            surplus = sum(map(len, self._waiting)) - window
+            while surplus and len(self._waiting[0]) <= surplus:
+                surplus -= len(self._waiting.pop(0))
+            if surplus:
+                self._waiting[0] = self._waiting[0][surplus:].copy()
 
     def back(self, n_tokens: int) -> None:
         surplus = self._end - n_tokens
